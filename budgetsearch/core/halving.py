@@ -1,0 +1,310 @@
+"""``decide``: what to run next, as a pure function of the plan, the history and the time.
+
+Promotion-type successive halving, sized to the budget: the first rung takes as many trials as the
+promotions, one full run and the reserve leave room for; then the best third of each rung goes on;
+the best of the last rung becomes the full run. Everything is re-planned after every segment from
+what the segments really took.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from budgetsearch.core.budget import seconds_left
+from budgetsearch.core.costs import CostModel
+from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.records import (
+    Decision,
+    Finish,
+    NeedCandidates,
+    Plan,
+    Run,
+    Schedule,
+    Segment,
+    TrainJob,
+    Wait,
+)
+
+COOLDOWN_SHARE = 0.2
+"""The last fifth of the full run cools down."""
+PLANNING_MARGIN = 1.1
+"""Trials are planned at so many times their expected cost, so that the full run is not starved."""
+LIMIT_FACTOR = 4.0
+"""The watchdog stops a rung's segment that takes so many times its expected seconds."""
+LIMIT_SECONDS = 30.0
+"""... plus this, for the segments of a few seconds."""
+
+
+def decide(
+    plan: Plan, history: History, candidates: Sequence[TrialState], now: float, free_slots: int
+) -> Decision:
+    """The next step. ``now`` is in active seconds of the run.
+
+    ``Wait`` is returned only while something runs.
+    """
+    if free_slots > 0:
+        view = View(plan, history, candidates, now, CostModel.learn(plan, history))
+        for rule in RULES:
+            decision = rule(view)
+            if decision is not None:
+                return decision
+    if history.running:
+        return Wait()
+    return Finish(_why_finished(plan, history))
+
+
+@dataclass(frozen=True)
+class View:
+    """What a rule looks at."""
+
+    plan: Plan
+    history: History
+    candidates: Sequence[TrialState]
+    now: float
+    costs: CostModel
+
+    @property
+    def left(self) -> float:
+        """Seconds that may still be spent before the reserve."""
+        return seconds_left(self.plan, self.now)
+
+    def fits(self, state: TrialState, tokens: int, extra: float = 0.0) -> bool:
+        """Whether a segment of so many tokens surely ends in time."""
+        return (
+            self.costs.segment_seconds(state.trial.params, tokens, pessimistic=True) + extra <= self.left
+        )
+
+    def run(self, segment: Segment, reason: str, limit: float) -> Run:
+        """The decision to execute one segment."""
+        job = TrainJob(
+            job_id=self.history.next_job,
+            segments=(segment,),
+            eval_examples=self.plan.eval_examples,
+            limit_seconds=min(limit, self.left),
+            limit_bytes=self.plan.limit_bytes,
+        )
+        return Run(job, reason)
+
+
+# ------------------------------------------------------------------------- the rules
+
+
+def go_on(view: View) -> Decision | None:
+    """A trial that is under way towards a rung (interrupted, retried, or a link of the full run)."""
+    top = view.plan.top_rung
+    over = set(view.history.full_done)
+    for state in view.history.trials.values():
+        if state.running or state.dead or state.goal <= state.rung or state.trial_id in over:
+            continue
+        if state.goal == top:
+            decision = _full_run_link(view, state, "full run goes on")
+        else:
+            decision = _rung_segment(view, state, state.goal, f"rung {state.goal} goes on")
+        if decision is not None:
+            return decision
+    return None
+
+
+def fill_first_rung(view: View) -> Decision | None:
+    """Start another trial, while the promotions and the full run still fit behind it."""
+    states = view.history.trials.values()
+    top = view.plan.top_rung
+    if top == 0 or any(state.goal > 0 for state in states):
+        return None
+    started = [s for s in states if s.started]
+    alive = sum(1 for s in started if not (s.dead and s.rung < 0))
+    if len(started) >= view.plan.max_trials or alive >= affordable_trials(view, alive):
+        return None
+    if not view.candidates:
+        return NeedCandidates(1)
+    state = _prefer_resident(view)
+    return _rung_segment(view, state, 0, f"new trial ({state.trial.origin})")
+
+
+def promote(view: View) -> Decision | None:
+    """The best of the lowest unfinished rung goes one rung up, once that rung is complete."""
+    for rung in range(view.plan.top_rung - 1):
+        entered = [s for s in view.history.trials.values() if s.goal >= rung]
+        if any(s.running and s.goal == rung for s in entered):
+            return None
+        quota = math.ceil(len(entered) / view.plan.eta)
+        already = sum(1 for s in entered if s.goal > rung)
+        for place, state in enumerate(view.history.at_rung(rung), start=1):
+            if place > quota:
+                break
+            if state.goal > rung or state.dead:
+                continue
+            # The first promotion is the way to the full run; further ones must leave room for it.
+            room = 0.0 if already == 0 else _full_run_seconds(view)
+            reason = f"promotion: place {place} of {len(entered)} at rung {rung}"
+            decision = _rung_segment(view, state, rung + 1, reason, room)
+            if decision is not None:
+                return decision
+    return None
+
+
+def start_full_run(view: View) -> Decision | None:
+    """The best finalist runs in full; the runner-up follows if it failed or if there is time."""
+    history, top = view.history, view.plan.top_rung
+    if history.running:
+        return None
+    if top == 0 and not history.trials:
+        return NeedCandidates(1)
+    for state in _finalists(view):
+        first = not any(history.trials[i].dead is None for i in history.full_done)
+        if not first and not _whole_full_run_fits(view, state):
+            return None
+        decision = _full_run_link(view, state, "full run starts")
+        if decision is not None:
+            return decision
+    return None
+
+
+RULES: tuple[Callable[[View], Decision | None], ...] = (go_on, fill_first_rung, promote, start_full_run)
+"""Tried in this order; the first that has an answer decides."""
+
+
+# -------------------------------------------------------------------------- segments
+
+
+def _rung_segment(view: View, state: TrialState, rung: int, reason: str, room: float = 0.0) -> Run | None:
+    goal = state.trial.rung_tokens[rung]
+    tokens = max(1, goal - state.tokens)
+    if not view.fits(state, tokens, room):
+        return None
+    schedule = Schedule(warmup_tokens=state.trial.warmup_tokens, stop_tokens=goal)
+    expected = view.costs.segment_seconds(state.trial.params, tokens)
+    limit = LIMIT_FACTOR * expected + LIMIT_SECONDS
+    return view.run(_segment(state, rung, goal, schedule), reason, limit)
+
+
+def _full_run_link(view: View, state: TrialState, reason: str) -> Run | None:
+    """The next link of the full run's chain, ending where the time that is left allows."""
+    end = _full_run_end(view, state)
+    if end - state.tokens < view.plan.step_tokens:
+        return None
+    schedule = Schedule(
+        warmup_tokens=state.trial.warmup_tokens,
+        stop_tokens=end,
+        cooldown_tokens=max(1, int(COOLDOWN_SHARE * end)),
+    )
+    link = _link_tokens(view, state)
+    stop = end if state.tokens + 1.3 * link >= end else state.tokens + link
+    segment = _segment(state, view.plan.top_rung, stop, schedule)
+    return view.run(segment, f"{reason}: tokens {state.tokens} to {stop} of {end}", view.left)
+
+
+def _segment(state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
+    return Segment(
+        trial_id=state.trial_id,
+        params=state.trial.params,
+        seed=state.trial.seed,
+        rung=rung,
+        start_tokens=state.tokens,
+        stop_tokens=stop,
+        schedule=schedule,
+        batch_size=state.trial.batch_size,
+        micro_batch=state.micro_batch,
+        checkpoint_in=state.checkpoint,
+        attempt=state.crashes,
+    )
+
+
+# ------------------------------------------------------------------------ arithmetic
+
+
+def affordable_trials(view: View, alive: int) -> int:
+    """The largest number of trials whose first rung, promotions and full run fit into what is left."""
+    count = alive
+    while count < view.plan.max_trials and _search_seconds(view, count + 1, alive) <= view.left:
+        count += 1
+    return count
+
+
+def _search_seconds(view: View, count: int, alive: int) -> float:
+    """Seconds until the end of one full run, if ``count`` trials are to enter the first rung."""
+    ladder, eta = view.plan.ladder, view.plan.eta
+    total, entering, below = (count - alive) * view.costs.typical_seconds(ladder[0]), count, ladder[0]
+    for seconds in ladder[1:-1]:
+        entering = math.ceil(entering / eta)
+        total += entering * view.costs.typical_seconds(seconds - below)
+        below = seconds
+    return total * PLANNING_MARGIN + _full_run_seconds(view)
+
+
+def _full_run_seconds(view: View) -> float:
+    """Expected seconds of the full run from the last rung before it."""
+    ladder = view.plan.ladder
+    training = ladder[-1] - (ladder[-2] if len(ladder) > 1 else 0.0)
+    links = max(1.0, training / view.plan.checkpoint_every_seconds)
+    overhead = view.costs.typical_seconds(0.0) * (links - 1)
+    return (view.costs.typical_seconds(training) + overhead) * PLANNING_MARGIN
+
+
+def _link_tokens(view: View, state: TrialState) -> int:
+    rate = view.plan.reference_rates[str(state.trial.params["quantization"])]
+    return max(math.ceil(view.plan.step_tokens), int(view.plan.checkpoint_every_seconds * rate))
+
+
+def _full_run_end(view: View, state: TrialState) -> int:
+    """The full run's last token, re-planned at each link: R where the runner-up fits behind it, else
+    all the time that is left, ``max_epochs`` at most. Once it cools down it can only become shorter.
+    """
+    planned = state.full_stop_tokens
+    if planned is None or state.tokens < (1 - COOLDOWN_SHARE) * planned:
+        room_for_two = _runner_up_fits(view, state)
+        planned = state.trial.rung_tokens[view.plan.top_rung] if room_for_two else view.plan.max_tokens
+    return min(planned, _affordable_end(view, state))
+
+
+def _affordable_end(view: View, state: TrialState) -> int:
+    """The last token that surely fits into what is left, with a checkpoint at every link."""
+    params = state.trial.params
+    per_token = view.costs.train_seconds(params, 1.0, pessimistic=True)
+    overhead = view.costs.segment_seconds(params, 0, pessimistic=True)
+    per_token += overhead / _link_tokens(view, state)
+    return state.tokens + int((view.left - overhead) / per_token)
+
+
+def _runner_up_fits(view: View, state: TrialState) -> bool:
+    """Whether another finalist can run in full after this one."""
+    others = [s for s in _finalists(view) if s is not state]
+    if not others:
+        return False
+    return _seconds_to_top(view, state) + _seconds_to_top(view, others[0]) <= view.left
+
+
+def _seconds_to_top(view: View, state: TrialState) -> float:
+    tokens = max(0, state.trial.rung_tokens[view.plan.top_rung] - state.tokens)
+    links = math.ceil(max(1, tokens) / _link_tokens(view, state))
+    overhead = view.costs.segment_seconds(state.trial.params, 0, pessimistic=True)
+    return view.costs.train_seconds(state.trial.params, tokens, pessimistic=True) + links * overhead
+
+
+def _whole_full_run_fits(view: View, state: TrialState) -> bool:
+    return _seconds_to_top(view, state) <= view.left
+
+
+def _finalists(view: View) -> list[TrialState]:
+    """Trials that may run in full, best first: those that got furthest, then the rest by rung."""
+    top = view.plan.top_rung
+    if top == 0:
+        return [s for s in view.history.trials.values() if not s.dead and s.goal < top]
+    ranked = [s for rung in range(top - 1, -1, -1) for s in view.history.at_rung(rung) if s.rung == rung]
+    return [s for s in ranked if not s.dead and s.goal < top]
+
+
+def _prefer_resident(view: View) -> TrialState:
+    """A candidate of the quantization that is loaded, so that the worker need not load another."""
+    resident = view.history.last_quantization
+    return min(view.candidates, key=lambda s: (s.trial.params["quantization"] != resident, s.trial_id))
+
+
+def _why_finished(plan: Plan, history: History) -> str:
+    if history.full_done:
+        return "the full run is over"
+    if history.incumbent is not None:
+        return "no further segment fits into the time that is left"
+    return "no trial finished a segment"

@@ -1,0 +1,303 @@
+"""``fold(entries) -> History``: everything that the policy may know, from the ledger alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from budgetsearch.core.errors import LedgerError
+from budgetsearch.core.records import (
+    Beat,
+    Calibrated,
+    Calibration,
+    Charged,
+    Closed,
+    Decided,
+    Entry,
+    Event,
+    Exported,
+    Heartbeat,
+    Opened,
+    Plan,
+    Planned,
+    Resumed,
+    Score,
+    Scored,
+    Segment,
+    SegmentEnded,
+    SegmentResult,
+    SegmentStarted,
+    Trial,
+    TrialAdded,
+)
+
+MAX_CRASHES = 1
+"""A segment whose worker died is issued again so often, then its trial is given up."""
+
+
+@dataclass
+class TrialState:
+    """What is known of one trial."""
+
+    trial: Trial
+    micro_batch: int
+    tokens: int = 0
+    rung: int = -1
+    """Highest rung that it has finished; -1 before the first."""
+    goal: int = -1
+    """Highest rung that it was sent to; above ``rung`` while it is under way."""
+    checkpoint: str | None = None
+    losses: dict[int, float] = field(default_factory=dict)
+    """Validation loss at each finished rung."""
+    example_losses: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    best_loss: float | None = None
+    best_checkpoint: str | None = None
+    best_tokens: int = 0
+    full_losses: list[float] = field(default_factory=list)
+    """Validation loss after each link of the full run's chain."""
+    full_stop_tokens: int | None = None
+    """Where the full run ends, as last recorded; None before it starts."""
+    dead: str | None = None
+    """Why it will never run again (diverged, infeasible, crashed, timeout), or None."""
+    crashes: int = 0
+    running: bool = False
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    steps: int = 0
+
+    @property
+    def trial_id(self) -> int:
+        """Its number, from 0 in the order of sampling."""
+        return self.trial.trial_id
+
+    @property
+    def loss(self) -> float | None:
+        """The loss at the highest finished rung."""
+        return self.losses.get(self.rung)
+
+    @property
+    def started(self) -> bool:
+        """It has run, or runs now."""
+        return self.goal >= 0
+
+
+@dataclass
+class History:
+    """The fold of a ledger. Only ``apply`` changes it; everyone else reads."""
+
+    opened: Opened | None = None
+    plan: Plan | None = None
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    trials: dict[int, TrialState] = field(default_factory=dict)
+    running: dict[int, list[Segment]] = field(default_factory=dict)
+    """Segments under way, by job."""
+    results: list[tuple[Segment, SegmentResult]] = field(default_factory=list)
+    charged: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase."""
+    spent: float = 0.0
+    """Active seconds of the run up to the last entry."""
+    next_job: int = 0
+    last_beat: Beat | None = None
+    last_beat_at: float = 0.0
+    score: Score | None = None
+    exported: Exported | None = None
+    closed: Closed | None = None
+    decisions: int = 0
+    full_trial: int | None = None
+    """The trial in its full run, from its first link until it ends."""
+    full_done: list[int] = field(default_factory=list)
+    last_quantization: str | None = None
+
+    # ------------------------------------------------------------------ questions
+
+    @property
+    def incumbent(self) -> TrialState | None:
+        """The trial with the best adapter on disk: the lowest validation loss seen at a checkpoint."""
+        able = [t for t in self.trials.values() if t.best_checkpoint and t.best_loss is not None]
+        return min(able, key=lambda t: (t.best_loss, t.trial_id), default=None)
+
+    @property
+    def candidates(self) -> list[TrialState]:
+        """Trials that were sampled and have never run."""
+        return [t for t in self.trials.values() if not t.started]
+
+    def at_rung(self, rung: int) -> list[TrialState]:
+        """Trials with a result at ``rung``, best first; the diverged and the given up are not here."""
+        done = [t for t in self.trials.values() if rung in t.losses]
+        return sorted(done, key=lambda t: (t.losses[rung], t.trial_id))
+
+    def needed_checkpoints(self) -> set[str]:
+        """Names of the checkpoints that the run may still want."""
+        wanted = {t.best_checkpoint for t in self.trials.values() if t is self.incumbent}
+        wanted |= {t.checkpoint for t in self.trials.values() if t.dead is None}
+        wanted |= {s.checkpoint_in for segments in self.running.values() for s in segments}
+        return {name for name in wanted if name}
+
+    # ---------------------------------------------------------------------- apply
+
+    def apply(self, entry: Entry) -> None:
+        """Take one more entry into account.
+
+        Raises:
+            LedgerError: the entry contradicts what came before.
+        """
+        self.spent = max(self.spent, entry.at)
+        event: Event = entry.event
+        handler = getattr(self, f"_on_{type(event).__name__.lower()}")
+        try:
+            handler(event, entry.at)
+        except KeyError as error:
+            raise LedgerError(
+                f"entry {entry.seq} ({type(event).__name__}) names {error} which the ledger never "
+                "introduced. The ledger is damaged: restore ledger.sqlite from a copy, or start a new run."
+            ) from error
+
+    def _on_opened(self, event: Opened, at: float) -> None:
+        self.opened = event
+
+    def _on_resumed(self, event: Resumed, at: float) -> None:
+        self.closed = None
+
+    def _on_calibrated(self, event: Calibrated, at: float) -> None:
+        self.calibrations[event.calibration.quantization] = event.calibration
+
+    def _on_planned(self, event: Planned, at: float) -> None:
+        self.plan = event.plan
+
+    def _on_trialadded(self, event: TrialAdded, at: float) -> None:
+        trial = event.trial
+        self.trials[trial.trial_id] = TrialState(trial, trial.micro_batch)
+
+    def _on_decided(self, event: Decided, at: float) -> None:
+        self.decisions += 1
+
+    def _on_segmentstarted(self, event: SegmentStarted, at: float) -> None:
+        segment = event.segment
+        state = self.trials[segment.trial_id]
+        state.running = True
+        state.goal = max(state.goal, segment.rung)
+        self.running.setdefault(event.job_id, []).append(segment)
+        self.next_job = max(self.next_job, event.job_id + 1)
+        self.last_quantization = str(segment.params.get("quantization"))
+        if self.plan and segment.rung == self.plan.top_rung:
+            state.full_stop_tokens = segment.schedule.stop_tokens
+            self.full_trial = segment.trial_id
+
+    def _on_heartbeat(self, event: Heartbeat, at: float) -> None:
+        self.last_beat = event.beat
+        self.last_beat_at = at
+
+    def _on_segmentended(self, event: SegmentEnded, at: float) -> None:
+        result = event.result
+        segment = self._take_running(event.job_id, result.trial_id)
+        self.results.append((segment, result))
+        state = self.trials[result.trial_id]
+        state.running = False
+        state.seconds += sum(result.seconds.values())
+        state.peak_bytes = max(state.peak_bytes, result.peak_bytes)
+        state.steps += result.steps
+        _OUTCOMES[result.status](self, state, segment, result)
+        self._note_end_of_full_run(state, segment, result)
+
+    def _take_running(self, job_id: int, trial_id: int) -> Segment:
+        segments = self.running[job_id]
+        segment = next((s for s in segments if s.trial_id == trial_id), None)
+        if segment is None:
+            raise KeyError(f"trial {trial_id} in job {job_id}")
+        segments.remove(segment)
+        if not segments:
+            del self.running[job_id]
+        return segment
+
+    def _advance(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+        """A checkpoint was written: take it, and its loss where there is one."""
+        if result.checkpoint_out:
+            state.tokens, state.checkpoint = result.tokens, result.checkpoint_out
+        if result.loss is None or not result.checkpoint_out:
+            return
+        if self.plan is not None and segment.rung == self.plan.top_rung:
+            state.full_losses.append(result.loss)
+        if state.best_loss is None or result.loss <= state.best_loss:
+            state.best_loss, state.best_checkpoint = result.loss, result.checkpoint_out
+            state.best_tokens = result.tokens
+
+    def _ended_ok(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+        self._advance(state, segment, result)
+        state.crashes = 0
+        if result.tokens < segment.goal_tokens:
+            return
+        state.rung = max(state.rung, segment.rung)
+        if result.loss is not None:
+            state.losses[segment.rung] = result.loss
+            state.example_losses[segment.rung] = result.example_losses
+
+    def _ended_early(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+        self._advance(state, segment, result)
+        if result.status == "timeout":
+            state.dead = "timeout"
+
+    def _ended_diverged(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+        state.dead = "diverged"
+
+    def _ended_out_of_memory(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+        if segment.micro_batch <= 1:
+            state.dead = "infeasible"
+        else:
+            state.micro_batch = segment.micro_batch // 2
+
+    def _ended_crashed(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+        state.crashes += 1
+        if state.crashes > MAX_CRASHES:
+            state.dead = "crashed"
+
+    def _note_end_of_full_run(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+        if self.full_trial != state.trial_id:
+            return
+        finished = state.full_stop_tokens is not None and state.tokens >= state.full_stop_tokens
+        if state.dead or finished or turned_worse(state.full_losses):
+            self.full_trial = None
+            self.full_done.append(state.trial_id)
+
+    def _on_charged(self, event: Charged, at: float) -> None:
+        self.charged[event.phase] = self.charged.get(event.phase, 0.0) + event.seconds
+
+    def _on_scored(self, event: Scored, at: float) -> None:
+        self.score = event.score
+
+    def _on_exported(self, event: Exported, at: float) -> None:
+        self.exported = event
+
+    def _on_closed(self, event: Closed, at: float) -> None:
+        self.closed = event
+
+
+_OUTCOMES = {
+    "ok": History._ended_ok,
+    "timeout": History._ended_early,
+    "cancelled": History._ended_early,
+    "diverged": History._ended_diverged,
+    "out_of_memory": History._ended_out_of_memory,
+    "crashed": History._ended_crashed,
+}
+
+
+def turned_worse(losses: list[float], window: int = 3, margin: float = 0.05) -> bool:
+    """The mean of the last ``window`` links is worse than the best earlier one by more than ``margin``.
+
+    Means, because the best of many noisy links is too good to be matched; and a clear margin, because
+    the cooldown still lowers the loss.
+    """
+    means = [sum(losses[i : i + window]) / window for i in range(len(losses) - window + 1)]
+    return len(means) > window and means[-1] > min(means[:-window]) * (1 + margin)
+
+
+def fold(entries: Iterable[Entry]) -> History:
+    """The history that a ledger tells.
+
+    Raises:
+        LedgerError: an entry contradicts what came before.
+    """
+    history = History()
+    for entry in entries:
+        history.apply(entry)
+    return history

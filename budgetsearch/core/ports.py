@@ -1,0 +1,77 @@
+"""What the driver knows of the world: four small protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from budgetsearch.core.records import Entry, Job, Params, Report
+
+if TYPE_CHECKING:
+    from budgetsearch.core.history import History
+
+
+class Clock(Protocol):
+    """Active seconds of the run."""
+
+    def now(self) -> float:
+        """Seconds since the run began, monotonic, summed over its processes."""
+        ...
+
+
+class Engine(Protocol):
+    """What executes jobs: a local worker process, the simulator, or Ray."""
+
+    @property
+    def slots(self) -> int:
+        """How many jobs can run at once."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Start a job on a free slot.
+
+        Raises:
+            EngineError: the engine cannot execute jobs any more.
+        """
+        ...
+
+    def poll(self, timeout: float) -> Sequence[Report]:
+        """Reports that have arrived; waits up to ``timeout`` seconds for the first one."""
+        ...
+
+    def cancel(self, job_id: int) -> None:
+        """Ask a running job to checkpoint and stop; its ``JobEnded`` still comes."""
+        ...
+
+    def kill(self, job_id: int) -> None:
+        """End a job that does not answer; its ``JobEnded`` comes with status crashed."""
+        ...
+
+    def close(self) -> None:
+        """End every process; safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration that a sampler suggests, and the rule that found it."""
+
+    params: Params
+    origin: str
+
+
+class Sampler(Protocol):
+    """A pure function of its arguments: the same history and seed give the same proposals."""
+
+    def propose(self, history: History, seed: int, first_number: int, count: int) -> list[Proposal]:
+        """``count`` configurations for the trials ``first_number`` and following."""
+        ...
+
+
+class Watcher(Protocol):
+    """Whoever wants to see the ledger grow: the progress display, the Optuna mirror."""
+
+    def see(self, entry: Entry, history: History) -> None:
+        """Called after every event, with the history that includes it."""
+        ...

@@ -1,0 +1,494 @@
+"""Every object that travels between the rooms of the house, as frozen, JSON-able dataclasses.
+
+``encode`` and ``decode`` turn them into plain JSON values and back. A union of records (a job, a
+decision, an event) carries the class name under the key ``"is"``, so no pickling is needed
+anywhere: not on the worker's pipes and not in the ledger.
+
+Units: seconds, bytes and tokens throughout. A token is one position of a training row, prompt and
+completion alike, padding excluded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, Union
+
+ParamValue = Union[str, int, float, bool]
+Params = Mapping[str, ParamValue]
+
+Status = Literal["ok", "out_of_memory", "diverged", "timeout", "crashed", "cancelled"]
+Phase = Literal[
+    "setup", "calibrate", "load", "train", "evaluate", "checkpoint", "score", "export", "idle", "crash"
+]
+PHASES: tuple[Phase, ...] = typing.get_args(Phase)
+
+# --------------------------------------------------------------------------- work
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker must know before its first job; the first line on its pipe."""
+
+    model_path: str
+    """Folder of the base model, loadable by ``from_pretrained``."""
+    model_name: str
+    """What adapters name as their base: a Hub id, or the folder."""
+    data_path: str
+    """Folder of the prepared (tokenized) data."""
+    checkpoint_path: str
+    """Folder that holds all checkpoints of the run."""
+    device: str
+    """``cpu`` or ``cuda:N``."""
+    targets: str
+    """Modules that carry an adapter: ``all-linear``, or names joined by commas."""
+    seed: int
+    """Seed of the data order, the same for all trials."""
+    limit_bytes: int | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Tells a worker to checkpoint the running job and stop it."""
+
+    job_id: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """From this record alone the learning rate is a pure function of the tokens seen."""
+
+    warmup_tokens: int
+    """The rate rises linearly over these first tokens."""
+    stop_tokens: int
+    """Where the rate reaches zero, if there is a cooldown."""
+    cooldown_tokens: int = 0
+    """Length of the (1 - sqrt) cooldown that ends at ``stop_tokens``; 0 while on the trunk."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The unit of work: one trial from one token count to another."""
+
+    trial_id: int
+    params: Params
+    seed: int
+    rung: int
+    start_tokens: int
+    stop_tokens: int
+    schedule: Schedule
+    batch_size: int
+    """Effective batch in sequences: one optimizer step."""
+    micro_batch: int
+    """Sequences per forward pass; ``batch_size / micro_batch`` passes make a step."""
+    checkpoint_in: str | None = None
+    """Name of the checkpoint to start from, relative to the checkpoint folder."""
+    attempt: int = 0
+
+    @property
+    def goal_tokens(self) -> int:
+        """Where the rung is reached: a full run is a chain of segments, and its end is the schedule's."""
+        return self.schedule.stop_tokens if self.schedule.cooldown_tokens else self.stop_tokens
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Train and evaluate segments on one resident base model."""
+
+    job_id: int
+    segments: tuple[Segment, ...]
+    eval_examples: int
+    limit_seconds: float
+    limit_bytes: int | None = None
+
+    @property
+    def quantization(self) -> str:
+        """The quantization that all segments share."""
+        return str(self.segments[0].params["quantization"])
+
+
+@dataclass(frozen=True)
+class CalibrateJob:
+    """Load one quantization of the base and measure real training steps on it."""
+
+    job_id: int
+    quantization: str
+    rank: int
+    batch_size: int
+    limit_seconds: float
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """Score base and adapter side by side, under the same quantization."""
+
+    job_id: int
+    quantization: str
+    checkpoint: str
+    eval_examples: int
+    task_examples: int
+    limit_seconds: float
+    """The losses come first; answers are generated while this lasts."""
+
+
+Job = Union[TrainJob, CalibrateJob, ScoreJob]
+Order = Union[WorkerSetup, TrainJob, CalibrateJob, ScoreJob, Cancel]
+"""A line on a worker's input."""
+
+# ------------------------------------------------------------------------ results
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What came of a segment."""
+
+    trial_id: int
+    rung: int
+    status: Status
+    tokens: int
+    """Tokens that the trial has now seen in all."""
+    loss: float | None = None
+    """Mean cross-entropy per completion token on the validation subset (nats)."""
+    example_losses: tuple[float, ...] = ()
+    """Mean cross-entropy of each validation example, in the order of the subset."""
+    train_loss: float | None = None
+    steps: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase: load, train, evaluate, checkpoint."""
+    peak_bytes: int = 0
+    checkpoint_out: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What real steps on one quantization cost."""
+
+    quantization: str
+    status: Status
+    tokens_per_second: float = 0.0
+    """Training alone, at ``micro_batch``: the reference rate of this cost class."""
+    eval_seconds_per_example: float = 0.0
+    checkpoint_seconds: float = 0.0
+    load_seconds: float = 0.0
+    micro_batch: int = 1
+    peak_bytes: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Base against adapter on the same validation examples, under one quantization."""
+
+    status: Status
+    quantization: str
+    base_loss: float | None = None
+    adapter_loss: float | None = None
+    base_example_losses: tuple[float, ...] = ()
+    adapter_example_losses: tuple[float, ...] = ()
+    base_accuracy: float | None = None
+    adapter_accuracy: float | None = None
+    task_examples: int = 0
+    """How many answers stand behind the accuracies; the same examples for both."""
+    samples: tuple[Mapping[str, Any], ...] = ()
+    """A few examples: prompt, reference, base answer, adapter answer."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A sign of life from a running job, every two seconds at most."""
+
+    job_id: int
+    trial_id: int | None
+    activity: str
+    tokens: int = 0
+    loss: float | None = None
+    used_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class JobEnded:
+    """The job is over; the engine has a free slot again."""
+
+    job_id: int
+    results: tuple[Union[SegmentResult, Calibration, Score], ...]
+
+
+Report = Union[Beat, JobEnded]
+
+# --------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the policy needs, fixed once the quantizations are calibrated."""
+
+    budget_seconds: float
+    gpu: str
+    space: Mapping[str, Any]
+    seed: int
+    eta: int
+    ladder: tuple[float, ...]
+    """Seconds of training alone at each rung; the last is R, the full run."""
+    reference_rates: Mapping[str, float]
+    """Tokens per second of each usable quantization."""
+    micro_batches: Mapping[str, int]
+    overheads: Mapping[str, float]
+    """Seconds that a segment costs beside training (evaluation, checkpoint), by quantization."""
+    max_tokens: int
+    """``max_epochs`` over the training data."""
+    batch_size: int
+    step_tokens: float
+    """Mean tokens of one optimizer step."""
+    eval_examples: int
+    task_examples: int
+    reserve_seconds: float
+    """Kept for the final scores, the export and the exit."""
+    score_seconds: float
+    """The part of the reserve that the final scores may take."""
+    checkpoint_every_seconds: float
+    """Length of a full run's chain links."""
+    max_trials: int
+    limit_bytes: int | None = None
+
+    @property
+    def full_seconds(self) -> float:
+        """R: training seconds of a full run."""
+        return self.ladder[-1]
+
+    @property
+    def top_rung(self) -> int:
+        """Index of the full run in the ladder."""
+        return len(self.ladder) - 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration, with its rungs frozen in tokens."""
+
+    trial_id: int
+    params: Params
+    seed: int
+    rung_tokens: tuple[int, ...]
+    warmup_tokens: int
+    batch_size: int
+    micro_batch: int
+    origin: str = "prior"
+    """Where the configuration comes from: prior, stratified or tpe."""
+
+
+# ---------------------------------------------------------------------- decisions
+
+
+@dataclass(frozen=True)
+class Run:
+    """Execute this job now."""
+
+    job: TrainJob
+    reason: str
+
+
+@dataclass(frozen=True)
+class NeedCandidates:
+    """Ask the sampler for so many configurations, then decide again."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to start while something runs."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The search is over: score and export the incumbent."""
+
+    reason: str
+
+
+Decision = Union[Run, NeedCandidates, Wait, Finish]
+
+# ------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The run exists. ``settings`` are complete, defaults included."""
+
+    budget_seconds: float
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Measured at the start: data statistics, model, versions, machine."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The run goes on in a new process."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class Planned:
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class TrialAdded:
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision with all that it depended on beside the ledger before it."""
+
+    now: float
+    free_slots: int
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class SegmentStarted:
+    job_id: int
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    beat: Beat
+
+
+@dataclass(frozen=True)
+class SegmentEnded:
+    job_id: int
+    result: SegmentResult
+
+
+@dataclass(frozen=True)
+class Charged:
+    """Seconds of the budget that are gone, and for what. Every second is charged exactly once."""
+
+    phase: Phase
+    seconds: float
+    trial_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    score: Score
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An adapter stands on disk. ``final`` is False for an incumbent that may still be replaced."""
+
+    trial_id: int
+    checkpoint: str
+    path: str
+    final: bool
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The process stops; ``state`` says whether the run is over."""
+
+    state: Literal["finished", "interrupted", "failed"]
+    reason: str
+
+
+Event = Union[
+    Opened,
+    Resumed,
+    Calibrated,
+    Planned,
+    TrialAdded,
+    Decided,
+    SegmentStarted,
+    Heartbeat,
+    SegmentEnded,
+    Charged,
+    Scored,
+    Exported,
+    Closed,
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event as the ledger holds it."""
+
+    seq: int
+    at: float
+    """Active seconds of the run, over all its processes."""
+    wall: float
+    """Seconds since the epoch, for people; nothing is computed from it."""
+    event: Event
+
+
+# ------------------------------------------------------------------ JSON, both ways
+
+
+def encode(value: Any) -> Any:
+    """Records to plain JSON values; each record carries its class name under ``"is"``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        body = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"is": type(value).__name__, **body}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(kind: Any, value: Any) -> Any:
+    """The inverse of ``encode``: ``decode(Job, encode(job)) == job``.
+
+    Raises:
+        ValueError: the value does not have the shape of ``kind``.
+    """
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _decode_union(typing.get_args(kind), value)
+    if origin is tuple:
+        return tuple(decode(typing.get_args(kind)[0], item) for item in value)
+    if dataclasses.is_dataclass(kind):
+        return _decode_record(kind, value)
+    return value
+
+
+def _decode_union(options: tuple[Any, ...], value: Any) -> Any:
+    if not (isinstance(value, dict) and "is" in value):
+        return value
+    for option in options:
+        if getattr(option, "__name__", "") == value["is"]:
+            return decode(option, value)
+    raise ValueError(f"no record named {value['is']!r} is expected here")
+
+
+def _decode_record(kind: Any, value: Any) -> Any:
+    if not isinstance(value, dict) or value.get("is") != kind.__name__:
+        raise ValueError(f"expected a {kind.__name__} record, found {str(value)[:80]!r}")
+    hints = _hints(kind)
+    known = {name: decode(hints[name], item) for name, item in value.items() if name in hints}
+    try:
+        return kind(**known)
+    except TypeError as error:
+        raise ValueError(f"a {kind.__name__} record is incomplete: {error}") from error
+
+
+@lru_cache(maxsize=None)
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)

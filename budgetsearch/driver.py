@@ -1,0 +1,363 @@
+"""The loop: decide, propose, dispatch, record. It knows only ports and the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from budgetsearch.core.budget import PlanRequest, make_plan, new_trial
+from budgetsearch.core.errors import EngineError, LedgerError
+from budgetsearch.core.halving import decide
+from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.ports import Clock, Engine, Sampler
+from budgetsearch.core.records import (
+    Beat,
+    Calibrated,
+    CalibrateJob,
+    Calibration,
+    Charged,
+    Closed,
+    Decided,
+    Event,
+    Exported,
+    Finish,
+    Heartbeat,
+    Job,
+    JobEnded,
+    NeedCandidates,
+    Opened,
+    Phase,
+    Plan,
+    Planned,
+    Resumed,
+    Run,
+    Score,
+    Scored,
+    ScoreJob,
+    SegmentEnded,
+    SegmentResult,
+    SegmentStarted,
+    TrainJob,
+    TrialAdded,
+)
+from budgetsearch.ledger import Ledger
+
+POLL_SECONDS = 0.5
+"""How long the loop waits for a report before it looks at the clock again."""
+STOP_GRACE_SECONDS = 10.0
+"""A job that was told to stop has so long to checkpoint, two optimizer steps at the least."""
+FALLBACK_LIMIT = 0.5
+"""Before there is a plan, one calibration may take this share of the budget at most."""
+
+
+class Exporter(Protocol):
+    """Writes adapters where the user finds them."""
+
+    def export(self, history: History, state: TrialState, *, final: bool) -> str:
+        """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path."""
+        ...
+
+    def sweep(self, history: History) -> None:
+        """Remove the checkpoints that nothing needs any more."""
+        ...
+
+
+class Interrupted(Exception):
+    """Somebody asked the run to stop; everything is recorded."""
+
+
+@dataclass
+class _Flight:
+    """A job under way."""
+
+    job: Job
+    started: float
+    told: float | None = None
+    """When it was told to stop."""
+
+
+@dataclass
+class Driver:
+    """Runs one search from its opening to its end; every step of it stands in the ledger."""
+
+    ledger: Ledger
+    engine: Engine
+    sampler: Sampler
+    exporter: Exporter
+    clock: Clock
+    request: PlanRequest
+    opened: Opened
+    quantizations: Sequence[str]
+    calibration_rank: int
+    stop_requested: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        self._flights: dict[int, _Flight] = {}
+        self._answers: dict[int, JobEnded] = {}
+        self._charged_until = 0.0
+
+    # -------------------------------------------------------------------- the phases
+
+    def run(self) -> History:
+        """Search until the budget is used; returns the history.
+
+        Raises:
+            BudgetError: the budget is below the measured minimum.
+            EngineError: no quantization of the base model works here.
+        """
+        try:
+            self._open()
+            self._calibrate()
+            plan = self._plan()
+            self._search(plan)
+            self._finish(plan)
+        except Interrupted:
+            self._land()
+            self._close("interrupted", "stopped on request")
+        except LedgerError:
+            self.engine.close()
+            raise
+        except Exception as error:
+            self._abandon()
+            self._close("failed", f"{type(error).__name__}: {error}")
+            raise
+        return self.history
+
+    @property
+    def history(self) -> History:
+        """The fold of the ledger."""
+        return self.ledger.history
+
+    def _open(self) -> None:
+        if self.history.opened is None:
+            self._append(self.opened)
+            self._charge_rest("setup")
+            return
+        self._append_lost_segments()
+        lost = self.history.spent - sum(self.history.charged.values())
+        if lost > 0:
+            self._append(Charged("crash", lost))
+        self._charged_until = sum(self.history.charged.values())
+        self._append(Resumed())
+        self._charge_rest("setup")
+
+    def _append_lost_segments(self) -> None:
+        """Segments that a killed process left behind: they start again from their checkpoints."""
+        for job_id, segments in list(self.history.running.items()):
+            for segment in list(segments):
+                result = SegmentResult(
+                    trial_id=segment.trial_id,
+                    rung=segment.rung,
+                    status="cancelled",
+                    tokens=segment.start_tokens,
+                    detail="the process was killed; the segment starts again from its checkpoint",
+                )
+                self._append(SegmentEnded(job_id, result))
+
+    def _calibrate(self) -> None:
+        if self.history.plan is not None:
+            return
+        for number, name in enumerate(self.quantizations):
+            if name in self.history.calibrations:
+                continue
+            limit = FALLBACK_LIMIT * (self.request.budget_seconds - self.clock.now())
+            job = CalibrateJob(
+                job_id=-1 - number,
+                quantization=name,
+                rank=self.calibration_rank,
+                batch_size=self.request.batch_size,
+                limit_seconds=limit,
+                limit_bytes=self.request.limit_bytes,
+            )
+            outcome = self._execute(job)
+            if not isinstance(outcome, Calibration):
+                raise EngineError(f"the engine answered a calibration with {type(outcome).__name__}")
+            self._append(Calibrated(outcome))
+            self._charge_rest("calibrate")
+
+    def _plan(self) -> Plan:
+        if self.history.plan is not None:
+            return self.history.plan
+        usable = [c for c in self.history.calibrations.values() if c.status == "ok"]
+        if not usable:
+            why = "; ".join(f"{c.quantization}: {c.status} {c.detail}" for c in self.history.calibrations.values())
+            raise EngineError(f"No quantization of the base model can be trained here. {why}")
+        plan = make_plan(self.request, self.history.calibrations, self.clock.now())
+        self._append(Planned(plan))
+        return plan
+
+    def _search(self, plan: Plan) -> None:
+        while True:
+            self._obey_stop()
+            now, slots = self.clock.now(), self.engine.slots - len(self._flights)
+            decision = decide(plan, self.history, self.history.candidates, now, slots)
+            if isinstance(decision, Run):
+                self._append(Decided(now, slots, decision))
+                self._dispatch(decision.job)
+            elif isinstance(decision, NeedCandidates):
+                self._append(Decided(now, slots, decision))
+                self._propose(plan, decision.count)
+            elif isinstance(decision, Finish):
+                self._append(Decided(now, slots, decision))
+                return
+            else:
+                self._wait()
+
+    def _propose(self, plan: Plan, count: int) -> None:
+        first = len(self.history.trials)
+        proposals = self.sampler.propose(self.history, plan.seed, first, count)
+        for number, proposal in enumerate(proposals, start=first):
+            self._append(TrialAdded(new_trial(plan, number, proposal)))
+
+    def _finish(self, plan: Plan) -> None:
+        best = self.history.incumbent
+        if best is None or best.best_checkpoint is None:
+            self._charge_rest("idle")
+            self._close("failed", "no trial finished a segment, so there is no adapter")
+            return
+        if self.history.score is None:
+            self._score(plan, best)
+        self._append_export(best, final=True)
+        self._charge_rest("export")
+        self._close("finished", "the budget is used")
+
+    def _score(self, plan: Plan, best: TrialState) -> None:
+        left = plan.budget_seconds - self.clock.now() - (plan.reserve_seconds - plan.score_seconds)
+        job = ScoreJob(
+            job_id=self.history.next_job,
+            quantization=str(best.trial.params["quantization"]),
+            checkpoint=str(best.best_checkpoint),
+            eval_examples=plan.eval_examples,
+            task_examples=plan.task_examples,
+            limit_seconds=max(1.0, left),
+        )
+        outcome = self._execute(job)
+        if isinstance(outcome, Score):
+            self._append(Scored(outcome))
+        self._charge_rest("score")
+
+    # ---------------------------------------------------------------- jobs in flight
+
+    def _execute(self, job: Job) -> object:
+        """Run one job to its end, alone, and return its only result."""
+        self._dispatch(job)
+        while job.job_id not in self._answers:
+            self._obey_stop()
+            self._wait()
+        return self._answers.pop(job.job_id).results[0]
+
+    def _dispatch(self, job: Job) -> None:
+        if isinstance(job, TrainJob):
+            for segment in job.segments:
+                self._append(SegmentStarted(job.job_id, segment))
+        self._charge_rest("idle")
+        self._flights[job.job_id] = _Flight(job, self.clock.now())
+        self.engine.submit(job)
+
+    def _wait(self) -> None:
+        for report in self.engine.poll(POLL_SECONDS):
+            if isinstance(report, Beat):
+                self._append(Heartbeat(report))
+            elif report.job_id in self._flights:
+                self._ended(report)
+        self._watch()
+
+    def _watch(self) -> None:
+        """The watchdog: a job beyond its limit is told to stop, then killed."""
+        now = self.clock.now()
+        for flight in self._flights.values():
+            if now - flight.started <= flight.job.limit_seconds:
+                continue
+            if flight.told is None:
+                flight.told = now
+                self.engine.cancel(flight.job.job_id)
+            elif now - flight.told > self._grace():
+                self.engine.kill(flight.job.job_id)
+
+    def _grace(self) -> float:
+        plan = self.history.plan
+        if plan is None:
+            return STOP_GRACE_SECONDS
+        return max(STOP_GRACE_SECONDS, 2 * plan.step_tokens / min(plan.reference_rates.values()))
+
+    def _ended(self, report: JobEnded) -> None:
+        flight = self._flights.pop(report.job_id)
+        if not isinstance(flight.job, TrainJob):
+            self._answers[report.job_id] = report
+            return
+        before = self.history.incumbent
+        previous = before.best_checkpoint if before else None
+        for result in report.results:
+            if isinstance(result, SegmentResult):
+                late = result.status == "cancelled" and flight.told is not None
+                self._append(SegmentEnded(report.job_id, _as_timeout(result) if late else result))
+                self._charge_result(result)
+        self._charge_rest("idle" if all(_is_well(r) for r in report.results) else "crash")
+        best = self.history.incumbent
+        if best is not None and best.best_checkpoint != previous:
+            self._append_export(best, final=False)
+        self.exporter.sweep(self.history)
+        self._charge_rest("export")
+
+    def _append_export(self, best: TrialState, *, final: bool) -> None:
+        path = self.exporter.export(self.history, best, final=final)
+        self._append(Exported(best.trial_id, str(best.best_checkpoint), path, final))
+
+    # ---------------------------------------------------------------------- stopping
+
+    def _obey_stop(self) -> None:
+        if self.stop_requested():
+            raise Interrupted
+
+    def _land(self) -> None:
+        """Tell what flies to checkpoint, wait for it, then end the rest."""
+        for flight in self._flights.values():
+            self.engine.cancel(flight.job.job_id)
+        until = self.clock.now() + self._grace()
+        while self._flights and self.clock.now() < until:
+            for report in self.engine.poll(POLL_SECONDS):
+                if isinstance(report, JobEnded) and report.job_id in self._flights:
+                    self._ended(report)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Write down that whatever still flies is lost."""
+        self._flights.clear()
+        self._append_lost_segments()
+
+    def _close(self, state: str, reason: str) -> None:
+        self._charge_rest("crash" if state == "failed" else "idle")
+        self.engine.close()
+        self._charge_rest("export")
+        self._append(Closed(state, reason))  # type: ignore[arg-type]
+
+    # ---------------------------------------------------------------------- the ledger
+
+    def _append(self, event: Event) -> None:
+        self.ledger.append(event, self.clock)
+
+    def _charge_result(self, result: SegmentResult) -> None:
+        """Charge what the worker measured, never more than what has passed."""
+        passed = max(0.0, self.clock.now() - self._charged_until)
+        measured = sum(result.seconds.values())
+        scale = min(1.0, passed / measured) if measured > 0 else 0.0
+        for phase, seconds in result.seconds.items():
+            self._charge(phase, seconds * scale, result.trial_id)  # type: ignore[arg-type]
+
+    def _charge_rest(self, phase: Phase) -> None:
+        """Charge everything since the last charge to one phase."""
+        self._charge(phase, self.clock.now() - self._charged_until, None)
+
+    def _charge(self, phase: Phase, seconds: float, trial_id: int | None) -> None:
+        if seconds > 0:
+            self._charged_until += seconds
+            self._append(Charged(phase, seconds, trial_id))
+
+
+def _as_timeout(result: SegmentResult) -> SegmentResult:
+    return replace(result, status="timeout", detail=result.detail or "stopped at its time limit")
+
+
+def _is_well(result: object) -> bool:
+    return getattr(result, "status", "") != "crashed"

@@ -1,0 +1,1 @@
+"""What executes jobs: the local worker process, and the simulator."""

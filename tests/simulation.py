@@ -1,0 +1,102 @@
+"""A whole run on virtual time, for the tests of driver and policy."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from budgetsearch.core.budget import PlanRequest
+from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.ports import Proposal
+from budgetsearch.core.records import Opened
+from budgetsearch.driver import Driver
+from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
+from budgetsearch.ledger import Ledger
+
+SPACE = {
+    "name": "test",
+    "dimensions": {
+        "quantization": {"kind": "choice", "values": ["fp32", "nf4"]},
+        "rank": {"kind": "choice", "values": [4, 8, 16], "ordered": True},
+        "learning_rate": {"kind": "float", "low": 1e-4, "high": 1e-2, "log": True},
+    },
+}
+
+
+class RandomSampler:
+    """Uniform configurations; a pure function of seed and number."""
+
+    def propose(self, history: History, seed: int, first_number: int, count: int) -> list[Proposal]:
+        """See the port."""
+        return [self._one(seed, number) for number in range(first_number, first_number + count)]
+
+    def _one(self, seed: int, number: int) -> Proposal:
+        rng = random.Random(f"{seed}/{number}")
+        params = {
+            "quantization": rng.choice(["fp32", "nf4"]),
+            "rank": rng.choice([4, 8, 16]),
+            "learning_rate": 10 ** rng.uniform(-4, -2),
+        }
+        return Proposal(params, "random")
+
+
+class NoExporter:
+    """Remembers what it was asked to export."""
+
+    def __init__(self) -> None:
+        self.exported: list[tuple[int, str | None, bool]] = []
+
+    def export(self, history: History, state: TrialState, *, final: bool) -> str:
+        """See the port."""
+        self.exported.append((state.trial_id, state.best_checkpoint, final))
+        return "adapter"
+
+    def sweep(self, history: History) -> None:
+        """See the port."""
+
+
+def request(budget: float = 720.0, **changes: object) -> PlanRequest:
+    """A plan request for the synthetic world."""
+    values: dict[str, object] = {
+        "budget_seconds": budget,
+        "gpu": "cpu",
+        "space": SPACE,
+        "seed": 0,
+        "eta": 3,
+        "first_rung": 1 / 9,
+        "full_share": 0.4,
+        "max_epochs": 4,
+        "eval_share": 0.15,
+        "batch_size": 8,
+        "train_tokens": 160_000,
+        "train_rows": 2_000,
+        "valid_rows": 200,
+        "task_examples": 32,
+        "max_trials": 200,
+    }
+    return PlanRequest(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_driver(
+    path: Path,
+    world: SyntheticWorld | None = None,
+    *,
+    budget: float = 720.0,
+    slots: int = 1,
+    clock: VirtualClock | None = None,
+    **changes: object,
+) -> Driver:
+    """A driver on virtual time with its ledger at ``path``."""
+    clock = clock or VirtualClock(2.0)
+    ledger = Ledger(path)
+    return Driver(
+        ledger=ledger,
+        engine=SimulatorEngine(world or SyntheticWorld(), clock, slots),
+        sampler=RandomSampler(),
+        exporter=NoExporter(),
+        clock=clock,
+        request=request(budget, **changes),
+        opened=Opened(budget, {}),
+        quantizations=["fp32", "nf4"],
+        calibration_rank=16,
+    )
