@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.clock import RunClock
 from budgetsearch.core.budget import PlanRequest
-from budgetsearch.core.errors import RunFolderError, SpaceError, UsageError
+from budgetsearch.core.dimensions import Choice
+from budgetsearch.core.errors import RunFolderError, UsageError
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Opened, Score, WorkerSetup
@@ -417,24 +418,19 @@ def _check_same_inputs(history: History, facts: Mapping[str, Any]) -> None:
             )
 
 
-def _choices(space: Space, name: str) -> list[Any]:
-    """All values that a dimension can take, a range by its ends."""
-    dimension = next((d for d in space.dimensions if d.name == name), None)
-    if dimension is None:
-        raise SpaceError(f"The search space {space.name} has no dimension {name!r}; add it to the YAML.")
-    if dimension.kind == "choice":
-        return list(dimension.values)
-    if dimension.kind == "constant":
-        return [dimension.value]
-    return [dimension.low, dimension.high]
-
-
 def _quantizations(space: Space) -> list[str]:
-    return [str(value) for value in _choices(space, "quantization")]
+    """The quantizations that the space can ask for."""
+    dimension = space["quantization"]
+    values = dimension.values if isinstance(dimension, Choice) else (space.default()["quantization"],)
+    return [str(value) for value in values]
 
 
 def _largest_rank(space: Space) -> int:
-    return max(int(value) for value in _choices(space, "rank"))
+    """The rank that the calibration measures: the most expensive one."""
+    dimension = space["rank"]
+    if isinstance(dimension, Choice):
+        return max(int(value) for value in dimension.values)
+    return int(space.from_unit(dict.fromkeys(space.searched, 1.0))["rank"])
 
 
 @contextmanager

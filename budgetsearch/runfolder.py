@@ -84,7 +84,9 @@ class RunFolder:
     def _check_writable(self) -> None:
         parent = next(p for p in self.path.absolute().parents if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise RunFolderError(f"--out {self.path} cannot be made: {parent} is not a folder you can write to.")
+            raise RunFolderError(
+                f"--out {self.path} cannot be made: {parent} is not a folder you can write to."
+            )
 
     def check_run(self) -> None:
         """Insist that there is a run in the folder.

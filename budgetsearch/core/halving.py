@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from budgetsearch.core.budget import seconds_left
+from budgetsearch.core.budget import PLANNING_MARGIN, seconds_left
 from budgetsearch.core.costs import CostModel
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import (
@@ -29,8 +29,6 @@ from budgetsearch.core.records import (
 
 COOLDOWN_SHARE = 0.2
 """The last fifth of the full run cools down."""
-PLANNING_MARGIN = 1.1
-"""Trials are planned at so many times their expected cost, so that the full run is not starved."""
 LIMIT_FACTOR = 4.0
 """The watchdog stops a rung's segment that takes so many times its expected seconds."""
 LIMIT_SECONDS = 30.0
@@ -72,9 +70,7 @@ class View:
 
     def fits(self, state: TrialState, tokens: int, extra: float = 0.0) -> bool:
         """Whether a segment of so many tokens surely ends in time."""
-        return (
-            self.costs.segment_seconds(state.trial.params, tokens, pessimistic=True) + extra <= self.left
-        )
+        return self.costs.segment_seconds(state.trial.params, tokens, pessimistic=True) + extra <= self.left
 
     def run(self, segment: Segment, reason: str, limit: float) -> Run:
         """The decision to execute one segment."""

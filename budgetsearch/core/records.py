@@ -15,10 +15,10 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, Union
 
-ParamValue = Union[str, int, float, bool]
+ParamValue = str | int | float | bool
 Params = Mapping[str, ParamValue]
 
 Status = Literal["ok", "out_of_memory", "diverged", "timeout", "crashed", "cancelled"]
@@ -137,8 +137,8 @@ class ScoreJob:
     """The losses come first; answers are generated while this lasts."""
 
 
-Job = Union[TrainJob, CalibrateJob, ScoreJob]
-Order = Union[WorkerSetup, TrainJob, CalibrateJob, ScoreJob, Cancel]
+Job = TrainJob | CalibrateJob | ScoreJob
+Order = WorkerSetup | TrainJob | CalibrateJob | ScoreJob | Cancel
 """A line on a worker's input."""
 
 # ------------------------------------------------------------------------ results
@@ -220,10 +220,10 @@ class JobEnded:
     """The job is over; the engine has a free slot again."""
 
     job_id: int
-    results: tuple[Union[SegmentResult, Calibration, Score], ...]
+    results: tuple[SegmentResult | Calibration | Score, ...]
 
 
-Report = Union[Beat, JobEnded]
+Report = Beat | JobEnded
 
 # --------------------------------------------------------------------------- plan
 
@@ -316,7 +316,7 @@ class Finish:
     reason: str
 
 
-Decision = Union[Run, NeedCandidates, Wait, Finish]
+Decision = Run | NeedCandidates | Wait | Finish
 
 # ------------------------------------------------------------------------- events
 
@@ -409,21 +409,21 @@ class Closed:
     reason: str
 
 
-Event = Union[
-    Opened,
-    Resumed,
-    Calibrated,
-    Planned,
-    TrialAdded,
-    Decided,
-    SegmentStarted,
-    Heartbeat,
-    SegmentEnded,
-    Charged,
-    Scored,
-    Exported,
-    Closed,
-]
+Event = (
+    Opened
+    | Resumed
+    | Calibrated
+    | Planned
+    | TrialAdded
+    | Decided
+    | SegmentStarted
+    | Heartbeat
+    | SegmentEnded
+    | Charged
+    | Scored
+    | Exported
+    | Closed
+)
 
 
 @dataclass(frozen=True)
@@ -489,6 +489,6 @@ def _decode_record(kind: Any, value: Any) -> Any:
         raise ValueError(f"a {kind.__name__} record is incomplete: {error}") from error
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)

@@ -25,9 +25,9 @@ from budgetsearch.core.dimensions import (
     Own,
     Tied,
     is_number,
-    parse_dimension,
 )
 from budgetsearch.core.errors import SpaceError, nearest
+from budgetsearch.core.reading import read_dimension
 from budgetsearch.core.records import Params, ParamValue
 
 __all__ = ["Choice", "Constant", "Dimension", "Normal", "Number", "Space", "Tied"]
@@ -83,7 +83,7 @@ class Space:
                 hint = nearest(str(key), KEYS)
                 raise SpaceError(f"{where}: unknown key {key!r}{hint}; it takes {', '.join(KEYS)}.")
         items = list(_items(raw.get("dimensions"), where))
-        given = tuple(parse_dimension(title, body, where) for title, body in items)
+        given = tuple(read_dimension(title, body, where) for title, body in items)
         space = cls(label, (*given, *_missing(given)), str(raw.get("description", "")))
         space._check(where)
         return space
@@ -138,7 +138,9 @@ class Space:
                 return dimension.default()
             position = unit.get(dimension.name, math.nan)
             if not 0.0 <= position <= 1.0:
-                raise self._error(f"dimension {dimension.name!r} needs a position from 0 to 1, not {position}")
+                raise self._error(
+                    f"dimension {dimension.name!r} needs a position from 0 to 1, not {position}"
+                )
             return dimension.value_at(position)
 
         return self._resolve(pick)
@@ -256,7 +258,9 @@ def _check_when(dimension: Dimension, above: Mapping[str, Dimension], here: str)
         parent = above.get(name)
         if not isinstance(parent, (Choice, Constant)):
             hint = nearest(name, above)
-            raise SpaceError(f"{here}: when names {name!r}{hint}, which is no choice above it; move or mend it.")
+            raise SpaceError(
+                f"{here}: when names {name!r}{hint}, which is no choice above it; move or mend it."
+            )
         for value in values:
             if problem := parent.problem(value):
                 raise SpaceError(f"{here}: when: {name} {problem}.")
@@ -281,7 +285,9 @@ def _corners(dimension: Dimension, names: Mapping[str, Dimension], here: str) ->
         return dimension.corners()
     other = names.get(dimension.to)
     if other is None or isinstance(other, Tied) or not all(map(is_number, other.corners())):
-        hint = nearest(dimension.to, [name for name in names if name != dimension.name]) if other is None else ""
+        hint = (
+            nearest(dimension.to, [name for name in names if name != dimension.name]) if other is None else ""
+        )
         raise SpaceError(f"{here}: tied to {dimension.to!r}{hint}, which is no numeric dimension of its own.")
     return tuple(dimension.follow(value) for value in other.corners())
 

@@ -1,0 +1,1 @@
+"""Cards: profiles, detection and memory."""

@@ -1,0 +1,1 @@
+"""Optuna: the sampler behind the port, and the study that dashboards show."""

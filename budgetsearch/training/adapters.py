@@ -18,9 +18,7 @@ needs no horizon and has no warm-up lag."""
 class Adapter:
     """One trial's LoRA weights on a base model; the base's own weights are never changed."""
 
-    def __init__(
-        self, base: Any, params: Params, *, targets: str, seed: int, base_name: str
-    ) -> None:
+    def __init__(self, base: Any, params: Params, *, targets: str, seed: int, base_name: str) -> None:
         """Put a fresh adapter on ``base``; its initial weights are a function of ``seed``."""
         from peft import LoraConfig, get_peft_model
 
@@ -44,9 +42,7 @@ class Adapter:
         """Take the weights after optimizer step ``step`` (from 1) into the average."""
         share = (AVERAGE_WINDOW + 1) / (step + AVERAGE_WINDOW)
         torch._foreach_lerp_(
-            list(self.average.values()),
-            [p.detach() for p in self.weights.values()],
-            min(1.0, share),
+            list(self.average.values()), [p.detach() for p in self.weights.values()], min(1.0, share)
         )
 
     @contextmanager
@@ -71,9 +67,7 @@ class Adapter:
 
         with self.averaged():
             state = get_peft_model_state_dict(self.model)
-            return {
-                name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()
-            }
+            return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
     def take_off(self) -> Any:
         """The bare base again."""

@@ -29,9 +29,7 @@ class BasePool:
             return self._models[quantization], 0.0
         start = time.monotonic()
         self._make_room(quantization)
-        model = load_base(
-            self.path, quantization, self.device, trust_remote_code=self.trust_remote_code
-        )
+        model = load_base(self.path, quantization, self.device, trust_remote_code=self.trust_remote_code)
         self._models[quantization] = model
         self._bytes[quantization] = model.get_memory_footprint()
         return model, time.monotonic() - start
@@ -85,9 +83,7 @@ def load_base(path: str, quantization: str, device: str, *, trust_remote_code: b
             path, device_map={"": device}, trust_remote_code=trust_remote_code, **options
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"The base model in {path} cannot be loaded as {quantization}: {error}"
-        ) from error
+        raise ModelError(f"The base model in {path} cannot be loaded as {quantization}: {error}") from error
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval()

@@ -33,9 +33,7 @@ class Batch:
         """The same batch on another device."""
         if str(device) == "cpu":
             return self
-        moved = {
-            n: getattr(self, n).to(device, non_blocking=True) for n in ("ids", "mask", "labels")
-        }
+        moved = {n: getattr(self, n).to(device, non_blocking=True) for n in ("ids", "mask", "labels")}
         return Batch(**moved, first=self.first, tokens=self.tokens, targets=self.targets)
 
 
@@ -83,9 +81,7 @@ def collate(data: TokenSet, rows: Sequence[int], pad: int) -> Batch:
     )
 
 
-def micro_batches(
-    data: TokenSet, rows: Sequence[int], micro_batch: int, pad: int
-) -> Iterator[Batch]:
+def micro_batches(data: TokenSet, rows: Sequence[int], micro_batch: int, pad: int) -> Iterator[Batch]:
     """The rows in micro-batches of similar length, so that little is padding."""
     by_length = sorted(rows, key=lambda row: (-data.lengths[row], row))
     for start in range(0, len(by_length), micro_batch):

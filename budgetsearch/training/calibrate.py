@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from budgetsearch.core.records import CalibrateJob, Calibration, Schedule, Segment
+from budgetsearch.core.records import CalibrateJob, Calibration, Params, Schedule, Segment
 from budgetsearch.training.evaluate import example_losses
 from budgetsearch.training.recipe import Shop, Timer, TrialTraining
 
@@ -47,7 +47,7 @@ def calibrate(
 
 
 def _probe(job: CalibrateJob, micro: int) -> Segment:
-    params = {"quantization": job.quantization, "rank": job.rank, "learning_rate": 1e-6}
+    params: Params = {"quantization": job.quantization, "rank": job.rank, "learning_rate": 1e-6}
     return Segment(
         trial_id=PROBE_CHECKPOINT_TRIAL,
         params=params,
@@ -61,9 +61,7 @@ def _probe(job: CalibrateJob, micro: int) -> Segment:
     )
 
 
-def _measure(
-    training: TrialTraining, job: CalibrateJob, shop: Shop, timer: Timer, micro: int
-) -> Calibration:
+def _measure(training: TrialTraining, job: CalibrateJob, shop: Shop, timer: Timer, micro: int) -> Calibration:
     """Time real steps: the first takes the longest rows, so that it shows the memory peak."""
     training.adapter.model.train()
     shop.beat("calibrate", 0, None)

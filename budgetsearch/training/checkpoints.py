@@ -57,9 +57,7 @@ def save(
     temporary.mkdir(parents=True)
     save_file(adapter, temporary / ADAPTER_FILE, metadata={"format": "pt"})
     save_file(tensors, temporary / STATE_FILE)
-    (temporary / CONFIG_FILE).write_text(
-        json.dumps(config, indent=2, sort_keys=True), encoding="utf-8"
-    )
+    (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     sums = {name: _sha256(temporary / name) for name in (ADAPTER_FILE, STATE_FILE, CONFIG_FILE)}
     meta = {**asdict(progress), "sha256": sums}
     (temporary / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")
@@ -83,7 +81,7 @@ def load(folder: Path) -> Saved:
         for name, expected in meta["sha256"].items():
             if _sha256(folder / name) != expected:
                 raise CheckpointError(
-                    f"The checkpoint {folder} is damaged: {name} does not match its checksum."
+                    f"The checkpoint {folder} is damaged: {name} has changed."
                 )
         tensors = load_file(folder / STATE_FILE)
         return Saved(Progress(int(meta["tokens"]), int(meta["steps"])), tensors)

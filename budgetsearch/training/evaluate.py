@@ -47,9 +47,7 @@ def generate_answers(
 ) -> list[str]:
     """Greedy answers to rendered prompts, in one batch, decoded without special tokens."""
     tokenizer.padding_side = "left"
-    batch = tokenizer(
-        list(prompts), return_tensors="pt", padding=True, add_special_tokens=False
-    ).to(device)
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=False).to(device)
     with torch.inference_mode():
         output = model.generate(
             input_ids=batch["input_ids"],

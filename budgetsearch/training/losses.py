@@ -18,16 +18,11 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
     """
     keep = batch.ids.shape[1] - batch.first
     options = {"logits_to_keep": keep} if _keeps_logits(model) else {}
-    logits = model(
-        input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **options
-    ).logits
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **options).logits
     logits = logits[:, -keep:].float()
     labels = batch.labels[:, batch.first :]
     flat = cross_entropy(
-        logits.reshape(-1, logits.shape[-1]),
-        labels.reshape(-1),
-        ignore_index=IGNORED,
-        reduction="none",
+        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="none"
     )
     return flat.view(labels.shape)
 

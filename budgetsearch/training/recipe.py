@@ -86,14 +86,10 @@ class TrialTraining:
         adapter = Adapter(
             base, segment.params, targets=shop.targets, seed=segment.seed, base_name=shop.base_name
         )
-        optimizer = torch.optim.AdamW(
-            adapter.weights.values(), lr=0.0, betas=BETAS, weight_decay=0.0
-        )
+        optimizer = torch.optim.AdamW(adapter.weights.values(), lr=0.0, betas=BETAS, weight_decay=0.0)
         order = DataOrder(len(shop.data.train), segment.batch_size, shop.seed)
         training = cls(shop, segment, adapter, optimizer, order)
-        torch.manual_seed(
-            segment.seed
-        )  # the dropout stream starts here, whatever the initialisation drew
+        torch.manual_seed(segment.seed)  # the dropout stream starts here, whatever the initialisation drew
         if segment.checkpoint_in:
             training._restore(checkpoints.load(shop.checkpoint_path / segment.checkpoint_in))
         return training
@@ -118,9 +114,7 @@ class TrialTraining:
         Raises:
             Diverged: the loss or the gradient is not finite, or the loss ran away.
         """
-        batches = list(
-            micro_batches(self.shop.data.train, rows, self.segment.micro_batch, self.shop.pad)
-        )
+        batches = list(micro_batches(self.shop.data.train, rows, self.segment.micro_batch, self.shop.pad))
         targets = sum(batch.targets for batch in batches)
         total = 0.0
         for batch in batches:
@@ -145,9 +139,7 @@ class TrialTraining:
         self.recent.append(loss)
         first = self.recent[0]
         if len(self.recent) >= 8 and min(self.recent[-4:]) > DIVERGED_FACTOR * max(first, 1.0):
-            raise Diverged(
-                f"the training loss rose from {first:.3g} to {loss:.3g} by step {self.steps + 1}"
-            )
+            raise Diverged(f"the training loss rose from {first:.3g} to {loss:.3g} by step {self.steps + 1}")
 
     def evaluate(self, count: int) -> tuple[float, tuple[float, ...]]:
         """(mean loss per token, loss of each example) with the averaged weights.
@@ -158,11 +150,7 @@ class TrialTraining:
         self.adapter.model.eval()
         with self.adapter.averaged():
             losses, targets = example_losses(
-                self.adapter.model,
-                self.shop.data.valid,
-                count,
-                pad=self.shop.pad,
-                device=self.shop.device,
+                self.adapter.model, self.shop.data.valid, count, pad=self.shop.pad, device=self.shop.device
             )
         mean = mean_loss(losses, targets)
         if not math.isfinite(mean):
@@ -173,9 +161,7 @@ class TrialTraining:
         """Write a checkpoint; returns its name."""
         segment = self.segment
         name = f"trial{segment.trial_id:04d}-rung{segment.rung}-tokens{self.tokens}-attempt{segment.attempt}"
-        config = {
-            k: _plain(v) for k, v in self.adapter.model.peft_config["default"].to_dict().items()
-        }
+        config = {k: _plain(v) for k, v in self.adapter.model.peft_config["default"].to_dict().items()}
         checkpoints.save(
             self.shop.checkpoint_path / name,
             adapter=self.adapter.exportable(),
@@ -212,9 +198,7 @@ class TrialTraining:
             torch.cuda.set_rng_state(tensors["rng/cuda"], device)
 
 
-def train_segment(
-    base: Any, segment: Segment, shop: Shop, eval_examples: int
-) -> tuple[SegmentResult, Any]:
+def train_segment(base: Any, segment: Segment, shop: Shop, eval_examples: int) -> tuple[SegmentResult, Any]:
     """Train one segment; returns its result and the bare base.
 
     A diverged trial is a result. Every other exception is the caller's to translate, and the base

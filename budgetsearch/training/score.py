@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,9 +30,7 @@ def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> tuple[Score, 
     from peft import PeftModel
 
     timer = Timer()
-    model = PeftModel.from_pretrained(
-        base, shop.checkpoint_path / job.checkpoint, is_trainable=False
-    )
+    model = PeftModel.from_pretrained(base, shop.checkpoint_path / job.checkpoint, is_trainable=False)
     model.eval()
     deadline = started + job.limit_seconds
     adapter_losses, targets = _losses(model, job, shop)
@@ -60,9 +57,7 @@ def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> tuple[Score, 
 
 def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[int]]:
     shop.beat("score", 0, None)
-    return example_losses(
-        model, shop.data.valid, job.eval_examples, pad=shop.pad, device=shop.device
-    )
+    return example_losses(model, shop.data.valid, job.eval_examples, pad=shop.pad, device=shop.device)
 
 
 def _answers(model: Any, job: ScoreJob, shop: Shop, deadline: float) -> Answers:
@@ -77,32 +72,28 @@ def _answers(model: Any, job: ScoreJob, shop: Shop, deadline: float) -> Answers:
     longest = 0.0
     for start in range(0, len(examples), ANSWER_BATCH):
         begin = time.monotonic()
-        if start and begin + 1.2 * longest > deadline or shop.stopping():
+        if shop.stopping() or (start and begin + 1.2 * longest > deadline):
             break
         some = examples[start : start + ANSWER_BATCH]
         prompts = [render_prompt(tokenizer, example) for example in some]
-        write: Callable[[], list[str]] = lambda: generate_answers(  # noqa: E731
-            model, tokenizer, prompts, device=shop.device, max_new_tokens=length
-        )
-        tuned = write()
-        shop.beat("answers", 0, None)
+        tuned = _write(model, tokenizer, prompts, shop, length)
         with model.disable_adapter():
-            plain = write()
-        shop.beat("answers", 0, None)
-        answers.adapter += [answer_is_right(e, text) for e, text in zip(some, tuned, strict=True)]
-        answers.base += [answer_is_right(e, text) for e, text in zip(some, plain, strict=True)]
+            plain = _write(model, tokenizer, prompts, shop, length)
         for example, before, after in zip(some, plain, tuned, strict=True):
-            if len(answers.samples) < SAMPLES:
-                answers.samples.append(
-                    {
-                        "prompt": example.prompt[-1]["content"],
-                        "reference": example.completion,
-                        "base": before,
-                        "adapter": after,
-                    }
-                )
+            answers.adapter.append(answer_is_right(example, after))
+            answers.base.append(answer_is_right(example, before))
+            question = example.prompt[-1]["content"]
+            answers.samples.append(
+                {"prompt": question, "reference": example.completion, "base": before, "adapter": after}
+            )
         longest = max(longest, time.monotonic() - begin)
+    del answers.samples[SAMPLES:]
     return answers
+
+
+def _write(model: Any, tokenizer: Any, prompts: list[str], shop: Shop, length: int) -> list[str]:
+    shop.beat("answers", 0, None)
+    return generate_answers(model, tokenizer, prompts, device=shop.device, max_new_tokens=length)
 
 
 def _answer_length(shop: Shop) -> int:

@@ -78,9 +78,9 @@ def _absent(source: str, path: Path) -> str | None:
     parent = path.parent
     siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
     close = nearest(path.name, siblings)
-    if _HUB_ID.fullmatch(source) and not source.endswith(".gguf"):
-        if not (close and parent != Path(".")):
-            return None
+    near_miss = bool(close) and parent != Path(".")
+    if _HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not near_miss:
+        return None
     return (
         f"there is no base model at {source!r}{close}; give {WHAT_WORKS}, "
         "or a Hugging Face Hub id such as HuggingFaceTB/SmolLM2-135M"
@@ -192,14 +192,11 @@ def _from_hub(source: str, revision: str | None, code: bool, say: Say) -> Path:
             snapshot = huggingface_hub.snapshot_download(
                 source, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
             )
-    except errors.GatedRepoError as error:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise ModelError(
-            f"{source} is gated: accept its terms on huggingface.co, then run hf auth login"
+            f"the Hub does not give {source!r} at revision {revision or 'main'}: it does not exist, is "
+            "private, or its terms want to be accepted on huggingface.co; then run hf auth login"
         ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ModelError(f"{source} has no revision {revision!r} on the Hub") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelError(f"the Hub has no model {source!r}, or it is private") from error
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
             f"the Hugging Face Hub cannot be reached for {source!r} "
@@ -410,8 +407,11 @@ def quiet() -> Iterator[None]:
     import huggingface_hub.utils as hub
     from transformers.utils import logging
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    hub_off = hub.are_progress_bars_disabled()
+    bars, level, hub_off = (
+        logging.is_progress_bar_enabled(),
+        logging.get_verbosity(),
+        hub.are_progress_bars_disabled(),
+    )
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     hub.disable_progress_bars()

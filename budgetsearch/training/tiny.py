@@ -50,6 +50,7 @@ def make_tiny_model(
         num_attention_heads=hidden // 8,
         num_key_value_heads=hidden // 8,
         max_position_embeddings=2048,
+        initializer_range=0.2,  # logits of random weights this large are something an adapter can steer
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

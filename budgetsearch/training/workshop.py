@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
 import psutil
 import torch
 
@@ -44,10 +43,9 @@ class Workshop:
         """``send`` takes heartbeats; ``stopping(job_id)`` tells whether a job was cancelled."""
         self.setup = setup
         self._send, self._stopping = send, stopping
-        self._job_id, self._trial_id, self._last_beat = 0, None, 0.0
-        self.bases = BasePool(
-            setup.model_path, setup.device, trust_remote_code=setup.trust_remote_code
-        )
+        self._job_id, self._last_beat = 0, 0.0
+        self._trial_id: int | None = None
+        self.bases = BasePool(setup.model_path, setup.device, trust_remote_code=setup.trust_remote_code)
         tokenizer = load_tokenizer(Path(setup.model_path))
         self.shop = Shop(
             data=open_prepared(Path(setup.data_path)),
@@ -64,9 +62,7 @@ class Workshop:
         )
         if setup.device != "cpu" and setup.limit_bytes:
             total = torch.cuda.get_device_properties(setup.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(
-                min(1.0, setup.limit_bytes / total), setup.device
-            )
+            torch.cuda.set_per_process_memory_fraction(min(1.0, setup.limit_bytes / total), setup.device)
 
     def train(self, job: TrainJob, index: int) -> SegmentResult:
         """Train the job's segment number ``index``."""
@@ -115,9 +111,7 @@ class Workshop:
         now = time.monotonic()
         if now - self._last_beat >= BEAT_SECONDS:
             self._last_beat = now
-            self._send(
-                Beat(self._job_id, self._trial_id, activity, tokens, loss, self._used_bytes())
-            )
+            self._send(Beat(self._job_id, self._trial_id, activity, tokens, loss, self._used_bytes()))
 
     def _used_bytes(self) -> int:
         if self.setup.device != "cpu":
@@ -136,6 +130,4 @@ def is_memory_error(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
-    )
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

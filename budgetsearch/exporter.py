@@ -1,0 +1,136 @@
+"""Puts the best adapter where the user finds it, and removes the checkpoints that nothing needs.
+
+The exported folder is always whole: a new one is built and synced beside it, then the two change
+places by renaming. A crash between the two renames leaves the old one under another name; the next
+process puts it back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.core.errors import CheckpointError
+from budgetsearch.core.history import History, TrialState
+from budgetsearch.report.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+"""Patterns of what ``AutoTokenizer.from_pretrained`` reads."""
+
+
+@dataclass
+class AdapterExporter:
+    """Keeps ``run_folder/adapter`` at the best adapter so far; implements the driver's ``Exporter``."""
+
+    run_folder: Path
+    checkpoint_path: Path
+    model_facts: Mapping[str, Any]
+    data_facts: Mapping[str, Any]
+    tokenizer_files_from: Path
+    keep_checkpoints: bool = False
+
+    def __post_init__(self) -> None:
+        """Finish what a crash interrupted."""
+        if self._old.exists() and not self.target.exists():
+            os.replace(self._old, self.target)
+        shutil.rmtree(self._old, ignore_errors=True)
+        shutil.rmtree(self._new, ignore_errors=True)
+
+    @property
+    def target(self) -> Path:
+        """Where the adapter stands."""
+        return self.run_folder / "adapter"
+
+    @property
+    def _new(self) -> Path:
+        return self.run_folder / ".adapter.new.tmp"
+
+    @property
+    def _old(self) -> Path:
+        return self.run_folder / ".adapter.old.tmp"
+
+    def export(self, history: History, state: TrialState, *, final: bool) -> str:
+        """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path.
+
+        Raises:
+            CheckpointError: the checkpoint is not there, or the folder cannot be written.
+        """
+        try:
+            self._build(history, state)
+            self._swap()
+        except OSError as error:
+            raise CheckpointError(
+                f"The adapter of trial {state.trial_id} cannot be written to {self.target}: {error}. "
+                f"Its checkpoint is {state.best_checkpoint}; make room, then resume the run."
+            ) from error
+        return str(self.target)
+
+    def sweep(self, history: History) -> None:
+        """Remove the checkpoints that nothing needs, and what crashed writers left behind."""
+        if not self.checkpoint_path.is_dir():
+            return
+        needed = history.needed_checkpoints()
+        # A job under way may have written a checkpoint that the ledger does not know yet.
+        busy = tuple(f"trial{s.trial_id:04d}-" for job in history.running.values() for s in job)
+        for path in self.checkpoint_path.iterdir():
+            if path.name.endswith(".tmp"):
+                useless = not busy
+            else:
+                spare = path.name.startswith("trial") and path.name not in needed
+                useless = spare and not self.keep_checkpoints and not path.name.startswith(busy)
+            if useless:
+                shutil.rmtree(path, ignore_errors=True)
+
+    # ------------------------------------------------------------------------ the folder
+
+    def _build(self, history: History, state: TrialState) -> None:
+        shutil.rmtree(self._new, ignore_errors=True)
+        self._new.mkdir(parents=True)
+        checkpoint = self.checkpoint_path / str(state.best_checkpoint)
+        for name in ADAPTER_FILES:
+            shutil.copyfile(checkpoint / name, self._new / name)
+        for path in self._tokenizer_files():
+            shutil.copyfile(path, self._new / path.name)
+        quantization = str(state.trial.params["quantization"])
+        about = (history, state, self.model_facts, self.data_facts, quantization)
+        manifest = json.dumps(adapter_manifest(*about), indent=2, default=str)
+        (self._new / MANIFEST_FILE).write_text(manifest + "\n", encoding="utf-8")
+        (self._new / CARD_FILE).write_text(adapter_card(*about), encoding="utf-8")
+        for path in (*self._new.iterdir(), self._new):
+            _sync(path)
+
+    def _tokenizer_files(self) -> set[Path]:
+        found = {path for pattern in TOKENIZER_FILES for path in self.tokenizer_files_from.glob(pattern)}
+        return {path for path in found if path.is_file()}
+
+    def _swap(self) -> None:
+        shutil.rmtree(self._old, ignore_errors=True)
+        if self.target.exists():
+            os.replace(self.target, self._old)
+        os.replace(self._new, self.target)
+        _sync(self.run_folder)
+        shutil.rmtree(self._old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Force a file's or a folder's content to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

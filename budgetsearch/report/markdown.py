@@ -1,0 +1,230 @@
+"""``report.md``: the answer first, then how it was found and what it cost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.core.history import History
+from budgetsearch.core.records import Decided, Entry, Run, TrainJob
+from budgetsearch.report.card import load_snippet
+from budgetsearch.report.tables import (
+    gib,
+    loss_text,
+    params_text,
+    phase_of,
+    phase_rows,
+    rank_correlations,
+    rung_names,
+    trial_rows,
+)
+
+SAMPLE_CHARACTERS = 600
+"""A sample answer is cut there."""
+
+
+def write_report(entries: Iterable[Entry], history: History, path: Path) -> Path:
+    """Write the report of a run, finished or not, over an older one; returns ``path``."""
+    text = report_text(list(entries), history)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def report_text(entries: Sequence[Entry], history: History) -> str:
+    """The whole report as Markdown."""
+    parts = ["# Report of a budgetsearch run", ""]
+    for title, write in SECTIONS:
+        lines = write(entries, history)
+        if lines:
+            parts += [f"## {title}", "", *lines, ""]
+    return "\n".join(parts)
+
+
+# -------------------------------------------------------------------------- sections
+
+
+def _answer(entries: Sequence[Entry], history: History) -> list[str]:
+    lines = _score_table(history)
+    best, opened = history.incumbent, history.opened
+    if best is None:
+        lines += ["No trial has finished a segment, so there is no adapter."]
+    else:
+        lines += [
+            f"The best adapter is trial {best.trial_id} ({params_text(best.trial.params)}), after "
+            f"{best.best_tokens} tokens, with a validation loss of {loss_text(best.best_loss)}."
+        ]
+    if opened is not None:
+        kept = "kept" if history.spent <= opened.budget_seconds else "PASSED"
+        spent = f"{history.spent:.1f} of {opened.budget_seconds:.0f} s"
+        lines += ["", f"{spent} were spent; the deadline was {kept}."]
+    closed = f": {history.closed.reason}" if history.closed else ""
+    return [*lines, f"The run is in the state `{phase_of(history)}`{closed}."]
+
+
+def _score_table(history: History) -> list[str]:
+    score = history.score
+    if score is None or score.base_loss is None or score.adapter_loss is None:
+        return []
+    rows = [["validation loss", f"{score.base_loss:.4f}", f"{score.adapter_loss:.4f}"]]
+    if score.base_accuracy is not None and score.adapter_accuracy is not None:
+        name = f"task accuracy (n = {score.task_examples})"
+        rows.append([name, f"{score.base_accuracy:.1%}", f"{score.adapter_accuracy:.1%}"])
+    under = (
+        f"Base and adapter were scored on the same validation examples under {score.quantization}; "
+        "losses are in nats per completion token."
+    )
+    return [*_table(["", "base", "adapter"], rows), "", under, ""]
+
+
+def _loading(entries: Sequence[Entry], history: History) -> list[str]:
+    best, exported = history.incumbent, history.exported
+    if best is None or exported is None or history.opened is None:
+        return []
+    model = history.opened.facts.get("model", {})
+    quantization = str(best.trial.params["quantization"])
+    return ["```python", *load_snippet(model, quantization, exported.path, history), "```"]
+
+
+def _trials(entries: Sequence[Entry], history: History) -> list[str]:
+    heads = ["trial", "configuration", "origin", *rung_names(history), "tokens", "seconds", "peak", "status"]
+    rows = [
+        [
+            str(row.trial_id),
+            params_text(row.params),
+            row.origin,
+            *[loss_text(loss) for loss in row.losses],
+            str(row.tokens),
+            f"{row.seconds:.1f}",
+            gib(row.peak_bytes),
+            row.status,
+        ]
+        for row in trial_rows(history)
+    ]
+    return _table(heads, rows) if rows else []
+
+
+def _promotions(entries: Sequence[Entry], history: History) -> list[str]:
+    rows = []
+    for at, run in _runs(entries):
+        for segment in run.job.segments:
+            # What only goes on was decided when it began.
+            if segment.rung > 0 and "goes on" not in run.reason:
+                rows.append([f"{at:.1f}", str(segment.trial_id), str(segment.rung), run.reason])
+    return _table(["second", "trial", "to rung", "why"], rows) if rows else []
+
+
+def _runs(entries: Sequence[Entry]) -> list[tuple[float, Run]]:
+    decided = [e.event for e in entries if isinstance(e.event, Decided)]
+    runs = [(event.now, event.decision) for event in decided if isinstance(event.decision, Run)]
+    return [(at, run) for at, run in runs if isinstance(run.job, TrainJob)]
+
+
+def _budget(entries: Sequence[Entry], history: History) -> list[str]:
+    rows = [[row.phase, f"{row.seconds:.1f}", f"{row.share:.1%}"] for row in phase_rows(history)]
+    total = sum(row.seconds for row in phase_rows(history))
+    return _table(["phase", "seconds", "share"], [*rows, ["together", f"{total:.1f}", "100.0%"]])
+
+
+def _ladder(entries: Sequence[Entry], history: History) -> list[str]:
+    plan = history.plan
+    if plan is None:
+        return []
+    names = sorted(plan.reference_rates)
+    rows = []
+    for name, seconds in zip(rung_names(history), plan.ladder, strict=True):
+        rows.append([name, *[f"{seconds * plan.reference_rates[kind]:.0f}" for kind in names]])
+    done = ", ".join(
+        f"{lower} to {lower + 1}: {'too few trials' if rho is None else f'{rho:.2f}'} (n = {count})"
+        for lower, count, rho in rank_correlations(history)
+    )
+    return [
+        *_table(["rung (training)", *[f"tokens under {kind}" for kind in names]], rows),
+        "",
+        f"One trial in {plan.eta} is promoted. Reserve for scores, export and exit: "
+        f"{plan.reserve_seconds:.1f} s. Every trial is evaluated on the same {plan.eval_examples} examples.",
+        "",
+        f"Rank correlation (Spearman) between neighbouring rungs: {done or 'there is only one rung'}.",
+    ]
+
+
+def _samples(entries: Sequence[Entry], history: History) -> list[str]:
+    lines: list[str] = []
+    for number, sample in enumerate(history.score.samples if history.score else (), start=1):
+        lines += [f"### {number}", ""]
+        for key in ("prompt", "reference", "base", "adapter"):
+            text = str(sample.get(key, ""))
+            short = text[:SAMPLE_CHARACTERS] + (" ..." if len(text) > SAMPLE_CHARACTERS else "")
+            lines += [f"**{key}**", "", *[f"    {line}" for line in short.splitlines() or [""]], ""]
+    return lines
+
+
+def _failures(entries: Sequence[Entry], history: History) -> list[str]:
+    rows = [
+        ["calibration", name, calibration.status, calibration.detail]
+        for name, calibration in history.calibrations.items()
+        if calibration.status != "ok"
+    ]
+    for segment, result in history.results:
+        if result.status != "ok":
+            what = f"trial {result.trial_id}, attempt {segment.attempt}"
+            rows.append([what, f"rung {result.rung}", result.status, result.detail])
+    if history.score is not None and history.score.status != "ok":
+        rows.append(["score", "", history.score.status, history.score.detail])
+    return _table(["what", "where", "status", "why"], rows) if rows else ["Nothing failed."]
+
+
+def _settings(entries: Sequence[Entry], history: History) -> list[str]:
+    if history.opened is None:
+        return []
+    facts = history.opened.facts
+    return [
+        "Settings:",
+        "",
+        *_json(history.opened.settings),
+        "",
+        "Found at the start (model, data, card, versions):",
+        "",
+        *_json(facts),
+        "",
+        "Search space:",
+        "",
+        *_json(history.plan.space if history.plan else {}),
+    ]
+
+
+Writer = Callable[[Sequence[Entry], History], list[str]]
+SECTIONS: tuple[tuple[str, Writer], ...] = (
+    ("The answer", _answer),
+    ("How to load the adapter", _loading),
+    ("Trials", _trials),
+    ("Promotions", _promotions),
+    ("Where the budget went", _budget),
+    ("Rungs and reserve", _ladder),
+    ("Sample answers", _samples),
+    ("What failed", _failures),
+    ("Settings and versions", _settings),
+)
+
+
+# -------------------------------------------------------------------------- Markdown
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    return lines + [_row(row) for row in rows]
+
+
+def _row(cells: Sequence[str]) -> str:
+    # A stray bar or line break would end the cell.
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _json(value: Mapping[str, Any]) -> list[str]:
+    return ["```json", json.dumps(dict(value), indent=2, default=str), "```"]

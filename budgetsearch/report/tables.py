@@ -1,0 +1,304 @@
+"""Rows and numbers for every display, from the history alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.records import PHASES, Params
+from budgetsearch.core.space import Space
+
+SCORING = ("score", "answers")
+"""What a worker says of itself while it scores base and adapter."""
+SCORE_FIELDS = (
+    "quantization",
+    "base_loss",
+    "adapter_loss",
+    "base_accuracy",
+    "adapter_accuracy",
+    "task_examples",
+)
+SHOWN_TRIALS = 12
+"""The best trials that a terminal shows; the report has all of them."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial, as the tables show it."""
+
+    trial_id: int
+    params: Params
+    origin: str
+    status: str
+    rung: int
+    """The highest finished rung; -1 before the first."""
+    loss: float | None
+    """The lowest validation loss seen at a checkpoint."""
+    losses: tuple[float | None, ...]
+    """Validation loss by rung."""
+    tokens: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class PhaseRow:
+    """Seconds of the budget that went into one phase, and their share of what was spent."""
+
+    phase: str
+    seconds: float
+    share: float
+
+
+# ------------------------------------------------------------------------------ rows
+
+
+def trial_rows(history: History) -> list[TrialRow]:
+    """All trials: those that got furthest first, then by loss."""
+    rows = [_trial_row(state, history) for state in history.trials.values()]
+    return sorted(rows, key=lambda row: (-row.rung, row.loss is None, row.loss or 0.0, row.trial_id))
+
+
+def _trial_row(state: TrialState, history: History) -> TrialRow:
+    rungs = history.plan.top_rung + 1 if history.plan else 0
+    return TrialRow(
+        trial_id=state.trial_id,
+        params=dict(state.trial.params),
+        origin=state.trial.origin,
+        status=standing(state, history),
+        rung=state.rung,
+        loss=state.best_loss,
+        losses=tuple(state.losses.get(rung) for rung in range(rungs)),
+        tokens=state.tokens,
+        seconds=state.seconds,
+        peak_bytes=state.peak_bytes,
+    )
+
+
+def standing(state: TrialState, history: History) -> str:
+    """One word or two for where a trial stands."""
+    over = history.closed is not None and history.closed.state == "finished"
+    if state.dead:
+        return state.dead
+    if state.trial_id in history.full_done or (over and state.full_losses):
+        return "done"
+    if state.trial_id == history.full_trial:
+        return "full run"
+    if over:
+        return "dropped"
+    if state.running:
+        return "promoted" if state.goal > 0 else "running"
+    return "paused" if state.started else "waiting"
+
+
+def phase_rows(history: History) -> list[PhaseRow]:
+    """Seconds by phase; together they are what was spent."""
+    spent = history.spent or 1.0
+    rows = [
+        PhaseRow(phase, history.charged[phase], history.charged[phase] / spent)
+        for phase in PHASES
+        if history.charged.get(phase)
+    ]
+    rest = history.spent - sum(row.seconds for row in rows)
+    if rest > 0.005:
+        rows.append(PhaseRow("under way", rest, rest / spent))
+    return rows
+
+
+def rank_correlations(history: History) -> list[tuple[int, int, float | None]]:
+    """(rung, trials on it and the next, Spearman's correlation of their losses) for neighbours."""
+    rows = []
+    for rung in range(history.plan.top_rung if history.plan else 0):
+        both = [t.losses for t in history.trials.values() if rung in t.losses and rung + 1 in t.losses]
+        lower, upper = [losses[rung] for losses in both], [losses[rung + 1] for losses in both]
+        rows.append((rung, len(both), spearman(lower, upper)))
+    return rows
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """The rank correlation of two samples; None for fewer than three pairs or no variation."""
+    if len(xs) < 3:
+        return None
+    a, b = _ranks(xs), _ranks(ys)
+    mean = (len(a) + 1) / 2
+    cov = sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True))
+    norm = sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b)
+    return None if norm == 0 else float(cov / norm**0.5)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    order = sorted(values)
+    return [order.index(value) + (order.count(value) + 1) / 2 for value in values]
+
+
+# ---------------------------------------------------------------------------- status
+
+
+def phase_of(history: History) -> str:
+    """Where the run stands: setup, calibrate, search, full run, score, or how it was closed."""
+    if history.closed is not None:
+        return history.closed.state
+    if history.opened is None:
+        return "setup"
+    if history.plan is None:
+        return "calibrate"
+    beat = history.last_beat
+    if history.score is not None or (beat and beat.activity in SCORING and not history.running):
+        return "score"
+    return "full run" if history.full_trial is not None else "search"
+
+
+def status_dict(history: History) -> dict[str, Any]:
+    """How the run stands, as plain JSON values."""
+    plan, best = history.plan, history.incumbent
+    budget = history.opened.budget_seconds if history.opened else None
+    return {
+        "phase": phase_of(history),
+        "reason": history.closed.reason if history.closed else None,
+        "budget_seconds": budget,
+        "spent_seconds": history.spent,
+        "deadline_kept": None if budget is None else history.spent <= budget,
+        "reserve_seconds": plan.reserve_seconds if plan else None,
+        "ladder": list(plan.ladder) if plan else [],
+        "trials": [_trial_dict(row) for row in sorted(trial_rows(history), key=lambda row: row.trial_id)],
+        "best": None if best is None else _best_dict(best, history),
+        "phases": {row.phase: row.seconds for row in phase_rows(history)},
+        "score": _score_dict(history),
+    }
+
+
+def _trial_dict(row: TrialRow) -> dict[str, Any]:
+    return {
+        "trial_id": row.trial_id,
+        "params": dict(row.params),
+        "origin": row.origin,
+        "status": row.status,
+        "rung": row.rung,
+        "loss": row.loss,
+        "losses": list(row.losses),
+        "tokens": row.tokens,
+        "seconds": row.seconds,
+        "peak_bytes": row.peak_bytes,
+    }
+
+
+def _best_dict(best: TrialState, history: History) -> dict[str, Any]:
+    return {
+        "trial_id": best.trial_id,
+        "params": dict(best.trial.params),
+        "loss": best.best_loss,
+        "tokens": best.best_tokens,
+        "adapter_path": history.exported.path if history.exported else None,
+    }
+
+
+def _score_dict(history: History) -> dict[str, Any] | None:
+    score = history.score
+    if score is None:
+        return None
+    return {name: getattr(score, name) for name in SCORE_FIELDS}
+
+
+# -------------------------------------------------------------------------- terminals
+
+
+def final_lines(history: History) -> list[str]:
+    """The answer in a few lines: base against adapter, the configuration, the budget."""
+    lines = answer_lines(history)
+    best = history.incumbent
+    if best is not None:
+        lines.append(f"best  trial {best.trial_id}: {params_text(best.trial.params)}")
+    if history.opened is not None:
+        budget = history.opened.budget_seconds
+        kept = "kept" if history.spent <= budget else "PASSED"
+        lines.append(f"budget  {history.spent:.0f} of {budget:.0f} s spent, deadline {kept}")
+    tried = sum(1 for state in history.trials.values() if state.started)
+    promoted = sum(1 for state in history.trials.values() if state.goal > 0)
+    lines.append(f"trials  {tried} tried, {promoted} promoted, {_full_runs(history)} in full")
+    return lines
+
+
+def _full_runs(history: History) -> int:
+    top = history.plan.top_rung if history.plan else -1
+    return sum(1 for state in history.trials.values() if state.goal == top)
+
+
+def answer_lines(history: History) -> list[str]:
+    """Base against adapter, as far as it was scored."""
+    score = history.score
+    if score is None or score.base_loss is None or score.adapter_loss is None:
+        return []
+    lines = [
+        f"validation loss  base {score.base_loss:.4f} -> adapter {score.adapter_loss:.4f}"
+        f"  (under {score.quantization})"
+    ]
+    if score.base_accuracy is not None and score.adapter_accuracy is not None:
+        lines.append(
+            f"task accuracy    base {score.base_accuracy:.1%} -> adapter {score.adapter_accuracy:.1%}"
+            f"  (n = {score.task_examples})"
+        )
+    return lines
+
+
+def summary(history: History) -> Group:
+    """The final table for a terminal, with the answer below it."""
+    return Group(trial_table(history), Text("\n".join(final_lines(history))))
+
+
+def trial_table(history: History, limit: int = SHOWN_TRIALS) -> Table:
+    """The trials that got furthest, with their loss at each rung."""
+    rows = trial_rows(history)
+    title = f"{len(rows)} trials, {phase_of(history)}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("trial", justify="right")
+    knobs = Space.parse(history.plan.space).searched if history.plan else ()
+    for name in knobs:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name in rung_names(history):
+        table.add_column(name.replace(" (", "\n("), justify="right")
+    table.add_column("seconds", justify="right")
+    table.add_column("status")
+    for row in rows[:limit]:
+        values = [_value_text(row.params.get(name, "-")) for name in knobs]
+        losses = [loss_text(loss) for loss in row.losses]
+        table.add_row(str(row.trial_id), *values, *losses, f"{row.seconds:.0f}", row.status)
+    if len(rows) > limit:
+        table.caption = f"and {len(rows) - limit} more"
+    return table
+
+
+def rung_names(history: History) -> list[str]:
+    """A heading for each rung, with its seconds of training."""
+    if history.plan is None:
+        return []
+    top = history.plan.top_rung
+    return [
+        f"{'full run' if rung == top else f'rung {rung}'} ({seconds:.0f} s)"
+        for rung, seconds in enumerate(history.plan.ladder)
+    ]
+
+
+def params_text(params: Params) -> str:
+    """A configuration on one line."""
+    return " ".join(f"{name}={_value_text(value)}" for name, value in params.items())
+
+
+def _value_text(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def loss_text(loss: float | None) -> str:
+    """A loss with four digits, or a dash."""
+    return "-" if loss is None else f"{loss:.4f}"
+
+
+def gib(count: int) -> str:
+    """Bytes in GiB."""
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,225 @@
+"""Whole runs of the command line on a tiny model: finish, stop, kill, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from budgetsearch.core.records import Planned, SegmentStarted
+from budgetsearch.ledger import read_entries, read_history
+from tests.conftest import write_rows
+from tests.test_driver import check_replay
+
+HOURS = 0.02  # 72 s
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder with settings in budgetsearch.yaml, data and a cache."""
+    place = tmp_path_factory.mktemp("place")
+    write_rows(place / "train.jsonl", 200)
+    (place / "space.yaml").write_text(
+        "dimensions:\n"
+        "  quantization: {kind: choice, values: [fp32, nf4]}\n"
+        "  rank: {kind: choice, values: [2, 4, 8], ordered: true}\n"
+        "  learning_rate: {kind: float, low: 1.0e-3, high: 3.0e-2, log: true}\n",
+        encoding="utf-8",
+    )
+    (place / "budgetsearch.yaml").write_text(
+        f"model: {tiny_model}\ndata: train.jsonl\ngpu: cpu\nspace: space.yaml\n"
+        f"hours: {HOURS}\ntask_examples: 8\nmax_length: 128\n",
+        encoding="utf-8",
+    )
+    return place
+
+
+def command(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start ``budgetsearch`` in the workplace."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "budgetsearch", *arguments],
+        cwd=place,
+        env={**os.environ, "BUDGETSEARCH_CACHE": str(place / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def until_segments(ledger: Path, count: int) -> None:
+    """Wait until a run has started so many segments."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if ledger.is_file():
+            events = [entry.event for entry in read_entries(ledger)]
+            if sum(isinstance(event, SegmentStarted) for event in events) >= count:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"no {count} segments in two minutes")
+
+
+def check_finished(run: Path) -> None:
+    """A finished run keeps its promises: deadline, charges, an adapter that loads, a report."""
+    history = read_history(run / "ledger.sqlite")
+    assert history.opened is not None
+    assert history.spent <= history.opened.budget_seconds
+    assert math.isclose(sum(history.charged.values()), history.spent, abs_tol=0.2)
+    assert history.running == {}
+    assert history.closed is not None
+    assert history.closed.state == "finished", history.closed
+    assert (run / "report.md").is_file()
+    best = history.incumbent
+    assert best is not None
+    card = json.loads((run / "adapter" / "budgetsearch.json").read_text(encoding="utf-8"))
+    assert card["base"]["sha256"]
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    assert (run / "adapter" / "tokenizer.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def finished(workplace: Path) -> tuple[Path, str, float]:
+    """(run folder, output, seconds from start to exit) of one whole run."""
+    start = time.monotonic()
+    process = command(workplace, "run", "--out", "runs/whole", "--seed", "1")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return workplace / "runs" / "whole", output, time.monotonic() - start
+
+
+def test_a_run_ends_before_its_deadline_with_a_loadable_adapter(finished: tuple[Path, str, float]) -> None:
+    """From the start of the command to its exit it stays inside its hours."""
+    run, output, seconds = finished
+    assert seconds < HOURS * 3600
+    check_finished(run)
+    history = read_history(run / "ledger.sqlite")
+    assert len(history.at_rung(0)) >= 3
+    assert history.full_done
+    assert history.score is not None
+    assert history.score.base_loss is not None
+    assert history.score.adapter_loss is not None
+    assert history.score.adapter_loss < history.score.base_loss
+    assert "adapter" in output
+
+
+def test_every_decision_of_a_real_run_replays(finished: tuple[Path, str, float]) -> None:
+    """The ledger of real training gives the same decisions again."""
+    check_replay(list(read_entries(finished[0] / "ledger.sqlite")))
+
+
+def test_the_exported_adapter_gives_the_reported_loss(
+    finished: tuple[Path, str, float], workplace: Path
+) -> None:
+    """Loaded with plain PEFT on a fresh base, the validation loss is the one in the ledger."""
+    from peft import PeftModel
+
+    from budgetsearch.training.bases import load_base
+    from budgetsearch.training.evaluate import example_losses
+    from budgetsearch.training.tokens import open_prepared
+
+    run = finished[0]
+    history = read_history(run / "ledger.sqlite")
+    assert history.opened is not None
+    assert history.score is not None
+    prepared = next((workplace / "cache").rglob(history.opened.facts["data"]["prepared"]))
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    base = load_base(config["base_model_name_or_path"], history.score.quantization, "cpu")
+    model = PeftModel.from_pretrained(base, run / "adapter").eval()
+    count = len(history.score.adapter_example_losses)
+    losses, _ = example_losses(model, open_prepared(prepared).valid, count, pad=0, device="cpu")
+    assert history.score.adapter_example_losses == pytest.approx(losses, abs=1e-4)
+
+
+def test_the_study_holds_every_configuration(finished: tuple[Path, str, float]) -> None:
+    """Each trial of the ledger is a trial of the Optuna study, with one value per rung."""
+    import optuna
+
+    run = finished[0]
+    history = read_history(run / "ledger.sqlite")
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{run / 'study.sqlite'}")
+    trials = optuna.load_study(
+        study_name=study.study_name, storage=f"sqlite:///{run / 'study.sqlite'}"
+    ).trials
+    assert len(history.trials) == len(trials)
+    for trial in trials:
+        state = history.trials[trial.user_attrs["trial_id"]]
+        assert state.losses == pytest.approx(trial.intermediate_values)
+    assert any(t.state == optuna.trial.TrialState.COMPLETE for t in trials)
+
+
+def test_status_of_a_finished_run(finished: tuple[Path, str, float], workplace: Path) -> None:
+    """``status --json`` has at least the documented keys."""
+    output, _ = command(workplace, "status", str(finished[0]), "--json").communicate(timeout=60)
+    status = json.loads(output)
+    assert status["phase"] == "finished"
+    assert status["budget_seconds"] == pytest.approx(HOURS * 3600)
+    assert 0 < status["spent_seconds"] <= status["budget_seconds"]
+    assert len(status["trials"]) >= 3
+    assert status["best"]["loss"] is not None
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
+    """Ctrl-C: code 130, the resume line, a checkpointed segment; resume then finishes in time."""
+    run = workplace / "runs" / "interrupted"
+    process = command(workplace, "run", "--out", "runs/interrupted")
+    until_segments(run / "ledger.sqlite", 2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "budgetsearch resume runs/interrupted" in output
+    assert read_history(run / "ledger.sqlite").running == {}
+    output, _ = command(workplace, "resume", "runs/interrupted").communicate(timeout=200)
+    check_finished(run)
+
+
+def test_a_run_killed_with_signal_9_resumes(workplace: Path) -> None:
+    """kill -9 of the driver in the middle of a segment: nothing but that segment is done again."""
+    run = workplace / "runs" / "killed"
+    process = command(workplace, "run", "--out", "runs/killed")
+    until_segments(run / "ledger.sqlite", 3)
+    process.kill()
+    process.communicate(timeout=60)
+    before = read_history(run / "ledger.sqlite")
+    assert before.closed is None
+    deadline = time.monotonic() + 30
+    while True:
+        output, _ = (resumed := command(workplace, "resume", "runs/killed")).communicate(timeout=200)
+        if "in use" not in output or time.monotonic() > deadline:
+            break  # the orphaned worker holds the lock until it has noticed
+    assert resumed.returncode == 0, output
+    check_finished(run)
+    after = read_history(run / "ledger.sqlite")
+    for segment, result in before.results:
+        assert (segment, result) in after.results
+    plans = [e for e in read_entries(run / "ledger.sqlite") if isinstance(e.event, Planned)]
+    assert len(plans) == 1
+
+
+def test_the_python_api_needs_no_main_guard(workplace: Path) -> None:
+    """A bare script, the same names as the flags, a typed result."""
+    script = workplace / "script.py"
+    script.write_text(
+        "import budgetsearch as bs\n"
+        "result = bs.run(data='train.jsonl', hours=0.014, out='runs/api', max_trials=3)\n"
+        "print(result.best.params['rank'], result.best.loss, result.adapter_path, result.ledger)\n",
+        encoding="utf-8",
+    )
+    environment = {**os.environ, "BUDGETSEARCH_CACHE": str(workplace / "cache")}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=workplace,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runs/api/adapter" in done.stdout
+    check_finished(workplace / "runs" / "api")

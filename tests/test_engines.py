@@ -1,0 +1,123 @@
+"""Every engine passes the contract; the local one also survives what can happen to processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from budgetsearch.training.tokens import prepare
+
+from budgetsearch.core.errors import EngineError
+from budgetsearch.core.records import Beat, WorkerSetup
+from budgetsearch.engines.local import MAX_DEATHS, LocalEngine
+from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
+from budgetsearch.testing import EngineContract, Harness, await_end, segment
+from budgetsearch.testing import _train as train_job
+
+
+class TestSimulator(EngineContract):
+    """The simulator, on virtual time."""
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        """A synthetic world."""
+        clock = VirtualClock()
+        engine = SimulatorEngine(SyntheticWorld(), clock)
+        return Harness(engine, 100, 100_000, lambda: clock.advance(5.0))
+
+
+@pytest.fixture
+def setup(tiny_model: Path, rows_file: Path, session_cache: Path, tmp_path: Path) -> WorkerSetup:
+    """A worker's setup with the tiny model."""
+    data = prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
+    return WorkerSetup(
+        model_path=str(tiny_model),
+        model_name=str(tiny_model),
+        data_path=str(data.folder),
+        checkpoint_path=str(tmp_path),
+        device="cpu",
+        targets="all-linear",
+        seed=0,
+    )
+
+
+@pytest.fixture
+def local(setup: WorkerSetup, tmp_path: Path) -> Iterator[LocalEngine]:
+    """A local engine with a real worker process."""
+    engine = LocalEngine(setup, tmp_path / "worker.log")
+    yield engine
+    engine.close()
+
+
+def wait_for_beat(engine: LocalEngine) -> None:
+    """Poll until the running job gives a sign of life."""
+    for _ in range(240):
+        if any(isinstance(report, Beat) for report in engine.poll(0.5)):
+            return
+    raise AssertionError("no heartbeat in two minutes")
+
+
+class TestLocal(EngineContract):
+    """A worker process, real training on the tiny model."""
+
+    @pytest.fixture
+    def harness(self, local: LocalEngine) -> Harness:
+        """Real training of a tiny model."""
+        return Harness(local, 400, 50_000_000, lambda: wait_for_beat(local))
+
+
+def test_a_second_job_on_a_busy_slot_is_refused(local: LocalEngine) -> None:
+    """There is one slot."""
+    local.submit(train_job(0, segment(0, 50_000_000)))
+    with pytest.raises(EngineError, match="while job 0 runs"):
+        local.submit(train_job(1, segment(1, 100)))
+
+
+def test_a_worker_that_always_dies_is_given_up_with_its_last_words(
+    setup: WorkerSetup, tmp_path: Path
+) -> None:
+    """After some deaths in a row the error carries the log's end and its path."""
+    import dataclasses
+
+    broken = dataclasses.replace(setup, data_path=str(tmp_path / "nowhere"))
+    engine = LocalEngine(broken, tmp_path / "worker.log")
+    for number in range(MAX_DEATHS):
+        engine.submit(train_job(number, segment(0, 100)))
+        (result,) = await_end(engine, number).results
+        assert result.status == "crashed"
+    with pytest.raises(EngineError, match=r"died 5 times(.|\n)*worker\.log"):
+        engine.submit(train_job(9, segment(0, 100)))
+    engine.close()
+
+
+def test_an_orphaned_worker_ends_with_its_driver(setup: WorkerSetup, tmp_path: Path) -> None:
+    """kill -9 of the process that owns the engine: its worker is gone soon after."""
+    script = f"""
+import sys
+from pathlib import Path
+from budgetsearch.core.records import WorkerSetup
+from budgetsearch.engines.local import LocalEngine
+from budgetsearch.testing import _train, segment
+engine = LocalEngine(WorkerSetup(**{vars(setup)!r}), Path({str(tmp_path / "worker.log")!r}))
+engine.submit(_train(0, segment(0, 50_000_000)))
+print(engine._process.pid, flush=True)
+while True:
+    engine.poll(1.0)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    worker = psutil.Process(int(owner.stdout.readline()))
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    owner.stdout.close()
+    deadline = time.monotonic() + 20
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the worker outlived its driver"
+        psutil.wait_procs([worker], timeout=0.5)

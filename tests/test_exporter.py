@@ -1,0 +1,236 @@
+"""The exporter: a whole adapter folder at every moment, and no checkpoint that nobody needs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budgetsearch.core.errors import CheckpointError
+from budgetsearch.exporter import AdapterExporter
+from tests.factories import FACTS, MODEL, Story, params, whole_run
+
+FILES = ("adapter_model.safetensors", "adapter_config.json", "trainer.safetensors", "state.json")
+
+
+@dataclass
+class House:
+    """A run folder, its checkpoints and a model folder."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        (self.root / "run" / "checkpoints").mkdir(parents=True)
+        model = self.root / "model"
+        model.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json"):
+            (model / name).write_text(name, encoding="utf-8")
+        for name in ("config.json", "model.safetensors"):
+            (model / name).write_text("not the tokenizer's", encoding="utf-8")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "run" / "checkpoints"
+
+    def checkpoint(self, name: str | None) -> None:
+        folder = self.checkpoints / str(name)
+        folder.mkdir()
+        for file in FILES:
+            (folder / file).write_text(f"{name}/{file}", encoding="utf-8")
+
+    def exporter(self, *, keep: bool = False) -> AdapterExporter:
+        return AdapterExporter(
+            self.root / "run", self.checkpoints, MODEL, FACTS["data"], self.root / "model", keep
+        )
+
+    def listing(self) -> set[str]:
+        return {path.name for path in self.checkpoints.iterdir()}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """An empty run."""
+    return House(tmp_path)
+
+
+@pytest.fixture
+def story(house: House) -> Story:
+    """A whole run whose checkpoints are on disk."""
+    story = whole_run()
+    for _, result in story.history.results:
+        if result.checkpoint_out:
+            house.checkpoint(result.checkpoint_out)
+    return story
+
+
+def best(story: Story) -> Any:
+    """The incumbent."""
+    assert story.history.incumbent is not None
+    return story.history.incumbent
+
+
+def test_the_export_is_an_adapter_with_tokenizer_manifest_and_card(house: House, story: Story) -> None:
+    """The folder has what PEFT and the tokenizer read, and nothing of the trainer's or the base's."""
+    path = Path(house.exporter().export(story.history, best(story), final=True))
+    assert path == house.root / "run" / "adapter"
+    assert {p.name for p in path.iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "budgetsearch.json",
+        "README.md",
+    }
+    expected = f"{best(story).best_checkpoint}/adapter_model.safetensors"
+    assert expected == (path / "adapter_model.safetensors").read_text(encoding="utf-8")
+
+
+def test_the_manifest_says_where_the_adapter_comes_from(house: House, story: Story) -> None:
+    """Base, quantization, template, configuration, loss and versions stand in budgetsearch.json."""
+    path = Path(house.exporter().export(story.history, best(story), final=True))
+    manifest = json.loads((path / "budgetsearch.json").read_text(encoding="utf-8"))
+    assert manifest["format"] == 1
+    assert manifest["base"] == MODEL
+    assert (manifest["quantization"], manifest["load"]) == ("fp32", {"dtype": "float32"})
+    assert manifest["template"] == "plain"
+    assert manifest["params"] == dict(best(story).trial.params)
+    assert (manifest["tokens"], manifest["seed"], manifest["validation_loss"]) == (9000, 3, 0.9)
+    assert manifest["score"]["adapter_loss"] == 0.9
+    assert manifest["versions"]["torch"] == "2.9.0"
+
+
+def test_the_card_shows_losses_accuracy_licence_and_limits(house: House, story: Story) -> None:
+    """A reader learns what it is, how good it is, how to load it and where it ends."""
+    path = Path(house.exporter().export(story.history, best(story), final=True))
+    card = (path / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: peft\n")
+    for part in ("base_model: org/tiny", "license: mit", "| 2.0000 | 0.9000 |", "(n = 4) | 25.0% | 75.0%"):
+        assert part in card
+    for part in ("PeftModel.from_pretrained(base, '.')", "- rank: 32", "## Limits", "- sha256: ab"):
+        assert part in card
+
+
+def test_an_early_export_has_no_score_yet(house: House) -> None:
+    """From the first finished segment on there is an adapter, with the loss that is known."""
+    story = Story.planned()
+    story.train(story.trial(), 1.5)
+    house.checkpoint(best(story).best_checkpoint)
+    path = Path(house.exporter().export(story.history, best(story), final=False))
+    assert "1.5000. The final scores are not there yet" in (path / "README.md").read_text(encoding="utf-8")
+    assert json.loads((path / "budgetsearch.json").read_text(encoding="utf-8"))["score"] is None
+
+
+def test_a_new_export_replaces_the_old_one_whole(house: House, story: Story) -> None:
+    """Nothing of the old adapter remains, and nothing temporary beside the new one."""
+    exporter = house.exporter()
+    path = Path(exporter.export(story.history, story.history.trials[2], final=False))
+    (path / "stale").write_text("old", encoding="utf-8")
+    exporter.export(story.history, best(story), final=True)
+    assert not (path / "stale").exists()
+    assert {p.name for p in (house.root / "run").iterdir()} == {"adapter", "checkpoints"}
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_crash_while_swapping_leaves_an_adapter(
+    house: House, story: Story, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever rename the process dies at, the next exporter finds a whole adapter."""
+    exporter = house.exporter()
+    exporter.export(story.history, story.history.trials[2], final=False)
+    calls = []
+    rename = os.replace
+
+    def die(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == failing:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            exporter.export(story.history, best(story), final=True)
+    house.exporter()
+    run = house.root / "run"
+    kept = (run / "adapter" / "adapter_model.safetensors").read_text(encoding="utf-8")
+    assert kept.startswith("trial0002")
+    assert {p.name for p in run.iterdir()} == {"adapter", "checkpoints"}
+
+
+def test_a_missing_checkpoint_is_one_clear_error(house: House, story: Story) -> None:
+    """The old adapter stays, and the message names the checkpoint."""
+    exporter = house.exporter()
+    path = Path(exporter.export(story.history, story.history.trials[2], final=False))
+    (house.checkpoints / best(story).best_checkpoint / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match="trial0003-rung2"):
+        exporter.export(story.history, best(story), final=True)
+    assert (path / "adapter_model.safetensors").is_file()
+
+
+def test_sweeping_keeps_what_the_run_may_want(house: House, story: Story) -> None:
+    """Each living trial keeps its last checkpoint; older ones and crashed writers' folders go."""
+    (house.checkpoints / ".trial0001-x.99.tmp").mkdir()
+    (house.checkpoints / "notes").mkdir()
+    house.exporter().sweep(story.history)
+    assert house.listing() == {*story.history.needed_checkpoints(), "notes"}
+    assert "trial0003-rung0-tokens1000-attempt0" not in house.listing()
+
+
+def test_keeping_checkpoints_keeps_them(house: House, story: Story) -> None:
+    """Only crashed writers' folders go."""
+    (house.checkpoints / ".trial0001-x.99.tmp").mkdir()
+    before = house.listing() - {".trial0001-x.99.tmp"}
+    house.exporter(keep=True).sweep(story.history)
+    assert house.listing() == before
+
+
+def test_sweeping_leaves_running_trials_alone(house: House) -> None:
+    """What a job under way has written is not in the ledger yet, and still stays."""
+    story = Story.planned()
+    story.train(story.trial(), 1.5)
+    story.trial(params(4))
+    story.start(1)
+    names = {
+        best(story).best_checkpoint,
+        "trial0001-rung0-tokens1000-attempt0",
+        ".trial0001-rung0-tokens1000-attempt0.7.tmp",
+    }
+    for name in names:
+        house.checkpoint(name)
+    house.exporter().sweep(story.history)
+    assert house.listing() == names
+
+
+def test_the_snippet_loads_what_was_exported(tmp_path: Path) -> None:
+    """The five lines of the manifest's card run as they stand, against a real base, adapter and tokenizer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from budgetsearch.report.card import load_snippet
+    from budgetsearch.training.tiny import make_tiny_model
+
+    base_path = make_tiny_model(tmp_path / "model")
+    story = Story.planned()
+    story.train(story.trial(), 1.5)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    trained = get_peft_model(AutoModelForCausalLM.from_pretrained(base_path), config)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    trained.save_pretrained(checkpoints / best(story).best_checkpoint)
+    facts = {**MODEL, "loadable": str(base_path)}
+
+    exporter = AdapterExporter(tmp_path / "run", checkpoints, facts, FACTS["data"], base_path)
+    path = exporter.export(story.history, best(story), final=True)
+    loaded: dict[str, Any] = {}
+    exec("\n".join(load_snippet(facts, "fp32", path, story.history)), loaded)
+
+    ids = loaded["tokenizer"]("abc", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected, actual = trained.eval()(ids).logits, loaded["model"](ids).logits
+    torch.testing.assert_close(actual, expected)

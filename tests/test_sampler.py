@@ -1,0 +1,165 @@
+"""The sampler: pure, spread out at first, then TPE on what the highest useful rung says."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from budgetsearch.core.ports import Proposal
+from budgetsearch.core.space import Space
+from budgetsearch.study.distributions import from_searched, to_searched
+from budgetsearch.study.sampler import BLOCK, OptunaSampler, shadow_trials, stratified, useful_rung
+from tests.factories import SPACE, Story, params
+
+SMALL = {
+    "name": "grid",
+    "dimensions": {
+        "quantization": {"kind": "choice", "values": ["fp32", "nf4"]},
+        "rank": {"kind": "choice", "values": [4, 8, 16], "ordered": True},
+        "learning_rate": {"kind": "choice", "values": [1e-4, 1e-3], "ordered": True},
+    },
+}
+CONDITIONAL = {
+    "name": "conditional",
+    "dimensions": {
+        **SPACE["dimensions"],
+        "noise": {"kind": "float", "low": 1, "high": 9, "when": {"quantization": ["nf4"]}},
+    },
+}
+
+
+def bowl(story: Story, count: int) -> None:
+    """Run ``count`` startup trials whose loss is lowest at a learning rate of 1e-3."""
+    for number in range(count):
+        proposal = OptunaSampler().propose(story.history, 0, number, 1)[0]
+        story.trial(proposal.params, proposal.origin)
+        story.train(number, 1 + abs(math.log10(float(proposal.params["learning_rate"]) / 1e-3)))
+
+
+def test_the_first_trial_is_the_default_of_the_space() -> None:
+    """Trial 0 has every prior at its mode."""
+    history = Story.planned().history
+    expected = [Proposal(Space.parse(SPACE).default(), "prior")]
+    assert expected == OptunaSampler().propose(history, 0, 0, 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_block_of_startup_trials_covers_quantizations_and_ranks(seed: int, block: int) -> None:
+    """Six rows hold every quantization, at least three ranks, and a learning rate from each sixth."""
+    space = Space.parse(SPACE)
+    rows = [stratified(space, seed, 1 + block * BLOCK + row) for row in range(BLOCK)]
+    sixths = sorted(int(space.to_unit(row)["learning_rate"] * BLOCK) for row in rows)
+    assert {row["quantization"] for row in rows} == {"fp32", "nf4"}
+    assert {row["rank"] for row in rows} == {4, 8, 16, 32}
+    assert sixths == list(range(BLOCK))
+
+
+def test_an_unlikely_value_is_covered_too() -> None:
+    """A quantization with a tiny prior still gets one row of six."""
+    dimension = {"kind": "choice", "values": ["bf16", "nf4", "int8"], "prior": {"weights": [98, 1, 1]}}
+    space = Space.parse({"name": "t", "dimensions": {**SPACE["dimensions"], "quantization": dimension}})
+    rows = [stratified(space, 0, 1 + row) for row in range(BLOCK)]
+    assert {row["quantization"] for row in rows} == {"bf16", "nf4", "int8"}
+
+
+def test_origins_follow_the_number_of_the_trial() -> None:
+    """Trial 0 is prior, the next max(8, 2 * dimensions) are stratified, then TPE takes over."""
+    story = Story.planned()
+    bowl(story, 11)
+    origins = [state.trial.origin for state in story.history.trials.values()]
+    assert origins == ["prior"] + 8 * ["stratified"] + 2 * ["tpe"]
+
+
+def test_the_same_arguments_give_the_same_proposals() -> None:
+    """A fresh sampler on the same history repeats its answer, whatever other random numbers were drawn."""
+    story = Story.planned()
+    bowl(story, 12)
+    first = OptunaSampler().propose(story.history, 7, 12, 3)
+    random.seed(99)
+    assert OptunaSampler().propose(story.history, 7, 12, 3) == first
+    assert OptunaSampler().propose(story.history, 8, 12, 3) != first
+
+
+def test_tpe_goes_where_the_losses_are_low() -> None:
+    """After 16 trials with the optimum at 1e-3, most suggestions lie within a factor of three of it."""
+    story = Story.planned()
+    bowl(story, 16)
+    found = OptunaSampler().propose(story.history, 0, 16, 12)
+    near = [abs(math.log10(float(p.params["learning_rate"]) / 1e-3)) < 0.5 for p in found]
+    assert {p.origin for p in found} == {"tpe"}
+    assert sum(near) >= 8
+
+
+def test_nothing_is_proposed_twice_while_the_space_has_something_new() -> None:
+    """A grid of twelve is proposed as twelve different configurations; then repetition is allowed."""
+    story = Story.planned(space=SMALL)
+    for number in range(12):
+        proposal = OptunaSampler().propose(story.history, 0, number, 1)[0]
+        story.trial(proposal.params, proposal.origin)
+        story.train(number, 1.0 + number / 10)
+    configurations = {tuple(s.trial.params.items()) for s in story.history.trials.values()}
+    assert len(configurations) == 12
+    assert len(OptunaSampler().propose(story.history, 0, 12, 1)) == 1
+
+
+def test_one_call_for_many_does_not_repeat_itself() -> None:
+    """Proposals of one call differ from each other as well."""
+    history = Story.planned(space=SMALL).history
+    found = OptunaSampler().propose(history, 0, 0, 12)
+    assert len({tuple(p.params.items()) for p in found}) == 12
+
+
+def test_only_calibrated_quantizations_are_proposed() -> None:
+    """A quantization without a reference rate has no rungs, so nobody proposes it."""
+    history = Story.planned(reference_rates={"nf4": 50.0}).history
+    found = OptunaSampler().propose(history, 0, 0, 9)
+    assert {p.params["quantization"] for p in found} == {"nf4"}
+
+
+def test_the_useful_rung_is_the_highest_with_enough_results() -> None:
+    """Five results on rung 1 outweigh nine on rung 0; four are too few for four dimensions."""
+    story = Story.planned()
+    bowl(story, 9)
+    for number in range(4):
+        story.train(number, 1.0, 1)
+    assert useful_rung(story.history, 4) == 0
+    story.train(4, 1.0, 1)
+    assert useful_rung(story.history, 4) == 1
+    assert useful_rung(Story.planned().history, 4) is None
+
+
+def test_the_shadow_study_holds_diverged_as_bad_and_infeasible_as_such() -> None:
+    """Diverged counts as worse than the worst, out of memory as infeasible, unfinished not at all."""
+    story = Story.planned()
+    bowl(story, 6)
+    story.end(story.start(story.trial(params(4, 5e-3))), status="diverged")
+    story.end(story.start(story.trial(params(32, 2e-3))), status="out_of_memory")
+    story.trial(params(8, 2e-3))
+    trials = shadow_trials(story.history, Space.parse(SPACE))
+    worst = max(trial.value for trial in trials[:6])
+    assert len(trials) == 8
+    assert worst < trials[6].value < math.inf
+    assert [trial.constraints["memory"] for trial in trials] == 7 * [0.0] + [1.0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_conditional_dimensions_are_searched() -> None:
+    """A dimension that counts only under nf4 is present there, absent elsewhere, and TPE copes."""
+    story = Story.planned(space=CONDITIONAL)
+    bowl(story, 14)
+    for proposal in OptunaSampler().propose(story.history, 0, 14, 6):
+        assert ("noise" in proposal.params) == (proposal.params["quantization"] == "nf4")
+        assert proposal.origin == "tpe"
+
+
+def test_configurations_survive_the_way_to_optuna_and_back() -> None:
+    """A configuration and its image in the sampler's space belong together."""
+    space = Space.parse(SPACE)
+    for number in range(1, 7):
+        before = stratified(space, 3, number)
+        after = from_searched(space, to_searched(space, before))
+        assert before["learning_rate"] == pytest.approx(after["learning_rate"])
+        assert {**before, "learning_rate": 0} == {**after, "learning_rate": 0}
