@@ -125,6 +125,10 @@ def run(
             show_default="no",
         ),
     ] = None,
+    grace_seconds: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a stopping worker gets for its checkpoint.", show_default="30"),
+    ] = None,
     keep_checkpoints: Annotated[
         bool | None,
         typer.Option(

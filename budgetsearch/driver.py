@@ -8,45 +8,45 @@ from typing import Protocol
 
 from budgetsearch.core.budget import PlanRequest, make_plan, new_trial
 from budgetsearch.core.errors import EngineError, LedgerError
-from budgetsearch.core.halving import decide
-from budgetsearch.core.history import History, TrialState
-from budgetsearch.core.ports import Clock, Engine, Sampler
-from budgetsearch.core.records import (
-    Beat,
+from budgetsearch.core.events import (
     Calibrated,
-    CalibrateJob,
-    Calibration,
     Charged,
     Closed,
     Decided,
     Event,
     Exported,
-    Finish,
     Heartbeat,
+    Opened,
+    Planned,
+    Resumed,
+    Scored,
+    SegmentEnded,
+    SegmentStarted,
+    TrialAdded,
+)
+from budgetsearch.core.halving import decide
+from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.ports import Clock, Engine, Sampler
+from budgetsearch.core.records import (
+    Beat,
+    CalibrateJob,
+    Calibration,
+    Finish,
     Job,
     JobEnded,
     NeedCandidates,
-    Opened,
     Phase,
     Plan,
-    Planned,
-    Resumed,
     Run,
     Score,
-    Scored,
     ScoreJob,
-    SegmentEnded,
     SegmentResult,
-    SegmentStarted,
     TrainJob,
-    TrialAdded,
 )
 from budgetsearch.ledger import Ledger
 
 POLL_SECONDS = 0.5
 """How long the loop waits for a report before it looks at the clock again."""
-STOP_GRACE_SECONDS = 10.0
-"""A job that was told to stop has so long to checkpoint, two optimizer steps at the least."""
 FALLBACK_LIMIT = 0.5
 """Before there is a plan, one calibration may take this share of the budget at most."""
 
@@ -91,6 +91,8 @@ class Driver:
     quantizations: Sequence[str]
     calibration_rank: int
     stop_requested: Callable[[], bool] = lambda: False
+    grace_seconds: float = 30.0
+    """A job that was told to stop has so long to checkpoint, two optimizer steps at the least."""
 
     def __post_init__(self) -> None:
         self._flights: dict[int, _Flight] = {}
@@ -107,14 +109,7 @@ class Driver:
             EngineError: no quantization of the base model works here.
         """
         try:
-            self._open()
-            self._calibrate()
-            plan = self._plan()
-            self._search(plan)
-            self._finish(plan)
-        except Interrupted:
-            self._land()
-            self._close("interrupted", "stopped on request")
+            self._work()
         except LedgerError:
             self.engine.close()
             raise
@@ -123,6 +118,17 @@ class Driver:
             self._close("failed", f"{type(error).__name__}: {error}")
             raise
         return self.history
+
+    def _work(self) -> None:
+        try:
+            self._open()
+            self._calibrate()
+            plan = self._plan()
+            self._search(plan)
+            self._finish(plan)
+        except Interrupted:
+            self._land()
+            self._close("interrupted", "stopped on request")
 
     @property
     def history(self) -> History:
@@ -274,14 +280,18 @@ class Driver:
             if flight.told is None:
                 flight.told = now
                 self.engine.cancel(flight.job.job_id)
-            elif now - flight.told > self._grace():
+            elif now - flight.told > self._patience():
                 self.engine.kill(flight.job.job_id)
 
     def _grace(self) -> float:
         plan = self.history.plan
-        if plan is None:
-            return STOP_GRACE_SECONDS
-        return max(STOP_GRACE_SECONDS, 2 * plan.step_tokens / min(plan.reference_rates.values()))
+        steps = 2 * plan.step_tokens / min(plan.reference_rates.values()) if plan else 0.0
+        return max(self.grace_seconds, steps)
+
+    def _patience(self) -> float:
+        """How long the watchdog waits after its word: never so long that the reserve is used up."""
+        plan = self.history.plan
+        return min(self._grace(), plan.reserve_seconds / 3) if plan else self._grace()
 
     def _ended(self, report: JobEnded) -> None:
         flight = self._flights.pop(report.job_id)

@@ -17,6 +17,7 @@ from typing import Any
 
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.core.history import History, TrialState
+from budgetsearch.folders import sync
 from budgetsearch.report.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -88,7 +89,7 @@ class AdapterExporter:
         # A job under way may have written a checkpoint that the ledger does not know yet.
         busy = tuple(f"trial{s.trial_id:04d}-" for job in history.running.values() for s in job)
         for path in self.checkpoint_path.iterdir():
-            if path.name.endswith(".tmp"):
+            if path.name.startswith("."):
                 useless = not busy
             else:
                 spare = path.name.startswith("trial") and path.name not in needed
@@ -112,7 +113,7 @@ class AdapterExporter:
         (self._new / MANIFEST_FILE).write_text(manifest + "\n", encoding="utf-8")
         (self._new / CARD_FILE).write_text(adapter_card(*about), encoding="utf-8")
         for path in (*self._new.iterdir(), self._new):
-            _sync(path)
+            sync(path)
 
     def _tokenizer_files(self) -> set[Path]:
         found = {path for pattern in TOKENIZER_FILES for path in self.tokenizer_files_from.glob(pattern)}
@@ -123,14 +124,5 @@ class AdapterExporter:
         if self.target.exists():
             os.replace(self.target, self._old)
         os.replace(self._new, self.target)
-        _sync(self.run_folder)
+        sync(self.run_folder)
         shutil.rmtree(self._old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Force a file's or a folder's content to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,16 +7,19 @@ only ever inserted; two triggers refuse everything else.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from budgetsearch.core.codec import decode, encode
 from budgetsearch.core.errors import LedgerError
+from budgetsearch.core.events import Entry, Event
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Clock, Watcher
-from budgetsearch.core.records import Entry, Event, decode, encode
 
+LOGGER = logging.getLogger("budgetsearch.ledger")
 FORMAT = 1
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -112,9 +115,17 @@ class Ledger:
             ) from error
         self._seq = entry.seq
         self.history.apply(entry)
-        for watcher in self._watchers:
-            watcher.see(entry, self.history)
+        self._tell(entry)
         return entry
+
+    def _tell(self, entry: Entry) -> None:
+        """A watcher only looks: one that fails is left out from then on, and the run goes on."""
+        for watcher in list(self._watchers):
+            try:
+                watcher.see(entry, self.history)
+            except Exception:
+                self._watchers.remove(watcher)
+                LOGGER.exception("%s failed and sees no further events", type(watcher).__name__)
 
     def close(self) -> None:
         """Close the file; safe to call twice."""

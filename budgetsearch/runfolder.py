@@ -107,16 +107,18 @@ class RunFolder:
         if (self.path / "lock").exists():
             RunLock(self).release()
 
-    def write_lockfile_of_versions(self) -> None:
+    def prepare(self, settings: dict[str, Any]) -> None:
+        """Make what a run needs before its first event: folders, settings, versions."""
+        self.checkpoints.mkdir(exist_ok=True)
+        self.settings.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        self._write_versions()
+
+    def _write_versions(self) -> None:
         """Write down the Python and every installed package: what a repetition needs."""
         found = {(d.metadata["Name"] or "?").lower(): d.version for d in importlib.metadata.distributions()}
         lines = [f"# Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
         lines += [f"{name}=={version}" for name, version in sorted(found.items())]
         self.versions.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    def write_settings(self, settings: dict[str, Any]) -> None:
-        """Write every setting as JSON."""
-        self.settings.write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
 
     def remove(self) -> None:
         """Take back a folder that was made for a run which never began."""

@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from budgetsearch.core.budget import new_trial
-from budgetsearch.core.history import History
-from budgetsearch.core.ports import Proposal, Watcher
-from budgetsearch.core.records import (
+from budgetsearch.core.events import (
     Calibrated,
-    Calibration,
     Charged,
     Closed,
     Decided,
@@ -19,19 +16,24 @@ from budgetsearch.core.records import (
     Event,
     Exported,
     Opened,
+    Planned,
+    Scored,
+    SegmentEnded,
+    SegmentStarted,
+    TrialAdded,
+)
+from budgetsearch.core.history import History
+from budgetsearch.core.ports import Proposal, Watcher
+from budgetsearch.core.records import (
+    Calibration,
     Params,
     Plan,
-    Planned,
     Run,
     Schedule,
     Score,
-    Scored,
     Segment,
-    SegmentEnded,
     SegmentResult,
-    SegmentStarted,
     TrainJob,
-    TrialAdded,
 )
 from budgetsearch.core.space import Space
 

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 from budgetsearch.core.budget import PlanRequest
+from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History, TrialState
-from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import Opened
+from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.ledger import Ledger
@@ -84,6 +84,7 @@ def make_driver(
     budget: float = 720.0,
     slots: int = 1,
     clock: VirtualClock | None = None,
+    sampler: Sampler | None = None,
     **changes: object,
 ) -> Driver:
     """A driver on virtual time with its ledger at ``path``."""
@@ -92,7 +93,7 @@ def make_driver(
     return Driver(
         ledger=ledger,
         engine=SimulatorEngine(world or SyntheticWorld(), clock, slots),
-        sampler=RandomSampler(),
+        sampler=sampler or RandomSampler(),
         exporter=NoExporter(),
         clock=clock,
         request=request(budget, **changes),

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from budgetsearch.core.errors import BudgetError, LedgerError
+from budgetsearch.core.errors import BudgetError, EngineError, LedgerError
+from budgetsearch.core.events import Decided, Entry, SegmentStarted
 from budgetsearch.core.halving import decide
 from budgetsearch.core.history import History, fold
-from budgetsearch.core.records import Decided, Entry, NeedCandidates, Run, Segment, SegmentStarted
+from budgetsearch.core.records import NeedCandidates, Run, Segment
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import Ledger, read_entries, read_history
+from budgetsearch.study.sampler import OptunaSampler
 from tests.simulation import make_driver
 
 
@@ -138,6 +140,25 @@ def test_a_configuration_that_fits_at_no_micro_batch_is_infeasible(tmp_path: Pat
     assert history.incumbent is not None
 
 
+def test_a_quantization_that_cannot_be_calibrated_is_never_sampled(tmp_path: Path) -> None:
+    """nf4 fails to load: the plan's space holds only fp32, and the search goes on with it."""
+    world = SyntheticWorld(broken=("nf4",))
+    history = run(tmp_path / "ledger.sqlite", world, sampler=OptunaSampler())
+    assert history.plan is not None
+    assert list(history.plan.reference_rates) == ["fp32"]
+    assert {t.trial.params["quantization"] for t in history.trials.values()} == {"fp32"}
+
+
+def test_no_usable_quantization_is_an_error_that_says_why(tmp_path: Path) -> None:
+    """Every calibration fails: the details of each are in the message, and the run is closed."""
+    driver = make_driver(tmp_path / "ledger.sqlite", SyntheticWorld(broken=("nf4", "fp32")))
+    with pytest.raises(EngineError, match=r"fp32: crashed broken; nf4: crashed broken"):
+        driver.run()
+    assert driver.history.closed is not None
+    assert driver.history.closed.state == "failed"
+    driver.ledger.close()
+
+
 def test_a_crashed_segment_is_issued_again_once(tmp_path: Path) -> None:
     """Trial 1 crashes on every attempt: two attempts, then it is given up."""
     world = SyntheticWorld(fate=lambda s: "crashed" if s.trial_id == 1 else "ok")
@@ -152,6 +173,14 @@ def test_a_hanging_segment_cannot_pass_the_deadline(tmp_path: Path) -> None:
     history = run(tmp_path / "ledger.sqlite", world)
     assert history.trials[0].dead == "timeout"
     assert history.incumbent is not None
+
+
+def test_a_hanging_and_deaf_segment_is_killed_within_the_reserve(tmp_path: Path) -> None:
+    """The full run never ends and does not react: it is killed, and the deadline still holds."""
+    world = SyntheticWorld(hang=lambda s: s.rung == 2, deaf=lambda s: True)
+    history = run(tmp_path / "ledger.sqlite", world)
+    assert "crashed" in {result.status for _, result in history.results}
+    assert history.exported is not None
 
 
 def test_nothing_works_then_the_run_says_so(tmp_path: Path) -> None:

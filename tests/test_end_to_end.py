@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from budgetsearch.core.records import Planned, SegmentStarted
+from budgetsearch.core.events import Planned, SegmentStarted
 from budgetsearch.ledger import read_entries, read_history
 from tests.conftest import write_rows
 from tests.test_driver import check_replay

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from budgetsearch.training.tokens import prepare
 
 from budgetsearch.core.errors import EngineError
 from budgetsearch.core.records import Beat, WorkerSetup
@@ -20,6 +19,7 @@ from budgetsearch.engines.local import MAX_DEATHS, LocalEngine
 from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.testing import EngineContract, Harness, await_end, segment
 from budgetsearch.testing import _train as train_job
+from budgetsearch.training.tokens import prepare
 
 
 class TestSimulator(EngineContract):

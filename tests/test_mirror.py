@@ -10,10 +10,8 @@ import optuna
 import pytest
 
 from budgetsearch.core.errors import SettingsError
+from budgetsearch.core.events import Closed, Resumed
 from budgetsearch.core.history import fold
-from budgetsearch.core.records import Closed, Resumed
-from budgetsearch.report import tables
-from budgetsearch.study import mirror as mirrors
 from budgetsearch.study.mirror import StudyMirror
 from tests.factories import Story, params, tell_run, whole_run
 
@@ -192,12 +190,3 @@ def test_optuna_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     StudyMirror(url(tmp_path), "run").catch_up(whole_run().history)
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == before
-
-
-def test_study_and_report_call_a_trial_the_same() -> None:
-    """Both rooms may not import each other, so their words are compared here, after every event."""
-    story = whole_run()
-    for cut in range(1, len(story.entries) + 1):
-        history = fold(story.entries[:cut])
-        for state in history.trials.values():
-            assert mirrors.standing(state, history) == tables.standing(state, history)

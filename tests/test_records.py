@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from budgetsearch.core.codec import decode, encode
+from budgetsearch.core.events import Decided, Event
 from budgetsearch.core.records import (
     Beat,
-    Decided,
-    Event,
     Job,
     JobEnded,
     Report,
@@ -19,8 +19,6 @@ from budgetsearch.core.records import (
     Segment,
     SegmentResult,
     TrainJob,
-    decode,
-    encode,
 )
 
 SEGMENT = Segment(1, {"rank": 8, "quantization": "nf4", "flag": True}, 5, 0, 0, 100, Schedule(10, 100), 8, 4)

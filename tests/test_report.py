@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from budgetsearch.core.events import Charged, Closed, Heartbeat
 from budgetsearch.core.history import History, fold
-from budgetsearch.core.records import Beat, Charged, Closed, Heartbeat
+from budgetsearch.core.records import Beat
 from budgetsearch.report.card import load_snippet
 from budgetsearch.report.markdown import report_text, write_report
 from budgetsearch.report.progress import LiveProgress, PlainProgress, clock

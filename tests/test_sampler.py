@@ -112,13 +112,6 @@ def test_one_call_for_many_does_not_repeat_itself() -> None:
     assert len({tuple(p.params.items()) for p in found}) == 12
 
 
-def test_only_calibrated_quantizations_are_proposed() -> None:
-    """A quantization without a reference rate has no rungs, so nobody proposes it."""
-    history = Story.planned(reference_rates={"nf4": 50.0}).history
-    found = OptunaSampler().propose(history, 0, 0, 9)
-    assert {p.params["quantization"] for p in found} == {"nf4"}
-
-
 def test_the_useful_rung_is_the_highest_with_enough_results() -> None:
     """Five results on rung 1 outweigh nine on rung 0; four are too few for four dimensions."""
     story = Story.planned()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from budgetsearch.core.errors import ModelError
+from budgetsearch.folders import fresh_folder
 from budgetsearch.training import sources
-from budgetsearch.training.sources import BaseModel, check_source, fresh_folder, resolve_model
+from budgetsearch.training.sources import BaseModel, check_source, resolve_model
 from budgetsearch.training.tiny import make_tiny_model
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from budgetsearch.training.tokens import PreparedData, prepare
 
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.core.records import Schedule, Segment
@@ -16,6 +15,7 @@ from budgetsearch.training import checkpoints
 from budgetsearch.training.bases import BasePool, load_base
 from budgetsearch.training.evaluate import example_losses, mean_loss
 from budgetsearch.training.recipe import Shop, TrialTraining, train_segment
+from budgetsearch.training.tokens import PreparedData, prepare
 
 PARAMS = {"quantization": "fp32", "rank": 4, "alpha": 8, "learning_rate": 1e-2, "dropout": 0.1}
 
@@ -65,14 +65,19 @@ def base(tiny_model: Path) -> Any:
     return load_base(str(tiny_model), "fp32", "cpu")
 
 
-def test_a_paused_trial_equals_one_that_was_never_paused(shop: Shop, tiny_model: Path) -> None:
+@pytest.mark.parametrize("quantization", ["fp32", "nf4"])
+def test_a_paused_trial_equals_one_that_was_never_paused(
+    shop: Shop, tiny_model: Path, quantization: str
+) -> None:
     """Weights, average, moments, random-number state and losses are bit-equal, dropout included,
     and another trial ran on the same base in between."""
-    whole, bare = train_segment(base(tiny_model), make_segment(0, 3000), shop, 8)
-    first, bare = train_segment(bare, make_segment(0, 1500, trial_id=4), shop, 8)
-    _, bare = train_segment(bare, make_segment(0, 400, trial_id=5, seed=99), shop, 8)
-    second = make_segment(first.tokens, 3000, trial_id=4, checkpoint_in=first.checkpoint_out)
-    resumed, _ = train_segment(bare, second, shop, 8)
+    params = {**PARAMS, "quantization": quantization}
+    fresh = load_base(str(tiny_model), quantization, "cpu")
+    whole, bare = train_segment(fresh, make_segment(0, 3000, params=params), shop, 8)
+    first, bare = train_segment(bare, make_segment(0, 1500, trial_id=4, params=params), shop, 8)
+    _, bare = train_segment(bare, make_segment(0, 400, trial_id=5, seed=99, params=params), shop, 8)
+    rest = make_segment(first.tokens, 3000, trial_id=4, checkpoint_in=first.checkpoint_out, params=params)
+    resumed, _ = train_segment(bare, rest, shop, 8)
     assert whole.tokens == resumed.tokens
     assert whole.example_losses == resumed.example_losses
     expected = checkpoints.load(shop.checkpoint_path / str(whole.checkpoint_out))
@@ -108,14 +113,20 @@ def test_half_the_micro_batch_gives_the_same_gradient(shop: Shop, tiny_model: Pa
             assert torch.allclose(tensor, other[name], atol=1e-5), name
 
 
+@pytest.mark.parametrize("quantization", ["fp32", "bf16", "int8", "nf4"])
 def test_a_checkpoint_is_a_peft_adapter_with_the_reported_loss(
-    shop: Shop, tiny_model: Path, prepared: PreparedData
+    shop: Shop, tiny_model: Path, prepared: PreparedData, quantization: str
 ) -> None:
-    """``PeftModel.from_pretrained`` loads it, and the loss of every example is the reported one."""
+    """``PeftModel.from_pretrained`` loads it, and on a fresh base the loss of every example is the
+    reported one, under every quantization."""
     from peft import PeftModel
 
-    result, _ = train_segment(base(tiny_model), make_segment(0, 1500), shop, 8)
-    model = PeftModel.from_pretrained(base(tiny_model), shop.checkpoint_path / str(result.checkpoint_out))
+    params = {**PARAMS, "quantization": quantization}
+    resident = load_base(str(tiny_model), quantization, "cpu")
+    _, resident = train_segment(resident, make_segment(0, 300, trial_id=1, params=params), shop, 8)
+    result, _ = train_segment(resident, make_segment(0, 1500, params=params), shop, 8)
+    fresh = load_base(str(tiny_model), quantization, "cpu")
+    model = PeftModel.from_pretrained(fresh, shop.checkpoint_path / str(result.checkpoint_out))
     losses, targets = example_losses(model.eval(), prepared.valid, 8, pad=0, device="cpu")
     assert result.example_losses == pytest.approx(losses, abs=1e-5)
     assert result.loss == pytest.approx(mean_loss(losses, targets), abs=1e-5)

@@ -17,7 +17,7 @@ MIN_RUNG_STEPS = 4
 MINIMUM_STEPS = 2 * MIN_RUNG_STEPS
 """A budget without room for so many steps is refused."""
 WARMUP_STEPS = 20
-MIN_EVAL_EXAMPLES = 8
+MIN_EVAL_EXAMPLES = 16
 MAX_EVAL_EXAMPLES = 512
 TASK_SHARE = 0.06
 """Share of the budget that generating answers for the accuracy may take, 600 s at most."""
@@ -165,7 +165,7 @@ def _full_seconds(request: PlanRequest, levels: int, examples: int, measured: _M
     free = request.budget_seconds - measured.spent - reserve
     longest = min(request.full_share * request.budget_seconds, measured.data)
     links = max(1.0, longest / checkpoint_interval(request.budget_seconds))
-    segments = sum(request.eta**k for k in range(1, levels + 1)) + links
+    segments = sum(int(request.eta**k) for k in range(1, levels + 1)) + links
     work = 1.0 + levels * (1.0 - 1.0 / request.eta)
     overhead = segments * (examples * measured.example + measured.write)
     return min(longest, max(0.0, free - overhead) / (work * PLANNING_MARGIN))

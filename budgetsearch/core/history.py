@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from budgetsearch.core.errors import LedgerError
-from budgetsearch.core.records import (
-    Beat,
+from budgetsearch.core.events import (
     Calibrated,
-    Calibration,
     Charged,
     Closed,
     Decided,
@@ -18,17 +16,21 @@ from budgetsearch.core.records import (
     Exported,
     Heartbeat,
     Opened,
-    Plan,
     Planned,
     Resumed,
-    Score,
     Scored,
-    Segment,
     SegmentEnded,
-    SegmentResult,
     SegmentStarted,
-    Trial,
     TrialAdded,
+)
+from budgetsearch.core.records import (
+    Beat,
+    Calibration,
+    Plan,
+    Score,
+    Segment,
+    SegmentResult,
+    Trial,
 )
 
 MAX_CRASHES = 1
@@ -132,6 +134,21 @@ class History:
         wanted |= {t.checkpoint for t in self.trials.values() if t.dead is None}
         wanted |= {s.checkpoint_in for segments in self.running.values() for s in segments}
         return {name for name in wanted if name}
+
+    def standing(self, state: TrialState) -> str:
+        """One word or two for where a trial stands."""
+        over = self.closed is not None and self.closed.state == "finished"
+        if state.dead:
+            return state.dead
+        if state.trial_id in self.full_done or (over and state.full_losses):
+            return "done"
+        if state.trial_id == self.full_trial:
+            return "full run"
+        if over:
+            return "dropped"
+        if state.running:
+            return "promoted" if state.goal > 0 else "running"
+        return "paused" if state.started else "waiting"
 
     # ---------------------------------------------------------------------- apply
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from budgetsearch.core.records import Entry, Job, Params, Report
+from budgetsearch.core.events import Entry
+from budgetsearch.core.records import Job, Params, Report
 
 if TYPE_CHECKING:
     from budgetsearch.core.history import History

@@ -1,8 +1,6 @@
 """Every object that travels between the rooms of the house, as frozen, JSON-able dataclasses.
 
-``encode`` and ``decode`` turn them into plain JSON values and back. A union of records (a job, a
-decision, an event) carries the class name under the key ``"is"``, so no pickling is needed
-anywhere: not on the worker's pipes and not in the ledger.
+They are JSON-able by ``core.codec``; what happens to them is told by ``core.events``.
 
 Units: seconds, bytes and tokens throughout. A token is one position of a training row, prompt and
 completion alike, padding excluded.
@@ -10,13 +8,10 @@ completion alike, padding excluded.
 
 from __future__ import annotations
 
-import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 ParamValue = str | int | float | bool
 Params = Mapping[str, ParamValue]
@@ -317,178 +312,3 @@ class Finish:
 
 
 Decision = Run | NeedCandidates | Wait | Finish
-
-# ------------------------------------------------------------------------- events
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The run exists. ``settings`` are complete, defaults included."""
-
-    budget_seconds: float
-    settings: Mapping[str, Any]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """Measured at the start: data statistics, model, versions, machine."""
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """The run goes on in a new process."""
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    calibration: Calibration
-
-
-@dataclass(frozen=True)
-class Planned:
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class TrialAdded:
-    trial: Trial
-
-
-@dataclass(frozen=True)
-class Decided:
-    """A decision with all that it depended on beside the ledger before it."""
-
-    now: float
-    free_slots: int
-    decision: Decision
-
-
-@dataclass(frozen=True)
-class SegmentStarted:
-    job_id: int
-    segment: Segment
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    beat: Beat
-
-
-@dataclass(frozen=True)
-class SegmentEnded:
-    job_id: int
-    result: SegmentResult
-
-
-@dataclass(frozen=True)
-class Charged:
-    """Seconds of the budget that are gone, and for what. Every second is charged exactly once."""
-
-    phase: Phase
-    seconds: float
-    trial_id: int | None = None
-
-
-@dataclass(frozen=True)
-class Scored:
-    score: Score
-
-
-@dataclass(frozen=True)
-class Exported:
-    """An adapter stands on disk. ``final`` is False for an incumbent that may still be replaced."""
-
-    trial_id: int
-    checkpoint: str
-    path: str
-    final: bool
-
-
-@dataclass(frozen=True)
-class Closed:
-    """The process stops; ``state`` says whether the run is over."""
-
-    state: Literal["finished", "interrupted", "failed"]
-    reason: str
-
-
-Event = (
-    Opened
-    | Resumed
-    | Calibrated
-    | Planned
-    | TrialAdded
-    | Decided
-    | SegmentStarted
-    | Heartbeat
-    | SegmentEnded
-    | Charged
-    | Scored
-    | Exported
-    | Closed
-)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An event as the ledger holds it."""
-
-    seq: int
-    at: float
-    """Active seconds of the run, over all its processes."""
-    wall: float
-    """Seconds since the epoch, for people; nothing is computed from it."""
-    event: Event
-
-
-# ------------------------------------------------------------------ JSON, both ways
-
-
-def encode(value: Any) -> Any:
-    """Records to plain JSON values; each record carries its class name under ``"is"``."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        body = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"is": type(value).__name__, **body}
-    if isinstance(value, Mapping):
-        return {str(key): encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [encode(item) for item in value]
-    return value
-
-
-def decode(kind: Any, value: Any) -> Any:
-    """The inverse of ``encode``: ``decode(Job, encode(job)) == job``.
-
-    Raises:
-        ValueError: the value does not have the shape of ``kind``.
-    """
-    origin = typing.get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return _decode_union(typing.get_args(kind), value)
-    if origin is tuple:
-        return tuple(decode(typing.get_args(kind)[0], item) for item in value)
-    if dataclasses.is_dataclass(kind):
-        return _decode_record(kind, value)
-    return value
-
-
-def _decode_union(options: tuple[Any, ...], value: Any) -> Any:
-    if not (isinstance(value, dict) and "is" in value):
-        return value
-    for option in options:
-        if getattr(option, "__name__", "") == value["is"]:
-            return decode(option, value)
-    raise ValueError(f"no record named {value['is']!r} is expected here")
-
-
-def _decode_record(kind: Any, value: Any) -> Any:
-    if not isinstance(value, dict) or value.get("is") != kind.__name__:
-        raise ValueError(f"expected a {kind.__name__} record, found {str(value)[:80]!r}")
-    hints = _hints(kind)
-    known = {name: decode(hints[name], item) for name, item in value.items() if name in hints}
-    try:
-        return kind(**known)
-    except TypeError as error:
-        raise ValueError(f"a {kind.__name__} record is incomplete: {error}") from error
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)

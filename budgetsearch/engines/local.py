@@ -8,10 +8,11 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from budgetsearch.core.codec import decode, encode
 from budgetsearch.core.errors import EngineError
 from budgetsearch.core.records import (
     CalibrateJob,
@@ -25,8 +26,6 @@ from budgetsearch.core.records import (
     SegmentResult,
     TrainJob,
     WorkerSetup,
-    decode,
-    encode,
 )
 
 MAX_DEATHS = 5
@@ -39,10 +38,18 @@ class LocalEngine:
 
     slots = 1
 
-    def __init__(self, setup: WorkerSetup | None, log: Path, keep_open: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        setup: WorkerSetup | None,
+        log: Path,
+        keep_open: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """``keep_open`` are file descriptors that the worker inherits: the run's lock, so that a run
-        counts as in use until its worker is gone as well. Without ``setup``, call ``prepare``."""
+        counts as in use until its worker is gone as well. ``environment`` are further variables for
+        the worker. Without ``setup``, call ``prepare`` before the first job."""
         self._setup, self._log, self._keep_open = setup, log, tuple(keep_open)
+        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
         self._reports: queue.Queue[tuple[int, Report | None]] = queue.Queue()
         self._job: Job | None = None
@@ -135,7 +142,7 @@ class LocalEngine:
                 text=True,
                 encoding="utf-8",
                 pass_fds=self._keep_open,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=self._environment,
             )
         assert self._process.stdout is not None
         threading.Thread(

@@ -52,8 +52,8 @@ class World(Protocol):
         """The results, and the virtual seconds until they are there."""
         ...
 
-    def interrupt(self, job: Job, share: float) -> tuple[Result, ...]:
-        """The results of a job that was stopped after ``share`` of its time."""
+    def interrupt(self, job: Job, share: float) -> tuple[Result, ...] | None:
+        """The results of a job that was stopped after ``share`` of its time; None if it is deaf."""
         ...
 
 
@@ -99,7 +99,9 @@ class SimulatorEngine:
             return
         length = running.ends - running.started
         share = (self.clock.now() - running.started) / length if math.isfinite(length) and length else 0.0
-        self._end(running, self.world.interrupt(running.job, min(1.0, share)))
+        results = self.world.interrupt(running.job, min(1.0, share))
+        if results is not None:
+            self._end(running, results)
 
     def kill(self, job_id: int) -> None:
         """Stop a job that does not answer."""
@@ -130,6 +132,10 @@ class SyntheticWorld:
     """What becomes of a segment."""
     hang: Callable[[Segment], bool] = lambda segment: False
     """Whether a segment never ends by itself."""
+    deaf: Callable[[Segment], bool] = lambda segment: False
+    """Whether a segment does not react when it is told to stop."""
+    broken: Sequence[str] = ()
+    """Quantizations that cannot be calibrated."""
     overhead_seconds: float = 2.0
     started: list[Segment] = field(default_factory=list)
     """Every segment that was started."""
@@ -146,10 +152,12 @@ class SyntheticWorld:
         seconds = sum(sum(result.seconds.values()) for result in results)
         return results, math.inf if any(self.hang(s) for s in job.segments) else seconds
 
-    def interrupt(self, job: Job, share: float) -> tuple[Result, ...]:
+    def interrupt(self, job: Job, share: float) -> tuple[Result, ...] | None:
         """See ``World``: segments keep the tokens that they had reached."""
         if not isinstance(job, TrainJob):
             return self.perform(job)[0]
+        if any(self.deaf(segment) for segment in job.segments):
+            return None
         return tuple(self._cut(segment, share) for segment in job.segments)
 
     def loss(self, segment: Segment, tokens: int) -> float:
@@ -157,9 +165,11 @@ class SyntheticWorld:
         rate = math.log10(float(segment.params["learning_rate"]))
         floor = 0.5 + 0.3 * (rate + 2.7) ** 2 + 0.2 / math.log2(1 + int(segment.params["rank"]))
         noise = random.Random(f"{self.seed}/{segment.trial_id}/{tokens}").gauss(0.0, 0.01)
-        return floor + 3.0 * (1 + tokens / 1000.0) ** -0.7 + noise
+        return floor + 3.0 * math.pow(1 + tokens / 1000.0, -0.7) + noise
 
     def _calibrate(self, job: CalibrateJob) -> Calibration:
+        if job.quantization in self.broken:
+            return Calibration(job.quantization, "crashed", detail="broken")
         rate = self.tokens_per_second / (1.5 if job.quantization == "nf4" else 1.0)
         return Calibration(job.quantization, "ok", rate, 0.05, 0.5, 1.0, micro_batch=job.batch_size)
 

@@ -17,6 +17,7 @@ import threading
 import traceback
 from typing import Any, TextIO
 
+from budgetsearch.core.codec import decode, encode
 from budgetsearch.core.records import (
     Beat,
     CalibrateJob,
@@ -31,8 +32,6 @@ from budgetsearch.core.records import (
     Status,
     TrainJob,
     WorkerSetup,
-    decode,
-    encode,
 )
 
 PR_SET_PDEATHSIG = 1

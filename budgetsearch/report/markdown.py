@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.events import Decided, Entry
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Decided, Entry, Run, TrainJob
+from budgetsearch.core.records import Run, TrainJob
 from budgetsearch.report.card import load_snippet
 from budgetsearch.report.tables import (
     gib,

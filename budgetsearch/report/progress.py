@@ -12,11 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from budgetsearch.core.history import History
-from budgetsearch.core.records import (
-    Beat,
+from budgetsearch.core.events import (
     Calibrated,
-    Calibration,
     Closed,
     Decided,
     Entry,
@@ -26,12 +23,17 @@ from budgetsearch.core.records import (
     Opened,
     Planned,
     Resumed,
-    Run,
-    Score,
     Scored,
     SegmentEnded,
-    SegmentResult,
     SegmentStarted,
+)
+from budgetsearch.core.history import History
+from budgetsearch.core.records import (
+    Beat,
+    Calibration,
+    Run,
+    Score,
+    SegmentResult,
 )
 from budgetsearch.report.tables import SCORING, answer_lines, gib, params_text, phase_of, trial_table
 

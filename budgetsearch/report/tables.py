@@ -71,7 +71,7 @@ def _trial_row(state: TrialState, history: History) -> TrialRow:
         trial_id=state.trial_id,
         params=dict(state.trial.params),
         origin=state.trial.origin,
-        status=standing(state, history),
+        status=history.standing(state),
         rung=state.rung,
         loss=state.best_loss,
         losses=tuple(state.losses.get(rung) for rung in range(rungs)),
@@ -79,22 +79,6 @@ def _trial_row(state: TrialState, history: History) -> TrialRow:
         seconds=state.seconds,
         peak_bytes=state.peak_bytes,
     )
-
-
-def standing(state: TrialState, history: History) -> str:
-    """One word or two for where a trial stands."""
-    over = history.closed is not None and history.closed.state == "finished"
-    if state.dead:
-        return state.dead
-    if state.trial_id in history.full_done or (over and state.full_losses):
-        return "done"
-    if state.trial_id == history.full_trial:
-        return "full run"
-    if over:
-        return "dropped"
-    if state.running:
-        return "promoted" if state.goal > 0 else "running"
-    return "paused" if state.started else "waiting"
 
 
 def phase_rows(history: History) -> list[PhaseRow]:

@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from budgetsearch.core.errors import SettingsError
-from budgetsearch.core.history import History, TrialState
-from budgetsearch.core.records import (
+from budgetsearch.core.events import (
     Charged,
     Closed,
     Decided,
     Entry,
     Heartbeat,
-    Plan,
     SegmentEnded,
     SegmentStarted,
     TrialAdded,
 )
+from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.records import Plan
 from budgetsearch.core.space import Space
 from budgetsearch.study.distributions import quiet, shown
 
@@ -56,7 +56,7 @@ class StudyMirror:
         self._told: set[int] = set()
         self._level = False
         self._warned = False
-        self._shown = _without_password(storage_url)
+        self._shown = without_password(storage_url)
         self._guarded(self._connect)
 
     def see(self, entry: Entry, history: History) -> None:
@@ -211,25 +211,9 @@ class StudyMirror:
 # ---------------------------------------------------------------- what a trial looks like
 
 
-def standing(state: TrialState, history: History) -> str:
-    """One word or two for where a trial stands."""
-    over = history.closed is not None and history.closed.state == "finished"
-    if state.dead:
-        return state.dead
-    if state.trial_id in history.full_done or (over and state.full_losses):
-        return "done"
-    if state.trial_id == history.full_trial:
-        return "full run"
-    if over:
-        return "dropped"
-    if state.running:
-        return "promoted" if state.goal > 0 else "running"
-    return "paused" if state.started else "waiting"
-
-
 def _attributes(state: TrialState, history: History) -> dict[str, Any]:
     attrs: dict[str, Any] = {
-        "status": standing(state, history),
+        "status": history.standing(state),
         "rung": state.rung,
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
@@ -274,7 +258,7 @@ def _state(name: str) -> Any:
     return optuna.trial.TrialState[name]
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     """The URL as it may stand in a log.
 
     Raises:

@@ -62,9 +62,7 @@ class _View:
     def of(cls, history: History, seed: int) -> _View:
         plan = history.plan
         assert plan is not None, "configurations are proposed after planning"
-        # A quantization that could not be calibrated has no rate, so no rungs either.
-        space = Space.parse(plan.space).restrict("quantization", list(plan.reference_rates))
-        return cls(history, seed, space)
+        return cls(history, seed, Space.parse(plan.space))
 
     @property
     def startup(self) -> int:

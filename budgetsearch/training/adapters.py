@@ -25,7 +25,7 @@ class Adapter:
         rank = int(params["rank"])
         config = LoraConfig(
             r=rank,
-            lora_alpha=float(params.get("alpha", 2 * rank)),  # type: ignore[arg-type]
+            lora_alpha=float(params.get("alpha", 2 * rank)),
             lora_dropout=float(params.get("dropout", 0.0)),
             target_modules=targets if targets == "all-linear" else targets.split(","),
             task_type="CAUSAL_LM",

@@ -84,9 +84,21 @@ def load_base(path: str, quantization: str, device: str, *, trust_remote_code: b
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The base model in {path} cannot be loaded as {quantization}: {error}") from error
+    _keep_bits(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval()
+
+
+def _keep_bits(model: Any) -> None:
+    """Stop bitsandbytes from repacking nf4 weights at the first evaluation on a CPU with AVX512-BF16.
+
+    The packed form rounds the scales to bf16 for good, so a trial would see another base after the
+    first evaluation than before it, and a reported loss could not be measured again.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _bitsandbytes(quantization: str, compute: torch.dtype) -> Any:

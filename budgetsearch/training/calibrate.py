@@ -6,7 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from budgetsearch.core.records import CalibrateJob, Calibration, Params, Schedule, Segment
+from budgetsearch.core.records import (
+    CalibrateJob,
+    Calibration,
+    Params,
+    Schedule,
+    Segment,
+)
 from budgetsearch.training.evaluate import example_losses
 from budgetsearch.training.recipe import Shop, Timer, TrialTraining
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from budgetsearch.core.errors import CheckpointError
+from budgetsearch.folders import fresh_folder
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -52,22 +52,16 @@ def save(
     progress: Progress,
 ) -> None:
     """Write a checkpoint to a temporary folder, sync it, rename it to ``folder``."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(adapter, temporary / ADAPTER_FILE, metadata={"format": "pt"})
-    save_file(tensors, temporary / STATE_FILE)
-    (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    sums = {name: _sha256(temporary / name) for name in (ADAPTER_FILE, STATE_FILE, CONFIG_FILE)}
-    meta = {**asdict(progress), "sha256": sums}
-    (temporary / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")
-    for path in temporary.iterdir():
-        sync(path)
-    sync(temporary)
-    if folder.exists():
+    if folder.exists():  # the same trial at the same token: what is there is what would be written
         shutil.rmtree(folder)
-    os.replace(temporary, folder)
-    sync(folder.parent)
+    with fresh_folder(folder) as temporary:
+        save_file(adapter, temporary / ADAPTER_FILE, metadata={"format": "pt"})
+        save_file(tensors, temporary / STATE_FILE)
+        text = json.dumps(config, indent=2, sort_keys=True)
+        (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
+        sums = {name: _sha256(temporary / name) for name in (ADAPTER_FILE, STATE_FILE, CONFIG_FILE)}
+        meta = {**asdict(progress), "sha256": sums}
+        (temporary / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
 def load(folder: Path) -> Saved:
@@ -80,22 +74,11 @@ def load(folder: Path) -> Saved:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         for name, expected in meta["sha256"].items():
             if _sha256(folder / name) != expected:
-                raise CheckpointError(
-                    f"The checkpoint {folder} is damaged: {name} has changed."
-                )
+                raise CheckpointError(f"The checkpoint {folder} is damaged: {name} has changed.")
         tensors = load_file(folder / STATE_FILE)
         return Saved(Progress(int(meta["tokens"]), int(meta["steps"])), tensors)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
-
-
-def sync(path: Path) -> None:
-    """Force a file's or a folder's content to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

@@ -6,10 +6,8 @@ A source is a file (JSONL, JSON, CSV, Parquet), ``reasoning-gym:NAME?size=N&seed
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 import random
 import re
@@ -20,8 +18,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from budgetsearch.core.errors import DataError, nearest
+from budgetsearch.training.rows import Row, read_rows
 
-Row = Mapping[str, Any]
 Message = Mapping[str, str]
 
 GYM, HUB = "reasoning-gym:", "hub:"
@@ -118,7 +116,7 @@ def _examples(source: str) -> Iterator[Example]:
         yield from _gym_examples(source)
         return
     path = _hub_file(source) if source.startswith(HUB) else _local_file(source)
-    for place, row in _rows(path):
+    for place, row in read_rows(path):
         yield _from_row(row, f"{path.name}:{place}")
 
 
@@ -135,88 +133,6 @@ def _local_file(source: str) -> Path:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     return path
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """(line or row, columns) of a file of any known extension."""
-    readers = {".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    return readers.get(path.suffix.lower(), _jsonl_rows)(path)
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            line = _decode(raw.removeprefix(b"\xef\xbb\xbf"), path, number).strip()
-            if line:
-                yield str(number), _object(_parse(line, path, number), path, str(number))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    value = _parse(_text(path), path, 1)
-    if isinstance(value, dict):
-        lists = {key: item for key, item in value.items() if isinstance(item, list)}
-        if len(lists) != 1:
-            raise DataError(f"{path} holds an object with {len(lists)} lists; one list of rows is needed")
-        value = next(iter(lists.values()))
-    if not isinstance(value, list):
-        raise DataError(f"{path} holds neither a list of rows nor an object with one")
-    for number, row in enumerate(value, start=1):
-        yield f"row {number}", _object(row, path, f"row {number}")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    start = 1
-    try:
-        columns = reader.fieldnames or ()
-        start = reader.line_num + 1
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"{path}:{start} does not have the {len(columns)} columns of the header")
-            yield str(start), row
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{start} is not valid CSV: {error}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet after row {number}: {error}") from error
-
-
-def _text(path: Path) -> str:
-    return _decode(path.read_bytes(), path, 1).removeprefix("\ufeff")
-
-
-def _decode(raw: bytes, path: Path, line: int) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line += raw.count(b"\n", 0, error.start)
-        raise DataError(f"{path}:{line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
-
-
-def _parse(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{line + error.lineno - 1} is not valid JSON: {error.msg}") from error
-
-
-def _object(value: Any, path: Path, place: str) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{path}:{place} is a {type(value).__name__}, not an object with columns")
-    return value
 
 
 def _from_row(row: Row, place: str) -> Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> tuple[Score, 
     adapter_losses, targets = _losses(model, job, shop)
     with model.disable_adapter():
         base_losses, _ = _losses(model, job, shop)
+    if not all(map(math.isfinite, (*base_losses, *adapter_losses))):
+        raise ArithmeticError("a validation loss is not finite; base and adapter cannot be compared")
     timer.lap("evaluate")
     answers = _answers(model, job, shop, deadline)
     timer.lap("score")

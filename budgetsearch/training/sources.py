@@ -19,13 +19,15 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from budgetsearch.core.errors import ModelError, nearest
+from budgetsearch.folders import fresh_folder, locked
+from budgetsearch.training.quiet import quiet
 
 Say = Callable[[str], None]
 
@@ -369,57 +371,3 @@ def _licence(path: Path) -> str | None:
         if match := re.search(r"(?m)^license:[ \t]*([\w.-]+)", head):
             return match.group(1)
     return None
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` alone among all processes; waits for whoever has it."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(path.suffix + ".lock").open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def fresh_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``target``, synced and whole, or goes. Call it locked."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield folder
-        for path in [*folder.iterdir(), folder]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no warnings from transformers and the Hub while this lasts."""
-    import huggingface_hub.utils as hub
-    from transformers.utils import logging
-
-    bars, level, hub_off = (
-        logging.is_progress_bar_enabled(),
-        logging.get_verbosity(),
-        hub.are_progress_bars_disabled(),
-    )
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    hub.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-        if not hub_off:
-            hub.enable_progress_bars()

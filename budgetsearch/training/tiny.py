@@ -22,7 +22,7 @@ def make_tiny_model(
     folder: Path,
     *,
     vocab: int = 300,
-    hidden: int = 32,
+    hidden: int = 64,
     layers: int = 2,
     seed: int = 0,
     chat_template: bool = True,

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import DataError, SettingsError
+from budgetsearch.folders import fresh_folder, locked
 from budgetsearch.training.data import Example, load_examples, prompt_key, split
-from budgetsearch.training.sources import fresh_folder, locked, quiet
+from budgetsearch.training.quiet import quiet
 
 Say = Callable[[str], None]
 

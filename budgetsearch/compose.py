@@ -1,0 +1,322 @@
+"""From settings to a driver at work: every part is made here and handed to the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from budgetsearch.core.budget import PlanRequest
+from budgetsearch.core.dimensions import Choice
+from budgetsearch.core.errors import RunFolderError, SpaceError, UsageError
+from budgetsearch.core.events import Opened
+from budgetsearch.core.history import History
+from budgetsearch.core.ports import Clock, Watcher
+from budgetsearch.core.records import WorkerSetup
+from budgetsearch.core.space import Space
+from budgetsearch.ledger import Ledger
+from budgetsearch.runfolder import RunFolder, RunLock
+
+if TYPE_CHECKING:
+    from budgetsearch.driver import Driver
+    from budgetsearch.engines.local import LocalEngine
+    from budgetsearch.exporter import AdapterExporter
+    from budgetsearch.gpu.profiles import Card
+    from budgetsearch.settings import Settings
+    from budgetsearch.training.sources import BaseModel
+    from budgetsearch.training.tokens import PreparedData
+
+Say = Callable[[str], None]
+"""Takes one line about what is going on."""
+PACKAGES = ("budgetsearch", "torch", "transformers", "peft", "bitsandbytes", "optuna")
+"""Whose versions stand in the ledger; all of them stand in versions.lock."""
+
+
+def start(settings: Settings, clock: Clock, watchers: Sequence[Watcher], say: Say) -> History:
+    """Check everything that can be checked without touching anything, then make the run folder.
+
+    Raises:
+        UsageError: something cannot be used; a folder that was made is gone again.
+    """
+    assert settings.out is not None
+    folder = RunFolder(Path(settings.out))
+    _check(settings)
+    folder.check_free()
+    existed = folder.path.exists()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(folder)
+    lock.sign()
+    try:
+        return drive(settings, folder, lock, clock, watchers, say)
+    except UsageError:
+        if not folder.ledger.exists() and not existed:
+            folder.remove()
+        raise
+    finally:
+        lock.release()
+
+
+def _check(settings: Settings) -> None:
+    from budgetsearch.gpu.profiles import detect
+    from budgetsearch.spaces import load_space
+    from budgetsearch.study.mirror import without_password
+    from budgetsearch.training.data import check_data
+    from budgetsearch.training.sources import check_source
+
+    detect(settings.gpu, settings.device)
+    space = load_space(settings.space)
+    if space.extra:
+        raise SpaceError(
+            f"The search space {settings.space} has dimensions that training does not know: "
+            f"{', '.join(space.extra)}. It knows quantization, rank, learning_rate, alpha and dropout."
+        )
+    check_source(settings.model)
+    for source in filter(None, (settings.data, settings.valid)):
+        check_data(source)
+    if settings.storage:
+        without_password(settings.storage)
+
+
+def drive(
+    settings: Settings,
+    folder: RunFolder,
+    lock: RunLock,
+    clock: Clock,
+    watchers: Sequence[Watcher],
+    say: Say,
+) -> History:
+    """Prepare model and data while the worker starts, then let the driver run to the end."""
+    from budgetsearch.engines.local import LocalEngine
+    from budgetsearch.gpu.profiles import detect
+
+    card = detect(settings.gpu, settings.device)
+    if card.note:
+        say(card.note)
+    engine = LocalEngine(None, folder.worker_log, keep_open=(lock.fd,), environment=card.environment)
+    with _stop_signals() as stop_requested:
+        try:
+            engine.warm_up()
+            base, prepared = _prepare(settings, say)
+            engine.prepare(_worker_setup(settings, folder, card, base, prepared))
+            driver = _driver(settings, folder, card, base, prepared, engine, clock)
+            driver.stop_requested = stop_requested
+            for watcher in (_mirror(settings, folder, driver.opened, driver.history), *watchers):
+                driver.ledger.watch(watcher)
+            try:
+                return driver.run()
+            finally:
+                driver.ledger.close()
+        finally:
+            engine.close()
+
+
+def _driver(
+    settings: Settings,
+    folder: RunFolder,
+    card: Card,
+    base: BaseModel,
+    prepared: PreparedData,
+    engine: LocalEngine,
+    clock: Clock,
+) -> Driver:
+    from budgetsearch.driver import Driver
+    from budgetsearch.spaces import load_space
+    from budgetsearch.study.sampler import OptunaSampler
+
+    space = load_space(settings.space)
+    facts = _facts(settings, folder, card, base, prepared)
+    folder.prepare(settings.model_dump(mode="json"))
+    ledger = Ledger(folder.ledger)
+    opened = ledger.history.opened or Opened(settings.hours * 3600, settings.model_dump(mode="json"), facts)
+    _check_same_inputs(opened, facts)
+    return Driver(
+        ledger=ledger,
+        engine=engine,
+        sampler=OptunaSampler(),
+        exporter=_exporter(settings, folder, base, opened),
+        clock=clock,
+        request=_request(settings, card, space, prepared),
+        opened=opened,
+        quantizations=_quantizations(space),
+        calibration_rank=_largest_rank(space),
+        grace_seconds=settings.grace_seconds,
+    )
+
+
+def _mirror(settings: Settings, folder: RunFolder, opened: Opened, history: History) -> Watcher:
+    from budgetsearch.study.mirror import StudyMirror
+
+    mirror = StudyMirror(storage_url(settings.storage, folder), str(opened.facts["study"]))
+    mirror.catch_up(history)
+    return mirror
+
+
+def storage_url(given: str | None, folder: RunFolder) -> str:
+    """The Optuna storage of a run: what ``--storage`` says, else SQLite in its folder."""
+    return given or f"sqlite:///{folder.study}"
+
+
+def cache_folder() -> Path:
+    """Where converted models and tokenized data are kept: BUDGETSEARCH_CACHE, or the user's cache."""
+    given = os.environ.get("BUDGETSEARCH_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "budgetsearch"
+
+
+def _prepare(settings: Settings, say: Say) -> tuple[BaseModel, PreparedData]:
+    from budgetsearch.training.sources import resolve_model
+    from budgetsearch.training.tokens import prepare
+
+    cache = cache_folder()
+    base = resolve_model(
+        settings.model,
+        cache,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        say=say,
+    )
+    prepared = prepare(
+        base.path,
+        settings.data,
+        settings.valid,
+        seed=settings.seed,
+        max_length=settings.max_length,
+        cache=cache,
+        max_rows=settings.max_rows,
+        valid_share=settings.valid_share,
+        say=say,
+    )
+    return base, prepared
+
+
+def _worker_setup(
+    settings: Settings, folder: RunFolder, card: Card, base: BaseModel, prepared: PreparedData
+) -> WorkerSetup:
+    return WorkerSetup(
+        model_path=str(base.path),
+        model_name=base.loadable,
+        data_path=str(prepared.folder),
+        checkpoint_path=str(folder.checkpoints.absolute()),
+        device=card.device,
+        targets=settings.targets,
+        seed=settings.seed,
+        limit_bytes=None if card.device == "cpu" else card.usable_bytes,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def _request(settings: Settings, card: Card, space: Space, prepared: PreparedData) -> PlanRequest:
+    return PlanRequest(
+        budget_seconds=settings.hours * 3600,
+        gpu=card.profile.name,
+        space=space.to_dict(),
+        seed=settings.seed,
+        eta=settings.eta,
+        first_rung=settings.first_rung,
+        full_share=settings.full_share,
+        max_epochs=settings.max_epochs,
+        eval_share=settings.eval_share,
+        batch_size=settings.batch_size,
+        train_tokens=prepared.train_stats.tokens,
+        train_rows=prepared.train_stats.rows,
+        valid_rows=prepared.valid_stats.rows,
+        task_examples=settings.task_examples,
+        max_trials=settings.max_trials,
+        limit_bytes=None if card.device == "cpu" else card.usable_bytes,
+    )
+
+
+def _exporter(settings: Settings, folder: RunFolder, base: BaseModel, opened: Opened) -> AdapterExporter:
+    from budgetsearch.exporter import AdapterExporter
+
+    return AdapterExporter(
+        run_folder=folder.path,
+        checkpoint_path=folder.checkpoints,
+        model_facts=opened.facts["model"],
+        data_facts=opened.facts["data"],
+        tokenizer_files_from=base.path,
+        keep_checkpoints=settings.keep_checkpoints,
+    )
+
+
+def _facts(
+    settings: Settings, folder: RunFolder, card: Card, base: BaseModel, prepared: PreparedData
+) -> dict[str, Any]:
+    """What was found before the first job, for the ledger, the report and the card."""
+    # A storage that several runs share holds one study for each.
+    study = f"{folder.path.name}-{uuid.uuid4().hex[:8]}" if settings.storage else folder.path.name
+    return {
+        "study": study,
+        "card": {"name": card.name, "device": card.device, "usable_bytes": card.usable_bytes},
+        "model": {
+            "source": base.source,
+            "loadable": base.loadable,
+            "revision": base.revision,
+            "sha256": base.sha256,
+            "licence": base.licence,
+        },
+        "data": {
+            "source_sha256": prepared.source_sha256,
+            "template": prepared.template,
+            "train": dataclasses.asdict(prepared.train_stats),
+            "valid": dataclasses.asdict(prepared.valid_stats),
+            "prepared": prepared.folder.name,
+        },
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _check_same_inputs(opened: Opened, facts: Mapping[str, Any]) -> None:
+    """A run goes on only with the model and the data that it began with."""
+    for what, key in (("model", "sha256"), ("data", "prepared")):
+        if opened.facts[what][key] != facts[what][key]:
+            raise RunFolderError(
+                f"The {what} has changed since this run began, so its trials could not be compared any "
+                f"more. Bring the old {what} back, or start a new run with another --out."
+            )
+
+
+def _quantizations(space: Space) -> list[str]:
+    """The quantizations that the space can ask for."""
+    dimension = space["quantization"]
+    values = dimension.values if isinstance(dimension, Choice) else (space.default()["quantization"],)
+    return [str(value) for value in values]
+
+
+def _largest_rank(space: Space) -> int:
+    """The rank that the calibration measures: the most expensive one."""
+    dimension = space["rank"]
+    if isinstance(dimension, Choice):
+        return max(int(value) for value in dimension.values)
+    return int(space.from_unit(dict.fromkeys(space.searched, 1.0))["rank"])
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, the first SIGINT or SIGTERM asks the run to stop cleanly; a second SIGINT stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop.is_set
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            signal.default_int_handler(number, frame)
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,136 @@
+"""What the ledger records: every event of a run, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from budgetsearch.core.records import (
+    Beat,
+    Calibration,
+    Decision,
+    Phase,
+    Plan,
+    Score,
+    Segment,
+    SegmentResult,
+    Trial,
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The run exists. ``settings`` are complete, defaults included."""
+
+    budget_seconds: float
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Measured at the start: data statistics, model, versions, machine."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The run goes on in a new process."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class Planned:
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class TrialAdded:
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision with all that it depended on beside the ledger before it."""
+
+    now: float
+    free_slots: int
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class SegmentStarted:
+    job_id: int
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    beat: Beat
+
+
+@dataclass(frozen=True)
+class SegmentEnded:
+    job_id: int
+    result: SegmentResult
+
+
+@dataclass(frozen=True)
+class Charged:
+    """Seconds of the budget that are gone, and for what. Every second is charged exactly once."""
+
+    phase: Phase
+    seconds: float
+    trial_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    score: Score
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An adapter stands on disk. ``final`` is False for an incumbent that may still be replaced."""
+
+    trial_id: int
+    checkpoint: str
+    path: str
+    final: bool
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The process stops; ``state`` says whether the run is over."""
+
+    state: Literal["finished", "interrupted", "failed"]
+    reason: str
+
+
+Event = (
+    Opened
+    | Resumed
+    | Calibrated
+    | Planned
+    | TrialAdded
+    | Decided
+    | SegmentStarted
+    | Heartbeat
+    | SegmentEnded
+    | Charged
+    | Scored
+    | Exported
+    | Closed
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event as the ledger holds it."""
+
+    seq: int
+    at: float
+    """Active seconds of the run, over all its processes."""
+    wall: float
+    """Seconds since the epoch, for people; nothing is computed from it."""
+    event: Event
