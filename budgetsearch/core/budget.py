@@ -21,7 +21,7 @@ MIN_EVAL_EXAMPLES = 16
 MAX_EVAL_EXAMPLES = 512
 TASK_SHARE = 0.06
 """Share of the budget that generating answers for the accuracy may take, 600 s at most."""
-EXIT_SECONDS = 4.0
+EXIT_SECONDS = 6.0
 """Report, study and process exit; the larger of this and 1% of the budget (60 s at most)."""
 PLANNING_MARGIN = 1.1
 """Trials are planned at so many times their expected cost, so that the full run is not starved."""

@@ -38,11 +38,14 @@ class CostModel:
                 ratios.setdefault(name, []).append(train * plan.reference_rates[name] / tokens)
                 extras.setdefault(name, []).append(sum(result.seconds.values()) - train)
         everything = [ratio for some in ratios.values() for ratio in some]
+        between = _between_segments(history)
         names = plan.reference_rates
         return cls(
             plan=plan,
             factors={name: _factors(ratios.get(name, []), everything) for name in names},
-            overheads={name: _mean(extras.get(name, []), plan.overheads[name]) for name in names},
+            overheads={
+                name: between + _mean(extras.get(name, []), plan.overheads[name]) for name in names
+            },
         )
 
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
@@ -60,6 +63,12 @@ class CostModel:
         """A segment of so many reference seconds, whatever its quantization will be."""
         factor = statistics.fmean(expected for expected, _ in self.factors.values())
         return reference_seconds * factor + statistics.fmean(self.overheads.values())
+
+
+def _between_segments(history: History) -> float:
+    """Seconds that the driver itself takes for each segment: recording, exporting, handing over."""
+    own = history.charged.get("idle", 0.0) + history.charged.get("export", 0.0)
+    return own / len(history.results) if history.results else 0.0
 
 
 def _factors(own: Sequence[float], everything: Sequence[float]) -> tuple[float, float]:

@@ -130,7 +130,10 @@ class History:
 
     def needed_checkpoints(self) -> set[str]:
         """Names of the checkpoints that the run may still want."""
-        wanted = {t.best_checkpoint for t in self.trials.values() if t is self.incumbent}
+        best = self.incumbent
+        wanted = {best.best_checkpoint} if best else set()
+        if self.closed is not None and self.closed.state == "finished":
+            return {name for name in wanted if name}
         wanted |= {t.checkpoint for t in self.trials.values() if t.dead is None}
         wanted |= {s.checkpoint_in for segments in self.running.values() for s in segments}
         return {name for name in wanted if name}

@@ -244,9 +244,9 @@ def trial_table(history: History, limit: int = SHOWN_TRIALS) -> Table:
     table.add_column("trial", justify="right")
     knobs = Space.parse(history.plan.space).searched if history.plan else ()
     for name in knobs:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for name in rung_names(history):
-        table.add_column(name.replace(" (", "\n("), justify="right")
+        table.add_column(name.replace(" (", "\n("), justify="right", no_wrap=True)
     table.add_column("seconds", justify="right")
     table.add_column("status")
     for row in rows[:limit]:

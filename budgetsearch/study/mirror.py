@@ -19,6 +19,7 @@ from budgetsearch.core.events import (
     Decided,
     Entry,
     Heartbeat,
+    Planned,
     SegmentEnded,
     SegmentStarted,
     TrialAdded,
@@ -68,8 +69,7 @@ class StudyMirror:
             self.catch_up(history)
         elif isinstance(event, (TrialAdded, SegmentStarted, SegmentEnded)):
             self._guarded(lambda: self._follow([history.trials[_trial_of(event)]], history))
-        else:
-            # A promotion or an end changes what the others are, so the whole study is looked at.
+        elif isinstance(event, (Planned, Closed)):
             self._guarded(lambda: self._follow(history.trials.values(), history))
         if isinstance(event, Closed) and not self._level:
             LOGGER.warning("The Optuna study is not complete; the ledger is. `resume` brings it level.")
@@ -98,6 +98,8 @@ class StudyMirror:
         if self._url.startswith("sqlite"):
             options["connect_args"] = {"timeout": LOCK_SECONDS}
         storage = optuna.storages.RDBStorage(self._url, engine_kwargs=options)
+        if self._url.startswith("sqlite"):
+            _hurry(storage.engine)
         # Nothing is sampled here, so the sampler is one that does not look at the trials.
         self._study = optuna.create_study(
             storage=storage,
@@ -127,6 +129,7 @@ class StudyMirror:
         if history.plan is None:
             return
         self._describe(history.plan)
+        frozen = self._study.get_trials(deepcopy=False)
         ends = history.closed is not None and history.closed.state == "finished"
         winners = _winners(history) if ends else set()
         for state in sorted(states, key=lambda state: state.trial_id):
@@ -134,7 +137,8 @@ class StudyMirror:
                 continue
             if state.trial_id not in self._numbers:
                 self._create(state, history.plan)
-            self._note(state, history)
+                frozen = self._study.get_trials(deepcopy=False)
+            self._note(state, history, frozen[self._numbers[state.trial_id]])
             if ends:
                 self._tell(state, winners)
 
@@ -177,14 +181,13 @@ class StudyMirror:
     def _waiting(self) -> list[Any]:
         return list(self._study.get_trials(deepcopy=False, states=(_state("WAITING"),)))
 
-    def _note(self, state: TrialState, history: History) -> None:
+    def _note(self, state: TrialState, history: History, frozen: Any) -> None:
         """Write the attributes, values and constraints that the study does not have yet."""
         import optuna
 
         known = self._attrs[state.trial_id]
         news = {key: value for key, value in _attributes(state, history).items() if known.get(key) != value}
         values = _values(state, history)
-        frozen = self._study.get_trials(deepcopy=False)[self._numbers[state.trial_id]]
         missing = {step: value for step, value in values.items() if step not in frozen.intermediate_values}
         if not news and not missing:
             return
@@ -256,6 +259,17 @@ def _state(name: str) -> Any:
     import optuna
 
     return optuna.trial.TrialState[name]
+
+
+def _hurry(engine: Any) -> None:
+    """Write without waiting for the disk: the study can be made again from the ledger at any time."""
+    import sqlalchemy
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def set_pragmas(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    engine.dispose()  # connections made so far would wait
 
 
 def without_password(url: str) -> str:
