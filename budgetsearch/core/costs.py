@@ -43,9 +43,7 @@ class CostModel:
         return cls(
             plan=plan,
             factors={name: _factors(ratios.get(name, []), everything) for name in names},
-            overheads={
-                name: between + _mean(extras.get(name, []), plan.overheads[name]) for name in names
-            },
+            overheads={name: between + _mean(extras.get(name, []), plan.overheads[name]) for name in names},
         )
 
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:

@@ -43,11 +43,26 @@ def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> float:
 
 
 def generate_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, device: str, max_new_tokens: int
-) -> list[str]:
-    """Greedy answers to rendered prompts, in one batch, decoded without special tokens."""
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    device: str,
+    max_new_tokens: int,
+    give_up: Callable[[], bool] = lambda: False,
+) -> list[str] | None:
+    """Greedy answers to rendered prompts, in one batch, decoded without special tokens.
+
+    None if ``give_up`` said so at some token: half an answer cannot be graded.
+    """
     tokenizer.padding_side = "left"
     batch = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=False).to(device)
+    cut = [False]
+
+    def look(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        cut[0] = cut[0] or give_up()
+        return torch.full((ids.shape[0],), cut[0], dtype=torch.bool, device=ids.device)
+
     with torch.inference_mode():
         output = model.generate(
             input_ids=batch["input_ids"],
@@ -55,8 +70,11 @@ def generate_answers(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+            pad_token_id=tokenizer.pad_token_id,
+            stopping_criteria=[look],
         )
+    if cut[0]:
+        return None
     answers = output[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
@@ -64,7 +82,3 @@ def generate_answers(
 def accuracy(grades: Sequence[float]) -> float | None:
     """Mean grade, or None where nothing was graded."""
     return sum(grades) / len(grades) if grades else None
-
-
-Grader = Callable[[int, str], float]
-"""(validation row, answer) -> grade in 0..1."""

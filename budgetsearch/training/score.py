@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.records import Score, ScoreJob
 from budgetsearch.training.evaluate import accuracy, example_losses, generate_answers, mean_loss
 from budgetsearch.training.recipe import Shop, Timer
+
+if TYPE_CHECKING:
+    from budgetsearch.training.data import Example
 
 ANSWER_BATCH = 8
 MAX_NEW_TOKENS = 512
@@ -64,7 +68,7 @@ def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[in
 
 
 def _answers(model: Any, job: ScoreJob, shop: Shop, deadline: float) -> Answers:
-    """Greedy answers in small batches; the next one starts only if the last one's time still fits."""
+    """Greedy answers in small batches while the time lasts; a batch that is cut off does not count."""
     from budgetsearch.training.data import answer_is_right
     from budgetsearch.training.tokens import load_tokenizer, render_prompt
 
@@ -72,35 +76,41 @@ def _answers(model: Any, job: ScoreJob, shop: Shop, deadline: float) -> Answers:
     examples = shop.data.valid_examples[: job.task_examples]
     tokenizer = load_tokenizer(shop.model_path)
     length = _answer_length(shop)
-    longest = 0.0
+
+    def late() -> bool:
+        shop.beat("answers", 0, None)
+        return shop.stopping() or time.monotonic() > deadline
+
     for start in range(0, len(examples), ANSWER_BATCH):
-        begin = time.monotonic()
-        if shop.stopping() or (start and begin + 1.2 * longest > deadline):
-            break
         some = examples[start : start + ANSWER_BATCH]
         prompts = [render_prompt(tokenizer, example) for example in some]
-        tuned = _write(model, tokenizer, prompts, shop, length)
+        ask = partial(
+            generate_answers,
+            *(model, tokenizer, prompts),
+            device=shop.device,
+            max_new_tokens=length,
+            give_up=late,
+        )
+        tuned = ask()
         with model.disable_adapter():
-            plain = _write(model, tokenizer, prompts, shop, length)
+            plain = ask() if tuned is not None else None
+        if tuned is None or plain is None:
+            break
         for example, before, after in zip(some, plain, tuned, strict=True):
             answers.adapter.append(answer_is_right(example, after))
             answers.base.append(answer_is_right(example, before))
-            question = example.prompt[-1]["content"]
-            answers.samples.append(
-                {"prompt": question, "reference": example.completion, "base": before, "adapter": after}
-            )
-        longest = max(longest, time.monotonic() - begin)
+            answers.samples.append(_sample(example, before, after))
     del answers.samples[SAMPLES:]
     return answers
 
 
-def _write(model: Any, tokenizer: Any, prompts: list[str], shop: Shop, length: int) -> list[str]:
-    shop.beat("answers", 0, None)
-    return generate_answers(model, tokenizer, prompts, device=shop.device, max_new_tokens=length)
+def _sample(example: Example, before: str, after: str) -> dict[str, Any]:
+    question = example.prompt[-1]["content"]
+    return {"prompt": question, "reference": example.completion, "base": before, "adapter": after}
 
 
 def _answer_length(shop: Shop) -> int:
-    """Room for the longest reference of the validation rows and a little more, in tokens."""
+    """Room for nearly all references of the validation rows and a little more, in tokens."""
     valid = shop.data.valid
-    longest = max(len(ids) - prompt for ids, prompt in (valid.row(i) for i in range(len(valid))))
-    return min(MAX_NEW_TOKENS, int(longest * 1.25) + 4)
+    lengths = sorted(len(ids) - prompt for ids, prompt in (valid.row(i) for i in range(len(valid))))
+    return min(MAX_NEW_TOKENS, int(lengths[int(0.95 * (len(lengths) - 1))] * 1.25) + 4)
