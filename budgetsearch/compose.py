@@ -22,7 +22,7 @@ from budgetsearch.core.history import History
 from budgetsearch.core.ports import Clock, Watcher
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space import Space
-from budgetsearch.ledger import Ledger
+from budgetsearch.ledger import Ledger, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ def start(settings: Settings, clock: Clock, watchers: Sequence[Watcher], say: Sa
         UsageError: something cannot be used; a folder that was made is gone again.
     """
     assert settings.out is not None
-    folder = RunFolder(Path(settings.out))
+    folder = RunFolder(settings.out)
     _check(settings)
+    settings = _anchored(settings)
     folder.check_free()
     existed = folder.path.exists()
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -57,11 +58,28 @@ def start(settings: Settings, clock: Clock, watchers: Sequence[Watcher], say: Sa
     try:
         return drive(settings, folder, lock, clock, watchers, say)
     except UsageError:
-        if not folder.ledger.exists() and not existed:
+        if not existed and not _has_trials(folder):
             folder.remove()
         raise
     finally:
         lock.release()
+
+
+def _has_trials(folder: RunFolder) -> bool:
+    """Whether anything was earned that must be kept."""
+    return folder.ledger.exists() and bool(read_history(folder.ledger).trials)
+
+
+def _anchored(settings: Settings) -> Settings:
+    """The same settings with absolute paths, so that a resume works from any folder."""
+    local = {
+        name: str(Path(source).expanduser().absolute())
+        for name in ("model", "data", "valid", "space")
+        if (source := getattr(settings, name)) and Path(source).expanduser().exists()
+    }
+    if not Path(settings.space).suffix:
+        local.pop("space", None)  # a name that comes with the package
+    return settings.model_copy(update=local)
 
 
 def _check(settings: Settings) -> None:

@@ -140,11 +140,9 @@ class Driver:
             self._append(self.opened)
             self._charge_rest("setup")
             return
-        self._append_lost_segments()
-        lost = self.history.spent - sum(self.history.charged.values())
-        if lost > 0:
-            self._append(Charged("crash", lost))
         self._charged_until = sum(self.history.charged.values())
+        self._charge("crash", self.history.spent - self._charged_until, None)
+        self._append_lost_segments()
         self._append(Resumed())
         self._charge_rest("setup")
 
@@ -224,21 +222,21 @@ class Driver:
             self._charge_rest("idle")
             self._close("failed", "no trial finished a segment, so there is no adapter")
             return
-        if self.history.score is None:
-            self._score(plan, best)
+        left = plan.budget_seconds - self.clock.now() - (plan.reserve_seconds - plan.score_seconds)
+        if self.history.score is None and left > 0:
+            self._score(plan, best, left)
         self._append_export(best, final=True)
         self._charge_rest("export")
         self._close("finished", "the budget is used")
 
-    def _score(self, plan: Plan, best: TrialState) -> None:
-        left = plan.budget_seconds - self.clock.now() - (plan.reserve_seconds - plan.score_seconds)
+    def _score(self, plan: Plan, best: TrialState, limit: float) -> None:
         job = ScoreJob(
             job_id=self.history.next_job,
             quantization=str(best.trial.params["quantization"]),
             checkpoint=str(best.best_checkpoint),
             eval_examples=plan.eval_examples,
             task_examples=plan.task_examples,
-            limit_seconds=max(1.0, left),
+            limit_seconds=limit,
         )
         outcome = self._execute(job)
         if isinstance(outcome, Score):

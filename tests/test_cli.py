@@ -142,8 +142,9 @@ def test_a_folder_without_a_run_is_named(command: str, tmp_path: Path) -> None:
     assert "budgetsearch run" in text
 
 
-def test_a_budget_below_the_minimum_is_refused(good: list[str]) -> None:
-    """A budget of a second cannot load the model; the answer says how much would do."""
+def test_a_budget_below_the_minimum_is_refused(good: list[str], tmp_path: Path) -> None:
+    """A budget of a second cannot load the model; the answer says how much would do, nothing is left."""
     code, text = invoke(*good, "--hours=0.0003")
     assert code == 2
     assert "too small" in text
+    assert not (tmp_path / "out").exists()

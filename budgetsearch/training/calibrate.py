@@ -77,7 +77,7 @@ def _measure(training: TrialTraining, job: CalibrateJob, shop: Shop, timer: Time
     for step in range(1, MAX_STEPS + 1):
         training.step_on(training.order.step_rows(step))
         shop.beat("calibrate", training.tokens, None)
-        if step >= MIN_STEPS and time.monotonic() - start >= MIN_SECONDS:
+        if shop.stopping() or (step >= MIN_STEPS and time.monotonic() - start >= MIN_SECONDS):
             break
     rate = (training.tokens - before) / (time.monotonic() - start)
     timer.lap("train")
