@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.clock import RunClock
-from budgetsearch.compose import Say, drive, start, storage_url
+from budgetsearch.compose import Say, bring_study_level, drive, start, storage_url
 from budgetsearch.core.errors import RunFolderError
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
@@ -128,7 +128,8 @@ def resume(
         if history.opened is None:
             raise RunFolderError(f"{folder.path} was never opened. Delete it and start again.")
         if history.closed is not None and history.closed.state == "finished":
-            return _result(folder, history)
+            bring_study_level(folder, history)
+            return _conclude(folder)
         settings = Settings.model_validate(dict(history.opened.settings))
         clock = RunClock(spent=history.spent, already=already_seconds)
         drive(settings, folder, lock, clock, watchers, say)
@@ -145,7 +146,11 @@ def status(run: str | os.PathLike[str]) -> dict[str, Any]:
     """
     from budgetsearch.report.tables import status_dict
 
-    return status_dict(open_history(run))
+    history = open_history(run)
+    found = status_dict(history)
+    if history.closed is None and not RunFolder(Path(run)).in_use():
+        found["phase"] = "stopped"
+    return found
 
 
 def report(run: str | os.PathLike[str]) -> Path:

@@ -102,7 +102,9 @@ def run(
         float | None,
         typer.Option(help="Share of --data for validation, without --valid.", show_default="0.1"),
     ] = None,
-    max_rows: Annotated[int | None, typer.Option(help="Use only the first rows of --data.")] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Use a seeded sample of so many rows of --data.")
+    ] = None,
     max_trials: Annotated[
         int | None, typer.Option(help="Configurations to try, at most.", show_default="200")
     ] = None,
@@ -185,6 +187,8 @@ def status(
             typer.echo(json.dumps(api.status(run), indent=2))
         else:
             _console().print(summary(api.open_history(run)))
+            if api.status(run)["phase"] == "stopped":
+                typer.echo(f"No process works on it. Go on with:  budgetsearch resume {run}")
 
 
 @app.command(epilog="Example:  budgetsearch report runs/mine")
@@ -240,7 +244,7 @@ def _errors() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
     except KeyboardInterrupt:
-        typer.echo("stopped at once; `budgetsearch resume RUN` goes on", err=True)
+        typer.echo("stopped at once; `budgetsearch resume RUN` goes on with a run that had begun", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

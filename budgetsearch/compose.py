@@ -57,9 +57,9 @@ def start(settings: Settings, clock: Clock, watchers: Sequence[Watcher], say: Sa
     lock.sign()
     try:
         return drive(settings, folder, lock, clock, watchers, say)
-    except UsageError:
-        if not existed and not _has_trials(folder):
-            folder.remove()
+    except (UsageError, KeyboardInterrupt):
+        if not _has_trials(folder):
+            folder.clear(remove=not existed)
         raise
     finally:
         lock.release()
@@ -79,6 +79,9 @@ def _anchored(settings: Settings) -> Settings:
     }
     if not Path(settings.space).suffix:
         local.pop("space", None)  # a name that comes with the package
+    prefix, _, path = (settings.storage or "").partition("sqlite:///")
+    if path and not prefix:
+        local["storage"] = f"sqlite:///{Path(path).expanduser().absolute()}"
     return settings.model_copy(update=local)
 
 
@@ -119,14 +122,14 @@ def drive(
     if card.note:
         say(card.note)
     engine = LocalEngine(None, folder.worker_log, keep_open=(lock.fd,), environment=card.environment)
-    with _stop_signals() as stop_requested:
+    with _stop_signals() as signals:
         try:
             engine.warm_up()
             base, prepared = _prepare(settings, say)
             engine.prepare(_worker_setup(settings, folder, card, base, prepared))
             driver = _driver(settings, folder, card, base, prepared, engine, clock)
-            driver.stop_requested = stop_requested
-            for watcher in (_mirror(settings, folder, driver.opened, driver.history), *watchers):
+            driver.stop_requested = signals.gently
+            for watcher in (_mirror(settings.storage, folder, driver.opened, driver.history), *watchers):
                 driver.ledger.watch(watcher)
             try:
                 return driver.run()
@@ -149,10 +152,11 @@ def _driver(
     from budgetsearch.spaces import load_space
     from budgetsearch.study.sampler import OptunaSampler
 
-    space = load_space(settings.space)
     facts = _facts(settings, folder, card, base, prepared)
     folder.prepare(settings.model_dump(mode="json"))
     ledger = Ledger(folder.ledger)
+    plan = ledger.history.plan
+    space = Space.parse(plan.space) if plan else load_space(settings.space)
     opened = ledger.history.opened or Opened(settings.hours * 3600, settings.model_dump(mode="json"), facts)
     _check_same_inputs(opened, facts)
     return Driver(
@@ -169,12 +173,18 @@ def _driver(
     )
 
 
-def _mirror(settings: Settings, folder: RunFolder, opened: Opened, history: History) -> Watcher:
+def _mirror(storage: str | None, folder: RunFolder, opened: Opened, history: History) -> Watcher:
     from budgetsearch.study.mirror import StudyMirror
 
-    mirror = StudyMirror(storage_url(settings.storage, folder), str(opened.facts["study"]))
+    mirror = StudyMirror(storage_url(storage, folder), str(opened.facts["study"]))
     mirror.catch_up(history)
     return mirror
+
+
+def bring_study_level(folder: RunFolder, history: History) -> None:
+    """Catch up the study of a run that is over, if its process was killed before it could."""
+    assert history.opened is not None
+    _mirror(history.opened.settings.get("storage"), folder, history.opened, history)
 
 
 def storage_url(given: str | None, folder: RunFolder) -> str:
@@ -186,9 +196,9 @@ def cache_folder() -> Path:
     """Where converted models and tokenized data are kept: BUDGETSEARCH_CACHE, or the user's cache."""
     given = os.environ.get("BUDGETSEARCH_CACHE")
     if given:
-        return Path(given)
+        return Path(given).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "budgetsearch"
+    return (Path(base).absolute() if base else Path.home() / ".cache") / "budgetsearch"
 
 
 def _prepare(settings: Settings, say: Say) -> tuple[BaseModel, PreparedData]:
@@ -258,7 +268,7 @@ def _exporter(settings: Settings, folder: RunFolder, base: BaseModel, opened: Op
     from budgetsearch.exporter import AdapterExporter
 
     return AdapterExporter(
-        run_folder=folder.path,
+        run_folder=folder.path.absolute(),
         checkpoint_path=folder.checkpoints,
         model_facts=opened.facts["model"],
         data_facts=opened.facts["data"],
@@ -319,22 +329,35 @@ def _largest_rank(space: Space) -> int:
     return int(space.from_unit(dict.fromkeys(space.searched, 1.0))["rank"])
 
 
+class _Signals:
+    """What SIGINT and SIGTERM mean: at once while preparing, gently once the driver runs."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._gentle = False
+
+    def gently(self) -> bool:
+        """Whether to stop; from the first call on, the first signal is only a request."""
+        self._gentle = True
+        return self._asked.is_set()
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler; a second signal stops at once as well."""
+        if self._asked.is_set() or not self._gentle:
+            raise KeyboardInterrupt
+        self._asked.set()
+
+
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, the first SIGINT or SIGTERM asks the run to stop cleanly; a second SIGINT stops at once."""
-    stop = threading.Event()
+def _stop_signals() -> Iterator[_Signals]:
+    """Inside, SIGINT and SIGTERM are handled; outside the main thread they are left alone."""
+    signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield stop.is_set
+        yield signals
         return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            signal.default_int_handler(number, frame)
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop.is_set
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

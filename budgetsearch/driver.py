@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from budgetsearch.core.budget import PlanRequest, make_plan, new_trial
-from budgetsearch.core.errors import EngineError, LedgerError
+from budgetsearch.core.errors import BudgetError, CheckpointError, EngineError, LedgerError
 from budgetsearch.core.events import (
     Calibrated,
     Charged,
@@ -45,8 +46,13 @@ from budgetsearch.core.records import (
 )
 from budgetsearch.ledger import Ledger
 
+LOGGER = logging.getLogger("budgetsearch.driver")
 POLL_SECONDS = 0.5
 """How long the loop waits for a report before it looks at the clock again."""
+CALIBRATION_ATTEMPTS = 2
+"""A calibration whose process died is tried again: a card may be busy for a moment."""
+SILENCE_SECONDS = 5.0
+"""While a job is silent (loading, evaluating) the driver itself notes so often that time passes."""
 FALLBACK_LIMIT = 0.5
 """Before there is a plan, one calibration may take this share of the budget at most."""
 
@@ -98,6 +104,8 @@ class Driver:
         self._flights: dict[int, _Flight] = {}
         self._answers: dict[int, JobEnded] = {}
         self._charged_until = 0.0
+        self._measured = 0
+        self._last_append = 0.0
 
     # -------------------------------------------------------------------- the phases
 
@@ -124,8 +132,7 @@ class Driver:
             self._open()
             self._calibrate()
             plan = self._plan()
-            self._search(plan)
-            self._finish(plan)
+            self._finish(plan, self._search(plan))
         except Interrupted:
             self._land()
             self._close("interrupted", "stopped on request")
@@ -144,6 +151,9 @@ class Driver:
         self._charge("crash", self.history.spent - self._charged_until, None)
         self._append_lost_segments()
         self._append(Resumed())
+        best = self.history.incumbent
+        if best is not None:  # the process may have been killed between a result and its export
+            self._export_incumbent(best)
         self._charge_rest("setup")
 
     def _append_lost_segments(self) -> None:
@@ -162,23 +172,40 @@ class Driver:
     def _calibrate(self) -> None:
         if self.history.plan is not None:
             return
-        for number, name in enumerate(self.quantizations):
-            if name in self.history.calibrations:
-                continue
-            limit = FALLBACK_LIMIT * (self.request.budget_seconds - self.clock.now())
-            job = CalibrateJob(
-                job_id=-1 - number,
-                quantization=name,
-                rank=self.calibration_rank,
-                batch_size=self.request.batch_size,
-                limit_seconds=limit,
-                limit_bytes=self.request.limit_bytes,
+        for name in self.quantizations:
+            for _ in range(CALIBRATION_ATTEMPTS):
+                known = self.history.calibrations.get(name)
+                if known is None or known.status == "crashed":
+                    self._append(Calibrated(self._measure(name)))
+                    self._charge_rest("calibrate")
+
+    def _measure(self, quantization: str) -> Calibration:
+        """Calibrate one quantization.
+
+        Raises:
+            BudgetError: that alone takes more than half of what is left.
+        """
+        limit = FALLBACK_LIMIT * (self.request.budget_seconds - self.clock.now())
+        job = CalibrateJob(
+            job_id=-1 - self._measured,
+            quantization=quantization,
+            rank=self.calibration_rank,
+            batch_size=self.request.batch_size,
+            limit_seconds=limit,
+            limit_bytes=self.request.limit_bytes,
+        )
+        self._measured += 1
+        start = self.clock.now()
+        outcome = self._execute(job) if limit > 0 else None
+        if outcome is None or self.clock.now() - start > limit:
+            minimum = 4 * self.clock.now()
+            raise BudgetError(
+                f"A budget of {self.request.budget_seconds:.0f} s is too small here: loading and measuring "
+                f"the base model takes more than half of it. Use --hours {minimum / 3600:.3f} or more.",
+                minimum,
             )
-            outcome = self._execute(job)
-            if not isinstance(outcome, Calibration):
-                raise EngineError(f"the engine answered a calibration with {type(outcome).__name__}")
-            self._append(Calibrated(outcome))
-            self._charge_rest("calibrate")
+        assert isinstance(outcome, Calibration)
+        return outcome
 
     def _plan(self) -> Plan:
         if self.history.plan is not None:
@@ -193,7 +220,8 @@ class Driver:
         self._append(Planned(plan))
         return plan
 
-    def _search(self, plan: Plan) -> None:
+    def _search(self, plan: Plan) -> str:
+        """Until there is nothing left to run; returns why."""
         while True:
             self._obey_stop()
             now, slots = self.clock.now(), self.engine.slots - len(self._flights)
@@ -206,7 +234,7 @@ class Driver:
                 self._propose(plan, decision.count)
             elif isinstance(decision, Finish):
                 self._append(Decided(now, slots, decision))
-                return
+                return decision.reason
             else:
                 self._wait()
 
@@ -216,18 +244,19 @@ class Driver:
         for number, proposal in enumerate(proposals, start=first):
             self._append(TrialAdded(new_trial(plan, number, proposal)))
 
-    def _finish(self, plan: Plan) -> None:
+    def _finish(self, plan: Plan, reason: str) -> None:
         best = self.history.incumbent
         if best is None or best.best_checkpoint is None:
             self._charge_rest("idle")
-            self._close("failed", "no trial finished a segment, so there is no adapter")
+            self._close("failed", f"{reason}, so there is no adapter")
             return
         left = plan.budget_seconds - self.clock.now() - (plan.reserve_seconds - plan.score_seconds)
-        if self.history.score is None and left > 0:
+        # Losses of base and adapter come first; without the time for them there is nothing to score.
+        if self.history.score is None and left > 2 * max(plan.overheads.values()):
             self._score(plan, best, left)
         self._append_export(best, final=True)
         self._charge_rest("export")
-        self._close("finished", "the budget is used")
+        self._close("finished", reason)
 
     def _score(self, plan: Plan, best: TrialState, limit: float) -> None:
         job = ScoreJob(
@@ -236,6 +265,7 @@ class Driver:
             checkpoint=str(best.best_checkpoint),
             eval_examples=plan.eval_examples,
             task_examples=plan.task_examples,
+            micro_batch=best.micro_batch,
             limit_seconds=limit,
         )
         outcome = self._execute(job)
@@ -267,6 +297,8 @@ class Driver:
                 self._append(Heartbeat(report))
             elif report.job_id in self._flights:
                 self._ended(report)
+        if self._flights and self.clock.now() - self._last_append > SILENCE_SECONDS:
+            self._append(Heartbeat(Beat(next(iter(self._flights)), None, "busy")))
         self._watch()
 
     def _watch(self) -> None:
@@ -278,7 +310,7 @@ class Driver:
             if flight.told is None:
                 flight.told = now
                 self.engine.cancel(flight.job.job_id)
-            elif now - flight.told > self._patience():
+            elif now - flight.told > self._patience(flight.job):
                 self.engine.kill(flight.job.job_id)
 
     def _grace(self) -> float:
@@ -286,10 +318,15 @@ class Driver:
         steps = 2 * plan.step_tokens / min(plan.reference_rates.values()) if plan else 0.0
         return max(self.grace_seconds, steps)
 
-    def _patience(self) -> float:
+    def _patience(self, job: Job) -> float:
         """How long the watchdog waits after its word: never so long that the reserve is used up."""
         plan = self.history.plan
-        return min(self._grace(), plan.reserve_seconds / 3) if plan else self._grace()
+        if plan is None:
+            return self._grace()
+        behind = plan.reserve_seconds
+        if isinstance(job, ScoreJob):
+            behind -= plan.score_seconds
+        return min(self._grace(), behind / 3)
 
     def _ended(self, report: JobEnded) -> None:
         flight = self._flights.pop(report.job_id)
@@ -306,9 +343,16 @@ class Driver:
         self._charge_rest("idle" if all(_is_well(r) for r in report.results) else "crash")
         best = self.history.incumbent
         if best is not None and best.best_checkpoint != previous:
-            self._append_export(best, final=False)
+            self._export_incumbent(best)
         self.exporter.sweep(self.history)
         self._charge_rest("export")
+
+    def _export_incumbent(self, best: TrialState) -> None:
+        """Keep an adapter on disk; if that fails now (a full disk), the end of the run tries again."""
+        try:
+            self._append_export(best, final=False)
+        except CheckpointError:
+            LOGGER.warning("The adapter of trial %s could not be exported.", best.trial_id, exc_info=True)
 
     def _append_export(self, best: TrialState, *, final: bool) -> None:
         path = self.exporter.export(self.history, best, final=final)
@@ -346,7 +390,7 @@ class Driver:
     # ---------------------------------------------------------------------- the ledger
 
     def _append(self, event: Event) -> None:
-        self.ledger.append(event, self.clock)
+        self._last_append = self.ledger.append(event, self.clock).at
 
     def _charge_result(self, result: SegmentResult) -> None:
         """Charge what the worker measured, never more than what has passed."""

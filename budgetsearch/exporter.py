@@ -103,6 +103,9 @@ class AdapterExporter:
         shutil.rmtree(self._new, ignore_errors=True)
         self._new.mkdir(parents=True)
         checkpoint = self.checkpoint_path / str(state.best_checkpoint)
+        done = history.exported
+        if not checkpoint.is_dir() and done is not None and done.checkpoint == state.best_checkpoint:
+            checkpoint = self.target  # somebody removed the checkpoint, but it stands here already
         for name in ADAPTER_FILES:
             shutil.copyfile(checkpoint / name, self._new / name)
         for path in self._tokenizer_files():

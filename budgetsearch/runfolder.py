@@ -14,6 +14,9 @@ from typing import Any
 
 from budgetsearch.core.errors import RunFolderError
 
+OWN = ("lock", "worker.log", "checkpoints", "settings.json", "versions.lock")
+"""What a run that was stopped before its first event may have left."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -78,7 +81,7 @@ class RunFolder:
                 f"--out {self.path} already holds a run. Go on with `budgetsearch resume {self.path}`, or "
                 "name another folder."
             )
-        if any(self.path.iterdir()):
+        if any(path.name not in OWN for path in self.path.iterdir()):
             raise RunFolderError(f"--out {self.path} is not empty and holds no run. Name another folder.")
 
     def _check_writable(self) -> None:
@@ -98,6 +101,14 @@ class RunFolder:
             what = "has no ledger.sqlite, so it is not a run" if self.path.is_dir() else "does not exist"
             raise RunFolderError(f"{self.path} {what}. `budgetsearch run --out FOLDER` starts one.")
 
+    def in_use(self) -> bool:
+        """Whether a process works on the run."""
+        try:
+            self.check_not_in_use()
+        except RunFolderError:
+            return True
+        return False
+
     def check_not_in_use(self) -> None:
         """Refuse a folder whose lock is held.
 
@@ -115,14 +126,23 @@ class RunFolder:
 
     def _write_versions(self) -> None:
         """Write down the Python and every installed package: what a repetition needs."""
+        if self.versions.exists():
+            return  # a resume: what the run began with is what counts
         found = {(d.metadata["Name"] or "?").lower(): d.version for d in importlib.metadata.distributions()}
         lines = [f"# Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
         lines += [f"{name}=={version}" for name, version in sorted(found.items())]
         self.versions.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def remove(self) -> None:
-        """Take back a folder that was made for a run which never began."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def clear(self, *, remove: bool) -> None:
+        """Take back what was made for a run that never began; ``remove`` the folder as well."""
+        if remove:
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 class RunLock:

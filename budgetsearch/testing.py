@@ -9,6 +9,7 @@ Subclass ``EngineContract`` in a pytest module and give it a fixture ``harness``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,9 +27,10 @@ from budgetsearch.core.records import (
 )
 from budgetsearch.training.tiny import make_tiny_model
 
-__all__ = ["EngineContract", "Harness", "await_end", "make_tiny_model", "segment"]
+__all__ = ["EngineContract", "Harness", "await_end", "make_tiny_model", "segment", "train_job"]
 
 MAX_POLLS = 1200
+_NUMBERS = itertools.count()
 
 
 @dataclass
@@ -69,8 +71,9 @@ def await_end(engine: Engine, job_id: int) -> JobEnded:
     raise AssertionError(f"job {job_id} never ended")
 
 
-def _train(job_id: int, *segments: Segment) -> TrainJob:
-    return TrainJob(job_id, segments, eval_examples=4, limit_seconds=600.0)
+def train_job(*segments: Segment) -> TrainJob:
+    """A job with a number of its own: engines may share a process between tests."""
+    return TrainJob(next(_NUMBERS), segments, eval_examples=4, limit_seconds=600.0)
 
 
 def _only(ended: JobEnded) -> SegmentResult:
@@ -98,8 +101,9 @@ class EngineContract:
 
     def test_a_segment_reaches_its_tokens_with_a_loss_and_a_checkpoint(self, harness: Harness) -> None:
         """Status ok, at least the tokens asked for, a finite loss, seconds by phase."""
-        harness.engine.submit(_train(0, segment(0, harness.short_tokens)))
-        result = _only(await_end(harness.engine, 0))
+        job0 = train_job(segment(0, harness.short_tokens))
+        harness.engine.submit(job0)
+        result = _only(await_end(harness.engine, job0.job_id))
         assert result.status == "ok", result.detail
         assert result.tokens >= harness.short_tokens
         assert result.loss is not None
@@ -108,42 +112,49 @@ class EngineContract:
 
     def test_a_segment_goes_on_from_its_checkpoint(self, harness: Harness) -> None:
         """The second segment of a trial starts where the first one stopped."""
-        harness.engine.submit(_train(0, segment(0, harness.short_tokens)))
-        first = _only(await_end(harness.engine, 0))
+        job0 = train_job(segment(0, harness.short_tokens))
+        harness.engine.submit(job0)
+        first = _only(await_end(harness.engine, job0.job_id))
         more = segment(0, 2 * harness.short_tokens, start=first.tokens, checkpoint=first.checkpoint_out)
-        harness.engine.submit(_train(1, more))
-        second = _only(await_end(harness.engine, 1))
+        job1 = train_job(more)
+        harness.engine.submit(job1)
+        second = _only(await_end(harness.engine, job1.job_id))
         assert second.status == "ok", second.detail
         assert second.tokens >= 2 * harness.short_tokens
 
     def test_several_segments_of_one_job_each_have_a_result(self, harness: Harness) -> None:
         """Results come in the order of the segments."""
         segments = [segment(i, harness.short_tokens) for i in range(2)]
-        harness.engine.submit(_train(0, *segments))
-        results = await_end(harness.engine, 0).results
+        job0 = train_job(*segments)
+        harness.engine.submit(job0)
+        results = await_end(harness.engine, job0.job_id).results
         assert [0, 1] == [r.trial_id for r in results if isinstance(r, SegmentResult)]
 
     def test_a_cancelled_job_ends_early(self, harness: Harness) -> None:
         """It ends as cancelled, short of its tokens, and the engine takes the next job."""
-        harness.engine.submit(_train(0, segment(0, harness.long_tokens)))
+        job0 = train_job(segment(0, harness.long_tokens))
+        harness.engine.submit(job0)
         harness.let_start()
-        harness.engine.cancel(0)
-        result = _only(await_end(harness.engine, 0))
+        harness.engine.cancel(job0.job_id)
+        result = _only(await_end(harness.engine, job0.job_id))
         assert result.status == "cancelled"
         assert result.tokens < harness.long_tokens
-        harness.engine.submit(_train(1, segment(1, harness.short_tokens)))
-        assert _only(await_end(harness.engine, 1)).status == "ok"
+        job1 = train_job(segment(1, harness.short_tokens))
+        harness.engine.submit(job1)
+        assert _only(await_end(harness.engine, job1.job_id)).status == "ok"
 
     def test_a_killed_job_is_a_crash_and_the_engine_goes_on(self, harness: Harness) -> None:
         """It ends as crashed with the tokens it began with, and the engine takes the next job."""
-        harness.engine.submit(_train(0, segment(0, harness.long_tokens)))
+        job0 = train_job(segment(0, harness.long_tokens))
+        harness.engine.submit(job0)
         harness.let_start()
-        harness.engine.kill(0)
-        result = _only(await_end(harness.engine, 0))
+        harness.engine.kill(job0.job_id)
+        result = _only(await_end(harness.engine, job0.job_id))
         assert result.status == "crashed"
         assert result.tokens == 0
-        harness.engine.submit(_train(1, segment(1, harness.short_tokens)))
-        assert _only(await_end(harness.engine, 1)).status == "ok"
+        job1 = train_job(segment(1, harness.short_tokens))
+        harness.engine.submit(job1)
+        assert _only(await_end(harness.engine, job1.job_id)).status == "ok"
 
     def test_cancelling_and_killing_what_is_not_there_is_harmless(self, harness: Harness) -> None:
         """A job that has already ended cannot be harmed."""
@@ -153,7 +164,8 @@ class EngineContract:
 
     def test_closing_twice_is_harmless(self, harness: Harness) -> None:
         """Close is safe at any time, a running job included."""
-        harness.engine.submit(_train(0, segment(0, harness.long_tokens)))
+        job0 = train_job(segment(0, harness.long_tokens))
+        harness.engine.submit(job0)
         harness.engine.close()
         harness.engine.close()
         assert harness.engine.slots >= 1

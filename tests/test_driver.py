@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from budgetsearch.core.errors import BudgetError, EngineError, LedgerError
 from budgetsearch.core.events import Decided, Entry, SegmentStarted
 from budgetsearch.core.halving import decide
-from budgetsearch.core.history import History, fold
+from budgetsearch.core.history import RUNNERS_UP, History, fold
 from budgetsearch.core.records import NeedCandidates, Run, Segment
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import Ledger, read_entries, read_history
@@ -140,6 +140,39 @@ def test_a_configuration_that_fits_at_no_micro_batch_is_infeasible(tmp_path: Pat
     assert history.incumbent is not None
 
 
+def test_a_ladder_of_one_rung_uses_the_whole_budget(tmp_path: Path) -> None:
+    """Without a first rung to choose from, one configuration after the other runs in full."""
+    few = {"train_rows": 250, "train_tokens": 20_000, "max_epochs": 1}
+    history = run(tmp_path / "ledger.sqlite", first_rung=1.0, **few)
+    assert len(history.full_done) >= 3
+    assert history.spent > 0.6 * 720
+
+
+def test_on_a_ladder_of_one_rung_a_diverged_trial_is_not_the_end(tmp_path: Path) -> None:
+    """Another configuration takes its place."""
+    world = SyntheticWorld(fate=lambda s: "diverged" if s.trial_id == 0 else "ok")
+    history = run(tmp_path / "ledger.sqlite", world, budget=180.0)
+    assert history.trials[0].dead == "diverged"
+    assert history.incumbent is not None
+
+
+@pytest.mark.parametrize("factor", [5.0, 8.0, 10.0])
+def test_a_machine_that_is_slower_than_calibrated_still_delivers(tmp_path: Path, factor: float) -> None:
+    """Everything takes many times as long: segments that were stopped for it teach the cost model."""
+    history = run(tmp_path / "ledger.sqlite", SyntheticWorld(slowdown=lambda s: factor), budget=1800.0)
+    assert history.incumbent is not None
+
+
+def test_losing_trials_give_up_their_checkpoints(tmp_path: Path) -> None:
+    """Once promotions began, only the promoted ones and a few behind them keep theirs."""
+    history = run(tmp_path / "ledger.sqlite", budget=3600.0)
+    assert history.incumbent is not None
+    assert history.needed_checkpoints() == {history.incumbent.best_checkpoint}
+    history.closed = None
+    quota = math.ceil(len(history.at_rung(0)) / 3)
+    assert len(history.needed_checkpoints()) <= quota + RUNNERS_UP
+
+
 def test_a_quantization_that_cannot_be_calibrated_is_never_sampled(tmp_path: Path) -> None:
     """nf4 fails to load: the plan's space holds only fp32, and the search goes on with it."""
     world = SyntheticWorld(broken=("nf4",))
@@ -207,11 +240,6 @@ def test_whatever_happens_the_deadline_holds(
 ) -> None:
     """Random budgets, data sizes, slowdowns up to ten times and failures: the invariants hold, and
     once a segment has finished there is an adapter."""
-    count = [0]
-
-    def pick(values: list[object]) -> object:
-        count[0] += 1
-        return values[count[0] % len(values)]
 
     def slowdown(segment: Segment) -> float:
         return float(slow[(segment.trial_id + segment.rung) % len(slow)])
@@ -232,6 +260,9 @@ def test_whatever_happens_the_deadline_holds(
     check_invariants(list(read_entries(path)), history, budget)
     finished = any(result.status == "ok" for _, result in history.results)
     assert finished == (history.exported is not None)
+    if not finished:
+        tried_all = len(history.trials) >= driver.request.max_trials
+        assert tried_all or history.spent > 0.3 * budget, "given up with the budget unused"
 
 
 # ------------------------------------------------------------------ stop and resume

@@ -15,6 +15,7 @@ import pytest
 
 from budgetsearch.core.events import Planned, SegmentStarted
 from budgetsearch.ledger import read_entries, read_history
+from budgetsearch.runfolder import RunFolder
 from tests.conftest import write_rows
 from tests.test_driver import check_replay
 
@@ -51,6 +52,14 @@ def command(place: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def wait_until_unused(run: Path) -> None:
+    """The orphaned worker holds the run's lock until it has noticed that its driver is gone."""
+    deadline = time.monotonic() + 30
+    while RunFolder(run).in_use():
+        assert time.monotonic() < deadline, "the worker outlived its driver"
+        time.sleep(0.1)
 
 
 def until_segments(ledger: Path, count: int) -> None:
@@ -179,7 +188,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
 
 
 def test_a_run_killed_with_signal_9_resumes(workplace: Path) -> None:
-    """kill -9 of the driver in the middle of a segment: nothing but that segment is done again."""
+    """kill -9 of the driver in the middle of a segment: nothing but that segment is done again, also
+    when the resume comes from another folder."""
     run = workplace / "runs" / "killed"
     process = command(workplace, "run", "--out", "runs/killed")
     until_segments(run / "ledger.sqlite", 3)
@@ -187,11 +197,19 @@ def test_a_run_killed_with_signal_9_resumes(workplace: Path) -> None:
     process.communicate(timeout=60)
     before = read_history(run / "ledger.sqlite")
     assert before.closed is None
-    deadline = time.monotonic() + 30
-    while True:
-        output, _ = (resumed := command(workplace, "resume", "runs/killed")).communicate(timeout=200)
-        if "in use" not in output or time.monotonic() > deadline:
-            break  # the orphaned worker holds the lock until it has noticed
+    wait_until_unused(run)
+    output, _ = command(workplace, "status", str(run), "--json").communicate(timeout=60)
+    assert json.loads(output)["phase"] == "stopped"
+    resumed = subprocess.run(
+        [sys.executable, "-m", "budgetsearch", "resume", str(run)],
+        cwd="/",
+        env={**os.environ, "BUDGETSEARCH_CACHE": str(workplace / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    output = resumed.stdout + resumed.stderr
     assert resumed.returncode == 0, output
     check_finished(run)
     after = read_history(run / "ledger.sqlite")

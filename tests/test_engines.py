@@ -18,8 +18,7 @@ from budgetsearch.core.records import Beat, WorkerSetup
 from budgetsearch.engines import local as local_engine
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
-from budgetsearch.testing import EngineContract, Harness, await_end, segment
-from budgetsearch.testing import _train as train_job
+from budgetsearch.testing import EngineContract, Harness, await_end, segment, train_job
 from budgetsearch.training.tokens import prepare
 
 
@@ -86,9 +85,10 @@ class TestLocal(EngineContract):
 
 def test_a_second_job_on_a_busy_slot_is_refused(local: LocalEngine) -> None:
     """There is one slot."""
-    local.submit(train_job(0, segment(0, 50_000_000)))
-    with pytest.raises(EngineError, match="while job 0 runs"):
-        local.submit(train_job(1, segment(1, 100)))
+    first = train_job(segment(0, 50_000_000))
+    local.submit(first)
+    with pytest.raises(EngineError, match=f"while job {first.job_id} runs"):
+        local.submit(train_job(segment(1, 100)))
 
 
 def test_a_worker_that_always_dies_is_given_up_with_its_last_words(
@@ -100,12 +100,13 @@ def test_a_worker_that_always_dies_is_given_up_with_its_last_words(
     monkeypatch.setattr(local_engine, "MAX_DEATHS", 2)
     broken = dataclasses.replace(setup, data_path=str(tmp_path / "nowhere"))
     engine = LocalEngine(broken, tmp_path / "worker.log")
-    for number in range(2):
-        engine.submit(train_job(number, segment(0, 100)))
-        (result,) = await_end(engine, number).results
+    for _ in range(2):
+        job = train_job(segment(0, 100))
+        engine.submit(job)
+        (result,) = await_end(engine, job.job_id).results
         assert result.status == "crashed"
     with pytest.raises(EngineError, match=r"died 2 times(.|\n)*worker\.log"):
-        engine.submit(train_job(9, segment(0, 100)))
+        engine.submit(train_job(segment(0, 100)))
     engine.close()
 
 
@@ -116,9 +117,9 @@ import sys
 from pathlib import Path
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.engines.local import LocalEngine
-from budgetsearch.testing import _train, segment
+from budgetsearch.testing import segment, train_job
 engine = LocalEngine(WorkerSetup(**{vars(setup)!r}), Path({str(tmp_path / "worker.log")!r}))
-engine.submit(_train(0, segment(0, 50_000_000)))
+engine.submit(train_job(segment(0, 50_000_000)))
 print(engine._process.pid, flush=True)
 while True:
     engine.poll(1.0)

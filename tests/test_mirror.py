@@ -12,6 +12,7 @@ import pytest
 from budgetsearch.core.errors import SettingsError
 from budgetsearch.core.events import Closed, Resumed
 from budgetsearch.core.history import fold
+from budgetsearch.study import mirror
 from budgetsearch.study.mirror import StudyMirror
 from tests.factories import Story, params, tell_run, whole_run
 
@@ -162,9 +163,10 @@ def test_without_a_full_run_the_exported_trial_is_complete(tmp_path: Path) -> No
 
 
 def test_a_failing_storage_warns_once_and_is_caught_up_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the folder is missing the run goes on; when it is back the study is complete."""
+    monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.0)
     folder = tmp_path / "gone"
     story = Story.planned()
     with caplog.at_level(logging.WARNING, "budgetsearch.study"):

@@ -127,7 +127,7 @@ def test_a_checkpoint_is_a_peft_adapter_with_the_reported_loss(
     result, _ = train_segment(resident, make_segment(0, 1500, params=params), shop, 8)
     fresh = load_base(str(tiny_model), quantization, "cpu")
     model = PeftModel.from_pretrained(fresh, shop.checkpoint_path / str(result.checkpoint_out))
-    losses, targets = example_losses(model.eval(), prepared.valid, 8, pad=0, device="cpu")
+    losses, targets = example_losses(model.eval(), prepared.valid, 8, pad=0, device="cpu", batch=4)
     assert result.example_losses == pytest.approx(losses, abs=1e-5)
     assert result.loss == pytest.approx(mean_loss(losses, targets), abs=1e-5)
 

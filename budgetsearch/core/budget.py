@@ -66,6 +66,8 @@ class _Measured:
     """Evaluating one example."""
     write: float
     """Writing one checkpoint."""
+    load: float
+    """Loading a base."""
     spent: float
     """What the run has already cost."""
 
@@ -85,6 +87,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         data=max_tokens / max(rates.values()),
         example=max(c.eval_seconds_per_example for c in usable.values()),
         write=max(c.checkpoint_seconds for c in usable.values()),
+        load=max(c.load_seconds for c in usable.values()),
         spent=now,
     )
     _check_minimum(request, measured)
@@ -102,6 +105,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         overheads={
             name: examples * c.eval_seconds_per_example + c.checkpoint_seconds for name, c in usable.items()
         },
+        load_seconds={name: c.load_seconds for name, c in usable.items()},
         max_tokens=max_tokens,
         batch_size=request.batch_size,
         step_tokens=step_tokens,
@@ -139,7 +143,7 @@ def _usable_space(space: Mapping[str, Any], usable: list[str], tried: list[str])
 
 def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...], int]:
     """The longest ladder whose first rung is worth its evaluation, and the evaluation's examples."""
-    levels = max(0, round(math.log(1 / request.first_rung, request.eta)))
+    levels = 0 if request.first_rung == 1 else max(1, round(math.log(1 / request.first_rung, request.eta)))
     longest = min(request.full_share * request.budget_seconds, measured.data)
     for level in range(levels, -1, -1):
         examples = _eval_examples(request, longest * request.eta**-level, measured)
@@ -184,7 +188,7 @@ def checkpoint_interval(budget_seconds: float) -> float:
 
 def _reserve(request: PlanRequest, examples: int, measured: _Measured) -> tuple[float, float]:
     """(seconds for the final scores, the whole reserve)."""
-    losses = 2 * examples * measured.example * LOSS_FACTOR
+    losses = measured.load + 2 * examples * measured.example * LOSS_FACTOR
     answers = min(600.0, TASK_SHARE * request.budget_seconds) if request.task_examples else 0.0
     score = losses + answers
     leave = max(EXIT_SECONDS, min(60.0, 0.01 * request.budget_seconds))

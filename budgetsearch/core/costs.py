@@ -34,8 +34,9 @@ class CostModel:
             name = str(segment.params["quantization"])
             train = result.seconds.get("train", 0.0)
             tokens = result.tokens - segment.start_tokens
-            if result.status == "ok" and tokens > 0 and train > 0:
+            if tokens > 0 and train > 0:  # also what a segment did before it was stopped for slowness
                 ratios.setdefault(name, []).append(train * plan.reference_rates[name] / tokens)
+            if result.status == "ok":
                 extras.setdefault(name, []).append(sum(result.seconds.values()) - train)
         everything = [ratio for some in ratios.values() for ratio in some]
         between = _between_segments(history)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from budgetsearch.core.budget import PLANNING_MARGIN, seconds_left
-from budgetsearch.core.costs import CostModel
+from budgetsearch.core.costs import PESSIMISM, CostModel
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import (
     Decision,
@@ -70,7 +70,13 @@ class View:
 
     def fits(self, state: TrialState, tokens: int, extra: float = 0.0) -> bool:
         """Whether a segment of so many tokens surely ends in time."""
-        return self.costs.segment_seconds(state.trial.params, tokens, pessimistic=True) + extra <= self.left
+        seconds = self.costs.segment_seconds(state.trial.params, tokens, pessimistic=True)
+        return seconds + self.load_seconds(state) + extra <= self.left
+
+    def load_seconds(self, state: TrialState) -> float:
+        """What loading the trial's base may take, if another quantization ran last."""
+        name = str(state.trial.params["quantization"])
+        return 0.0 if name == self.history.last_quantization else self.plan.load_seconds.get(name, 0.0)
 
     def run(self, segment: Segment, reason: str, limit: float) -> Run:
         """The decision to execute one segment."""
@@ -111,7 +117,8 @@ def fill_first_rung(view: View) -> Decision | None:
         return None
     started = [s for s in states if s.started]
     alive = sum(1 for s in started if not (s.dead and s.rung < 0))
-    if len(started) >= view.plan.max_trials or alive >= affordable_trials(view, alive):
+    # Even if a whole full run does not fit any more: one trial there must be.
+    if len(started) >= view.plan.max_trials or alive >= max(1, affordable_trials(view, alive)):
         return None
     if not view.candidates:
         return NeedCandidates(1)
@@ -146,11 +153,10 @@ def start_full_run(view: View) -> Decision | None:
     history, top = view.history, view.plan.top_rung
     if history.running:
         return None
-    if top == 0 and not history.trials:
+    if top == 0 and not view.candidates and _wants_another(view):
         return NeedCandidates(1)
     for state in _finalists(view):
-        first = not any(history.trials[i].dead is None for i in history.full_done)
-        if not first and not _whole_full_run_fits(view, state):
+        if _has_whole_full_run(view) and not _whole_full_run_fits(view, state):
             return None
         decision = _full_run_link(view, state, "full run starts")
         if decision is not None:
@@ -261,11 +267,13 @@ def _affordable_end(view: View, state: TrialState) -> int:
     per_token = view.costs.train_seconds(params, 1.0, pessimistic=True)
     overhead = view.costs.segment_seconds(params, 0, pessimistic=True)
     per_token += overhead / _link_tokens(view, state)
-    return state.tokens + int((view.left - overhead) / per_token)
+    return state.tokens + int((view.left - view.load_seconds(state) - overhead) / per_token)
 
 
 def _runner_up_fits(view: View, state: TrialState) -> bool:
     """Whether another finalist can run in full after this one."""
+    if view.plan.top_rung == 0:  # anyone could be next
+        return _seconds_to_top(view, state) + _full_run_seconds(view) * PESSIMISM <= view.left
     others = [s for s in _finalists(view) if s is not state]
     if not others:
         return False
@@ -283,13 +291,27 @@ def _whole_full_run_fits(view: View, state: TrialState) -> bool:
     return _seconds_to_top(view, state) <= view.left
 
 
+def _has_whole_full_run(view: View) -> bool:
+    return any(view.history.trials[i].dead is None for i in view.history.full_done)
+
+
+def _wants_another(view: View) -> bool:
+    """On a ladder of one rung: whether one more configuration may run in full."""
+    history = view.history
+    if any(not s.dead and s.trial_id not in history.full_done for s in history.trials.values()):
+        return False
+    room = not _has_whole_full_run(view) or _full_run_seconds(view) * PESSIMISM <= view.left
+    return room and len(history.trials) < view.plan.max_trials
+
+
 def _finalists(view: View) -> list[TrialState]:
     """Trials that may run in full, best first: those that got furthest, then the rest by rung."""
     top = view.plan.top_rung
     if top == 0:
         return [s for s in view.history.trials.values() if not s.dead and s.goal < top]
+    kept = view.history.contenders()
     ranked = [s for rung in range(top - 1, -1, -1) for s in view.history.at_rung(rung) if s.rung == rung]
-    return [s for s in ranked if not s.dead and s.goal < top]
+    return [s for s in ranked if s.trial_id in kept and s.goal < top]
 
 
 def _prefer_resident(view: View) -> TrialState:

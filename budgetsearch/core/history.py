@@ -37,6 +37,12 @@ MAX_CRASHES = 1
 """A segment whose worker died is issued again so often, then its trial is given up."""
 
 
+MAX_TIMEOUTS = 1
+"""A trial that its watchdog stopped goes on so often, then it is given up."""
+RUNNERS_UP = 2
+"""So many trials behind the promoted ones keep their checkpoint, in case those fail."""
+
+
 @dataclass
 class TrialState:
     """What is known of one trial."""
@@ -62,6 +68,7 @@ class TrialState:
     dead: str | None = None
     """Why it will never run again (diverged, infeasible, crashed, timeout), or None."""
     crashes: int = 0
+    timeouts: int = 0
     running: bool = False
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -128,13 +135,25 @@ class History:
         done = [t for t in self.trials.values() if rung in t.losses]
         return sorted(done, key=lambda t: (t.losses[rung], t.trial_id))
 
+    def contenders(self) -> set[int]:
+        """Trials that may still run: once a rung has been promoted from, its best and a few behind."""
+        kept = {t.trial_id for t in self.trials.values() if not t.dead}
+        eta = self.plan.eta if self.plan else 1
+        for rung in {t.rung for t in self.trials.values() if t.rung >= 0}:
+            ranked = self.at_rung(rung)
+            if not any(t.goal > rung for t in ranked):
+                continue
+            quota = -(-sum(1 for t in self.trials.values() if t.goal >= rung) // eta) + RUNNERS_UP
+            kept -= {t.trial_id for t in ranked[quota:] if t.goal == rung}
+        return kept
+
     def needed_checkpoints(self) -> set[str]:
         """Names of the checkpoints that the run may still want."""
         best = self.incumbent
         wanted = {best.best_checkpoint} if best else set()
         if self.closed is not None and self.closed.state == "finished":
             return {name for name in wanted if name}
-        wanted |= {t.checkpoint for t in self.trials.values() if t.dead is None}
+        wanted |= {self.trials[number].checkpoint for number in self.contenders()}
         wanted |= {s.checkpoint_in for segments in self.running.values() for s in segments}
         return {name for name in wanted if name}
 
@@ -254,7 +273,10 @@ class History:
     def _ended_early(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
         self._advance(state, segment, result)
         if result.status == "timeout":
-            state.dead = "timeout"
+            # One that got somewhere goes on once, with a limit from what was learned; others hang.
+            state.timeouts += 1
+            if state.timeouts > MAX_TIMEOUTS or result.tokens <= segment.start_tokens:
+                state.dead = "timeout"
 
     def _ended_diverged(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
         state.dead = "diverged"

@@ -128,6 +128,8 @@ class ScoreJob:
     checkpoint: str
     eval_examples: int
     task_examples: int
+    micro_batch: int
+    """What fits: no pass takes more sequences."""
     limit_seconds: float
     """The losses come first; answers are generated while this lasts."""
 
@@ -239,6 +241,8 @@ class Plan:
     micro_batches: Mapping[str, int]
     overheads: Mapping[str, float]
     """Seconds that a segment costs beside training (evaluation, checkpoint), by quantization."""
+    load_seconds: Mapping[str, float]
+    """Seconds that loading each quantization of the base took."""
     max_tokens: int
     """``max_epochs`` over the training data."""
     batch_size: int

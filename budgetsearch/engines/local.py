@@ -31,6 +31,8 @@ from budgetsearch.core.records import (
 MAX_DEATHS = 5
 """A worker that died so often without finishing a job is not started again."""
 CLOSE_SECONDS = 3.0
+SAFE_PATH = ("-P",)
+"""Without it Python would import from the user's working folder first: a queue.py there would do."""
 
 
 class LocalEngine:
@@ -136,7 +138,7 @@ class LocalEngine:
         self._introduced = False
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "budgetsearch.engines.worker"],
+                [sys.executable, *SAFE_PATH, "-m", "budgetsearch.engines.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -151,12 +153,13 @@ class LocalEngine:
         ).start()
 
     def _read(self, pipe: IO[str], generation: int) -> None:
-        for line in pipe:
-            try:
+        try:
+            for line in pipe:
                 self._reports.put((generation, decode(Report, json.loads(line))))
-            except ValueError:
-                break  # half a line: the process died while writing it
-        self._reports.put((generation, None))
+        except ValueError:
+            pass  # half a line: the process died while writing it
+        finally:
+            self._reports.put((generation, None))
 
     def _write(self, message: object) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -176,6 +179,7 @@ class LocalEngine:
     def _died(self) -> list[Report]:
         job, self._job = self._job, None
         if self._process is not None:
+            self._process.kill()  # it may live on after a line that nobody understands
             self._process.wait()
         self._deaths += 1
         if job is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +33,8 @@ from budgetsearch.study.distributions import quiet, shown
 LOGGER = logging.getLogger("budgetsearch.study")
 LOCK_SECONDS = 2.0
 """The search waits so long for a study that somebody else has locked; later it tries again."""
+RETRY_SECONDS = 60.0
+"""A storage that failed is left alone for so long: each attempt may block for seconds."""
 SILENT = (Heartbeat, Charged, Decided)
 """Events that change nothing in the study."""
 CONSTRAINT = "memory"
@@ -57,6 +60,7 @@ class StudyMirror:
         self._told: set[int] = set()
         self._level = False
         self._warned = False
+        self._retry_at = 0.0
         self._shown = without_password(storage_url)
         self._guarded(self._connect)
 
@@ -65,6 +69,8 @@ class StudyMirror:
         event = entry.event
         if isinstance(event, SILENT):
             return
+        if isinstance(event, Closed):
+            self._retry_at = 0.0
         if not self._level:
             self.catch_up(history)
         elif isinstance(event, (TrialAdded, SegmentStarted, SegmentEnded)):
@@ -81,12 +87,15 @@ class StudyMirror:
     # ------------------------------------------------------------------------- the study
 
     def _guarded(self, work: Callable[[], None]) -> None:
+        if time.monotonic() < self._retry_at:
+            return
         try:
             with quiet():
                 work()
         except Exception as error:
             # Any database, driver or network can stand behind the URL, so any error can come.
             self._level = False
+            self._retry_at = time.monotonic() + RETRY_SECONDS
             if not self._warned:
                 LOGGER.warning("Optuna study %s: %s. The search goes on without it.", self._shown, error)
             self._warned = True

@@ -66,7 +66,7 @@ class Adapter:
         from peft import get_peft_model_state_dict
 
         with self.averaged():
-            state = get_peft_model_state_dict(self.model)
+            state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
             return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
     def take_off(self) -> Any:

@@ -13,7 +13,6 @@ from budgetsearch.core.records import (
     Schedule,
     Segment,
 )
-from budgetsearch.training.evaluate import example_losses
 from budgetsearch.training.recipe import Shop, Timer, TrialTraining
 
 MIN_SECONDS = 2.5
@@ -81,9 +80,8 @@ def _measure(training: TrialTraining, job: CalibrateJob, shop: Shop, timer: Time
             break
     rate = (training.tokens - before) / (time.monotonic() - start)
     timer.lap("train")
-    training.adapter.model.eval()
     count = min(EVAL_EXAMPLES, len(shop.data.valid))
-    example_losses(training.adapter.model, shop.data.valid, count, pad=shop.pad, device=shop.device)
+    training.evaluate(count)
     timer.lap("evaluate")
     training.save()
     timer.lap("checkpoint")

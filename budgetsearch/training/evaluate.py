@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from budgetsearch.training.tokens import TokenSet
 
 EVAL_BATCH = 8
-"""Sequences per evaluation pass, micro-batches of the calibration aside."""
+"""Sequences per evaluation pass, or the micro-batch where less fits."""
 
 
 def example_losses(
@@ -22,7 +22,7 @@ def example_losses(
 ) -> tuple[list[float], list[int]]:
     """Mean cross-entropy of each of the first ``count`` examples, and their target tokens.
 
-    The model is in eval mode afterwards, as it must be before.
+    The model must be in eval mode.
     """
     order = sorted(range(min(count, len(data))), key=lambda row: (data.lengths[row], row))
     losses, targets = [0.0] * len(order), [0] * len(order)
@@ -49,14 +49,22 @@ def generate_answers(
     *,
     device: str,
     max_new_tokens: int,
+    max_prompt_tokens: int,
     give_up: Callable[[], bool] = lambda: False,
 ) -> list[str] | None:
     """Greedy answers to rendered prompts, in one batch, decoded without special tokens.
 
     None if ``give_up`` said so at some token: half an answer cannot be graded.
     """
-    tokenizer.padding_side = "left"
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=False).to(device)
+    tokenizer.padding_side = tokenizer.truncation_side = "left"  # a prompt keeps its end, as in training
+    batch = tokenizer(
+        list(prompts),
+        return_tensors="pt",
+        padding=True,
+        truncation=True,
+        max_length=max_prompt_tokens,
+        add_special_tokens=False,
+    ).to(device)
     cut = [False]
 
     def look(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:

@@ -16,7 +16,7 @@ from budgetsearch.core.schedule import rate_factor
 from budgetsearch.training import checkpoints
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.batches import DataOrder, micro_batches
-from budgetsearch.training.evaluate import example_losses, mean_loss
+from budgetsearch.training.evaluate import EVAL_BATCH, example_losses, mean_loss
 from budgetsearch.training.losses import token_losses
 
 if TYPE_CHECKING:
@@ -150,7 +150,12 @@ class TrialTraining:
         self.adapter.model.eval()
         with self.adapter.averaged():
             losses, targets = example_losses(
-                self.adapter.model, self.shop.data.valid, count, pad=self.shop.pad, device=self.shop.device
+                self.adapter.model,
+                self.shop.data.valid,
+                count,
+                pad=self.shop.pad,
+                device=self.shop.device,
+                batch=min(EVAL_BATCH, self.segment.micro_batch),
             )
         mean = mean_loss(losses, targets)
         if not math.isfinite(mean):

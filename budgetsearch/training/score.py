@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.records import Score, ScoreJob
-from budgetsearch.training.evaluate import accuracy, example_losses, generate_answers, mean_loss
+from budgetsearch.training.evaluate import EVAL_BATCH, accuracy, example_losses, generate_answers, mean_loss
 from budgetsearch.training.recipe import Shop, Timer
 
 if TYPE_CHECKING:
@@ -44,7 +44,11 @@ def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> tuple[Score, 
     if not all(map(math.isfinite, (*base_losses, *adapter_losses))):
         raise ArithmeticError("a validation loss is not finite; base and adapter cannot be compared")
     timer.lap("evaluate")
-    answers = _answers(model, job, shop, deadline)
+    answers, detail = Answers(), ""
+    try:
+        _answer(model, job, shop, deadline, answers)
+    except Exception as error:  # the losses stand, and so do the answers so far
+        detail = f"answers ended early: {type(error).__name__}: {error}"[:500]
     timer.lap("score")
     result = Score(
         status="ok",
@@ -56,23 +60,26 @@ def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> tuple[Score, 
         base_accuracy=accuracy(answers.base),
         adapter_accuracy=accuracy(answers.adapter),
         task_examples=len(answers.adapter),
-        samples=tuple(answers.samples),
+        samples=tuple(answers.samples[:SAMPLES]),
         seconds=timer.seconds,
+        detail=detail,
     )
     return result, model.unload()
 
 
 def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[int]]:
     shop.beat("score", 0, None)
-    return example_losses(model, shop.data.valid, job.eval_examples, pad=shop.pad, device=shop.device)
+    batch = min(EVAL_BATCH, job.micro_batch)
+    return example_losses(
+        model, shop.data.valid, job.eval_examples, pad=shop.pad, device=shop.device, batch=batch
+    )
 
 
-def _answers(model: Any, job: ScoreJob, shop: Shop, deadline: float) -> Answers:
+def _answer(model: Any, job: ScoreJob, shop: Shop, deadline: float, answers: Answers) -> None:
     """Greedy answers in small batches while the time lasts; a batch that is cut off does not count."""
     from budgetsearch.training.data import answer_is_right
     from budgetsearch.training.tokens import load_tokenizer, render_prompt
 
-    answers = Answers()
     examples = shop.data.valid_examples[: job.task_examples]
     tokenizer = load_tokenizer(shop.model_path)
     length = _answer_length(shop)
@@ -81,14 +88,16 @@ def _answers(model: Any, job: ScoreJob, shop: Shop, deadline: float) -> Answers:
         shop.beat("answers", 0, None)
         return shop.stopping() or time.monotonic() > deadline
 
-    for start in range(0, len(examples), ANSWER_BATCH):
-        some = examples[start : start + ANSWER_BATCH]
+    batch = min(ANSWER_BATCH, job.micro_batch * 2)
+    for start in range(0, len(examples), batch):
+        some = examples[start : start + batch]
         prompts = [render_prompt(tokenizer, example) for example in some]
         ask = partial(
             generate_answers,
             *(model, tokenizer, prompts),
             device=shop.device,
             max_new_tokens=length,
+            max_prompt_tokens=shop.data.valid_stats.max_row_tokens,
             give_up=late,
         )
         tuned = ask()
@@ -100,8 +109,6 @@ def _answers(model: Any, job: ScoreJob, shop: Shop, deadline: float) -> Answers:
             answers.adapter.append(answer_is_right(example, after))
             answers.base.append(answer_is_right(example, before))
             answers.samples.append(_sample(example, before, after))
-    del answers.samples[SAMPLES:]
-    return answers
 
 
 def _sample(example: Example, before: str, after: str) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +104,8 @@ class Workshop:
         self._job_id, self._trial_id = job.job_id, trial_id
         if self.setup.device != "cpu":
             torch.cuda.reset_peak_memory_stats(self.setup.device)
+        else:
+            forget_resident_peak()
 
     def _beat(self, activity: str, tokens: int, loss: float | None) -> None:
         now = time.monotonic()
@@ -119,10 +119,21 @@ class Workshop:
         return int(psutil.Process().memory_info().rss)
 
 
+def forget_resident_peak() -> None:
+    """Start the peak of the resident set anew, where the kernel can (Linux: man 5 proc, clear_refs)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        pass  # then the peak is that of the whole process
+
+
 def max_resident_bytes() -> int:
-    """Largest resident set of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+    """Largest resident set of this process since the peak was last forgotten."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return int(psutil.Process().memory_info().rss)
 
 
 def is_memory_error(error: BaseException) -> bool:
