@@ -238,6 +238,7 @@ def _worker_setup(
         device=card.device,
         targets=settings.targets,
         seed=settings.seed,
+        card_index=card.index,
         limit_bytes=None if card.device == "cpu" else card.usable_bytes,
         trust_remote_code=settings.trust_remote_code,
     )

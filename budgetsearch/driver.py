@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from budgetsearch.core.budget import PlanRequest, make_plan, new_trial
+from budgetsearch.core.budget import PlanRequest, grace_seconds, make_plan, new_trial, watchdog_patience
 from budgetsearch.core.errors import BudgetError, CheckpointError, EngineError, LedgerError
 from budgetsearch.core.events import (
     Calibrated,
@@ -27,7 +26,7 @@ from budgetsearch.core.events import (
 )
 from budgetsearch.core.halving import decide
 from budgetsearch.core.history import History, TrialState
-from budgetsearch.core.ports import Clock, Engine, Sampler
+from budgetsearch.core.ports import Clock, Engine, Exporter, Sampler
 from budgetsearch.core.records import (
     Beat,
     CalibrateJob,
@@ -55,18 +54,6 @@ SILENCE_SECONDS = 5.0
 """While a job is silent (loading, evaluating) the driver itself notes so often that time passes."""
 FALLBACK_LIMIT = 0.5
 """Before there is a plan, one calibration may take this share of the budget at most."""
-
-
-class Exporter(Protocol):
-    """Writes adapters where the user finds them."""
-
-    def export(self, history: History, state: TrialState, *, final: bool) -> str:
-        """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path."""
-        ...
-
-    def sweep(self, history: History) -> None:
-        """Remove the checkpoints that nothing needs any more."""
-        ...
 
 
 class Interrupted(Exception):
@@ -315,18 +302,11 @@ class Driver:
 
     def _grace(self) -> float:
         plan = self.history.plan
-        steps = 2 * plan.step_tokens / min(plan.reference_rates.values()) if plan else 0.0
-        return max(self.grace_seconds, steps)
+        return grace_seconds(plan, self.grace_seconds) if plan else self.grace_seconds
 
     def _patience(self, job: Job) -> float:
-        """How long the watchdog waits after its word: never so long that the reserve is used up."""
         plan = self.history.plan
-        if plan is None:
-            return self._grace()
-        behind = plan.reserve_seconds
-        if isinstance(job, ScoreJob):
-            behind -= plan.score_seconds
-        return min(self._grace(), behind / 3)
+        return watchdog_patience(plan, self._grace(), job) if plan else self._grace()
 
     def _ended(self, report: JobEnded) -> None:
         flight = self._flights.pop(report.job_id)

@@ -9,7 +9,7 @@ from typing import Any
 
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import Calibration, Plan, Trial
+from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial
 from budgetsearch.core.space import Space
 
 MIN_RUNG_STEPS = 4
@@ -198,6 +198,17 @@ def _reserve(request: PlanRequest, examples: int, measured: _Measured) -> tuple[
 def seconds_left(plan: Plan, now: float) -> float:
     """What may still be spent on the search and the full run: the rest is reserved."""
     return plan.budget_seconds - now - plan.reserve_seconds
+
+
+def grace_seconds(plan: Plan, asked: float) -> float:
+    """How long a job may take to checkpoint after it was told to stop: two optimizer steps at least."""
+    return max(asked, 2 * plan.step_tokens / min(plan.reference_rates.values()))
+
+
+def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
+    """How long the watchdog waits after its word: never so long that the reserve is used up."""
+    behind = plan.reserve_seconds - (plan.score_seconds if isinstance(job, ScoreJob) else 0.0)
+    return min(grace, behind / 3)
 
 
 def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:

@@ -1,4 +1,4 @@
-"""What the driver knows of the world: four small protocols."""
+"""What the driver knows of the world: small protocols."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from budgetsearch.core.events import Entry
 from budgetsearch.core.records import Job, Params, Report
 
 if TYPE_CHECKING:
-    from budgetsearch.core.history import History
+    from budgetsearch.core.history import History, TrialState
 
 
 class Clock(Protocol):
@@ -75,4 +75,16 @@ class Watcher(Protocol):
 
     def see(self, entry: Entry, history: History) -> None:
         """Called after every event, with the history that includes it."""
+        ...
+
+
+class Exporter(Protocol):
+    """Writes adapters where the user finds them."""
+
+    def export(self, history: History, state: TrialState, *, final: bool) -> str:
+        """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path."""
+        ...
+
+    def sweep(self, history: History) -> None:
+        """Remove the checkpoints that nothing needs any more."""
         ...

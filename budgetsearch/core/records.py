@@ -43,6 +43,8 @@ class WorkerSetup:
     """Modules that carry an adapter: ``all-linear``, or names joined by commas."""
     seed: int
     """Seed of the data order, the same for all trials."""
+    card_index: int | None = None
+    """As NVML counts; None on the CPU."""
     limit_bytes: int | None = None
     trust_remote_code: bool = False
 

@@ -22,6 +22,7 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.gpu.watch import MemoryProbe
 from budgetsearch.training.bases import BasePool
 from budgetsearch.training.calibrate import calibrate
 from budgetsearch.training.recipe import Shop, train_segment
@@ -42,6 +43,7 @@ class Workshop:
         self.setup = setup
         self._send, self._stopping = send, stopping
         self._job_id, self._last_beat = 0, 0.0
+        self._probe = MemoryProbe(setup.card_index)
         self._trial_id: int | None = None
         self.bases = BasePool(setup.model_path, setup.device, trust_remote_code=setup.trust_remote_code)
         tokenizer = load_tokenizer(Path(setup.model_path))
@@ -111,12 +113,7 @@ class Workshop:
         now = time.monotonic()
         if now - self._last_beat >= BEAT_SECONDS:
             self._last_beat = now
-            self._send(Beat(self._job_id, self._trial_id, activity, tokens, loss, self._used_bytes()))
-
-    def _used_bytes(self) -> int:
-        if self.setup.device != "cpu":
-            return int(torch.cuda.memory_allocated(self.setup.device))
-        return int(psutil.Process().memory_info().rss)
+            self._send(Beat(self._job_id, self._trial_id, activity, tokens, loss, self._probe.used()))
 
 
 def forget_resident_peak() -> None:
