@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from budgetsearch.core.events import Planned, SegmentStarted
@@ -94,9 +95,12 @@ def check_finished(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(workplace: Path) -> tuple[Path, str, float]:
-    """(run folder, output, seconds from start to exit) of one whole run."""
+    """(run folder, output, seconds from start to exit) of one whole run, whose worker is killed once."""
     start = time.monotonic()
     process = command(workplace, "run", "--out", "runs/whole", "--seed", "1")
+    until_segments(workplace / "runs" / "whole" / "ledger.sqlite", 2)
+    (worker,) = psutil.Process(process.pid).children()
+    worker.kill()
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     return workplace / "runs" / "whole", output, time.monotonic() - start
@@ -115,6 +119,18 @@ def test_a_run_ends_before_its_deadline_with_a_loadable_adapter(finished: tuple[
     assert history.score.adapter_loss is not None
     assert history.score.adapter_loss < history.score.base_loss
     assert "adapter" in output
+
+
+def test_a_killed_worker_is_replaced_and_its_segment_issued_again(
+    finished: tuple[Path, str, float],
+) -> None:
+    """The run that lost its worker has one crashed segment, the same one again, and lost nothing."""
+    history = read_history(finished[0] / "ledger.sqlite")
+    crashed = [segment for segment, result in history.results if result.status == "crashed"]
+    assert len(crashed) == 1
+    again = [s for s, r in history.results if s.trial_id == crashed[0].trial_id and r.status == "ok"]
+    assert crashed[0].start_tokens == again[0].start_tokens
+    assert again[0].attempt == 1
 
 
 def test_every_decision_of_a_real_run_replays(finished: tuple[Path, str, float]) -> None:

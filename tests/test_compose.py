@@ -1,0 +1,104 @@
+"""The composition root: what a stop or an error leaves, what a resume insists on, what a wheel holds."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budgetsearch import compose
+from budgetsearch.clock import RunClock
+from budgetsearch.core.errors import DataError, RunFolderError
+from budgetsearch.core.events import Opened
+from budgetsearch.runfolder import RunFolder, RunLock
+from budgetsearch.settings import Settings, load_settings
+
+
+@pytest.fixture
+def settings(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Settings:
+    """A run that would work."""
+    given = {"model": str(tiny_model), "data": str(rows_file), "gpu": "cpu", "out": tmp_path / "out"}
+    return load_settings(given, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, DataError("a row is broken")])
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_run_that_never_began_leaves_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, error: BaseException, existed: bool
+) -> None:
+    """Ctrl-C or a bad row during the preparation: the folder is as it was before."""
+    folder = RunFolder(Path(str(settings.out)))
+    if existed:
+        folder.path.mkdir()
+
+    def prepare(*arguments: Any) -> None:
+        folder.worker_log.touch()
+        folder.prepare({})
+        raise error
+
+    monkeypatch.setattr(compose, "drive", prepare)
+    with pytest.raises((KeyboardInterrupt, DataError)):
+        compose.start(settings, RunClock(), (), print)
+    assert existed == folder.path.exists()
+    assert not existed or not list(folder.path.iterdir())
+
+
+def test_what_a_killed_preparation_left_does_not_block_the_next_run(tmp_path: Path) -> None:
+    """kill -9 before the first event leaves a lock and a log: the folder may be used again."""
+    folder = RunFolder(tmp_path / "out")
+    folder.path.mkdir()
+    RunLock(folder).release()
+    folder.worker_log.touch()
+    folder.prepare({})
+    folder.check_free()
+    assert not folder.in_use()
+
+
+def test_the_first_signal_is_a_request_only_once_the_driver_runs() -> None:
+    """While preparing it stops at once; then the first one asks and the second one stops."""
+    signals = compose._Signals()
+    with pytest.raises(KeyboardInterrupt):
+        signals.handle(signal.SIGINT, None)
+    assert signals.gently() is False
+    signals.handle(signal.SIGINT, None)
+    assert signals.gently() is True
+    with pytest.raises(KeyboardInterrupt):
+        signals.handle(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize(("what", "key"), [("model", "sha256"), ("data", "prepared")])
+def test_a_run_goes_on_only_with_what_it_began_with(what: str, key: str) -> None:
+    """Another model or other rows would make its trials incomparable."""
+    facts = {"model": {"sha256": "a"}, "data": {"prepared": "b"}}
+    compose._check_same_inputs(Opened(1.0, {}, facts), facts)
+    with pytest.raises(RunFolderError, match=f"The {what} has changed"):
+        compose._check_same_inputs(Opened(1.0, {}, facts), {**facts, what: {key: "other"}})
+
+
+def test_settings_are_anchored_to_absolute_paths(
+    settings: Settings, rows_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume from another folder finds model, data and study; names that ship stay names."""
+    monkeypatch.chdir(rows_file.parent)
+    relative = settings.model_copy(update={"data": rows_file.name, "storage": "sqlite:///study.db"})
+    anchored = compose._anchored(relative)
+    assert anchored.data == str(rows_file)
+    assert anchored.storage == f"sqlite:///{rows_file.parent / 'study.db'}"
+    assert anchored.space == "lora_small"
+
+
+def test_the_wheel_holds_the_search_spaces_and_the_type_marker(tmp_path: Path) -> None:
+    """What an installed package needs beside its modules."""
+    root = Path(__file__).parent.parent
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*pip, str(root)], check=True, timeout=300, capture_output=True)
+    (wheel,) = tmp_path.glob("budgetsearch-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {f"budgetsearch/search_spaces/{path.name}" for path in (root / "search_spaces").glob("*.yaml")}
+    assert shipped
+    assert shipped | {"budgetsearch/py.typed"} <= names
