@@ -29,6 +29,9 @@ from budgetsearch.core.records import (
 
 COOLDOWN_SHARE = 0.2
 """The last fifth of the full run cools down."""
+FEW_TRIALS, FEW_SHARE = 6, 0.5
+"""Up to so many trials, one more is worth the second half of the full run: on a machine that turns out
+slower than calibrated the full run shrinks before the choice does."""
 LIMIT_FACTOR = 4.0
 """The watchdog stops a rung's segment that takes so many times its expected seconds."""
 LIMIT_SECONDS = 30.0
@@ -233,7 +236,8 @@ def _search_seconds(view: View, count: int, alive: int) -> float:
         entering = math.ceil(entering / eta)
         total += entering * view.costs.typical_seconds(seconds - below)
         below = seconds
-    return total * PLANNING_MARGIN + _full_run_seconds(view)
+    share = FEW_SHARE if count <= FEW_TRIALS else 1.0
+    return total * PLANNING_MARGIN + share * _full_run_seconds(view)
 
 
 def _full_run_seconds(view: View) -> float:
