@@ -237,28 +237,36 @@ class Driver:
             self._charge_rest("idle")
             self._close("failed", f"{reason}, so there is no adapter")
             return
-        left = plan.budget_seconds - self.clock.now() - (plan.reserve_seconds - plan.score_seconds)
-        # Losses of base and adapter come first; without the time for them there is nothing to score.
-        if self.history.score is None and left > 2 * max(plan.overheads.values()):
-            self._score(plan, best, left)
+        # Without the time for the losses of base and adapter there is nothing to score.
+        if self.history.score is None and self._score_seconds(plan) > 2 * max(plan.overheads.values()):
+            self._score(plan, best)
         self._append_export(best, final=True)
         self._charge_rest("export")
         self._close("finished", reason)
 
-    def _score(self, plan: Plan, best: TrialState, limit: float) -> None:
-        job = ScoreJob(
+    def _score(self, plan: Plan, best: TrialState) -> None:
+        """The losses first; then, in a job of its own that may fail alone, answers while there is time."""
+        losses = ScoreJob(
             job_id=self.history.next_job,
             quantization=str(best.trial.params["quantization"]),
             checkpoint=str(best.best_checkpoint),
             eval_examples=plan.eval_examples,
-            task_examples=plan.task_examples,
+            task_examples=0,
             micro_batch=best.micro_batch,
-            limit_seconds=limit,
+            limit_seconds=self._score_seconds(plan),
         )
-        outcome = self._execute(job)
-        if isinstance(outcome, Score):
-            self._append(Scored(outcome))
-        self._charge_rest("score")
+        answers = replace(losses, job_id=losses.job_id + 1, eval_examples=0, task_examples=plan.task_examples)
+        for job in (losses, answers) if plan.task_examples else (losses,):
+            limit = self._score_seconds(plan)
+            if limit > 0:
+                outcome = self._execute(replace(job, limit_seconds=limit))
+                assert isinstance(outcome, Score)
+                self._append(Scored(outcome))
+                self._charge_rest("score")
+
+    def _score_seconds(self, plan: Plan) -> float:
+        """What may still go into the scores, so that the export and the exit stay."""
+        return plan.budget_seconds - self.clock.now() - (plan.reserve_seconds - plan.score_seconds)
 
     # ---------------------------------------------------------------- jobs in flight
 

@@ -216,6 +216,15 @@ def test_a_hanging_and_deaf_segment_is_killed_within_the_reserve(tmp_path: Path)
     assert history.exported is not None
 
 
+def test_answers_that_fail_leave_the_losses(tmp_path: Path) -> None:
+    """The accuracy's job dies: base and adapter loss are recorded all the same."""
+    history = run(tmp_path / "ledger.sqlite", SyntheticWorld(mute=True))
+    assert history.score is not None
+    assert (history.score.base_loss, history.score.adapter_loss) == (3.0, 1.0)
+    assert history.score.base_accuracy is None
+    assert "mute" in history.score.detail
+
+
 def test_nothing_works_then_the_run_says_so(tmp_path: Path) -> None:
     """If every segment crashes the run ends as failed, before its deadline, without an adapter."""
     history = run(tmp_path / "ledger.sqlite", SyntheticWorld(fate=lambda s: "crashed"))

@@ -16,7 +16,7 @@ from budgetsearch.ledger import read_history
 from budgetsearch.training.sources import BaseModel, resolve_model
 
 pytestmark = pytest.mark.real_model
-HOURS = 0.04  # 144 s
+HOURS = 0.05  # 180 s
 
 
 @pytest.fixture(scope="module")

@@ -304,7 +304,7 @@ class History:
         self.charged[event.phase] = self.charged.get(event.phase, 0.0) + event.seconds
 
     def _on_scored(self, event: Scored, at: float) -> None:
-        self.score = event.score
+        self.score = event.score if self.score is None else self.score.joined(event.score)
 
     def _on_exported(self, event: Exported, at: float) -> None:
         self.exported = event

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 ParamValue = str | int | float | bool
@@ -129,11 +129,13 @@ class ScoreJob:
     quantization: str
     checkpoint: str
     eval_examples: int
+    """How many losses to measure; 0 for none."""
     task_examples: int
+    """How many answers to grade; 0 for none."""
     micro_batch: int
     """What fits: no pass takes more sequences."""
     limit_seconds: float
-    """The losses come first; answers are generated while this lasts."""
+    """Answers are generated while this lasts."""
 
 
 Job = TrainJob | CalibrateJob | ScoreJob
@@ -200,6 +202,20 @@ class Score:
     """A few examples: prompt, reference, base answer, adapter answer."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
+
+    def joined(self, answers: Score) -> Score:
+        """These losses with the accuracies of a later score; a failed one changes only the detail."""
+        if answers.status != "ok" or self.status != "ok":
+            return replace(self, detail=" ".join(filter(None, (self.detail, answers.detail))))
+        return replace(
+            self,
+            base_accuracy=answers.base_accuracy,
+            adapter_accuracy=answers.adapter_accuracy,
+            task_examples=answers.task_examples,
+            samples=answers.samples,
+            seconds={**self.seconds, **answers.seconds},
+            detail=answers.detail,
+        )
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,8 @@ class SyntheticWorld:
     """Whether a segment never ends by itself."""
     deaf: Callable[[Segment], bool] = lambda segment: False
     """Whether a segment does not react when it is told to stop."""
+    mute: bool = False
+    """Whether no answers can be generated."""
     broken: Sequence[str] = ()
     """Quantizations that cannot be calibrated."""
     overhead_seconds: float = 2.0
@@ -145,8 +147,7 @@ class SyntheticWorld:
         if isinstance(job, CalibrateJob):
             return (self._calibrate(job),), 10.0
         if isinstance(job, ScoreJob):
-            score = Score("ok", job.quantization, base_loss=3.0, adapter_loss=1.0, task_examples=0)
-            return (score,), min(5.0, job.limit_seconds)
+            return (self._score(job),), min(5.0, job.limit_seconds)
         results = tuple(self._train(segment, job.eval_examples) for segment in job.segments)
         self.started += job.segments
         seconds = sum(sum(result.seconds.values()) for result in results)
@@ -172,6 +173,14 @@ class SyntheticWorld:
             return Calibration(job.quantization, "crashed", detail="broken")
         rate = self.tokens_per_second / (1.5 if job.quantization == "nf4" else 1.0)
         return Calibration(job.quantization, "ok", rate, 0.05, 0.5, 1.0, micro_batch=job.batch_size)
+
+    def _score(self, job: ScoreJob) -> Score:
+        if job.eval_examples:
+            return Score("ok", job.quantization, base_loss=3.0, adapter_loss=1.0)
+        if self.mute:
+            return Score("crashed", job.quantization, detail="mute")
+        count = job.task_examples
+        return Score("ok", job.quantization, base_accuracy=0.0, adapter_accuracy=0.5, task_examples=count)
 
     def _train(self, segment: Segment, examples: int) -> SegmentResult:
         nf4 = 1.5 if segment.params["quantization"] == "nf4" else 1.0
