@@ -26,6 +26,7 @@ from budgetsearch.core.events import (
 from budgetsearch.core.records import (
     Beat,
     Calibration,
+    Finish,
     Plan,
     Score,
     Segment,
@@ -209,6 +210,9 @@ class History:
 
     def _on_decided(self, event: Decided, at: float) -> None:
         self.decisions += 1
+        if isinstance(event.decision, Finish) and self.full_trial is not None:
+            self.full_done.append(self.full_trial)  # the time ended it
+            self.full_trial = None
 
     def _on_segmentstarted(self, event: SegmentStarted, at: float) -> None:
         segment = event.segment
