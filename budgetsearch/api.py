@@ -10,7 +10,7 @@ from typing import Any
 
 from budgetsearch.clock import RunClock
 from budgetsearch.compose import Say, bring_study_level, drive, start, storage_url
-from budgetsearch.core.errors import RunFolderError
+from budgetsearch.core.errors import RunFolderError, UsageError
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
@@ -98,7 +98,11 @@ def run(
     from budgetsearch.settings import Settings, load_settings
 
     clock = RunClock(already=already_seconds)
-    given = {name: arguments[name] for name in Settings.model_fields if arguments[name] is not None}
+    given = {
+        name: os.fspath(value) if isinstance(value := arguments[name], os.PathLike) else value
+        for name in Settings.model_fields
+        if arguments[name] is not None
+    }
     settings = load_settings(given, Path(config) if config else None)
     assert settings.out is not None
     start(settings, clock, watchers, say)
@@ -178,7 +182,10 @@ def dashboard(run: str | os.PathLike[str], port: int) -> None:
 
     opened = open_history(run).opened
     given = opened.settings.get("storage") if opened else None
-    run_server(storage_url(given, RunFolder(Path(run))), host="127.0.0.1", port=port)
+    try:
+        run_server(storage_url(given, RunFolder(Path(run))), host="127.0.0.1", port=port)
+    except OSError as error:
+        raise UsageError(f"Port {port} cannot be used ({error}). Name another one with --port.") from error
 
 
 def open_history(run: str | os.PathLike[str]) -> History:

@@ -203,7 +203,7 @@ def report(run: RunArgument) -> None:
 @app.command(epilog="Example:  budgetsearch dashboard runs/mine --port 8080")
 def dashboard(
     run: RunArgument,
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8080,
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 8080,
 ) -> None:
     """Serve the run's study with optuna-dashboard, on loopback only. Ctrl-C ends it."""
     with _errors():

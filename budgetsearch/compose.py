@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.dimensions import Choice
-from budgetsearch.core.errors import RunFolderError, SpaceError, UsageError
+from budgetsearch.core.errors import RunFolderError, SettingsError, SpaceError, UsageError
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Clock, Watcher
@@ -50,10 +50,13 @@ def start(settings: Settings, clock: Clock, watchers: Sequence[Watcher], say: Sa
     folder = RunFolder(settings.out)
     _check(settings)
     settings = _anchored(settings)
-    folder.check_free()
-    existed = folder.path.exists()
-    folder.path.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(folder)
+    try:
+        folder.check_free()
+        existed = folder.path.exists()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+    except OSError as error:
+        raise RunFolderError(f"--out {folder.path} cannot be made: {error}. Name another folder.") from error
     lock.sign()
     try:
         return drive(settings, folder, lock, clock, watchers, say)
@@ -98,6 +101,10 @@ def _check(settings: Settings) -> None:
         raise SpaceError(
             f"The search space {settings.space} has dimensions that training does not know: "
             f"{', '.join(space.extra)}. It knows quantization, rank, learning_rate, alpha and dropout."
+        )
+    if not all(name.strip() for name in settings.targets.split(",")):
+        raise SettingsError(
+            f"--targets {settings.targets!r} holds an empty name; write q_proj,v_proj or all-linear."
         )
     check_source(settings.model)
     for source in filter(None, (settings.data, settings.valid)):

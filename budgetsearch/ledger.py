@@ -143,4 +143,7 @@ def _rows(connection: sqlite3.Connection, path: Path) -> Iterator[Entry]:
 
 def _damaged(path: Path, error: Exception, seq: int | None = None) -> str:
     where = f" near entry {seq}" if seq else ""
-    return f"The ledger {path} is damaged{where} ({error}). Restore it from a copy, or start a new run."
+    return (
+        f"The ledger {path} is damaged{where}, or another version of budgetsearch wrote it ({error}). Use "
+        "that version, restore the file from a copy, or start a new run."
+    )

@@ -97,6 +97,8 @@ class RunFolder:
         Raises:
             RunFolderError: there is none.
         """
+        if not self.ledger.is_file() and self.path.is_dir() and self.in_use():
+            raise RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")
         if not self.ledger.is_file():
             what = "has no ledger.sqlite, so it is not a run" if self.path.is_dir() else "does not exist"
             raise RunFolderError(f"{self.path} {what}. `budgetsearch run --out FOLDER` starts one.")

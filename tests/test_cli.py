@@ -96,6 +96,9 @@ def empty_file(tmp_path: Path) -> str:
         ("--hours", "nan", "hours"),
         ("--space", "lorra", "lora"),
         ("--seed", "-1", "seed"),
+        ("--targets", "q_proj,,", "empty name"),
+        ("--out", "/proc/nowhere", "cannot be made"),
+        ("--out", "x" * 300, "cannot be made"),
     ],
 )
 def test_wrong_input_is_one_error_with_code_2_and_touches_nothing(
@@ -121,6 +124,17 @@ def test_a_run_folder_in_use_is_refused(good: list[str], tmp_path: Path) -> None
     assert code == 2
     assert "in use by process" in text
     assert [tmp_path / "out" / "lock"] == list(folder.path.iterdir())
+    lock.release()
+
+
+def test_a_run_in_preparation_has_no_status_yet(tmp_path: Path) -> None:
+    """Between the folder and the first event there is nothing to show; that is no broken run."""
+    folder = RunFolder(tmp_path / "out")
+    folder.path.mkdir()
+    lock = RunLock(folder)
+    code, text = invoke("status", str(folder.path))
+    assert code == 2
+    assert "being prepared" in text
     lock.release()
 
 

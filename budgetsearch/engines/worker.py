@@ -80,7 +80,8 @@ class Inbox:
 
 def main() -> None:
     """Read the setup, then jobs, until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, but the driver's to handle
+        signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
     pipe, inbox = Pipe(), Inbox()
     _quiet_libraries()
@@ -157,6 +158,7 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="bitsandbytes")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 if __name__ == "__main__":
