@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two tests run at a time: threads that wait for each other on the same cores would slow both tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = ("red", "green", "blue", "black", "white")
 

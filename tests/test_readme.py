@@ -19,7 +19,7 @@ from budgetsearch.settings import load_settings
 from tests.conftest import write_rows
 
 ROOT = Path(__file__).parent.parent
-HOURS = "0.011"
+HOURS = "0.016"
 
 
 def snippets(language: str) -> list[str]:
