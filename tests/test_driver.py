@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from budgetsearch.core.errors import BudgetError, EngineError, LedgerError
-from budgetsearch.core.events import Decided, Entry, SegmentStarted
+from budgetsearch.core.events import Charged, Decided, Entry, SegmentStarted
 from budgetsearch.core.halving import decide
 from budgetsearch.core.history import RUNNERS_UP, History, fold
 from budgetsearch.core.records import NeedCandidates, Run, Segment
@@ -300,7 +300,7 @@ class Killed(BaseException):
     """Stands for kill -9: nothing of the driver runs after it."""
 
 
-@pytest.mark.parametrize("entries", [3, 8, 17, 31, 47])
+@pytest.mark.parametrize("entries", [3, 8, 11, 17, 31, 47])
 def test_a_killed_run_loses_at_most_the_running_segment(tmp_path: Path, entries: int) -> None:
     """Killed after any entry: the segment under way starts again from its checkpoint, and what had
     passed is charged as a crash."""
@@ -323,6 +323,9 @@ def test_a_killed_run_loses_at_most_the_running_segment(tmp_path: Path, entries:
     second.ledger.close()
     check_invariants(list(read_entries(path)), history, 720.0)
     after = [e.event for e in read_entries(path) if e.seq > entries]
+    uncharged = before.spent - sum(before.charged.values())
+    charged = sum(e.seconds for e in after if isinstance(e, Charged) and e.phase == "crash")
+    assert math.isclose(charged, uncharged, abs_tol=1e-6)
     again = [e.segment for e in after if isinstance(e, SegmentStarted)]
     for segment in lost:
         assert segment in again

@@ -286,6 +286,7 @@ def test_live_progress_survives_every_event() -> None:
         story.open()
         tell_run(story)
         story.add(Closed("failed", "again"))
+    assert "failed" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_clock_never_shows_less_than_nothing() -> None:
