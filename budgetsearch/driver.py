@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from budgetsearch.core.budget import PlanRequest, grace_seconds, make_plan, new_trial, watchdog_patience
@@ -42,6 +42,7 @@ from budgetsearch.core.records import (
     ScoreJob,
     SegmentResult,
     TrainJob,
+    cost_class,
 )
 from budgetsearch.ledger import Ledger
 
@@ -83,6 +84,8 @@ class Driver:
     opened: Opened
     quantizations: Sequence[str]
     calibration_rank: int
+    planner: Callable[[PlanRequest, Mapping[str, Calibration], float], Plan] = make_plan
+    """From the request, the calibrations and the seconds they took to the plan."""
     stop_requested: Callable[[], bool] = lambda: False
     grace_seconds: float = 30.0
     """A job that was told to stop has so long to checkpoint, two optimizer steps at the least."""
@@ -203,7 +206,7 @@ class Driver:
                 f"{c.quantization}: {c.status} {c.detail}" for c in self.history.calibrations.values()
             )
             raise EngineError(f"No quantization of the base model can be trained here. {why}")
-        plan = make_plan(self.request, self.history.calibrations, self.clock.now())
+        plan = self.planner(self.request, self.history.calibrations, self.clock.now())
         self._append(Planned(plan))
         return plan
 
@@ -248,7 +251,7 @@ class Driver:
         """The losses first; then, in a job of its own that may fail alone, answers while there is time."""
         losses = ScoreJob(
             job_id=self.history.next_job,
-            quantization=str(best.trial.params["quantization"]),
+            quantization=cost_class(best.trial.params),
             checkpoint=str(best.best_checkpoint),
             eval_examples=plan.eval_examples,
             task_examples=0,

@@ -132,6 +132,30 @@ class Ledger:
         self._connection.close()
 
 
+class MemoryLedger(Ledger):
+    """A ledger that is kept in memory and lost with the process: for simulations."""
+
+    def __init__(self) -> None:
+        self.path = Path("memory")
+        self.history = History()
+        self.entries: list[Entry] = []
+        self._watchers: list[Watcher] = []
+        self._seq = 0
+
+    def append(self, event: Event, clock: Clock) -> Entry:
+        """Keep one event, fold it and tell the watchers."""
+        at = max(clock.now(), self.history.spent)
+        self._seq += 1
+        entry = Entry(self._seq, at, at, event)
+        self.entries.append(entry)
+        self.history.apply(entry)
+        self._tell(entry)
+        return entry
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 def _rows(connection: sqlite3.Connection, path: Path) -> Iterator[Entry]:
     seq = 0
     try:

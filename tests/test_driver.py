@@ -170,7 +170,7 @@ def test_losing_trials_give_up_their_checkpoints(tmp_path: Path) -> None:
     assert history.needed_checkpoints() == {history.incumbent.best_checkpoint}
     history.closed = None
     quota = math.ceil(len(history.at_rung(0)) / 3)
-    assert len(history.needed_checkpoints()) <= quota + RUNNERS_UP
+    assert len(history.needed_checkpoints()) <= quota + RUNNERS_UP + 1  # the best one, if an older checkpoint
 
 
 def test_a_quantization_that_cannot_be_calibrated_is_never_sampled(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The sampler: pure, spread out at first, then TPE on what the highest useful rung says."""
+"""The sampler: pure, spread out at first, then a model of every loss at every rung."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.space import Space
-from budgetsearch.study.distributions import from_searched, to_searched
-from budgetsearch.study.sampler import BLOCK, OptunaSampler, shadow_trials, stratified, useful_rung
+from budgetsearch.study.distributions import from_point, to_row
+from budgetsearch.study.sampler import BLOCK, OptunaSampler, observations, stratified
 from tests.factories import SPACE, Story, params
 
 SMALL = {
@@ -66,11 +66,13 @@ def test_an_unlikely_value_is_covered_too() -> None:
 
 
 def test_origins_follow_the_number_of_the_trial() -> None:
-    """Trial 0 is prior, the next max(8, 2 * dimensions) are stratified, then TPE takes over."""
+    """Trial 0 is the default, the next eight are stratified; then the model, and now and then the prior."""
     story = Story.planned()
-    bowl(story, 11)
+    bowl(story, 30)
     origins = [state.trial.origin for state in story.history.trials.values()]
-    assert origins == ["prior"] + 8 * ["stratified"] + 2 * ["tpe"]
+    assert origins[:9] == ["prior"] + 8 * ["stratified"]
+    assert set(origins[9:]) == {"model", "prior"}
+    assert 10 <= origins[9:].count("model") <= 20
 
 
 def test_the_same_arguments_give_the_same_proposals() -> None:
@@ -83,14 +85,26 @@ def test_the_same_arguments_give_the_same_proposals() -> None:
     assert OptunaSampler().propose(story.history, 8, 12, 3) != first
 
 
-def test_tpe_goes_where_the_losses_are_low() -> None:
+def test_a_sampler_that_remembers_its_fits_proposes_what_a_fresh_one_does() -> None:
+    """Fitted parameters are kept between calls; they are those that a resumed run would fit."""
+    story = Story.planned()
+    kept = OptunaSampler()
+    for number in range(24):
+        proposal = kept.propose(story.history, 0, number, 1)[0]
+        assert OptunaSampler().propose(story.history, 0, number, 1)[0] == proposal
+        story.trial(proposal.params, proposal.origin)
+        story.train(number, 1 + abs(math.log10(float(proposal.params["learning_rate"]) / 1e-3)))
+
+
+def test_the_model_goes_where_the_losses_are_low() -> None:
     """After 16 trials with the optimum at 1e-3, most suggestions lie within a factor of three of it."""
     story = Story.planned()
     bowl(story, 16)
-    found = OptunaSampler().propose(story.history, 0, 16, 12)
-    near = [abs(math.log10(float(p.params["learning_rate"]) / 1e-3)) < 0.5 for p in found]
-    assert {p.origin for p in found} == {"tpe"}
-    assert sum(near) >= 8
+    found = OptunaSampler().propose(story.history, 0, 16, 16)
+    mine = [p for p in found if p.origin == "model"]
+    near = [abs(math.log10(float(p.params["learning_rate"]) / 1e-3)) < 0.5 for p in mine]
+    assert len(mine) >= 8
+    assert sum(near) >= 0.7 * len(mine)
 
 
 def test_nothing_is_proposed_twice_while_the_space_has_something_new() -> None:
@@ -112,47 +126,37 @@ def test_one_call_for_many_does_not_repeat_itself() -> None:
     assert len({tuple(p.params.items()) for p in found}) == 12
 
 
-def test_the_useful_rung_is_the_highest_with_enough_results() -> None:
-    """Five results on rung 1 outweigh nine on rung 0; four are too few for four dimensions."""
-    story = Story.planned()
-    bowl(story, 9)
-    for number in range(4):
-        story.train(number, 1.0, 1)
-    assert useful_rung(story.history, 4) == 0
-    story.train(4, 1.0, 1)
-    assert useful_rung(story.history, 4) == 1
-    assert useful_rung(Story.planned().history, 4) is None
-
-
-def test_the_shadow_study_holds_diverged_as_bad_and_infeasible_as_such() -> None:
-    """Diverged counts as worse than the worst, out of memory as infeasible, unfinished not at all."""
+def test_every_loss_counts_at_its_length_and_divergence_as_the_worst() -> None:
+    """Two rungs of one trial are two observations; diverged is as bad as the worst; memory says nothing."""
     story = Story.planned()
     bowl(story, 6)
+    story.train(0, 0.5, 1)
     story.end(story.start(story.trial(params(4, 5e-3))), status="diverged")
     story.end(story.start(story.trial(params(32, 2e-3))), status="out_of_memory")
     story.trial(params(8, 2e-3))
-    trials = shadow_trials(story.history, Space.parse(SPACE))
-    worst = max(trial.value for trial in trials[:6])
-    assert len(trials) == 8
-    assert worst < trials[6].value < math.inf
-    assert [trial.constraints["memory"] for trial in trials] == 7 * [0.0] + [1.0]
+    seen = observations(story.history, Space.parse(SPACE))
+    assert len(seen.y) == 8
+    assert seen.y[6] == 0.5
+    assert seen.s[6] > seen.s[0]
+    assert seen.x[6].tolist() == seen.x[0].tolist()
+    assert seen.y[7] == max(seen.y)
 
 
 @pytest.mark.filterwarnings("error")
 def test_conditional_dimensions_are_searched() -> None:
-    """A dimension that counts only under nf4 is present there, absent elsewhere, and TPE copes."""
+    """A dimension that counts only under nf4 is present there, absent elsewhere, and the model copes."""
     story = Story.planned(space=CONDITIONAL)
     bowl(story, 14)
     for proposal in OptunaSampler().propose(story.history, 0, 14, 6):
         assert ("noise" in proposal.params) == (proposal.params["quantization"] == "nf4")
-        assert proposal.origin == "tpe"
+        assert proposal.origin in ("model", "prior")
 
 
-def test_configurations_survive_the_way_to_optuna_and_back() -> None:
-    """A configuration and its image in the sampler's space belong together."""
+def test_configurations_survive_the_way_to_the_cube_and_back() -> None:
+    """A configuration and its point in the model's cube belong together."""
     space = Space.parse(SPACE)
     for number in range(1, 7):
         before = stratified(space, 3, number)
-        after = from_searched(space, to_searched(space, before))
+        after = from_point(space, to_row(space, before))
         assert before["learning_rate"] == pytest.approx(after["learning_rate"])
         assert {**before, "learning_rate": 0} == {**after, "learning_rate": 0}

@@ -9,7 +9,7 @@ from typing import Any
 
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial
+from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial, cost_class
 from budgetsearch.core.space import Space
 
 MIN_RUNG_STEPS = 4
@@ -213,7 +213,7 @@ def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
 
 def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
     """Freeze a configuration's rungs in tokens: the ladder's seconds at its reference rate."""
-    name = str(proposal.params["quantization"])
+    name = cost_class(proposal.params)
     rate = plan.reference_rates[name]
     step = math.ceil(plan.step_tokens)
     rungs = tuple(max(step, min(round(seconds * rate), plan.max_tokens)) for seconds in plan.ladder)

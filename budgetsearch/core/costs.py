@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Params, Plan
+from budgetsearch.core.records import Params, Plan, cost_class
 
 PESSIMISM = 1.25
 """A segment may take so much longer than expected before the deadline arithmetic is wrong; shared
@@ -31,7 +31,7 @@ class CostModel:
         ratios: dict[str, list[float]] = {}
         extras: dict[str, list[float]] = {}
         for segment, result in history.results:
-            name = str(segment.params["quantization"])
+            name = cost_class(segment.params)
             train = result.seconds.get("train", 0.0)
             tokens = result.tokens - segment.start_tokens
             if tokens > 0 and train > 0:  # also what a segment did before it was stopped for slowness
@@ -49,13 +49,13 @@ class CostModel:
 
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of training alone for so many tokens."""
-        name = str(params["quantization"])
+        name = cost_class(params)
         expected, worst = self.factors[name]
         return tokens / self.plan.reference_rates[name] * (worst if pessimistic else expected)
 
     def segment_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of a whole segment: training, evaluation and checkpoint."""
-        extra = self.overheads[str(params["quantization"])] * (PESSIMISM if pessimistic else 1.0)
+        extra = self.overheads[cost_class(params)] * (PESSIMISM if pessimistic else 1.0)
         return self.train_seconds(params, tokens, pessimistic=pessimistic) + extra
 
     def typical_seconds(self, reference_seconds: float) -> float:

@@ -1,9 +1,12 @@
 """``decide``: what to run next, as a pure function of the plan, the history and the time.
 
-Promotion-type successive halving, sized to the budget: the first rung takes as many trials as the
-promotions, one full run and the reserve leave room for; then the best third of each rung goes on;
-the best of the last rung becomes the full run. Everything is re-planned after every segment from
-what the segments really took.
+Promotion-type successive halving, sized to the budget. Trials enter as long as their promotions, the
+full run and the reserve fit behind them; then the best third of each rung goes on, and the best of the
+last rung runs in full. Rungs are pooled: what is left buys more trials, which compete with the paused
+ones. Everything is re-planned after every segment from what the segments really took.
+
+Where the budget holds many full runs the first rung is very short. Then the first trials (scouts) all
+go to the second rung, and if the two rungs rank them differently, further trials enter at the second.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 
 from budgetsearch.core.budget import PLANNING_MARGIN, seconds_left
 from budgetsearch.core.costs import PESSIMISM, CostModel
+from budgetsearch.core.evidence import entry_rung
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import (
     Decision,
@@ -25,6 +29,7 @@ from budgetsearch.core.records import (
     Segment,
     TrainJob,
     Wait,
+    cost_class,
 )
 
 COOLDOWN_SHARE = 0.2
@@ -32,6 +37,8 @@ COOLDOWN_SHARE = 0.2
 FEW_TRIALS, FEW_SHARE = 6, 0.5
 """Up to so many trials, one more is worth the second half of the full run: on a machine that turns out
 slower than calibrated the full run shrinks before the choice does."""
+NO_RESULT = ("infeasible", "crashed")
+"""Ends that say nothing about a configuration's loss."""
 LIMIT_FACTOR = 4.0
 """The watchdog stops a rung's segment that takes so many times its expected seconds."""
 LIMIT_SECONDS = 30.0
@@ -71,6 +78,21 @@ class View:
         """Seconds that may still be spent before the reserve."""
         return seconds_left(self.plan, self.now)
 
+    @property
+    def entry(self) -> int:
+        """The rung at which new trials enter."""
+        return entry_rung(self.plan, self.history)
+
+    def entered(self, rung: int) -> int:
+        """How many trials have come to a rung; what fits in no memory has not competed."""
+        trials = self.history.trials.values()
+        return sum(1 for s in trials if s.goal >= rung and not (s.dead in NO_RESULT and s.rung < rung))
+
+    def quota(self, rung: int) -> int:
+        """How many of a rung's trials go on."""
+        entered = self.entered(rung)
+        return max(1, entered // self.plan.eta) if entered else 0
+
     def fits(self, state: TrialState, tokens: int, extra: float = 0.0) -> bool:
         """Whether a segment of so many tokens surely ends in time."""
         seconds = self.costs.segment_seconds(state.trial.params, tokens, pessimistic=True)
@@ -78,7 +100,7 @@ class View:
 
     def load_seconds(self, state: TrialState) -> float:
         """What loading the trial's base may take, if another quantization ran last."""
-        name = str(state.trial.params["quantization"])
+        name = cost_class(state.trial.params)
         return 0.0 if name == self.history.last_quantization else self.plan.load_seconds.get(name, 0.0)
 
     def run(self, segment: Segment, reason: str, limit: float) -> Run:
@@ -112,39 +134,43 @@ def go_on(view: View) -> Decision | None:
     return None
 
 
-def fill_first_rung(view: View) -> Decision | None:
-    """Start another trial, while the promotions and the full run still fit behind it."""
+def scout(view: View) -> Decision | None:
+    """The first trials go to the second rung whatever their loss there will be."""
+    for state in view.history.trials.values():
+        waits = state.trial_id < view.plan.scouts and state.goal == 0 and state.rung == 0
+        if waits and not state.dead and not state.running:
+            return _rung_segment(view, state, 1, "scout: does the first rung predict the second?")
+    return None
+
+
+def enter(view: View) -> Decision | None:
+    """Another trial, while its promotions and the full run still fit behind it."""
     states = view.history.trials.values()
-    top = view.plan.top_rung
-    if top == 0 or any(state.goal > 0 for state in states):
-        return None
     started = [s for s in states if s.started]
-    alive = sum(1 for s in started if not (s.dead and s.rung < 0))
+    if view.plan.top_rung == 0 or len(started) >= view.plan.max_trials or not _may_enter(view):
+        return None
     # Even if a whole full run does not fit any more: one trial there must be.
-    if len(started) >= view.plan.max_trials or alive >= max(1, affordable_trials(view, alive)):
+    nobody = not any(s for s in started if not (s.dead and s.rung < 0))
+    if not nobody and _search_seconds(view) > view.left:
         return None
     if not view.candidates:
         return NeedCandidates(1)
     state = _prefer_resident(view)
-    return _rung_segment(view, state, 0, f"new trial ({state.trial.origin})")
+    return _rung_segment(view, state, view.entry, f"new trial ({state.trial.origin})")
 
 
 def promote(view: View) -> Decision | None:
     """The best of the lowest unfinished rung goes one rung up, once that rung is complete."""
     for rung in range(view.plan.top_rung - 1):
-        entered = [s for s in view.history.trials.values() if s.goal >= rung]
-        if any(s.running and s.goal == rung for s in entered):
+        if any(s.running and s.goal == rung for s in view.history.trials.values()):
             return None
-        quota = math.ceil(len(entered) / view.plan.eta)
-        already = sum(1 for s in entered if s.goal > rung)
-        for place, state in enumerate(view.history.at_rung(rung), start=1):
-            if place > quota:
-                break
-            if state.goal > rung or state.dead:
-                continue
-            # The first promotion is the way to the full run; further ones must leave room for it.
-            room = 0.0 if already == 0 else _full_run_seconds(view)
-            reason = f"promotion: place {place} of {len(entered)} at rung {rung}"
+        already = view.entered(rung + 1)
+        if already >= view.quota(rung):
+            continue
+        # The first promotion is the way to the full run; further ones must leave room for it.
+        room = 0.0 if already == 0 else _full_run_seconds(view)
+        for place, state in _promotable(view, rung):
+            reason = f"promotion: place {place} of {view.entered(rung)} at rung {rung}"
             decision = _rung_segment(view, state, rung + 1, reason, room)
             if decision is not None:
                 return decision
@@ -160,14 +186,14 @@ def start_full_run(view: View) -> Decision | None:
         return NeedCandidates(1)
     for state in _finalists(view):
         if _has_whole_full_run(view) and not _whole_full_run_fits(view, state):
-            return None
+            continue
         decision = _full_run_link(view, state, "full run starts")
         if decision is not None:
             return decision
     return None
 
 
-RULES: tuple[Callable[[View], Decision | None], ...] = (go_on, fill_first_rung, promote, start_full_run)
+RULES: tuple[Callable[[View], Decision | None], ...] = (go_on, scout, enter, promote, start_full_run)
 """Tried in this order; the first that has an answer decides."""
 
 
@@ -220,24 +246,44 @@ def _segment(state: TrialState, rung: int, stop: int, schedule: Schedule) -> Seg
 # ------------------------------------------------------------------------ arithmetic
 
 
-def affordable_trials(view: View, alive: int) -> int:
-    """The largest number of trials whose first rung, promotions and full run fit into what is left."""
-    count = alive
-    while count < view.plan.max_trials and _search_seconds(view, count + 1, alive) <= view.left:
-        count += 1
-    return count
+def _may_enter(view: View) -> bool:
+    """Trials enter together, and are promoted together: the larger the group, the better the choice.
+
+    Where the first rung was seen not to predict, groups are small, so that the sampler soon sees what
+    the higher rungs say.
+    """
+    if view.entry == 0 and view.history.entered_in_a_row > 0:
+        return True
+    if view.entry > 0 and 0 < view.history.entered_in_a_row < view.plan.eta:
+        return True
+    return not _promotions_due(view)
 
 
-def _search_seconds(view: View, count: int, alive: int) -> float:
-    """Seconds until the end of one full run, if ``count`` trials are to enter the first rung."""
-    ladder, eta = view.plan.ladder, view.plan.eta
-    total, entering, below = (count - alive) * view.costs.typical_seconds(ladder[0]), count, ladder[0]
-    for seconds in ladder[1:-1]:
-        entering = math.ceil(entering / eta)
-        total += entering * view.costs.typical_seconds(seconds - below)
-        below = seconds
-    share = FEW_SHARE if count <= FEW_TRIALS else 1.0
-    return total * PLANNING_MARGIN + share * _full_run_seconds(view)
+def _promotions_due(view: View) -> bool:
+    top = view.plan.top_rung
+    due = [k for k in range(top) if view.entered(k + 1) < view.quota(k)]
+    return any(_promotable(view, rung) for rung in due)
+
+
+def _promotable(view: View, rung: int) -> list[tuple[int, TrialState]]:
+    """Places and trials of the best third of a rung that have not gone on."""
+    best = view.history.at_rung(rung)[: math.ceil(view.entered(rung) / view.plan.eta)]
+    return [(n, s) for n, s in enumerate(best, start=1) if s.goal == rung and not s.dead and not s.running]
+
+
+def _search_seconds(view: View) -> float:
+    """Seconds until every promotion is done and has run in full, if one more trial enters."""
+    ladder, eta, total = view.plan.ladder, view.plan.eta, 0.0
+    entering = view.entered(view.entry) + 1
+    total += view.costs.typical_seconds(ladder[view.entry])
+    for rung in range(view.entry + 1, view.plan.top_rung):
+        already = view.entered(rung)
+        entering = max(already, entering // eta, 1)
+        total += (entering - already) * view.costs.typical_seconds(ladder[rung] - ladder[rung - 1])
+    already = view.entered(view.plan.top_rung)
+    full = max(already, entering // eta, 1) - already
+    share = FEW_SHARE if view.entered(0) < FEW_TRIALS else 1.0
+    return total * PLANNING_MARGIN + full * share * _full_run_seconds(view)
 
 
 def _full_run_seconds(view: View) -> float:
@@ -250,7 +296,7 @@ def _full_run_seconds(view: View) -> float:
 
 
 def _link_tokens(view: View, state: TrialState) -> int:
-    rate = view.plan.reference_rates[str(state.trial.params["quantization"])]
+    rate = view.plan.reference_rates[cost_class(state.trial.params)]
     return max(math.ceil(view.plan.step_tokens), int(view.plan.checkpoint_every_seconds * rate))
 
 
@@ -321,7 +367,7 @@ def _finalists(view: View) -> list[TrialState]:
 def _prefer_resident(view: View) -> TrialState:
     """A candidate of the quantization that is loaded, so that the worker need not load another."""
     resident = view.history.last_quantization
-    return min(view.candidates, key=lambda s: (s.trial.params["quantization"] != resident, s.trial_id))
+    return min(view.candidates, key=lambda s: (cost_class(s.trial.params) != resident, s.trial_id))
 
 
 def _why_finished(plan: Plan, history: History) -> str:

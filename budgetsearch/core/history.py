@@ -32,6 +32,7 @@ from budgetsearch.core.records import (
     Segment,
     SegmentResult,
     Trial,
+    cost_class,
 )
 
 MAX_CRASHES = 1
@@ -113,6 +114,8 @@ class History:
     exported: Exported | None = None
     closed: Closed | None = None
     decisions: int = 0
+    entered_in_a_row: int = 0
+    """Trials that entered since the last promotion; a scout's second rung is part of its entry."""
     full_trial: int | None = None
     """The trial in its full run, from its first link until it ends."""
     full_done: list[int] = field(default_factory=list)
@@ -218,13 +221,22 @@ class History:
         segment = event.segment
         state = self.trials[segment.trial_id]
         state.running = True
+        self._note_turn(state, segment)
         state.goal = max(state.goal, segment.rung)
         self.running.setdefault(event.job_id, []).append(segment)
         self.next_job = max(self.next_job, event.job_id + 1)
-        self.last_quantization = str(segment.params.get("quantization"))
+        self.last_quantization = cost_class(segment.params)
         if self.plan and segment.rung == self.plan.top_rung:
             state.full_stop_tokens = segment.schedule.stop_tokens
             self.full_trial = segment.trial_id
+
+    def _note_turn(self, state: TrialState, segment: Segment) -> None:
+        """Whether trials enter or are promoted at the moment."""
+        scouts = self.plan.scouts if self.plan else 0
+        if state.goal < 0:
+            self.entered_in_a_row += 1
+        elif segment.rung > state.goal and not (state.trial_id < scouts and segment.rung == 1):
+            self.entered_in_a_row = 0
 
     def _on_heartbeat(self, event: Heartbeat, at: float) -> None:
         self.last_beat = event.beat
@@ -267,10 +279,14 @@ class History:
     def _ended_ok(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
         self._advance(state, segment, result)
         state.crashes = 0
-        if result.tokens < segment.goal_tokens:
+        if result.complete and self.plan is not None:
+            state.goal = state.rung = self.plan.top_rung
+        elif result.tokens < segment.goal_tokens:
             return
         state.rung = max(state.rung, segment.rung)
         if result.loss is not None:
+            for rung in range(segment.rung, state.rung):  # a complete trial stands for every rung above
+                state.losses[rung + 1] = result.loss
             state.losses[segment.rung] = result.loss
             state.example_losses[segment.rung] = result.example_losses
 

@@ -22,6 +22,12 @@ Phase = Literal[
 ]
 PHASES: tuple[Phase, ...] = typing.get_args(Phase)
 
+
+def cost_class(params: Params) -> str:
+    """What decides the reference rate of a configuration: its quantization, where the space has one."""
+    return str(params.get("quantization", "any"))
+
+
 # --------------------------------------------------------------------------- work
 
 
@@ -106,7 +112,7 @@ class TrainJob:
     @property
     def quantization(self) -> str:
         """The quantization that all segments share."""
-        return str(self.segments[0].params["quantization"])
+        return cost_class(self.segments[0].params)
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,8 @@ class SegmentResult:
     """Seconds by phase: load, train, evaluate, checkpoint."""
     peak_bytes: int = 0
     checkpoint_out: str | None = None
+    complete: bool = False
+    """Its own run ends here, before the rung (a recorded curve that is shorter than the others)."""
     detail: str = ""
 
 
@@ -276,6 +284,9 @@ class Plan:
     """Length of a full run's chain links."""
     max_trials: int
     limit_bytes: int | None = None
+    scouts: int = 0
+    """So many first trials go to the second rung whatever their loss: they tell whether the first
+    rung predicts it."""
 
     @property
     def full_seconds(self) -> float:
@@ -300,7 +311,7 @@ class Trial:
     batch_size: int
     micro_batch: int
     origin: str = "prior"
-    """Where the configuration comes from: prior, stratified or tpe."""
+    """Where the configuration comes from: prior, stratified or model."""
 
 
 # ---------------------------------------------------------------------- decisions

@@ -34,7 +34,7 @@ __all__ = ["Choice", "Constant", "Dimension", "Normal", "Number", "Space", "Tied
 
 QUANTIZATIONS = ("fp32", "bf16", "int8", "nf4")
 REQUIRED = ("quantization", "rank", "learning_rate")
-KEYS = ("name", "description", "dimensions")
+KEYS = ("name", "description", "free", "dimensions")
 
 
 def _between(low: float, high: float) -> Callable[[ParamValue], bool]:
@@ -66,6 +66,8 @@ class Space:
     name: str
     dimensions: tuple[Dimension, ...]
     description: str = ""
+    free: bool = False
+    """A space of anything, as recorded curves have it: it names no LoRA knob, and nothing trains on it."""
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], name: str = "") -> Space:
@@ -84,7 +86,9 @@ class Space:
                 raise SpaceError(f"{where}: unknown key {key!r}{hint}; it takes {', '.join(KEYS)}.")
         items = list(_items(raw.get("dimensions"), where))
         given = tuple(read_dimension(title, body, where) for title, body in items)
-        space = cls(label, (*given, *_missing(given)), str(raw.get("description", "")))
+        free = raw.get("free", False) is True
+        missing = () if free else _missing(given)
+        space = cls(label, (*given, *missing), str(raw.get("description", "")), free)
         space._check(where)
         return space
 
@@ -94,7 +98,8 @@ class Space:
         The dimensions are a list there, for their order counts and a JSON object has none.
         """
         dimensions = [dimension.to_dict() for dimension in self.dimensions]
-        return {"name": self.name, "description": self.description, "dimensions": dimensions}
+        raw: dict[str, Any] = {"name": self.name, "description": self.description, "dimensions": dimensions}
+        return {**raw, "free": True} if self.free else raw
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -222,7 +227,7 @@ class Space:
     def _check(self, where: str) -> None:
         """What the dimensions require of each other, and the knobs of their values."""
         names = {dimension.name: dimension for dimension in self.dimensions}
-        for name in REQUIRED:
+        for name in () if self.free else REQUIRED:
             if name not in names:
                 hint = nearest(name, [title for title in names if title not in KNOBS])
                 raise SpaceError(f"{where}: the dimension {name!r} is missing{hint}; add it.")
@@ -232,7 +237,9 @@ class Space:
             if dimension.name in above:
                 raise SpaceError(f"{here}: it is there twice; take one out.")
             _check_when(dimension, above, here)
-            _check_values(dimension, names, here)
+            corners = _corners(dimension, names, here)
+            if not self.free:
+                _check_values(dimension, corners, here)
             above[dimension.name] = dimension
 
 
@@ -266,8 +273,7 @@ def _check_when(dimension: Dimension, above: Mapping[str, Dimension], here: str)
                 raise SpaceError(f"{here}: when: {name} {problem}.")
 
 
-def _check_values(dimension: Dimension, names: Mapping[str, Dimension], here: str) -> None:
-    corners = _corners(dimension, names, here)
+def _check_values(dimension: Dimension, corners: Sequence[ParamValue], here: str) -> None:
     if dimension.name not in KNOBS:
         # A slip of the pen would otherwise be searched in vain while the knob keeps its default.
         if close := difflib.get_close_matches(dimension.name, KNOBS, n=1, cutoff=0.8):

@@ -1,20 +1,21 @@
 """A search space in Optuna's terms: once for people to look at, once for the sampler to search.
 
 People see the values themselves. The sampler searches positions between 0 and 1 on the priors'
-quantiles, so that its own uniform prior is the prior of the space, and so that ordered choices keep
+quantiles, so that a uniform draw is a draw from the space's prior, and so that ordered choices keep
 their order; only choices without an order stay categories.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from budgetsearch.core.dimensions import Choice, Number
-from budgetsearch.core.records import Params, ParamValue
+from budgetsearch.core.records import Params
 from budgetsearch.core.space import Space
+from budgetsearch.study.cube import Cube, row
 
 
 def shown(space: Space, params: Params) -> dict[str, Any]:
@@ -36,33 +37,35 @@ def _shown(dimension: Number | Choice) -> Any:
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def searched(space: Space) -> dict[str, Any]:
-    """Distributions of what the sampler searches: positions, and categories without an order."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
+def cube_of(space: Space) -> Cube:
+    """The unit cube that the model searches: positions on the priors, and indices of categories."""
     categories = _categories(space)
-    return {
-        name: CategoricalDistribution(categories[name].values)
-        if name in categories
-        else FloatDistribution(0.0, 1.0)
-        for name in space.searched
-    }
+    return Cube(
+        tuple(len(categories[name].values) if name in categories else None for name in space.searched)
+    )
 
 
-def to_searched(space: Space, params: Params) -> dict[str, ParamValue]:
-    """A configuration as the sampler sees it."""
+def to_row(space: Space, params: Params) -> list[float]:
+    """A configuration as a point of the cube."""
     categories = _categories(space)
     unit = space.to_unit(params)
-    return {name: params[name] if name in categories else position for name, position in unit.items()}
-
-
-def from_searched(space: Space, point: Mapping[str, Any]) -> Params:
-    """The configuration at a point that the sampler found."""
-    categories = _categories(space)
-    unit = {
-        name: categories[name].position_of(value) if name in categories else value
-        for name, value in point.items()
+    point = {
+        name: float(categories[name].values.index(params[name])) if name in categories else position
+        for name, position in unit.items()
     }
+    return row(space.searched, point)
+
+
+def from_point(space: Space, point: Iterable[float]) -> Params:
+    """The configuration at a point of the cube."""
+    categories = _categories(space)
+    unit = {}
+    for name, value in zip(space.searched, point, strict=True):
+        if name in categories:
+            choice = categories[name]
+            unit[name] = choice.position_of(choice.values[int(value)])
+        else:
+            unit[name] = float(value)
     return space.from_unit(unit)
 
 

@@ -1,46 +1,59 @@
-"""The sampler behind the port: the default first, then a spread-out start, then TPE.
+"""The sampler behind the port: the default first, then a spread-out start, then a Gaussian process.
 
-It is a pure function of its arguments. Every trial number gets samplers of its own, seeded by the
+It is a pure function of its arguments. Every trial number gets random numbers of its own, seeded by the
 run's seed and the number, so that a resumed run proposes what the uninterrupted one would have.
-Optuna only samples here: it sees a shadow study in memory, which holds what is known of each
-configuration at one rung; that configurations pause, go on and are dropped is no business of its.
+
+The Gaussian process learns from every loss at every rung (``study.surrogate``); one proposal in four
+ignores it and comes from the prior. That keeps a model that short rungs mislead from spending the whole
+budget in the wrong corner, and it is how the prior stays in play as evidence grows.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from budgetsearch.core.dimensions import Choice, Number
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Params
 from budgetsearch.core.space import Space
-from budgetsearch.study.distributions import from_searched, quiet, searched, to_searched
+from budgetsearch.study.cube import parameters, suggest
+from budgetsearch.study.distributions import cube_of, from_point, to_row
+from budgetsearch.study.surrogate import Array, Observations, as_array, fidelity
 
 BLOCK = 6
 """Rows of one latin hypercube: so few trials already show every quantization and several ranks."""
-MIN_STARTUP = 8
-"""Trials before TPE takes over, or twice the searched dimensions if that is more."""
+STARTUP = 8
+"""Trials before the model takes over."""
 MIN_RESULTS = 4
-"""A rung with fewer results, or fewer than the dimensions and one, says too little to TPE."""
-TPE_ATTEMPTS = 8
-"""How often TPE may suggest something that exists already before chance takes its place."""
+"""With fewer losses the model would say nothing."""
+EXPLORE = 4
+"""One trial in so many comes from the prior."""
+REFIT = 1.2
+"""The model's parameters are fitted anew when the observations have grown by this factor."""
 RANDOM_ATTEMPTS = 1000
 
 
 class OptunaSampler:
     """Proposes configurations; implements the port ``Sampler``."""
 
+    def __init__(self) -> None:
+        # Fitted parameters by what they were fitted to: saves time, changes no proposal.
+        self._fitted: dict[tuple[int, float], Array] = {}
+
     def propose(self, history: History, seed: int, first_number: int, count: int) -> list[Proposal]:
         """``count`` configurations for the trials ``first_number`` and following.
 
         None of them repeats another or one in the history, as long as the space has a new one.
         """
-        view = _View.of(history, seed)
+        view = _View.of(history, seed, self._fitted)
         taken = {_key(state.trial.params) for state in history.trials.values()}
         found: list[Proposal] = []
         for number in range(first_number, first_number + count):
@@ -57,31 +70,48 @@ class _View:
     history: History
     seed: int
     space: Space
+    fitted: dict[tuple[int, float], Array]
 
     @classmethod
-    def of(cls, history: History, seed: int) -> _View:
+    def of(cls, history: History, seed: int, fitted: dict[tuple[int, float], Array]) -> _View:
         plan = history.plan
         assert plan is not None, "configurations are proposed after planning"
-        return cls(history, seed, Space.parse(plan.space))
-
-    @property
-    def startup(self) -> int:
-        return max(MIN_STARTUP, 2 * len(self.space.searched))
+        return cls(history, seed, Space.parse(plan.space), fitted)
 
     def suggestions(self, number: int) -> Iterator[Proposal]:
         """What trial ``number`` may be, the preferred first."""
         if number == 0:
             yield Proposal(self.space.default(), "prior")
-        elif number <= self.startup or not (known := shadow_trials(self.history, self.space)):
+        elif number <= STARTUP or not self.space.searched:
             yield Proposal(stratified(self.space, self.seed, number), "stratified")
-        else:
-            for attempt in range(TPE_ATTEMPTS):
-                params = _tpe(self.space, known, mixed(self.seed, "tpe", number, attempt))
-                yield Proposal(params, "tpe")
+        elif random.Random(mixed(self.seed, "explore", number)).randrange(EXPLORE):
+            yield from self._modelled(number)
         chance = random.Random(mixed(self.seed, "chance", number))
         for _ in range(RANDOM_ATTEMPTS):
             unit = {name: chance.random() for name in self.space.searched}
             yield Proposal(self.space.from_unit(unit), "prior")
+
+    def _modelled(self, number: int) -> Iterator[Proposal]:
+        seen = observations(self.history, self.space)
+        if len(seen.y) < MIN_RESULTS:
+            yield Proposal(stratified(self.space, self.seed, number), "stratified")
+            return
+        cube = cube_of(self.space)
+        early = seen.first(_milestone(len(seen.y)))
+        key = (len(early.y), float(early.y.sum()))
+        if key not in self.fitted:
+            self.fitted[key] = parameters(cube, early)
+        rng = np.random.default_rng(mixed(self.seed, "model", number))
+        for point in suggest(cube, seen, self.fitted[key], rng):
+            yield Proposal(from_point(self.space, point), "model")
+
+
+def _milestone(count: int) -> int:
+    """The last of a growing sequence of sizes: the same for every history that begins alike."""
+    size = MIN_RESULTS
+    while math.ceil(size * REFIT) <= count:
+        size = math.ceil(size * REFIT)
+    return size
 
 
 def mixed(*parts: object) -> int:
@@ -119,67 +149,30 @@ def _column(dimension: Number | Choice, rng: random.Random) -> list[float]:
     return [dimension.position_of(value) for value in column]
 
 
-# ------------------------------------------------------------------------------- TPE
+# ----------------------------------------------------------------------- the model
 
 
-def shadow_trials(history: History, space: Space) -> list[Any]:
-    """Every configuration with what is known of it at the highest useful rung, as Optuna trials.
-
-    Diverged ones count as worse than the worst; those that fit in no memory as infeasible. Empty
-    while no rung has enough results.
-    """
-    rung = useful_rung(history, len(space.searched))
-    if rung is None:
-        return []
-    losses = [state.losses[rung] for state in history.at_rung(rung)]
-    bad = max(losses) + max(1.0, max(losses) - min(losses))
-    trials = []
-    for state in sorted(history.trials.values(), key=lambda state: state.trial_id):
-        value = _value(state, rung, bad)
-        if value is not None:
-            trials.append(_shadow(space, state, value))
-    return trials
-
-
-def useful_rung(history: History, dimensions: int) -> int | None:
-    """The highest rung with enough results for TPE, or None."""
-    assert history.plan is not None
-    enough = max(MIN_RESULTS, dimensions + 1)
-    rungs = range(history.plan.top_rung, -1, -1)
-    return next((rung for rung in rungs if len(history.at_rung(rung)) >= enough), None)
-
-
-def _value(state: TrialState, rung: int, bad: float) -> float | None:
-    if state.dead in ("diverged", "infeasible"):
-        return bad
-    return state.losses.get(rung)
-
-
-def _shadow(space: Space, state: TrialState, value: float) -> Any:
-    from optuna.trial import create_trial
-
-    params = to_searched(space, state.trial.params)
-    known = searched(space)
-    return create_trial(
-        value=value,
-        params=params,
-        distributions={name: known[name] for name in params},
-        constraints={"memory": 1.0 if state.dead == "infeasible" else 0.0},
-    )
-
-
-def _tpe(space: Space, trials: Sequence[Any], seed: int) -> Params:
-    import optuna
-
-    conditional = any(dimension.when for dimension in space.dimensions)
-    with quiet():
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=1, multivariate=True, group=conditional, constant_liar=False
-        )
-        study = optuna.create_study(direction="minimize", sampler=sampler)
-        study.add_trials(trials)
-        point = study.ask(fixed_distributions=searched(space)).params
-    return from_searched(space, point)
+def observations(history: History, space: Space) -> Observations:
+    """Every loss in the order of the ledger; a diverged segment counts as the worst loss seen."""
+    plan = history.plan
+    assert plan is not None
+    rows: list[list[float]] = []
+    lengths: list[float] = []
+    losses: list[float | None] = []
+    points = {number: to_row(space, state.trial.params) for number, state in history.trials.items()}
+    for segment, result in history.results:
+        if result.loss is None and result.status != "diverged":
+            continue
+        trial = history.trials[segment.trial_id].trial
+        tokens = result.tokens if result.loss is not None else segment.stop_tokens
+        share = 1.0 if result.complete else min(1.0, tokens / trial.rung_tokens[plan.top_rung])
+        rows.append(points[segment.trial_id])
+        lengths.append(fidelity(share))
+        losses.append(result.loss)
+    worst = max((loss for loss in losses if loss is not None), default=0.0)
+    values = [worst if loss is None else loss for loss in losses]
+    width = max(1, len(space.searched))
+    return Observations(as_array(rows).reshape(-1, width), as_array(lengths), as_array(values))
 
 
 # ------------------------------------------------------------------------- duplicates

@@ -1,0 +1,140 @@
+"""The product's own policy on recorded curves: the real driver, ``decide`` and sampler, virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from budgetsearch.core.budget import PlanRequest
+from budgetsearch.core.events import Opened
+from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.ports import Proposal, Sampler
+from budgetsearch.core.records import Calibration, Plan
+from budgetsearch.core.scouting import deepest_level, scouts_for
+from budgetsearch.driver import Driver
+from budgetsearch.engines.simulator import SimulatorEngine, VirtualClock
+from budgetsearch.ledger import MemoryLedger
+from budgetsearch.simulate.curves import Curves
+from budgetsearch.simulate.invariants import check
+from budgetsearch.simulate.world import CurveWorld, Trace
+from budgetsearch.study.sampler import OptunaSampler
+
+ETA = 3
+FULL_RUN_SECONDS = 360.0
+"""Virtual seconds of a mean full run: long beside the driver's polling, short enough to simulate fast."""
+RESERVE_SECONDS = 1.0
+"""The watchdog looks twice a second."""
+
+
+@dataclass
+class OnCurves:
+    """A sampler whose every proposal is replaced by what the curves hold; see the port ``Sampler``."""
+
+    sampler: Sampler
+    curves: Curves
+
+    def propose(self, history: History, seed: int, first_number: int, count: int) -> list[Proposal]:
+        """The sampler's proposals, each moved to the nearest configuration that is free."""
+        taken: set[int] = set()
+        for state in history.trials.values():
+            taken.add(self.curves.nearest(state.trial.params, set())[1])
+        found = []
+        for proposal in self.sampler.propose(history, seed, first_number, count):
+            params, number = self.curves.nearest(proposal.params, taken)
+            taken.add(number)
+            found.append(Proposal(params, proposal.origin))
+        return found
+
+
+class _Nowhere:
+    """Nothing is exported from a simulation; see the port ``Exporter``."""
+
+    def export(self, history: History, state: TrialState, *, final: bool) -> str:
+        """No file is written."""
+        return "nowhere"
+
+    def sweep(self, history: History) -> None:
+        """There is nothing to remove."""
+
+
+def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
+    """The plan of a budget of ``multiple`` mean full runs."""
+    levels = min(deepest_level(multiple, ETA), int(math.log(curves.points, ETA)))
+    scale = FULL_RUN_SECONDS / curves.mean_cost
+    full = curves.points * curves.point_cost * scale
+    ladder = tuple(full * ETA ** (k - levels) for k in range(levels + 1))
+    budget = multiple * FULL_RUN_SECONDS
+    return Plan(
+        budget_seconds=budget,
+        gpu="simulated",
+        space=curves.space,
+        seed=seed,
+        eta=ETA,
+        ladder=ladder,
+        reference_rates={"any": 1.0 / (curves.point_cost * scale)},
+        micro_batches={"any": 1},
+        overheads={"any": 0.0},
+        load_seconds={"any": 0.0},
+        max_tokens=curves.points,
+        batch_size=1,
+        step_tokens=1.0,
+        eval_examples=1,
+        task_examples=0,
+        reserve_seconds=RESERVE_SECONDS,
+        score_seconds=0.0,
+        checkpoint_every_seconds=2.0 * full,
+        max_trials=100_000,
+        scouts=scouts_for(levels),
+    )
+
+
+def play(curves: Curves, multiple: float, seed: int, sampler: Sampler | None = None) -> Trace:
+    """What the policy sees within ``multiple`` mean full runs.
+
+    Raises:
+        InvariantError: the run broke a promise of the policy; a bug.
+    """
+    plan = plan_for(curves, multiple, seed)
+    clock = VirtualClock()
+    world = CurveWorld(curves, clock, FULL_RUN_SECONDS / curves.mean_cost)
+    ledger = MemoryLedger()
+
+    def planner(request: PlanRequest, calibrations: Mapping[str, Calibration], now: float) -> Plan:
+        return plan
+
+    driver = Driver(
+        ledger=ledger,
+        engine=SimulatorEngine(world, clock),
+        sampler=OnCurves(sampler or OptunaSampler(), curves),
+        exporter=_Nowhere(),
+        clock=clock,
+        request=_request(plan, curves),
+        opened=Opened(plan.budget_seconds, {}),
+        quantizations=["any"],
+        calibration_rank=1,
+        planner=planner,
+    )
+    driver.run()
+    check(ledger.entries, plan.budget_seconds)
+    return world.trace
+
+
+def _request(plan: Plan, curves: Curves) -> PlanRequest:
+    return PlanRequest(
+        budget_seconds=plan.budget_seconds,
+        gpu=plan.gpu,
+        space=plan.space,
+        seed=plan.seed,
+        eta=plan.eta,
+        first_rung=plan.ladder[0] / plan.ladder[-1],
+        full_share=1.0,
+        max_epochs=1.0,
+        eval_share=0.0,
+        batch_size=1,
+        train_tokens=curves.points,
+        train_rows=curves.points,
+        valid_rows=1,
+        task_examples=0,
+        max_trials=plan.max_trials,
+    )
