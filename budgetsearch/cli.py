@@ -89,7 +89,10 @@ def run(
         int | None, typer.Option(help="One in so many trials is promoted.", show_default="3")
     ] = None,
     first_rung: Annotated[
-        float | None, typer.Option(help="First rung as a share of a full run.", show_default="1/9")
+        float | None,
+        typer.Option(
+            help="First rung as a share of a full run.", show_default="1/9, or 1/27 in a large budget"
+        ),
     ] = None,
     full_share: Annotated[
         float | None,

@@ -94,12 +94,12 @@ class Settings(BaseModel):
     eta: int = Field(
         3, ge=2, description="One trial in eta is promoted. Default: 3. Source: successive halving."
     )
-    first_rung: float = Field(
-        1 / 9,
+    first_rung: float | None = Field(
+        None,
         gt=0,
         le=1,
-        description="First rung as a share of the full run. Default: 1/9. Source: recorded fine-tuning "
-        "curves, where 1/27 throws good trials away.",
+        description="First rung as a share of the full run. Default: 1/9, or 1/27 with scouts where the "
+        "budget holds three full runs or more. Source: recorded curves, docs/policy.md.",
     )
     full_share: float = Field(
         0.4,

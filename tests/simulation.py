@@ -63,7 +63,7 @@ def request(budget: float = 720.0, **changes: object) -> PlanRequest:
         "space": SPACE,
         "seed": 0,
         "eta": 3,
-        "first_rung": 1 / 9,
+        "first_rung": None,
         "full_share": 0.4,
         "max_epochs": 4,
         "eval_share": 0.15,

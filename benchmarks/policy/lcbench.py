@@ -1,4 +1,4 @@
-"""LCBench as continuous curves: the YAHPO Gym surrogate (Pfisterer et al. 2022) is asked for any configuration.
+"""LCBench as continuous curves: the YAHPO Gym surrogate (Pfisterer et al. 2022) answers for any point.
 
 Takes the folder with ``model.onnx`` and ``encoding.json`` of slds-lmu/yahpo_data and tables of sampled
 configurations (``TASK.npz``), whose best and median values define the regret. Needs onnxruntime.

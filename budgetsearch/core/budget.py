@@ -10,6 +10,7 @@ from typing import Any
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial, cost_class
+from budgetsearch.core.scouting import deepest_level, scouts_for
 from budgetsearch.core.space import Space
 
 MIN_RUNG_STEPS = 4
@@ -38,8 +39,8 @@ class PlanRequest:
     space: Mapping[str, Any]
     seed: int
     eta: int
-    first_rung: float
-    """The first rung as a share of the full run."""
+    first_rung: float | None
+    """The first rung as a share of the full run; None: as the budget allows."""
     full_share: float
     """The full run's training as a share of the budget, at most."""
     max_epochs: float
@@ -116,6 +117,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         checkpoint_every_seconds=checkpoint_interval(request.budget_seconds),
         max_trials=request.max_trials,
         limit_bytes=request.limit_bytes,
+        scouts=scouts_for(len(ladder) - 1),
     )
 
 
@@ -143,8 +145,8 @@ def _usable_space(space: Mapping[str, Any], usable: list[str], tried: list[str])
 
 def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...], int]:
     """The longest ladder whose first rung is worth its evaluation, and the evaluation's examples."""
-    levels = 0 if request.first_rung == 1 else max(1, round(math.log(1 / request.first_rung, request.eta)))
     longest = min(request.full_share * request.budget_seconds, measured.data)
+    levels = _levels(request, (request.budget_seconds - measured.spent) / longest)
     for level in range(levels, -1, -1):
         examples = _eval_examples(request, longest * request.eta**-level, measured)
         full = _full_seconds(request, level, examples, measured)
@@ -156,6 +158,13 @@ def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...
             break
     ladder = tuple(full * request.eta ** (k - level) for k in range(level + 1))
     return ladder, min(examples, _eval_examples(request, first, measured))
+
+
+def _levels(request: PlanRequest, multiple: float) -> int:
+    """Rungs below the full run, if the budget holds ``multiple`` full runs."""
+    if request.first_rung is None:
+        return deepest_level(multiple, request.eta)
+    return 0 if request.first_rung == 1 else max(1, round(math.log(1 / request.first_rung, request.eta)))
 
 
 def _full_seconds(request: PlanRequest, levels: int, examples: int, measured: _Measured) -> float:
