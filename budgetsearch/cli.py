@@ -227,6 +227,48 @@ def spaces() -> None:
             typer.echo(f"{info.name:<12} {info.description}\n{'':<12} {info.path}")
 
 
+@app.command(
+    epilog="Example:  budgetsearch simulate --curves curves/ --budget 4x,10x --seeds 20 "
+    "--against optuna-sha,random"
+)
+def simulate(
+    curves: Annotated[
+        list[Path],
+        typer.Option(help="Recorded learning curves (.npz, see docs/curves.md), or a folder of them."),
+    ],
+    budget: Annotated[str, typer.Option(help="Budgets in mean full runs.")] = "4x,10x,30x",
+    seeds: Annotated[int, typer.Option(help="Runs of each method on each table.", min=1)] = 20,
+    against: Annotated[
+        str, typer.Option(help="Other schedulers, or empty for none.")
+    ] = "optuna-sha,optuna-hyperband,optuna-median,optuna-tpe,random",
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes.", min=1, show_default="one per processor")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write best-so-far over time to this HTML file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Play the policy against others on recorded learning curves, in virtual time."""
+    with _errors():
+        from rich.progress import Progress
+
+        from budgetsearch.simulate import contest, show
+
+        multiples = contest.read_budgets(budget)
+        methods = [contest.OURS, *(name.strip() for name in against.split(",") if name.strip())]
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("simulating", total=None)
+            outcomes = contest.compete(
+                contest.find_tables(curves), methods, multiples, seeds, jobs,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )  # fmt: skip
+        if plot is not None:
+            show.plot(outcomes, plot)
+        if as_json:
+            typer.echo(json.dumps(contest.as_json(outcomes), indent=2))
+        else:
+            _console().print(show.table(outcomes))
+
+
 def main() -> None:
     """The entry point of the ``budgetsearch`` command."""
     app()

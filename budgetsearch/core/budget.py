@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from budgetsearch.core.costs import PLANNING_MARGIN
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial, cost_class
@@ -24,8 +25,6 @@ TASK_SHARE = 0.06
 """Share of the budget that generating answers for the accuracy may take, 600 s at most."""
 EXIT_SECONDS = 6.0
 """Report, study and process exit; the larger of this and 1% of the budget (60 s at most)."""
-PLANNING_MARGIN = 1.1
-"""Trials are planned at so many times their expected cost, so that the full run is not starved."""
 LOSS_FACTOR = 1.5
 """Evaluations in the reserve may take so much longer than the calibration's."""
 
@@ -225,7 +224,10 @@ def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
     name = cost_class(proposal.params)
     rate = plan.reference_rates[name]
     step = math.ceil(plan.step_tokens)
-    rungs = tuple(max(step, min(round(seconds * rate), plan.max_tokens)) for seconds in plan.ladder)
+    longest = proposal.max_tokens or plan.max_tokens
+    rungs = tuple(max(step, min(round(seconds * rate), longest)) for seconds in plan.ladder)
+    if proposal.max_tokens:  # a rung is a share of the trial's own full run
+        rungs = tuple(max(step, round(longest * seconds / plan.full_seconds)) for seconds in plan.ladder)
     return Trial(
         trial_id=trial_id,
         params=dict(proposal.params),
@@ -234,5 +236,6 @@ def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
         warmup_tokens=min(WARMUP_STEPS * step, rungs[0] // 3),
         batch_size=plan.batch_size,
         micro_batch=plan.micro_batches[name],
+        max_tokens=longest,
         origin=proposal.origin,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from budgetsearch.core.records import Params, Plan, cost_class
 PESSIMISM = 1.25
 """A segment may take so much longer than expected before the deadline arithmetic is wrong; shared
 machines were seen to differ by far more, which the quantile of what this run measured covers."""
+QUANTILE_MARGIN = 1.1
+"""... and so much longer than the slowest tenth of what was measured."""
+PLANNING_MARGIN = 1.1
+"""Trials are planned at so many times their expected cost, so that the full run is not starved."""
 MIN_SAMPLES = 2
 """Segments of one quantization that must have ended before its own factor is trusted."""
 
@@ -24,6 +29,8 @@ class CostModel:
     factors: dict[str, tuple[float, float]]
     """Measured over reference seconds, by quantization: (expected, pessimistic)."""
     overheads: dict[str, float]
+    margin: float
+    """Plans take so many times the expected cost: less, the more segments have been measured."""
 
     @classmethod
     def learn(cls, plan: Plan, history: History) -> CostModel:
@@ -45,6 +52,7 @@ class CostModel:
             plan=plan,
             factors={name: _factors(ratios.get(name, []), everything) for name in names},
             overheads={name: between + _mean(extras.get(name, []), plan.overheads[name]) for name in names},
+            margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(everything) / 4),
         )
 
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
@@ -76,7 +84,8 @@ def _factors(own: Sequence[float], everything: Sequence[float]) -> tuple[float, 
         return 1.0, PESSIMISM
     expected = statistics.median(sample)
     high = sorted(sample)[max(0, round(0.9 * len(sample)) - 1)]
-    return expected, max(expected * PESSIMISM, high * 1.1)
+    doubt = 1.0 + (PESSIMISM - 1.0) / math.sqrt(max(1.0, len(sample) / 4))
+    return expected, max(expected * doubt, high * QUANTILE_MARGIN)
 
 
 def _mean(sample: Sequence[float], default: float) -> float:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from budgetsearch.core.budget import PLANNING_MARGIN, seconds_left
+from budgetsearch.core.budget import seconds_left
 from budgetsearch.core.costs import PESSIMISM, CostModel
 from budgetsearch.core.evidence import entry_rung
 from budgetsearch.core.history import History, TrialState
@@ -185,8 +185,6 @@ def start_full_run(view: View) -> Decision | None:
     if top == 0 and not view.candidates and _wants_another(view):
         return NeedCandidates(1)
     for state in _finalists(view):
-        if _has_whole_full_run(view) and not _whole_full_run_fits(view, state):
-            continue
         decision = _full_run_link(view, state, "full run starts")
         if decision is not None:
             return decision
@@ -247,14 +245,15 @@ def _segment(state: TrialState, rung: int, stop: int, schedule: Schedule) -> Seg
 
 
 def _may_enter(view: View) -> bool:
-    """Trials enter together, and are promoted together: the larger the group, the better the choice.
+    """Trials enter in groups, and are promoted together: the larger a group, the better the choice.
 
-    Where the first rung was seen not to predict, groups are small, so that the sampler soon sees what
-    the higher rungs say.
+    The first group is as large as the budget allows. Where nothing vouches for the entry rung (no scouts
+    agreed that it predicts), later groups are small, so that the sampler soon sees what higher rungs say.
     """
-    if view.entry == 0 and view.history.entered_in_a_row > 0:
-        return True
-    if view.entry > 0 and 0 < view.history.entered_in_a_row < view.plan.eta:
+    plan, entered = view.plan, view.history.entered_in_a_row
+    whole = view.entered(0) >= plan.eta**plan.top_rung
+    small = view.entry > 0 or (plan.scouts == 0 and whole)
+    if entered > 0 and (not small or entered < plan.eta):
         return True
     return not _promotions_due(view)
 
@@ -283,7 +282,7 @@ def _search_seconds(view: View) -> float:
     already = view.entered(view.plan.top_rung)
     full = max(already, entering // eta, 1) - already
     share = FEW_SHARE if view.entered(0) < FEW_TRIALS else 1.0
-    return total * PLANNING_MARGIN + full * share * _full_run_seconds(view)
+    return total * view.costs.margin + full * share * _full_run_seconds(view)
 
 
 def _full_run_seconds(view: View) -> float:
@@ -292,7 +291,7 @@ def _full_run_seconds(view: View) -> float:
     training = ladder[-1] - (ladder[-2] if len(ladder) > 1 else 0.0)
     links = max(1.0, training / view.plan.checkpoint_every_seconds)
     overhead = view.costs.typical_seconds(0.0) * (links - 1)
-    return (view.costs.typical_seconds(training) + overhead) * PLANNING_MARGIN
+    return (view.costs.typical_seconds(training) + overhead) * view.costs.margin
 
 
 def _link_tokens(view: View, state: TrialState) -> int:
@@ -307,7 +306,7 @@ def _full_run_end(view: View, state: TrialState) -> int:
     planned = state.full_stop_tokens
     if planned is None or state.tokens < (1 - COOLDOWN_SHARE) * planned:
         room_for_two = _runner_up_fits(view, state)
-        planned = state.trial.rung_tokens[view.plan.top_rung] if room_for_two else view.plan.max_tokens
+        planned = state.trial.rung_tokens[view.plan.top_rung] if room_for_two else state.trial.max_tokens
     return min(planned, _affordable_end(view, state))
 
 

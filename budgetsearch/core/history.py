@@ -279,14 +279,10 @@ class History:
     def _ended_ok(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
         self._advance(state, segment, result)
         state.crashes = 0
-        if result.complete and self.plan is not None:
-            state.goal = state.rung = self.plan.top_rung
-        elif result.tokens < segment.goal_tokens:
+        if result.tokens < segment.goal_tokens:
             return
         state.rung = max(state.rung, segment.rung)
         if result.loss is not None:
-            for rung in range(segment.rung, state.rung):  # a complete trial stands for every rung above
-                state.losses[rung + 1] = result.loss
             state.losses[segment.rung] = result.loss
             state.example_losses[segment.rung] = result.example_losses
 

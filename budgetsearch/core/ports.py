@@ -60,6 +60,8 @@ class Proposal:
 
     params: Params
     origin: str
+    max_tokens: int | None = None
+    """Length of its own full run, where the configuration decides it (a recorded run of fewer epochs)."""
 
 
 class Sampler(Protocol):

@@ -170,8 +170,6 @@ class SegmentResult:
     """Seconds by phase: load, train, evaluate, checkpoint."""
     peak_bytes: int = 0
     checkpoint_out: str | None = None
-    complete: bool = False
-    """Its own run ends here, before the rung (a recorded curve that is shorter than the others)."""
     detail: str = ""
 
 
@@ -310,6 +308,8 @@ class Trial:
     warmup_tokens: int
     batch_size: int
     micro_batch: int
+    max_tokens: int
+    """Where its data end, whatever time is left."""
     origin: str = "prior"
     """Where the configuration comes from: prior, stratified or model."""
 

@@ -43,7 +43,8 @@ class OnCurves:
         for proposal in self.sampler.propose(history, seed, first_number, count):
             params, number = self.curves.nearest(proposal.params, taken)
             taken.add(number)
-            found.append(Proposal(params, proposal.origin))
+            length = len(self.curves.curve(params)[0])
+            found.append(Proposal(params, proposal.origin, length))
         return found
 
 
@@ -62,8 +63,7 @@ def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
     """The plan of a budget of ``multiple`` mean full runs."""
     levels = min(deepest_level(multiple, ETA), int(math.log(curves.points, ETA)))
     scale = FULL_RUN_SECONDS / curves.mean_cost
-    full = curves.points * curves.point_cost * scale
-    ladder = tuple(full * ETA ** (k - levels) for k in range(levels + 1))
+    ladder = tuple(FULL_RUN_SECONDS * ETA ** (k - levels) for k in range(levels + 1))
     budget = multiple * FULL_RUN_SECONDS
     return Plan(
         budget_seconds=budget,
@@ -83,7 +83,7 @@ def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
         task_examples=0,
         reserve_seconds=RESERVE_SECONDS,
         score_seconds=0.0,
-        checkpoint_every_seconds=2.0 * full,
+        checkpoint_every_seconds=10.0 * FULL_RUN_SECONDS,
         max_trials=100_000,
         scouts=scouts_for(levels),
     )

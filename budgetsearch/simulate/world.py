@@ -63,7 +63,7 @@ class CurveWorld:
         self.trace.moments = [(at, value) for at, value in self.trace.moments if at <= now]
         name = f"{segment.trial_id}-{reached}" if reached > segment.start_tokens else None
         cut = replace(first, status="cancelled", tokens=reached, loss=None, checkpoint_out=name)
-        return (replace(cut, seconds={"train": share * seconds}, complete=False),)
+        return (replace(cut, seconds={"train": share * seconds}),)
 
     def _train(self, segment: Segment) -> tuple[SegmentResult, float]:
         times, values = self.curves.curve(segment.params)
@@ -84,6 +84,5 @@ class CurveWorld:
             loss=None if broken else float(min(values[end - 1], self.curves.worst)),
             seconds={"train": seconds},
             checkpoint_out=None if broken else f"{segment.trial_id}-{end}",
-            complete=not broken and stop == len(times),
         )
         return result, seconds

@@ -165,7 +165,7 @@ def observations(history: History, space: Space) -> Observations:
             continue
         trial = history.trials[segment.trial_id].trial
         tokens = result.tokens if result.loss is not None else segment.stop_tokens
-        share = 1.0 if result.complete else min(1.0, tokens / trial.rung_tokens[plan.top_rung])
+        share = min(1.0, tokens / trial.rung_tokens[plan.top_rung])
         rows.append(points[segment.trial_id])
         lengths.append(fidelity(share))
         losses.append(result.loss)
