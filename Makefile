@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test lint clean
+.PHONY: help setup quickstart test lint clean bench-policy
 
 help:
 	@echo "make quickstart   set up, then search on a real small model for 0.2 hours"
 	@echo "make test         set up, then run every check"
+	@echo "make bench-policy CURVES=FOLDER   compare budget policies on recorded curves"
 	@echo "make setup        make .venv and install the project with its tools"
 
 setup: $(STAMP)
@@ -21,6 +22,21 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: setup
 	$(BIN)/budgetsearch run --gpu cpu --hours 0.2
+
+PEERS := benchmarks/policy/.venv
+
+$(PEERS)/.installed: benchmarks/policy/requirements.txt setup
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/policy/requirements.txt pydantic PyYAML rich
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+bench-policy: setup $(PEERS)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "onnxruntime>=1.20"
+	$(BIN)/python benchmarks/policy/run.py --curves $(CURVES) --out benchmarks/policy/results.json
+	$(PEERS)/bin/python benchmarks/policy/run.py --curves $(CURVES) --out benchmarks/policy/results.json \
+		--methods syne-tune-asha,syne-tune-bohb,smac-hyperband,dehb,neps-priorband
+	$(BIN)/python benchmarks/policy/speed.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from budgetsearch.core.errors import BudgetError, EngineError, LedgerError
 from budgetsearch.core.events import Charged, Decided, Entry, SegmentStarted
-from budgetsearch.core.halving import decide
 from budgetsearch.core.history import RUNNERS_UP, History, fold
 from budgetsearch.core.records import NeedCandidates, Run, Segment
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import Ledger, read_entries, read_history
+from budgetsearch.simulate.invariants import check
 from budgetsearch.study.sampler import OptunaSampler
 from tests.simulation import make_driver
 
@@ -31,19 +31,7 @@ def check_invariants(entries: list[Entry], history: History, budget: float) -> N
         assert segment.start_tokens == seen.get(segment.trial_id, 0), "tokens are trained twice or left out"
         if result.checkpoint_out:
             seen[segment.trial_id] = result.tokens
-    check_replay(entries)
-
-
-def check_replay(entries: list[Entry]) -> None:
-    """Every recorded decision is what ``decide`` says of the ledger before it."""
-    history = History()
-    for entry in entries:
-        if isinstance(entry.event, Decided):
-            event = entry.event
-            assert history.plan is not None
-            again = decide(history.plan, history, history.candidates, event.now, event.free_slots)
-            assert event.decision == again
-        history.apply(entry)
+    check(entries, budget, replay=True)
 
 
 def run(path: Path, world: SyntheticWorld | None = None, budget: float = 720.0, **more: object) -> History:

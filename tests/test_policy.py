@@ -1,0 +1,187 @@
+"""The policy's finer rules on virtual time: scouts, groups, random spaces, kills anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from budgetsearch.core.errors import BudgetError
+from budgetsearch.core.events import Decided, Entry
+from budgetsearch.core.evidence import entry_rung
+from budgetsearch.core.history import History
+from budgetsearch.core.records import Run, Segment
+from budgetsearch.core.scouting import SCOUTS, deepest_level, scouts_for
+from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
+from budgetsearch.ledger import read_entries, read_history
+from budgetsearch.study.sampler import OptunaSampler
+from tests.simulation import make_driver
+from tests.test_driver import Killed, check_invariants, run
+
+SMALL_DATA = {"train_rows": 1000, "train_tokens": 80_000, "max_epochs": 2}
+"""So little that an hour of the synthetic machine holds several full runs."""
+
+
+@dataclass
+class Misleading(SyntheticWorld):
+    """Until the second rung, what will end worst looks best."""
+
+    until: int = 0
+
+    def loss(self, segment: Segment, tokens: int) -> float:
+        """Mirrored while the run is short."""
+        true = super().loss(segment, tokens)
+        return 20.0 - true if tokens <= self.until else true
+
+
+def decisions(path: Path) -> list[Run]:
+    """Every decision to run something, in order."""
+    events = [entry.event for entry in read_entries(path)]
+    return [e.decision for e in events if isinstance(e, Decided) and isinstance(e.decision, Run)]
+
+
+def test_a_budget_of_many_full_runs_gets_a_shorter_first_rung_and_scouts(tmp_path: Path) -> None:
+    """Little data: R is a small part of the budget, the ladder has four rungs, and eight trials scout."""
+    history = run(tmp_path / "l.sqlite", budget=7200.0, **SMALL_DATA)
+    plan = history.plan
+    assert plan is not None
+    assert (plan.top_rung, plan.scouts) == (3, SCOUTS)
+    assert all(history.trials[number].rung >= 1 for number in range(SCOUTS))
+    reasons = [d.reason for d in decisions(tmp_path / "l.sqlite")]
+    assert sum(reason.startswith("scout") for reason in reasons) == SCOUTS
+
+
+def test_the_usual_budget_needs_no_scouts() -> None:
+    """Only a ladder that starts at 1/27 takes them, and only three full runs and more take that ladder."""
+    assert [2, 2, 3, 3] == [deepest_level(multiple, 3) for multiple in (1.0, 2.9, 3.1, 30.0)]
+    assert [0, 0, SCOUTS] == [scouts_for(levels) for levels in (1, 2, 3)]
+
+
+def test_where_the_first_rung_misleads_trials_enter_at_the_second(tmp_path: Path) -> None:
+    """The scouts disagree, so every later trial goes to rung 1 at once, in groups of three."""
+    first = run(tmp_path / "a.sqlite", budget=7200.0, **SMALL_DATA).trials[0].trial.rung_tokens[0]
+    world = Misleading(until=2 * first)
+    history = run(tmp_path / "b.sqlite", world, budget=7200.0, **SMALL_DATA)
+    assert history.plan is not None
+    assert entry_rung(history.plan, history) == 1
+    later = [t for t in history.trials.values() if t.trial_id >= SCOUTS and t.started]
+    assert later
+    assert all(0 not in t.losses for t in later)
+    assert history.full_done
+
+
+def test_where_it_predicts_they_enter_at_the_first(tmp_path: Path) -> None:
+    """The scouts agree: later trials start at rung 0, and the best third goes on."""
+    history = run(tmp_path / "l.sqlite", budget=7200.0, **SMALL_DATA)
+    assert history.plan is not None
+    assert entry_rung(history.plan, history) == 0
+    later = [t for t in history.trials.values() if t.trial_id >= SCOUTS and t.started]
+    assert len([t for t in later if t.rung == 0]) > len(later) / 2
+
+
+def test_what_fits_in_no_memory_has_not_competed(tmp_path: Path) -> None:
+    """Infeasible trials do not count towards a rung's quota: the others fill it."""
+    world = SyntheticWorld(fate=lambda s: "out_of_memory" if s.params["rank"] == 16 else "ok")
+    history = run(tmp_path / "l.sqlite", world, budget=3600.0)
+    feasible = len(history.at_rung(0))
+    promoted = [t for t in history.trials.values() if t.goal >= 1]
+    assert 1 <= len(promoted) <= -(-feasible // 3)
+
+
+def test_the_time_that_is_left_goes_to_the_runner_up(tmp_path: Path) -> None:
+    """Several full runs fit: more than one finalist is trained, and little of the budget is left."""
+    history = run(tmp_path / "l.sqlite", budget=3600.0, max_epochs=1)
+    assert len(history.full_done) >= 2
+    assert history.spent > 0.85 * 3600
+
+
+DIMENSIONS = st.fixed_dictionaries(
+    {
+        "quantization": st.just({"kind": "choice", "values": ["fp32", "nf4"]}),
+        "rank": st.sampled_from(
+            [
+                {"kind": "choice", "values": [4, 8, 16], "ordered": True},
+                {"kind": "choice", "values": [8]},
+                {"kind": "int", "low": 4, "high": 64, "log": True},
+            ]
+        ),
+        "learning_rate": st.sampled_from(
+            [
+                {"kind": "float", "low": 1e-4, "high": 1e-2, "log": True},
+                {"kind": "choice", "values": [1e-3]},
+                {"kind": "float", "low": 1e-4, "high": 1e-2, "prior": {"center": 1e-3, "spread": 0.5}},
+            ]
+        ),
+        "dropout": st.sampled_from(
+            [{"kind": "choice", "values": [0.0, 0.05]}, {"kind": "float", "low": 0.01, "high": 0.2}]
+        ),
+    }
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    dimensions=DIMENSIONS,
+    budget=st.floats(300, 20_000),
+    rows=st.integers(100, 20_000),
+    tail=st.floats(0.0, 2.5),
+    seed=st.integers(0, 10_000),
+    kill=st.integers(5, 400),
+)
+def test_random_spaces_heavy_tails_and_kills_keep_the_invariants(
+    tmp_path_factory: pytest.TempPathFactory,
+    dimensions: dict,
+    budget: float,
+    rows: int,
+    tail: float,
+    seed: int,
+    kill: int,
+) -> None:
+    """With the real sampler, segments that take up to ten times their estimate, and a kill -9 anywhere."""
+
+    def slowdown(segment: Segment) -> float:
+        import random
+
+        draw = random.Random(f"{seed}/{segment.trial_id}/{segment.rung}/{segment.start_tokens}")
+        return min(10.0, draw.paretovariate(3.0 - tail))
+
+    world = SyntheticWorld(seed=seed, slowdown=slowdown)
+    path = tmp_path_factory.mktemp("run") / "ledger.sqlite"
+    more = {
+        "space": {"name": "random", "dimensions": dimensions},
+        "train_rows": rows,
+        "train_tokens": rows * 80,
+        "seed": seed,
+    }
+    first = make_driver(path, world, budget=budget, sampler=OptunaSampler(), **more)
+
+    class Killer:
+        def see(self, entry: Entry, history: History) -> None:
+            if entry.seq >= kill:
+                raise Killed
+
+    first.ledger.watch(Killer())
+    try:
+        history = first.run()
+    except Killed:
+        first.ledger.close()
+        spent = read_history(path).spent
+        clock = VirtualClock(spent + 3.0)
+        assume(spent + 3.0 < budget)
+        second = make_driver(path, world, budget=budget, sampler=OptunaSampler(), clock=clock, **more)
+        try:
+            history = second.run()
+        except BudgetError:
+            return
+        finally:
+            second.ledger.close()
+    except BudgetError:
+        return  # refused at the start: another test looks at that
+    finally:
+        first.ledger.close()
+    check_invariants(list(read_entries(path)), history, budget)
+    finished = any(result.status == "ok" for _, result in history.results)
+    assert finished == (history.exported is not None)
