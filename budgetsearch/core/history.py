@@ -42,7 +42,8 @@ MAX_CRASHES = 1
 MAX_TIMEOUTS = 1
 """A trial that its watchdog stopped goes on so often, then it is given up."""
 RUNNERS_UP = 2
-"""So many trials behind the promoted ones keep their checkpoint, in case those fail."""
+"""So many trials behind the promoted ones keep their checkpoint, in case those fail; more if the budget
+holds more full runs than that, for what is left at the end goes to them."""
 
 
 @dataclass
@@ -147,9 +148,12 @@ class History:
             ranked = self.at_rung(rung)
             if not any(t.goal > rung for t in ranked):
                 continue
-            quota = -(-sum(1 for t in self.trials.values() if t.goal >= rung) // eta) + RUNNERS_UP
+            quota = -(-sum(1 for t in self.trials.values() if t.goal >= rung) // eta) + self._runners_up()
             kept -= {t.trial_id for t in ranked[quota:] if t.goal == rung}
         return kept
+
+    def _runners_up(self) -> int:
+        return max(RUNNERS_UP, int(self.plan.budget_seconds / self.plan.full_seconds)) if self.plan else 0
 
     def needed_checkpoints(self) -> set[str]:
         """Names of the checkpoints that the run may still want."""

@@ -34,6 +34,8 @@ class Curves(Protocol):
     """Where a simulation takes its learning curves from; lower values are better."""
 
     name: str
+    count: int
+    """How many configurations there are."""
     points: int
     """Recorded points of the longest run."""
     mean_cost: float
@@ -84,6 +86,7 @@ class CurveTable:
         last = values[everyone, self._lengths - 1]
         finite = last[np.isfinite(last)]
         costs = seconds[everyone, self._lengths - 1]
+        self.count = len(rows)
         self.points = int(values.shape[1])
         self.mean_cost = float(costs.mean())
         self.point_cost = float(costs.mean() / self._lengths.mean())

@@ -84,7 +84,7 @@ def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
         reserve_seconds=RESERVE_SECONDS,
         score_seconds=0.0,
         checkpoint_every_seconds=10.0 * FULL_RUN_SECONDS,
-        max_trials=100_000,
+        max_trials=curves.count,
         scouts=scouts_for(levels),
     )
 
