@@ -17,8 +17,8 @@ import pytest
 from budgetsearch.core.events import Planned, SegmentStarted
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder
+from budgetsearch.simulate.invariants import check
 from tests.conftest import write_rows
-from tests.test_driver import check_replay
 
 HOURS = 0.02  # 72 s
 
@@ -136,7 +136,7 @@ def test_a_killed_worker_is_replaced_and_its_segment_issued_again(
 
 def test_every_decision_of_a_real_run_replays(finished: tuple[Path, str, float]) -> None:
     """The ledger of real training gives the same decisions again."""
-    check_replay(list(read_entries(finished[0] / "ledger.sqlite")))
+    check(list(read_entries(finished[0] / "ledger.sqlite")), HOURS * 3600, replay=True, slack=0.2)
 
 
 def test_the_exported_adapter_gives_the_reported_loss(

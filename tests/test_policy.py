@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +94,9 @@ def test_what_fits_in_no_memory_has_not_competed(tmp_path: Path) -> None:
 
 def test_the_time_that_is_left_goes_to_the_runner_up(tmp_path: Path) -> None:
     """Several full runs fit: more than one finalist is trained, and little of the budget is left."""
-    history = run(tmp_path / "l.sqlite", budget=3600.0, max_epochs=1)
+    history = run(tmp_path / "l.sqlite", budget=7200.0, max_epochs=1)
     assert len(history.full_done) >= 2
-    assert history.spent > 0.85 * 3600
+    assert history.spent > 0.85 * 7200
 
 
 DIMENSIONS = st.fixed_dictionaries(
@@ -122,7 +123,7 @@ DIMENSIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dimensions=DIMENSIONS,
     budget=st.floats(300, 20_000),
@@ -143,8 +144,6 @@ def test_random_spaces_heavy_tails_and_kills_keep_the_invariants(
     """With the real sampler, segments that take up to ten times their estimate, and a kill -9 anywhere."""
 
     def slowdown(segment: Segment) -> float:
-        import random
-
         draw = random.Random(f"{seed}/{segment.trial_id}/{segment.rung}/{segment.start_tokens}")
         return min(10.0, draw.paretovariate(3.0 - tail))
 

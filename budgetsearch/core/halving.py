@@ -185,6 +185,8 @@ def start_full_run(view: View) -> Decision | None:
     if top == 0 and not view.candidates and _wants_another(view):
         return NeedCandidates(1)
     for state in _finalists(view):
+        if _has_whole_full_run(view) and not _gets_far_enough(view, state):
+            continue
         decision = _full_run_link(view, state, "full run starts")
         if decision is not None:
             return decision
@@ -336,8 +338,10 @@ def _seconds_to_top(view: View, state: TrialState) -> float:
     return view.costs.train_seconds(state.trial.params, tokens, pessimistic=True) + links * overhead
 
 
-def _whole_full_run_fits(view: View, state: TrialState) -> bool:
-    return _seconds_to_top(view, state) <= view.left
+def _gets_far_enough(view: View, state: TrialState) -> bool:
+    """A runner-up whose time is cut short must still get a good part of the way: it cools down there."""
+    way = state.trial.rung_tokens[view.plan.top_rung] - state.tokens
+    return _affordable_end(view, state) - state.tokens >= way / view.plan.eta
 
 
 def _has_whole_full_run(view: View) -> bool:

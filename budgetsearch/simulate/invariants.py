@@ -19,8 +19,10 @@ class InvariantError(BudgetsearchError):
     """A simulated run broke a promise of the policy."""
 
 
-def check(entries: Sequence[Entry], budget: float, *, replay: bool = False) -> History:
+def check(entries: Sequence[Entry], budget: float, *, replay: bool = False, slack: float = 1e-6) -> History:
     """Fold a finished run and check it; with ``replay`` every decision is taken again.
+
+    ``slack``: seconds that may pass between the last charge and the last entry; on a real clock some do.
 
     Raises:
         InvariantError: the deadline was passed, a second or a segment lost, a promotion unexplained, or
@@ -37,7 +39,7 @@ def check(entries: Sequence[Entry], budget: float, *, replay: bool = False) -> H
     _require(history.spent <= budget * (1 + 1e-9), f"spent {history.spent} of {budget} s")
     charged = sum(history.charged.values())
     _require(
-        math.isclose(charged, history.spent, rel_tol=1e-6, abs_tol=1e-6),
+        math.isclose(charged, history.spent, rel_tol=1e-6, abs_tol=slack),
         f"charged {charged} s of {history.spent}",
     )
     _require(not history.running, "a segment was lost")
