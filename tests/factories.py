@@ -134,7 +134,7 @@ class Story:
         self.add(TrialAdded(new_trial(self.history.plan, number, proposal)))
         return number
 
-    def start(self, trial_id: int, rung: int = 0, reason: str = "new trial") -> Segment:
+    def start(self, trial_id: int, rung: int = 0, reason: str = "new trial", micro_batch: int = 1) -> Segment:
         """Decide and start a segment towards a rung."""
         assert self.history.plan is not None
         state = self.history.trials[trial_id]
@@ -149,7 +149,7 @@ class Story:
             stop_tokens=goal,
             schedule=Schedule(10, goal, goal // 5 if full else 0),
             batch_size=8,
-            micro_batch=1,
+            micro_batch=micro_batch,
             checkpoint_in=state.checkpoint,
         )
         job = TrainJob(self.history.next_job, (segment,), 16, 100.0)

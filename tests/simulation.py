@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from budgetsearch.core.budget import PlanRequest
-from budgetsearch.core.events import Opened
+from budgetsearch.core.events import Entry, Opened
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.driver import Driver
@@ -38,6 +38,22 @@ class RandomSampler:
             "learning_rate": 10 ** rng.uniform(-4, -2),
         }
         return Proposal(params, "random")
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of the driver runs after it."""
+
+
+class Killer:
+    """A watcher that kills the run once the ledger has so many entries."""
+
+    def __init__(self, entries: int) -> None:
+        self.entries = entries
+
+    def see(self, entry: Entry, history: History) -> None:
+        """See the port."""
+        if entry.seq >= self.entries:
+            raise Killed
 
 
 class NoExporter:

@@ -17,7 +17,7 @@ from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import Ledger, read_entries, read_history
 from budgetsearch.simulate.invariants import check
 from budgetsearch.study.sampler import OptunaSampler
-from tests.simulation import make_driver
+from tests.simulation import Killed, Killer, make_driver
 
 
 def check_invariants(entries: list[Entry], history: History, budget: float) -> None:
@@ -287,10 +287,6 @@ def test_a_stopped_run_resumes_and_ends_like_any_other(tmp_path: Path, after: fl
     assert history.closed.state == "finished"
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing of the driver runs after it."""
-
-
 @pytest.mark.parametrize("entries", [3, 8, 11, 17, 31, 47])
 def test_a_killed_run_loses_at_most_the_running_segment(tmp_path: Path, entries: int) -> None:
     """Killed after any entry: the segment under way starts again from its checkpoint, and what had
@@ -298,12 +294,7 @@ def test_a_killed_run_loses_at_most_the_running_segment(tmp_path: Path, entries:
     path = tmp_path / "ledger.sqlite"
     first = make_driver(path)
 
-    class Killer:
-        def see(self, entry: Entry, history: History) -> None:
-            if entry.seq >= entries:
-                raise Killed
-
-    first.ledger.watch(Killer())
+    first.ledger.watch(Killer(entries))
     with pytest.raises(Killed):
         first.run()
     first.ledger.close()

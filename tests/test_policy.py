@@ -11,16 +11,15 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from budgetsearch.core.errors import BudgetError
-from budgetsearch.core.events import Decided, Entry
+from budgetsearch.core.events import Decided
 from budgetsearch.core.evidence import entry_rung
-from budgetsearch.core.history import History
 from budgetsearch.core.records import Run, Segment
 from budgetsearch.core.scouting import SCOUTS, deepest_level, scouts_for
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.study.sampler import OptunaSampler
-from tests.simulation import make_driver
-from tests.test_driver import Killed, check_invariants, run
+from tests.simulation import Killed, Killer, make_driver
+from tests.test_driver import check_invariants, run
 
 SMALL_DATA = {"train_rows": 1000, "train_tokens": 80_000, "max_epochs": 2}
 """So little that an hour of the synthetic machine holds several full runs."""
@@ -99,6 +98,21 @@ def test_the_time_that_is_left_goes_to_the_runner_up(tmp_path: Path) -> None:
     assert history.spent > 0.85 * 7200
 
 
+def test_a_runner_up_without_time_for_a_good_part_of_its_way_does_not_start(tmp_path: Path) -> None:
+    """Whatever the budget, every full run after the first was begun with a third of its way affordable."""
+    starts = 0
+    for budget in (3000.0, 4000.0, 5000.0, 6500.0, 8000.0):
+        path = tmp_path / f"{budget}.sqlite"
+        history = run(path, budget=budget, max_epochs=1)
+        assert history.plan is not None
+        fulls = [d.job.segments[0] for d in decisions(path) if "starts: tokens" in d.reason]
+        for segment in fulls[1:]:
+            whole = history.trials[segment.trial_id].trial.rung_tokens[-1] - segment.start_tokens
+            assert segment.goal_tokens - segment.start_tokens >= whole / 3
+            starts += 1
+    assert starts
+
+
 DIMENSIONS = st.fixed_dictionaries(
     {
         "quantization": st.just({"kind": "choice", "values": ["fp32", "nf4"]}),
@@ -157,12 +171,7 @@ def test_random_spaces_heavy_tails_and_kills_keep_the_invariants(
     }
     first = make_driver(path, world, budget=budget, sampler=OptunaSampler(), **more)
 
-    class Killer:
-        def see(self, entry: Entry, history: History) -> None:
-            if entry.seq >= kill:
-                raise Killed
-
-    first.ledger.watch(Killer())
+    first.ledger.watch(Killer(kill))
     try:
         history = first.run()
     except Killed:

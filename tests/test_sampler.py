@@ -126,20 +126,20 @@ def test_one_call_for_many_does_not_repeat_itself() -> None:
     assert len({tuple(p.params.items()) for p in found}) == 12
 
 
-def test_every_loss_counts_at_its_length_and_divergence_as_the_worst() -> None:
-    """Two rungs of one trial are two observations; diverged is as bad as the worst; memory says nothing."""
+def test_every_loss_counts_at_its_length_and_what_failed_as_the_worst() -> None:
+    """Two rungs of one trial are two observations; diverged and infeasible are as bad as the worst."""
     story = Story.planned()
     bowl(story, 6)
     story.train(0, 0.5, 1)
     story.end(story.start(story.trial(params(4, 5e-3))), status="diverged")
     story.end(story.start(story.trial(params(32, 2e-3))), status="out_of_memory")
-    story.trial(params(8, 2e-3))
+    story.end(story.start(story.trial(params(8, 2e-3)), micro_batch=2), status="out_of_memory")
     seen = observations(story.history, Space.parse(SPACE))
-    assert len(seen.y) == 8
+    assert len(seen.y) == 9  # the last one is tried again with a smaller micro-batch
     assert seen.y[6] == 0.5
     assert seen.s[6] > seen.s[0]
     assert seen.x[6].tolist() == seen.x[0].tolist()
-    assert seen.y[7] == max(seen.y)
+    assert seen.y[7] == seen.y[8] == max(seen.y)
 
 
 @pytest.mark.filterwarnings("error")

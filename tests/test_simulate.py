@@ -16,14 +16,15 @@ from typer.testing import CliRunner
 from budgetsearch.cli import app
 from budgetsearch.core.errors import DataError, UsageError
 from budgetsearch.core.events import Closed, Decided
-from budgetsearch.core.records import Run
+from budgetsearch.core.records import Run, Schedule, Segment, TrainJob
+from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.simulate import play as playing
 from budgetsearch.simulate.contest import OURS, Outcome, find_tables, read_budgets, standings
 from budgetsearch.simulate.curves import CurveTable, load, save
 from budgetsearch.simulate.invariants import InvariantError, check
 from budgetsearch.simulate.peers import PEERS, Clockwork, OutOfBudget, play_peer, rungs_of
 from budgetsearch.simulate.play import play
-from budgetsearch.simulate.world import Trace
+from budgetsearch.simulate.world import CurveWorld, Trace
 
 DIMENSIONS = {
     "rate": {"type": "float", "low": 1e-4, "high": 1.0, "log": True},
@@ -229,6 +230,23 @@ def test_a_trial_with_a_short_run_of_its_own_has_rungs_in_proportion(
     assert all(result.tokens <= history.trials[s.trial_id].trial.max_tokens for s, result in history.results)
 
 
+def test_a_stopped_segment_keeps_its_points_and_sees_no_others(tmp_path: Path) -> None:
+    """After 40% of a segment's time the world keeps the points of that time, in the trace and in tokens."""
+    table = make_table(tmp_path / "t.npz", diverge=0.0)
+    clock = VirtualClock()
+    world = CurveWorld(table, clock)
+    params, _ = table.nearest({"rate": 0.01, "layers": 3, "kind": "a"}, set())
+    segment = Segment(0, params, 0, 0, 0, 20, Schedule(0, 20), 1, 1)
+    job = TrainJob(0, (segment,), 1, math.inf)
+    _, seconds = world.perform(job)
+    assert len(world.trace.moments) == 20
+    clock.advance(0.4 * seconds)
+    (result,) = world.interrupt(job, 0.4)
+    assert (result.status, result.tokens) == ("cancelled", 8)
+    assert len(world.trace.moments) == 8
+    assert max(at for at, _ in world.trace.moments) <= clock.now()
+
+
 # ------------------------------------------------------------------------- the peers
 
 
@@ -371,3 +389,13 @@ def test_the_snippets_that_make_tables_run(tmp_path: Path, monkeypatch: pytest.M
     study.optimize(objective, n_trials=4)
     exec(from_study, {})
     assert load(Path("study.npz")).best == -study.best_value
+
+
+def test_the_snippet_that_samples_in_a_study_runs() -> None:
+    """docs/policy.md: the sampler in an Optuna study, as written there."""
+    text = (Path(__file__).parent.parent / "docs" / "policy.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(snippet, names)
+    names["study"].optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=12)
+    assert names["study"].best_value < 0.5

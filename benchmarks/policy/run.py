@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from budgetsearch.simulate.contest import OURS, outcome_of
+from budgetsearch.simulate.contest import OURS, Outcome, outcome_of, standings
 from budgetsearch.simulate.curves import Curves, load
 from budgetsearch.simulate.peers import PEERS
 
@@ -67,24 +66,22 @@ def one(path: str, method: str, seed: int, multiple: float) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """By method, family and budget: mean regret x 100 and its standard error over seeds; average rank."""
+    """By method: average rank over tables and budgets, and by family and budget the mean regret x 100
+    with its standard error over seeds."""
     good = [row for row in rows if "regret" in row]
-    found: dict[str, Any] = {}
-    for method in dict.fromkeys(row["method"] for row in good):
-        families: dict[str, dict[str, Any]] = {}
-        for family in sorted({row["family"] for row in good}):
-            for multiple in sorted({row["multiple"] for row in good}):
-                by_seed: dict[int, list[float]] = {}
-                for row in good:
-                    if (row["method"], row["family"], row["multiple"]) == (method, family, multiple):
-                        by_seed.setdefault(row["seed"], []).append(100 * row["regret"])
-                means = [statistics.fmean(values) for values in by_seed.values()]
-                if len(means) > 1:
-                    error = statistics.stdev(means) / math.sqrt(len(means))
-                    cell = {"mean": round(statistics.fmean(means), 2), "error": round(error, 2)}
-                    families.setdefault(family, {})[f"{multiple:g}x"] = {**cell, "seeds": len(means)}
-        found[method] = families
+    found: dict[str, Any] = {s.method: {"average_rank": round(s.rank, 3)} for s in standings(_outcomes(good))}
+    for family in sorted({row["family"] for row in good}):
+        for standing in standings(_outcomes([row for row in good if row["family"] == family])):
+            found[standing.method][family] = {
+                f"{multiple:g}x": {"mean": round(100 * mean, 2), "error": round(100 * error, 2)}
+                for multiple, (mean, error) in standing.regrets.items()
+                if not math.isnan(error)
+            }
     return found
+
+
+def _outcomes(rows: Sequence[dict[str, Any]]) -> list[Outcome]:
+    return [Outcome(r["table"], r["method"], r["seed"], r["multiple"], r["regret"], ()) for r in rows]
 
 
 def main() -> None:
@@ -108,7 +105,6 @@ def main() -> None:
     before = json.loads(options.out.read_text()) if options.out.is_file() else {"runs": [], "versions": {}}
     known = before["runs"]
     methods = options.methods.split(",")
-    kept = [row for row in known if row["method"] not in methods]
     tasks = [
         (str(path), method, seed, float(multiple))
         for seed in range(options.seeds)
@@ -116,6 +112,8 @@ def main() -> None:
         for multiple in options.budgets.split(",")
         for path in tables
     ]
+    played = {(Path(path).parent.name, method, multiple) for path, method, _, multiple in tasks}
+    kept = [row for row in known if (row["family"], row["method"], row["multiple"]) not in played]
     rows = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         for done, future in enumerate(as_completed([pool.submit(one, *task) for task in tasks]), start=1):

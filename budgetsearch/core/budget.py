@@ -145,7 +145,7 @@ def _usable_space(space: Mapping[str, Any], usable: list[str], tried: list[str])
 def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...], int]:
     """The longest ladder whose first rung is worth its evaluation, and the evaluation's examples."""
     longest = min(request.full_share * request.budget_seconds, measured.data)
-    levels = _levels(request, (request.budget_seconds - measured.spent) / longest)
+    levels = _levels(request, (request.budget_seconds - measured.spent) / max(longest, 1e-9))
     for level in range(levels, -1, -1):
         examples = _eval_examples(request, longest * request.eta**-level, measured)
         full = _full_seconds(request, level, examples, measured)

@@ -187,7 +187,8 @@ def start_full_run(view: View) -> Decision | None:
     for state in _finalists(view):
         if _has_whole_full_run(view) and not _gets_far_enough(view, state):
             continue
-        decision = _full_run_link(view, state, "full run starts")
+        first = any(s is state for _, s in _promotable(view, state.goal)) or top == 0
+        decision = _full_run_link(view, state, "full run starts" if first else "runner-up starts")
         if decision is not None:
             return decision
     return None

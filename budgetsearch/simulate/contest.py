@@ -157,10 +157,10 @@ def outcome_of(curves: Curves, method: str, seed: int, multiple: float) -> Outco
 def standings(outcomes: Sequence[Outcome]) -> list[Standing]:
     """The methods, best average rank first."""
     methods = list(dict.fromkeys(o.method for o in outcomes))
-    multiples = sorted({o.multiple for o in outcomes})
+    played = {m: sorted({o.multiple for o in outcomes if o.method == m}) for m in methods}
     ranks = _ranks(outcomes, methods)
     found = [
-        Standing(m, {x: _mean_and_error(outcomes, m, x) for x in multiples}, statistics.fmean(ranks[m]))
+        Standing(m, {x: _mean_and_error(outcomes, m, x) for x in played[m]}, statistics.fmean(ranks[m]))
         for m in methods
     ]
     return sorted(found, key=lambda standing: standing.rank)

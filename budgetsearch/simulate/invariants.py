@@ -11,8 +11,8 @@ from budgetsearch.core.halving import decide
 from budgetsearch.core.history import History
 from budgetsearch.core.records import Run
 
-REASONS = ("tie", "rescue", "scout", "stratum", "full run", "goes on")
-"""A promotion from beyond the best third says one of these."""
+REASONS = ("scout", "runner-up")
+"""A promotion from beyond the best third begins with one of these."""
 
 
 class InvariantError(BudgetsearchError):
@@ -56,10 +56,10 @@ def _check_decision(history: History, event: Decided, *, replay: bool) -> None:
         state = history.trials[segment.trial_id]
         if segment.rung <= state.goal or state.goal < 0:
             continue  # it goes on, or enters
-        rung = segment.rung - 1
+        rung = state.goal
         reached = [t for t in history.trials.values() if t.goal >= rung]
         best = {t.trial_id for t in history.at_rung(rung)[: math.ceil(len(reached) / history.plan.eta)]}
-        explained = state.trial_id in best or any(word in event.decision.reason for word in REASONS)
+        explained = state.trial_id in best or event.decision.reason.startswith(REASONS)
         _require(explained, f"trial {state.trial_id} was promoted from rung {rung}: {event.decision.reason}")
 
 

@@ -46,36 +46,41 @@ class CurveWorld:
             return (Score("ok", job.quantization),), 0.0
         (segment,) = job.segments
         result, seconds = self._train(segment)
+        times, values = self.curves.curve(segment.params)
+        begun = self._begun(segment)
+        now = self.clock.now() / self.scale
+        for p in range(segment.start_tokens, result.tokens):
+            if math.isfinite(values[p]):
+                self.trace.moments.append((now + float(times[p]) - begun, float(values[p])))
         return (result,), seconds
 
     def interrupt(self, job: Job, share: float) -> tuple[Result, ...] | None:
         """A stopped segment keeps the points that it had reached."""
-        results, seconds = self.perform(job)
-        first = results[0]
-        if not isinstance(first, SegmentResult) or isinstance(job, (CalibrateJob, ScoreJob)):
-            return results
+        if isinstance(job, (CalibrateJob, ScoreJob)):
+            return self.perform(job)[0]
         (segment,) = job.segments
+        whole, seconds = self._train(segment)
         times, _ = self.curves.curve(segment.params)
-        begun = times[segment.start_tokens - 1] if segment.start_tokens else 0.0
-        reached = int(np.searchsorted(times, begun + share * seconds / self.scale, side="right"))
-        reached = max(segment.start_tokens, min(reached, first.tokens))
+        until = self._begun(segment) + share * seconds / self.scale
+        reached = int(np.searchsorted(times, until, side="right"))
+        reached = max(segment.start_tokens, min(reached, whole.tokens))
         now = self.clock.now() / self.scale
         self.trace.moments = [(at, value) for at, value in self.trace.moments if at <= now]
         name = f"{segment.trial_id}-{reached}" if reached > segment.start_tokens else None
-        cut = replace(first, status="cancelled", tokens=reached, loss=None, checkpoint_out=name)
+        cut = replace(whole, status="cancelled", tokens=reached, loss=None, checkpoint_out=name)
         return (replace(cut, seconds={"train": share * seconds}),)
+
+    def _begun(self, segment: Segment) -> float:
+        """Recorded seconds at which the segment goes on."""
+        times, _ = self.curves.curve(segment.params)
+        return float(times[segment.start_tokens - 1]) if segment.start_tokens else 0.0
 
     def _train(self, segment: Segment) -> tuple[SegmentResult, float]:
         times, values = self.curves.curve(segment.params)
         start, stop = segment.start_tokens, min(segment.stop_tokens, len(times))
         broken = [p for p in range(start, stop) if not math.isfinite(values[p])]
         end = broken[0] + 1 if broken else stop
-        begun = float(times[start - 1]) if start else 0.0
-        now = self.clock.now() / self.scale
-        for p in range(start, end):
-            if math.isfinite(values[p]):
-                self.trace.moments.append((now + float(times[p]) - begun, float(values[p])))
-        seconds = (float(times[end - 1]) - begun) * self.scale if end > start else 0.0
+        seconds = (float(times[end - 1]) - self._begun(segment)) * self.scale if end > start else 0.0
         result = SegmentResult(
             segment.trial_id,
             segment.rung,

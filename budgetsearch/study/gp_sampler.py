@@ -19,12 +19,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from budgetsearch.study.cube import Cube, parameters, suggest
+from budgetsearch.study.sampler import EXPLORE, REFIT, STARTUP
 from budgetsearch.study.surrogate import Array, Observations, as_array, fidelity
-
-STARTUP = 8
-EXPLORE = 0.25
-"""Share of the trials that the model has no say in."""
-REFIT = 1.2
 
 
 class FidelityGPSampler(BaseSampler):  # type: ignore[misc]
@@ -62,7 +58,7 @@ class FidelityGPSampler(BaseSampler):  # type: ignore[misc]
         """
         if len(study.directions) > 1:
             raise ValueError("FidelityGPSampler takes studies of one objective.")
-        if not search_space or self._rng.random() < EXPLORE:
+        if not search_space or self._rng.integers(EXPLORE) == 0:
             return {}
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         seen = self._observations(ended, search_space, study.direction)

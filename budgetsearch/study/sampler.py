@@ -46,7 +46,7 @@ class OptunaSampler:
 
     def __init__(self) -> None:
         # Fitted parameters by what they were fitted to: saves time, changes no proposal.
-        self._fitted: dict[tuple[int, float], Array] = {}
+        self._fitted: dict[bytes, Array] = {}
 
     def propose(self, history: History, seed: int, first_number: int, count: int) -> list[Proposal]:
         """``count`` configurations for the trials ``first_number`` and following.
@@ -70,10 +70,10 @@ class _View:
     history: History
     seed: int
     space: Space
-    fitted: dict[tuple[int, float], Array]
+    fitted: dict[bytes, Array]
 
     @classmethod
-    def of(cls, history: History, seed: int, fitted: dict[tuple[int, float], Array]) -> _View:
+    def of(cls, history: History, seed: int, fitted: dict[bytes, Array]) -> _View:
         plan = history.plan
         assert plan is not None, "configurations are proposed after planning"
         return cls(history, seed, Space.parse(plan.space), fitted)
@@ -98,7 +98,7 @@ class _View:
             return
         cube = cube_of(self.space)
         early = seen.first(_milestone(len(seen.y)))
-        key = (len(early.y), float(early.y.sum()))
+        key = early.x.tobytes() + early.s.tobytes() + early.y.tobytes()
         if key not in self.fitted:
             self.fitted[key] = parameters(cube, early)
         rng = np.random.default_rng(mixed(self.seed, "model", number))
@@ -153,7 +153,10 @@ def _column(dimension: Number | Choice, rng: random.Random) -> list[float]:
 
 
 def observations(history: History, space: Space) -> Observations:
-    """Every loss in the order of the ledger; a diverged segment counts as the worst loss seen."""
+    """Every loss in the order of the ledger.
+
+    What diverged, and what fits at no micro-batch, counts as the worst loss seen: both are to be avoided.
+    """
     plan = history.plan
     assert plan is not None
     rows: list[list[float]] = []
@@ -161,7 +164,8 @@ def observations(history: History, space: Space) -> Observations:
     losses: list[float | None] = []
     points = {number: to_row(space, state.trial.params) for number, state in history.trials.items()}
     for segment, result in history.results:
-        if result.loss is None and result.status != "diverged":
+        infeasible = result.status == "out_of_memory" and segment.micro_batch <= 1
+        if result.loss is None and result.status != "diverged" and not infeasible:
             continue
         trial = history.trials[segment.trial_id].trial
         tokens = result.tokens if result.loss is not None else segment.stop_tokens
