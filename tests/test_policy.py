@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from budgetsearch.core.costs import CostModel
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.events import Decided
 from budgetsearch.core.evidence import entry_rung
@@ -96,6 +97,23 @@ def test_the_time_that_is_left_goes_to_the_runner_up(tmp_path: Path) -> None:
     history = run(tmp_path / "l.sqlite", budget=7200.0, max_epochs=1)
     assert len(history.full_done) >= 2
     assert history.spent > 0.85 * 7200
+
+
+def test_the_pessimistic_cost_covers_what_was_measured(tmp_path: Path) -> None:
+    """Nine in ten of the segments took no longer than it says, and it stays above the expectation."""
+    world = SyntheticWorld(slowdown=lambda s: 1.0 + (s.trial_id % 4) / 2)
+    history = run(tmp_path / "l.sqlite", world, budget=3600.0)
+    assert history.plan is not None
+    costs = CostModel.learn(history.plan, history)
+    trained = [(s, r) for s, r in history.results if r.status == "ok"]
+    covered = [
+        r.seconds["train"] <= costs.train_seconds(s.params, r.tokens - s.start_tokens, pessimistic=True)
+        for s, r in trained
+    ]
+    assert sum(covered) >= 0.9 * len(trained) >= 9
+    for segment, _ in trained:
+        expected = costs.train_seconds(segment.params, 1000)
+        assert costs.train_seconds(segment.params, 1000, pessimistic=True) > expected
 
 
 def test_a_runner_up_without_time_for_a_good_part_of_its_way_does_not_start(tmp_path: Path) -> None:
