@@ -86,12 +86,13 @@ def run(
         int | None, typer.Option(help="Effective batch in sequences, the same for all trials.")
     ] = None,
     eta: Annotated[
-        int | None, typer.Option(help="One in so many trials is promoted.", show_default="3")
+        int | None, typer.Option(help="One in so many trials is promoted.", show_default="5")
     ] = None,
     first_rung: Annotated[
         float | None,
         typer.Option(
-            help="First rung as a share of a full run.", show_default="1/9, or 1/27 in a large budget"
+            help="First rung as a share of a full run.",
+            show_default="1/6; 1/27 if the budget holds three full runs",
         ),
     ] = None,
     full_share: Annotated[

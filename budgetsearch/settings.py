@@ -92,13 +92,15 @@ class Settings(BaseModel):
         "wants 8 to 32.",
     )
     eta: int = Field(
-        3, ge=2, description="One trial in eta is promoted. Default: 3. Source: successive halving."
+        5,
+        ge=2,
+        description="One trial in eta is promoted. Default: 5. Source: measured, docs/policy.md.",
     )
     first_rung: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="First rung as a share of the full run. Default: 1/9, or 1/27 with scouts where the "
+        description="First rung as a share of the full run. Default: 1/6, or 1/27 where the "
         "budget holds three full runs or more. Source: recorded curves, docs/policy.md.",
     )
     full_share: float = Field(

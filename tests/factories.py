@@ -75,7 +75,7 @@ def plan(space: Mapping[str, Any] = SPACE, **changes: Any) -> Plan:
         "gpu": "cpu",
         "space": Space.parse(space).to_dict(),
         "seed": 0,
-        "eta": 3,
+        "eta": 5,
         "ladder": (10.0, 30.0, 90.0),
         "reference_rates": RATES,
         "micro_batches": dict.fromkeys(RATES, 4),

@@ -78,7 +78,7 @@ def request(budget: float = 720.0, **changes: object) -> PlanRequest:
         "gpu": "cpu",
         "space": SPACE,
         "seed": 0,
-        "eta": 3,
+        "eta": 5,
         "first_rung": None,
         "full_share": 0.4,
         "max_epochs": 4,

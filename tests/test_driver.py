@@ -44,14 +44,14 @@ def run(path: Path, world: SyntheticWorld | None = None, budget: float = 720.0, 
 
 
 def test_a_run_searches_promotes_and_trains_one_trial_in_full(tmp_path: Path) -> None:
-    """720 s at the speed of a small CPU: at least 6 trials, promotions, one full run to R."""
+    """720 s at the speed of a small CPU: at least 6 trials, of which the best runs in full, to R."""
     history = run(tmp_path / "ledger.sqlite")
     plan = history.plan
     assert plan is not None
     assert history.closed is not None
     assert history.closed.state == "finished"
     assert len(history.at_rung(0)) >= 6
-    assert len(history.at_rung(1)) >= 2
+    assert len(history.at_rung(1)) >= 1
     assert len(history.full_done) >= 1
     winner = history.trials[history.full_done[0]]
     assert winner.rung == plan.top_rung
@@ -61,11 +61,11 @@ def test_a_run_searches_promotes_and_trains_one_trial_in_full(tmp_path: Path) ->
     assert history.spent > 0.7 * 720, "the budget was left unused"
 
 
-def test_promotions_are_the_best_third_of_their_rung(tmp_path: Path) -> None:
+def test_promotions_are_the_best_of_their_rung(tmp_path: Path) -> None:
     """Every trial that went beyond the first rung was in its top ceil(n / eta)."""
     history = run(tmp_path / "ledger.sqlite", budget=3600.0)
     entered = history.at_rung(0)
-    quota = math.ceil(len(entered) / 3)
+    quota = math.ceil(len(entered) / 5)
     promoted = {t.trial_id for t in history.trials.values() if t.goal > 0}
     assert promoted <= {t.trial_id for t in entered[:quota]}
 
@@ -160,7 +160,7 @@ def test_losing_trials_give_up_their_checkpoints(tmp_path: Path) -> None:
     assert history.plan is not None
     entered = sum(1 for t in history.trials.values() if t.started)
     behind = max(RUNNERS_UP, int(3600 / history.plan.full_seconds))
-    quota = math.ceil(entered / 3)
+    quota = math.ceil(entered / 5)
     assert len(history.needed_checkpoints()) <= quota + behind + 1  # the best one, if an older checkpoint
 
 
@@ -201,7 +201,7 @@ def test_a_hanging_segment_cannot_pass_the_deadline(tmp_path: Path) -> None:
 
 def test_a_hanging_and_deaf_segment_is_killed_within_the_reserve(tmp_path: Path) -> None:
     """The full run never ends and does not react: it is killed, and the deadline still holds."""
-    world = SyntheticWorld(hang=lambda s: s.rung == 2, deaf=lambda s: True)
+    world = SyntheticWorld(hang=lambda s: s.schedule.cooldown_tokens > 0, deaf=lambda s: True)
     history = run(tmp_path / "ledger.sqlite", world)
     assert "crashed" in {result.status for _, result in history.results}
     assert history.exported is not None

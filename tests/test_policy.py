@@ -14,8 +14,8 @@ from budgetsearch.core.costs import CostModel
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.events import Decided
 from budgetsearch.core.evidence import entry_rung
+from budgetsearch.core.ladders import DEEP, SCOUTS, USUAL, scouts_for, shares_for
 from budgetsearch.core.records import Run, Segment
-from budgetsearch.core.scouting import SCOUTS, deepest_level, scouts_for
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.study.sampler import OptunaSampler
@@ -55,10 +55,18 @@ def test_a_budget_of_many_full_runs_gets_a_shorter_first_rung_and_scouts(tmp_pat
     assert sum(reason.startswith("scout") for reason in reasons) == SCOUTS
 
 
-def test_the_usual_budget_needs_no_scouts() -> None:
-    """Only a ladder that starts at 1/27 takes them, and only three full runs and more take that ladder."""
-    assert [2, 2, 3, 3] == [deepest_level(multiple, 3) for multiple in (1.0, 2.9, 3.1, 30.0)]
-    assert [0, 0, SCOUTS] == [scouts_for(levels) for levels in (1, 2, 3)]
+def test_the_ladder_deepens_with_the_budget_and_then_takes_scouts() -> None:
+    """Three full runs and more take the deep ladder, eight and more scouts on it."""
+    assert [USUAL, USUAL, DEEP, DEEP] == [shares_for(multiple, None, 5) for multiple in (1.0, 2.9, 3, 30)]
+    assert [0, 0, SCOUTS] == [scouts_for(DEEP, multiple) for multiple in (3.0, 7.9, 8.0)]
+    assert scouts_for(USUAL, 30.0) == 0
+
+
+def test_a_first_rung_that_was_asked_for_rises_by_eta() -> None:
+    """Up to where a rung would stand just below the full run."""
+    assert shares_for(30.0, 1 / 9, 3) == pytest.approx((1 / 9, 1 / 3, 1.0))
+    assert shares_for(1.0, 1 / 27, 5) == pytest.approx((1 / 27, 5 / 27, 1.0))
+    assert shares_for(1.0, 1.0, 3) == (1.0,)
 
 
 def test_where_the_first_rung_misleads_trials_enter_at_the_second(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class _Paused:
         run = self._runs[key]
         wanted = max(1, round(point))
         if wanted <= run.at:
-            return min(run.values[run.at - 1], self._clock.curves.worst)
+            return run.value
         return run.advance(wanted)[0]
 
 

@@ -26,7 +26,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from budgetsearch.simulate.contest import OURS, Outcome, outcome_of, standings
+from baselines import BASELINES, SIZED
+
+from budgetsearch.simulate.contest import OURS, Outcome, Task, outcomes_of, standings, tasks_for
 from budgetsearch.simulate.curves import Curves, load
 from budgetsearch.simulate.peers import PEERS
 
@@ -47,22 +49,24 @@ def curves_of(path: str) -> Curves:
     return load(table)
 
 
-def one(path: str, method: str, seed: int, multiple: float) -> dict[str, Any]:
-    """One run of one method, timed."""
-    if method not in (OURS, *PEERS):
+def one(task: Task) -> list[dict[str, Any]]:
+    """One play of one method, timed: a row for each budget."""
+    PEERS.update(BASELINES)
+    if task.method not in (OURS, *PEERS):
         import external
 
         PEERS.update(external.PEERS)
     start = time.perf_counter()
-    where = {"family": Path(path).parent.name, "table": Path(path).stem}
-    row: dict[str, Any] = {**where, "method": method, "seed": seed, "multiple": multiple}
+    where = {"family": Path(task.path).parent.name, "table": Path(task.path).stem}
+    rows = [{**where, "method": task.method, "seed": task.seed, "multiple": x} for x in task.multiples]
     try:
-        row["regret"] = round(outcome_of(curves_of(path), method, seed, multiple).regret, 5)
+        found = [{"regret": round(o.regret, 5)} for o in outcomes_of(curves_of(task.path), task)]
     except Exception as error:  # a peer that fails on one table is reported, not hidden
-        if method == OURS:
+        if task.method == OURS:
             raise
-        row["error"] = f"{type(error).__name__}: {error}"[:200]
-    return {**row, "wall_seconds": round(time.perf_counter() - start, 2)}
+        found = [{"error": f"{type(error).__name__}: {error}"[:200]} for _ in rows]
+    seconds = round(time.perf_counter() - start, 2)
+    return [{**row, **new, "wall_seconds": seconds} for row, new in zip(rows, found, strict=True)]
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--curves", type=Path, required=True)
-    parser.add_argument("--methods", default=",".join((OURS, *PEERS)))
+    parser.add_argument("--methods", default=",".join((OURS, *PEERS, *BASELINES)))
     parser.add_argument("--families", default="")
     parser.add_argument("--budgets", default="4,10,30")
     parser.add_argument("--seeds", type=int, default=20)
@@ -105,22 +109,18 @@ def main() -> None:
     before = json.loads(options.out.read_text()) if options.out.is_file() else {"runs": [], "versions": {}}
     known = before["runs"]
     methods = options.methods.split(",")
-    tasks = [
-        (str(path), method, seed, float(multiple))
-        for seed in range(options.seeds)
-        for method in methods
-        for multiple in options.budgets.split(",")
-        for path in tables
-    ]
-    played = {(Path(path).parent.name, method, multiple) for path, method, _, multiple in tasks}
+    multiples = [float(multiple) for multiple in options.budgets.split(",")]
+    tasks = tasks_for(tables, methods, multiples, options.seeds, (OURS, *SIZED))
+    played = {(Path(t.path).parent.name, t.method, multiple) for t in tasks for multiple in t.multiples}
     kept = [row for row in known if (row["family"], row["method"], row["multiple"]) not in played]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for done, future in enumerate(as_completed([pool.submit(one, *task) for task in tasks]), start=1):
-            rows.append(future.result())
+        for done, future in enumerate(as_completed([pool.submit(one, task) for task in tasks]), start=1):
+            rows += future.result()
             if done % 50 == 0 or done == len(tasks):
-                print(f"{done} of {len(tasks)} runs", file=sys.stderr, flush=True)
-    write(options.out, [*kept, *rows], before["versions"])
+                print(f"{done} of {len(tasks)} plays", file=sys.stderr, flush=True)
+                write(options.out, [*kept, *rows], before["versions"])
+    print(json.dumps(summarise([*kept, *rows]), indent=1))
 
 
 def write(path: Path, rows: list[dict[str, Any]], versions: dict[str, str]) -> None:
@@ -137,7 +137,6 @@ def write(path: Path, rows: list[dict[str, Any]], versions: dict[str, str]) -> N
     path.write_text(
         f'{{"versions": {json.dumps(versions)},\n"regret_x_100": {summary},\n"runs": [\n{body}\n]}}\n'
     )
-    print(summary)
 
 
 if __name__ == "__main__":

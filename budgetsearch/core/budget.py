@@ -9,9 +9,9 @@ from typing import Any
 
 from budgetsearch.core.costs import PLANNING_MARGIN
 from budgetsearch.core.errors import BudgetError
+from budgetsearch.core.ladders import scouts_for, shares_for
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial, cost_class
-from budgetsearch.core.scouting import deepest_level, scouts_for
 from budgetsearch.core.space import Space
 
 MIN_RUNG_STEPS = 4
@@ -38,6 +38,7 @@ class PlanRequest:
     space: Mapping[str, Any]
     seed: int
     eta: int
+    """Of so many trials at a rung one goes on."""
     first_rung: float | None
     """The first rung as a share of the full run; None: as the budget allows."""
     full_share: float
@@ -116,7 +117,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         checkpoint_every_seconds=checkpoint_interval(request.budget_seconds),
         max_trials=request.max_trials,
         limit_bytes=request.limit_bytes,
-        scouts=scouts_for(len(ladder) - 1),
+        scouts=scouts_for(_shares(ladder), _multiple(request, ladder[-1], measured)),
     )
 
 
@@ -145,41 +146,45 @@ def _usable_space(space: Mapping[str, Any], usable: list[str], tried: list[str])
 def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...], int]:
     """The longest ladder whose first rung is worth its evaluation, and the evaluation's examples."""
     longest = min(request.full_share * request.budget_seconds, measured.data)
-    levels = _levels(request, (request.budget_seconds - measured.spent) / max(longest, 1e-9))
-    for level in range(levels, -1, -1):
-        examples = _eval_examples(request, longest * request.eta**-level, measured)
-        full = _full_seconds(request, level, examples, measured)
-        if level == 0 and full < MINIMUM_STEPS * measured.step:
+    wanted = shares_for(_multiple(request, longest, measured), request.first_rung, request.eta)
+    for start in range(len(wanted)):
+        shares = wanted[start:]
+        examples = _eval_examples(request, longest * shares[0], measured)
+        full = _full_seconds(request, shares, examples, measured)
+        if len(shares) == 1 and full < MINIMUM_STEPS * measured.step:
             examples = min(MIN_EVAL_EXAMPLES, request.valid_rows)
-            full = _full_seconds(request, level, examples, measured)
-        first = full * request.eta**-level
-        if level == 0 or first >= MIN_RUNG_STEPS * measured.step:
+            full = _full_seconds(request, shares, examples, measured)
+        first = full * shares[0]
+        if first >= MIN_RUNG_STEPS * measured.step:
             break
-    ladder = tuple(full * request.eta ** (k - level) for k in range(level + 1))
-    return ladder, min(examples, _eval_examples(request, first, measured))
+    return tuple(full * share for share in shares), min(examples, _eval_examples(request, first, measured))
 
 
-def _levels(request: PlanRequest, multiple: float) -> int:
-    """Rungs below the full run, if the budget holds ``multiple`` full runs."""
-    if request.first_rung is None:
-        return deepest_level(multiple, request.eta)
-    return 0 if request.first_rung == 1 else max(1, round(math.log(1 / request.first_rung, request.eta)))
+def _shares(ladder: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(seconds / ladder[-1] for seconds in ladder)
 
 
-def _full_seconds(request: PlanRequest, levels: int, examples: int, measured: _Measured) -> float:
-    """R: what the data hold, the share of the budget, or what a whole bracket leaves: the shortest.
+def _multiple(request: PlanRequest, full_seconds: float, measured: _Measured) -> float:
+    """How many full runs the rest of the budget holds."""
+    return (request.budget_seconds - measured.spent) / max(full_seconds, 1e-9)
 
-    With rungs at R / eta^levels ... R a bracket of ``eta ** levels`` trials with its promotions and one
-    full run trains for (1 + levels * (1 - 1/eta)) * R, and its segments cost an overhead each. A full
-    run longer than that would leave too few trials to choose from.
+
+def _full_seconds(
+    request: PlanRequest, shares: tuple[float, ...], examples: int, measured: _Measured
+) -> float:
+    """R: what the data hold, the share of the budget, or what a whole group leaves: the shortest.
+
+    A group of ``eta`` trials at the first rung, of which the best goes all the way, trains for
+    (1 + (eta - 1) * first share) * R, and its segments cost an overhead each. A full run longer than
+    that would leave too few trials to choose from.
     """
     _, reserve = _reserve(request, examples, measured)
     free = request.budget_seconds - measured.spent - reserve
     longest = min(request.full_share * request.budget_seconds, measured.data)
     links = max(1.0, longest / checkpoint_interval(request.budget_seconds))
-    segments = sum(int(request.eta**k) for k in range(1, levels + 1)) + links
-    work = 1.0 + levels * (1.0 - 1.0 / request.eta)
-    overhead = segments * (examples * measured.example + measured.write)
+    group = request.eta if len(shares) > 1 else 1
+    overhead = (group + len(shares) - 2 + links) * (examples * measured.example + measured.write)
+    work = 1.0 + (group - 1) * shares[0]
     return min(longest, max(0.0, free - overhead) / (work * PLANNING_MARGIN))
 
 

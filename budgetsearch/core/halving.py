@@ -1,9 +1,10 @@
 """``decide``: what to run next, as a pure function of the plan, the history and the time.
 
 Promotion-type successive halving, sized to the budget. Trials enter as long as their promotions, the
-full run and the reserve fit behind them; then the best third of each rung goes on, and the best of the
-last rung runs in full. Rungs are pooled: what is left buys more trials, which compete with the paused
-ones. Everything is re-planned after every segment from what the segments really took.
+full run and the reserve fit behind them; of ``eta`` trials at a rung one goes on, at once, so that the
+sampler soon learns what the higher rungs say. Rungs are pooled: a new trial competes with all paused
+ones. The last part of the budget trains the best in full. Everything is re-planned after every segment
+from what the segments really took.
 
 Where the budget holds many full runs the first rung is very short. Then the first trials (scouts) all
 go to the second rung, and if the two rungs rank them differently, further trials enter at the second.
@@ -39,6 +40,9 @@ FEW_TRIALS, FEW_SHARE = 6, 0.5
 slower than calibrated the full run shrinks before the choice does."""
 NO_RESULT = ("infeasible", "crashed")
 """Ends that say nothing about a configuration's loss."""
+FINALISTS_SHARE = 0.4
+"""Where the rungs are too few to say much about the end, the last part of the budget belongs to the
+finalists: more of them in full find more than more short trials."""
 LIMIT_FACTOR = 4.0
 """The watchdog stops a rung's segment that takes so many times its expected seconds."""
 LIMIT_SECONDS = 30.0
@@ -89,9 +93,8 @@ class View:
         return sum(1 for s in trials if s.goal >= rung and not (s.dead in NO_RESULT and s.rung < rung))
 
     def quota(self, rung: int) -> int:
-        """How many of a rung's trials go on."""
-        entered = self.entered(rung)
-        return max(1, entered // self.plan.eta) if entered else 0
+        """How many of a rung's trials have earned the next."""
+        return self.entered(rung) // self.plan.eta
 
     def fits(self, state: TrialState, tokens: int, extra: float = 0.0) -> bool:
         """Whether a segment of so many tokens surely ends in time."""
@@ -147,7 +150,8 @@ def enter(view: View) -> Decision | None:
     """Another trial, while its promotions and the full run still fit behind it."""
     states = view.history.trials.values()
     started = [s for s in states if s.started]
-    if view.plan.top_rung == 0 or len(started) >= view.plan.max_trials or not _may_enter(view):
+    full = view.plan.top_rung == 0 or len(started) >= view.plan.max_trials
+    if full or _promotions_due(view) or _time_for_finalists(view):
         return None
     # Even if a whole full run does not fit any more: one trial there must be.
     nobody = not any(s for s in started if not (s.dead and s.rung < 0))
@@ -161,11 +165,21 @@ def enter(view: View) -> Decision | None:
 
 def promote(view: View) -> Decision | None:
     """The best of the lowest unfinished rung goes one rung up, once that rung is complete."""
+    return _promote(view, least=0)
+
+
+def promote_one(view: View) -> Decision | None:
+    """Where nothing more can enter, one trial of every rung goes on, however few there are."""
+    full_run_due = view.entered(view.plan.top_rung) < view.quota(view.plan.top_rung - 1)
+    return None if full_run_due else _promote(view, least=1)
+
+
+def _promote(view: View, least: int) -> Decision | None:
     for rung in range(view.plan.top_rung - 1):
         if any(s.running and s.goal == rung for s in view.history.trials.values()):
             return None
         already = view.entered(rung + 1)
-        if already >= view.quota(rung):
+        if already >= max(view.quota(rung), least):
             continue
         # The first promotion is the way to the full run; further ones must leave room for it.
         room = 0.0 if already == 0 else _full_run_seconds(view)
@@ -194,7 +208,14 @@ def start_full_run(view: View) -> Decision | None:
     return None
 
 
-RULES: tuple[Callable[[View], Decision | None], ...] = (go_on, scout, enter, promote, start_full_run)
+RULES: tuple[Callable[[View], Decision | None], ...] = (
+    go_on,
+    scout,
+    enter,
+    promote,
+    promote_one,
+    start_full_run,
+)
 """Tried in this order; the first that has an answer decides."""
 
 
@@ -247,28 +268,29 @@ def _segment(state: TrialState, rung: int, stop: int, schedule: Schedule) -> Seg
 # ------------------------------------------------------------------------ arithmetic
 
 
-def _may_enter(view: View) -> bool:
-    """Trials enter in groups, and are promoted together: the larger a group, the better the choice.
-
-    The first group is as large as the budget allows. Where nothing vouches for the entry rung (no scouts
-    agreed that it predicts), later groups are small, so that the sampler soon sees what higher rungs say.
-    """
-    plan, entered = view.plan, view.history.entered_in_a_row
-    whole = view.entered(0) >= plan.eta**plan.top_rung
-    small = view.entry > 0 or (plan.scouts == 0 and whole)
-    if entered > 0 and (not small or entered < plan.eta):
-        return True
-    return not _promotions_due(view)
-
-
 def _promotions_due(view: View) -> bool:
+    """Whether a trial has earned the next rung. A full run waits, unless another one fits behind it with
+    another group to choose from: till then more trials improve the choice.
+    """
     top = view.plan.top_rung
-    due = [k for k in range(top) if view.entered(k + 1) < view.quota(k)]
-    return any(_promotable(view, rung) for rung in due)
+    group = view.plan.eta * view.costs.typical_seconds(view.plan.ladder[view.entry])
+    for rung in range(top):
+        due = view.entered(rung + 1) < view.quota(rung)
+        early = rung == top - 1 and 2 * _full_run_seconds(view) + group > view.left
+        if due and not early and _promotable(view, rung):
+            return True
+    return False
+
+
+def _time_for_finalists(view: View) -> bool:
+    plan = view.plan
+    few_rungs = view.entry > 0 or plan.top_rung == 1
+    late = view.left < FINALISTS_SHARE * plan.budget_seconds
+    return few_rungs and late and view.entered(plan.top_rung - 1) > 0
 
 
 def _promotable(view: View, rung: int) -> list[tuple[int, TrialState]]:
-    """Places and trials of the best third of a rung that have not gone on."""
+    """Places and trials of the best of a rung, one in ``eta`` rounded up, that have not gone on."""
     best = view.history.at_rung(rung)[: math.ceil(view.entered(rung) / view.plan.eta)]
     return [(n, s) for n, s in enumerate(best, start=1) if s.goal == rung and not s.dead and not s.running]
 

@@ -115,8 +115,6 @@ class History:
     exported: Exported | None = None
     closed: Closed | None = None
     decisions: int = 0
-    entered_in_a_row: int = 0
-    """Trials that entered since the last promotion; a scout's second rung is part of its entry."""
     full_trial: int | None = None
     """The trial in its full run, from its first link until it ends."""
     full_done: list[int] = field(default_factory=list)
@@ -225,7 +223,6 @@ class History:
         segment = event.segment
         state = self.trials[segment.trial_id]
         state.running = True
-        self._note_turn(state, segment)
         state.goal = max(state.goal, segment.rung)
         self.running.setdefault(event.job_id, []).append(segment)
         self.next_job = max(self.next_job, event.job_id + 1)
@@ -233,14 +230,6 @@ class History:
         if self.plan and segment.rung == self.plan.top_rung:
             state.full_stop_tokens = segment.schedule.stop_tokens
             self.full_trial = segment.trial_id
-
-    def _note_turn(self, state: TrialState, segment: Segment) -> None:
-        """Whether trials enter or are promoted at the moment."""
-        scouts = self.plan.scouts if self.plan else 0
-        if state.goal < 0:
-            self.entered_in_a_row += 1
-        elif segment.rung > state.goal and not (state.trial_id < scouts and segment.rung == 1):
-            self.entered_in_a_row = 0
 
     def _on_heartbeat(self, event: Heartbeat, at: float) -> None:
         self.last_beat = event.beat

@@ -17,6 +17,7 @@ from budgetsearch.core.errors import UsageError, nearest
 from budgetsearch.simulate.curves import Curves, load
 from budgetsearch.simulate.peers import PEERS, play_peer
 from budgetsearch.simulate.play import play
+from budgetsearch.simulate.world import Trace
 
 OURS = "budgetsearch"
 MOMENTS = 100
@@ -50,11 +51,31 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
+    """One play of one method, and the budgets that it is read off at."""
+
     path: str
     method: str
     seed: int
-    multiple: float
+    multiples: tuple[float, ...]
+
+
+def tasks_for(
+    paths: Sequence[Path],
+    methods: Sequence[str],
+    multiples: Sequence[float],
+    seeds: int,
+    sized: Sequence[str] = (OURS,),
+) -> list[Task]:
+    """What must be played. A peer does not know its deadline, so that its run with the largest budget
+    holds the smaller ones; the ``sized`` methods use their budget, and are played for each."""
+    found = []
+    for seed in range(seeds):
+        for path in paths:
+            for method in methods:
+                plays = [(x,) for x in multiples] if method in sized else [tuple(multiples)]
+                found += [Task(str(path), method, seed, play) for play in plays]
+    return found
 
 
 def read_budgets(text: str) -> list[float]:
@@ -110,20 +131,19 @@ def compete(
             )
     for path in paths:
         load(path)  # a broken table is told before the first run
-    tasks = [_Task(str(p), m, s, x) for s in range(seeds) for p in paths for x in multiples for m in methods]
-    found = []
-    for done, outcome in enumerate(_run_all(tasks, jobs), start=1):
-        found.append(outcome)
+    tasks = tasks_for(paths, methods, multiples, seeds)
+    found: list[Outcome] = []
+    for done, outcomes in enumerate(_run_all(tasks, jobs), start=1):
+        found += outcomes
         tell(done, len(tasks))
-    order = {task: k for k, task in enumerate((t.path, t.method, t.seed, t.multiple) for t in tasks)}
-    return sorted(found, key=lambda o: order[_path_of(paths, o.curves), o.method, o.seed, o.multiple])
+    names = [path.stem for path in paths]
+    return sorted(
+        found,
+        key=lambda o: (o.seed, names.index(o.curves), multiples.index(o.multiple), methods.index(o.method)),
+    )
 
 
-def _path_of(paths: Sequence[Path], name: str) -> str:
-    return next(str(path) for path in paths if path.stem == name)
-
-
-def _run_all(tasks: Sequence[_Task], jobs: int | None) -> Iterator[Outcome]:
+def _run_all(tasks: Sequence[Task], jobs: int | None) -> Iterator[list[Outcome]]:
     workers = jobs or os.cpu_count() or 1
     if workers == 1 or len(tasks) == 1:
         yield from map(_play, tasks)
@@ -141,17 +161,22 @@ def _table(path: str) -> Curves:
     return load(Path(path))
 
 
-def _play(task: _Task) -> Outcome:
-    return outcome_of(_table(task.path), task.method, task.seed, task.multiple)
+def _play(task: Task) -> list[Outcome]:
+    return outcomes_of(_table(task.path), task)
 
 
-def outcome_of(curves: Curves, method: str, seed: int, multiple: float) -> Outcome:
-    """One run of one method."""
-    ours = method == OURS
-    trace = play(curves, multiple, seed) if ours else play_peer(method, curves, multiple, seed)
+def outcomes_of(curves: Curves, task: Task) -> list[Outcome]:
+    """One play of one method, read off at each budget of its task."""
+    longest = max(task.multiples)
+    ours = task.method == OURS
+    trace = play(curves, longest, task.seed) if ours else play_peer(task.method, curves, longest, task.seed)
+    return [_read_off(curves, trace, task, multiple) for multiple in task.multiples]
+
+
+def _read_off(curves: Curves, trace: Trace, task: Task, multiple: float) -> Outcome:
     deadline = multiple * curves.mean_cost
     course = tuple(trace.regret(curves, deadline * k / MOMENTS) for k in range(1, MOMENTS + 1))
-    return Outcome(curves.name, method, seed, multiple, course[-1], course)
+    return Outcome(curves.name, task.method, task.seed, multiple, course[-1], course)
 
 
 def standings(outcomes: Sequence[Outcome]) -> list[Standing]:

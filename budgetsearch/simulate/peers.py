@@ -65,7 +65,6 @@ class Run:
         Raises:
             OutOfBudget: the deadline came first.
         """
-        worst = self.clock.curves.worst
         for k in range(self.at, min(point, len(self.values))):
             then = self.clock.now + self.seconds[k] - (self.seconds[k - 1] if k else 0.0)
             if then > self.clock.deadline:
@@ -73,9 +72,21 @@ class Run:
                 raise OutOfBudget
             self.clock.now, self.at = then, k + 1
             if not math.isfinite(self.values[k]):
-                return worst, True, True
+                self.values = self.values[: k + 1]
+                break
             self.clock.trace.moments.append((then, self.values[k]))
-        return min(self.values[self.at - 1], worst), self.at >= len(self.values), False
+        return self.value, self.at >= len(self.values), self.diverged
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it has come to a value that is not finite."""
+        return self.at > 0 and not math.isfinite(self.values[self.at - 1])
+
+    @property
+    def value(self) -> float:
+        """The last value; a diverged run, and what is worse than one, has the worst."""
+        worst = self.clock.curves.worst
+        return worst if self.diverged or not self.at else min(self.values[self.at - 1], worst)
 
 
 def rungs_of(points: int) -> list[int]:

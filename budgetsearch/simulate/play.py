@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.ladders import USUAL, scouts_for, shares_for
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.core.records import Calibration, Plan
-from budgetsearch.core.scouting import deepest_level, scouts_for
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import SimulatorEngine, VirtualClock
 from budgetsearch.ledger import MemoryLedger
@@ -20,7 +19,7 @@ from budgetsearch.simulate.invariants import check
 from budgetsearch.simulate.world import CurveWorld, Trace
 from budgetsearch.study.sampler import OptunaSampler
 
-ETA = 3
+ETA = 5
 FULL_RUN_SECONDS = 360.0
 """Virtual seconds of a mean full run: long beside the driver's polling, short enough to simulate fast."""
 RESERVE_SECONDS = 1.0
@@ -61,9 +60,11 @@ class _Nowhere:
 
 def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
     """The plan of a budget of ``multiple`` mean full runs."""
-    levels = min(deepest_level(multiple, ETA), int(math.log(curves.points, ETA)))
+    shares = shares_for(multiple, None, ETA)
+    if shares[0] * curves.points < 1:  # the curves were not recorded so finely
+        shares = tuple(share for share in USUAL if share * curves.points >= 1)
     scale = FULL_RUN_SECONDS / curves.mean_cost
-    ladder = tuple(FULL_RUN_SECONDS * ETA ** (k - levels) for k in range(levels + 1))
+    ladder = tuple(FULL_RUN_SECONDS * share for share in shares)
     budget = multiple * FULL_RUN_SECONDS
     return Plan(
         budget_seconds=budget,
@@ -85,7 +86,7 @@ def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
         score_seconds=0.0,
         checkpoint_every_seconds=10.0 * FULL_RUN_SECONDS,
         max_trials=curves.count,
-        scouts=scouts_for(levels),
+        scouts=scouts_for(shares, multiple),
     )
 
 

@@ -3,7 +3,7 @@
 It is a pure function of its arguments. Every trial number gets random numbers of its own, seeded by the
 run's seed and the number, so that a resumed run proposes what the uninterrupted one would have.
 
-The Gaussian process learns from every loss at every rung (``study.surrogate``); one proposal in four
+The Gaussian process learns from every loss at every rung (``study.surrogate``); one proposal in ten
 ignores it and comes from the prior. That keeps a model that short rungs mislead from spending the whole
 budget in the wrong corner, and it is how the prior stays in play as evidence grows.
 """
@@ -34,7 +34,7 @@ STARTUP = 8
 """Trials before the model takes over."""
 MIN_RESULTS = 4
 """With fewer losses the model would say nothing."""
-EXPLORE = 4
+EXPLORE = 10
 """One trial in so many comes from the prior."""
 REFIT = 1.2
 """The model's parameters are fitted anew when the observations have grown by this factor."""
