@@ -43,6 +43,9 @@ NO_RESULT = ("infeasible", "crashed")
 FINALISTS_SHARE = 0.4
 """Where the rungs are too few to say much about the end, the last part of the budget belongs to the
 finalists: more of them in full find more than more short trials."""
+TWO_FINALISTS_FROM = 6.0
+"""Full runs that the budget must hold for a second finalist: if the first fails, or its rungs promised
+too much, there is another."""
 LIMIT_FACTOR = 4.0
 """The watchdog stops a rung's segment that takes so many times its expected seconds."""
 LIMIT_SECONDS = 30.0
@@ -86,6 +89,11 @@ class View:
     def entry(self) -> int:
         """The rung at which new trials enter."""
         return entry_rung(self.plan, self.history)
+
+    @property
+    def finalists(self) -> int:
+        """How many trials shall run in full, at the least."""
+        return 2 if self.plan.budget_seconds >= TWO_FINALISTS_FROM * self.plan.full_seconds else 1
 
     def entered(self, rung: int) -> int:
         """How many trials have come to a rung; what fits in no memory has not competed."""
@@ -168,10 +176,10 @@ def promote(view: View) -> Decision | None:
     return _promote(view, least=0)
 
 
-def promote_one(view: View) -> Decision | None:
-    """Where nothing more can enter, one trial of every rung goes on, however few there are."""
+def promote_finalists(view: View) -> Decision | None:
+    """Where nothing more can enter, the finalists of every rung go on, however few there are."""
     full_run_due = view.entered(view.plan.top_rung) < view.quota(view.plan.top_rung - 1)
-    return None if full_run_due else _promote(view, least=1)
+    return None if full_run_due else _promote(view, view.finalists)
 
 
 def _promote(view: View, least: int) -> Decision | None:
@@ -213,7 +221,7 @@ RULES: tuple[Callable[[View], Decision | None], ...] = (
     scout,
     enter,
     promote,
-    promote_one,
+    promote_finalists,
     start_full_run,
 )
 """Tried in this order; the first that has an answer decides."""
@@ -302,10 +310,10 @@ def _search_seconds(view: View) -> float:
     total += view.costs.typical_seconds(ladder[view.entry])
     for rung in range(view.entry + 1, view.plan.top_rung):
         already = view.entered(rung)
-        entering = max(already, entering // eta, 1)
+        entering = max(already, entering // eta, view.finalists)
         total += (entering - already) * view.costs.typical_seconds(ladder[rung] - ladder[rung - 1])
     already = view.entered(view.plan.top_rung)
-    full = max(already, entering // eta, 1) - already
+    full = max(already, entering // eta, view.finalists) - already
     share = FEW_SHARE if view.entered(0) < FEW_TRIALS else 1.0
     return total * view.costs.margin + full * share * _full_run_seconds(view)
 
