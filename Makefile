@@ -28,14 +28,17 @@ PEERS := benchmarks/policy/.venv
 $(PEERS)/.installed: benchmarks/policy/requirements.txt setup
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/policy/requirements.txt pydantic PyYAML rich
-	$(PEERS)/bin/python -m pip install --quiet --no-deps --editable .
+	$(PEERS)/bin/python -m pip install --quiet --no-deps neural-pipeline-search==0.17.0 --editable .
 	@touch $@
 
+SEEDS ?= 20
+BENCH := benchmarks/policy/run.py --curves $(CURVES) --seeds $(SEEDS) --out benchmarks/policy/results.json
+
 bench-policy: setup $(PEERS)/.installed
+	@test -d "$(CURVES)" || { echo "name a folder of recorded curves: make bench-policy CURVES=FOLDER"; exit 2; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "onnxruntime>=1.20"
-	$(BIN)/python benchmarks/policy/run.py --curves $(CURVES) --out benchmarks/policy/results.json
-	$(PEERS)/bin/python benchmarks/policy/run.py --curves $(CURVES) --out benchmarks/policy/results.json \
-		--methods syne-tune-asha,syne-tune-bohb,smac-hyperband,dehb,neps-priorband
+	$(BIN)/python $(BENCH)
+	$(PEERS)/bin/python $(BENCH) --methods syne-tune-asha,syne-tune-bohb,dehb,neps-priorband,smac-hyperband
 	$(BIN)/python benchmarks/policy/speed.py
 
 lint: setup

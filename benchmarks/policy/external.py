@@ -168,7 +168,7 @@ def _priorband(clock: Clockwork, seed: int) -> None:
     import neps
     import numpy as np
     import torch
-    from neps.space import Categorical, Float, Integer, SearchSpace
+    from neps.space import HPOCategorical, HPOFloat, HPOInteger, SearchSpace
 
     torch.set_num_threads(1)
     np.random.seed(seed)
@@ -178,11 +178,11 @@ def _priorband(clock: Clockwork, seed: int) -> None:
     space: dict[str, Any] = {}
     for d in _dimensions(clock):
         if d["kind"] == "choice":
-            space[d["name"]] = Categorical(choices=[str(v) for v in d["values"]])
+            space[d["name"]] = HPOCategorical(choices=[str(v) for v in d["values"]])
         else:
-            kind = Integer if d["kind"] == "int" else Float
+            kind = HPOInteger if d["kind"] == "int" else HPOFloat
             space[d["name"]] = kind(lower=d["low"], upper=d["high"], log=d["log"])
-    space["points_"] = Float(lower=points / SMALLEST, upper=float(points), is_fidelity=True)
+    space["points_"] = HPOFloat(lower=points / SMALLEST, upper=float(points), is_fidelity=True)
     algorithm = neps.optimizers.algorithms.priorband(SearchSpace(space), eta=ETA)
     optimizer = neps.optimizers.ask_and_tell.AskAndTell(optimizer=algorithm)
     while True:

@@ -9,7 +9,7 @@ from typing import Any
 
 from budgetsearch.core.costs import PLANNING_MARGIN
 from budgetsearch.core.errors import BudgetError
-from budgetsearch.core.ladders import scouts_for, shares_for
+from budgetsearch.core.ladders import FEW_TRIALS, scouts_for, shares_for
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial, cost_class
 from budgetsearch.core.space import Space
@@ -94,10 +94,11 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
     _check_minimum(request, measured)
     ladder, examples = _ladder(request, measured)
     score, reserve = _reserve(request, examples, measured)
+    space = _usable_space(request.space, list(usable), list(calibrations))
     return Plan(
         budget_seconds=request.budget_seconds,
         gpu=request.gpu,
-        space=_usable_space(request.space, list(usable), list(calibrations)),
+        space=space,
         seed=request.seed,
         eta=request.eta,
         ladder=ladder,
@@ -115,7 +116,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         reserve_seconds=reserve,
         score_seconds=score,
         checkpoint_every_seconds=checkpoint_interval(request.budget_seconds),
-        max_trials=request.max_trials,
+        max_trials=Space.parse(space).size(request.max_trials),
         limit_bytes=request.limit_bytes,
         scouts=scouts_for(_shares(ladder), _multiple(request, ladder[-1], measured)),
     )
@@ -174,15 +175,15 @@ def _full_seconds(
 ) -> float:
     """R: what the data hold, the share of the budget, or what a whole group leaves: the shortest.
 
-    A group of ``eta`` trials at the first rung, of which the best goes all the way, trains for
-    (1 + (eta - 1) * first share) * R, and its segments cost an overhead each. A full run longer than
-    that would leave too few trials to choose from.
+    A group of trials (``eta``, or a few more) at the first rung, of which the best goes all the way, trains
+    for (1 + (group - 1) * first share) * R, and its segments cost an overhead each. A full run longer
+    than that would leave too few trials to choose from.
     """
     _, reserve = _reserve(request, examples, measured)
     free = request.budget_seconds - measured.spent - reserve
     longest = min(request.full_share * request.budget_seconds, measured.data)
     links = max(1.0, longest / checkpoint_interval(request.budget_seconds))
-    group = request.eta if len(shares) > 1 else 1
+    group = max(request.eta, FEW_TRIALS) if len(shares) > 1 else 1
     overhead = (group + len(shares) - 2 + links) * (examples * measured.example + measured.write)
     work = 1.0 + (group - 1) * shares[0]
     return min(longest, max(0.0, free - overhead) / (work * PLANNING_MARGIN))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Params, Plan, cost_class
+from budgetsearch.core.records import Params, ParamValue, Plan, cost_class
 
 PESSIMISM = 1.25
 """A segment may take so much longer than expected before the deadline arithmetic is wrong; shared
@@ -18,7 +18,9 @@ QUANTILE_MARGIN = 1.1
 PLANNING_MARGIN = 1.1
 """Trials are planned at so many times their expected cost, so that the full run is not starved."""
 MIN_SAMPLES = 2
-"""Segments of one quantization that must have ended before its own factor is trusted."""
+"""Segments of one kind that must have ended before its own factor is trusted."""
+CostKey = tuple[str, ParamValue | None]
+"""A quantization and a rank; None for all ranks."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class CostModel:
     """Seconds of training and of overhead, expected and pessimistic."""
 
     plan: Plan
-    factors: dict[str, tuple[float, float]]
-    """Measured over reference seconds, by quantization: (expected, pessimistic)."""
+    factors: dict[CostKey, tuple[float, float]]
+    """Measured over reference seconds, by quantization and by both quantization and rank: (expected,
+    pessimistic)."""
     overheads: dict[str, float]
     margin: float
     """Plans take so many times the expected cost: less, the more segments have been measured."""
@@ -35,31 +38,34 @@ class CostModel:
     @classmethod
     def learn(cls, plan: Plan, history: History) -> CostModel:
         """From the calibrated rates and every segment that has ended."""
-        ratios: dict[str, list[float]] = {}
+        ratios: dict[CostKey, list[float]] = {}
         extras: dict[str, list[float]] = {}
         for segment, result in history.results:
             name = cost_class(segment.params)
             train = result.seconds.get("train", 0.0)
             tokens = result.tokens - segment.start_tokens
             if tokens > 0 and train > 0:  # also what a segment did before it was stopped for slowness
-                ratios.setdefault(name, []).append(train * plan.reference_rates[name] / tokens)
+                for key in _keys(segment.params):
+                    ratios.setdefault(key, []).append(train * plan.reference_rates[name] / tokens)
             if result.status == "ok":
                 extras.setdefault(name, []).append(sum(result.seconds.values()) - train)
-        everything = [ratio for some in ratios.values() for ratio in some]
-        between = _between_segments(history)
         names = plan.reference_rates
+        everything = [ratio for name in names for ratio in ratios.get((name, None), [])]
+        between = _between_segments(history)
+        known = {key: some for key, some in ratios.items() if len(some) >= MIN_SAMPLES}
         return cls(
             plan=plan,
-            factors={name: _factors(ratios.get(name, []), everything) for name in names},
+            factors={key: _factors(some) for key, some in known.items()}
+            | {(name, None): _factors(known.get((name, None), everything)) for name in names},
             overheads={name: between + _mean(extras.get(name, []), plan.overheads[name]) for name in names},
             margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(everything) / 4),
         )
 
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of training alone for so many tokens."""
-        name = cost_class(params)
-        expected, worst = self.factors[name]
-        return tokens / self.plan.reference_rates[name] * (worst if pessimistic else expected)
+        general, own = _keys(params)
+        expected, worst = self.factors.get(own, self.factors[general])
+        return tokens / self.plan.reference_rates[general[0]] * (worst if pessimistic else expected)
 
     def segment_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of a whole segment: training, evaluation and checkpoint."""
@@ -68,7 +74,7 @@ class CostModel:
 
     def typical_seconds(self, reference_seconds: float) -> float:
         """A segment of so many reference seconds, whatever its quantization will be."""
-        factor = statistics.fmean(expected for expected, _ in self.factors.values())
+        factor = statistics.fmean(self.factors[name, None][0] for name in self.plan.reference_rates)
         return reference_seconds * factor + statistics.fmean(self.overheads.values())
 
 
@@ -78,8 +84,13 @@ def _between_segments(history: History) -> float:
     return own / len(history.results) if history.results else 0.0
 
 
-def _factors(own: Sequence[float], everything: Sequence[float]) -> tuple[float, float]:
-    sample = own if len(own) >= MIN_SAMPLES else everything
+def _keys(params: Params) -> tuple[CostKey, CostKey]:
+    """The general class of a configuration, and the one that its rank makes."""
+    name = cost_class(params)
+    return (name, None), (name, params.get("rank"))
+
+
+def _factors(sample: Sequence[float]) -> tuple[float, float]:
     if not sample:
         return 1.0, PESSIMISM
     expected = statistics.median(sample)

@@ -1,4 +1,4 @@
-"""Whether a rung predicts the next one, from the trials that were carried there whatever they said."""
+"""What losses tell: whether a rung predicts the next one, and whether two trials differ at all."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ MIN_AGREEMENT = 0.84
 curves eight random trials fall below it nine times in ten where a rung at 1/27 lies inside the warmup
 (fine-tuning), and once in seven where short rungs pay."""
 MIN_SCOUTS = 4
+MIN_EXAMPLES = 8
+"""With fewer validation examples nothing is called a tie."""
 
 
 def entry_rung(plan: Plan, history: History) -> int:
@@ -39,6 +41,18 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> float:
     Infinite losses (diverged) count as the worst finite one.
     """
     return _correlation(_distances(first), _distances(second))
+
+
+def indistinguishable(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether two trials' losses on the same validation examples differ by less than a standard error.
+
+    The differences are paired, for what an example costs varies far more than what two trials make of it.
+    """
+    if len(first) != len(second) or len(first) < MIN_EXAMPLES:
+        return False
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return abs(statistics.fmean(differences)) <= error
 
 
 def _distances(losses: Sequence[float]) -> list[float]:

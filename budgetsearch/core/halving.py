@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from budgetsearch.core.budget import seconds_left
+from budgetsearch.core.choosing import finalists, prefer_resident, promotable
 from budgetsearch.core.costs import PESSIMISM, CostModel
-from budgetsearch.core.evidence import entry_rung
 from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.ladders import FEW_TRIALS
 from budgetsearch.core.records import (
     Decision,
     Finish,
@@ -28,24 +27,18 @@ from budgetsearch.core.records import (
     Run,
     Schedule,
     Segment,
-    TrainJob,
     Wait,
     cost_class,
 )
+from budgetsearch.core.view import View
 
 COOLDOWN_SHARE = 0.2
 """The last fifth of the full run cools down."""
-FEW_TRIALS, FEW_SHARE = 6, 0.5
-"""Up to so many trials, one more is worth the second half of the full run: on a machine that turns out
-slower than calibrated the full run shrinks before the choice does."""
-NO_RESULT = ("infeasible", "crashed")
-"""Ends that say nothing about a configuration's loss."""
+FEW_SHARE = 0.5
+"""Of a full run: what another trial may cost while there are few."""
 FINALISTS_SHARE = 0.4
 """Where the rungs are too few to say much about the end, the last part of the budget belongs to the
 finalists: more of them in full find more than more short trials."""
-TWO_FINALISTS_FROM = 6.0
-"""Full runs that the budget must hold for a second finalist: if the first fails, or its rungs promised
-too much, there is another."""
 LIMIT_FACTOR = 4.0
 """The watchdog stops a rung's segment that takes so many times its expected seconds."""
 LIMIT_SECONDS = 30.0
@@ -68,62 +61,6 @@ def decide(
     if history.running:
         return Wait()
     return Finish(_why_finished(plan, history))
-
-
-@dataclass(frozen=True)
-class View:
-    """What a rule looks at."""
-
-    plan: Plan
-    history: History
-    candidates: Sequence[TrialState]
-    now: float
-    costs: CostModel
-
-    @property
-    def left(self) -> float:
-        """Seconds that may still be spent before the reserve."""
-        return seconds_left(self.plan, self.now)
-
-    @property
-    def entry(self) -> int:
-        """The rung at which new trials enter."""
-        return entry_rung(self.plan, self.history)
-
-    @property
-    def finalists(self) -> int:
-        """How many trials shall run in full, at the least."""
-        return 2 if self.plan.budget_seconds >= TWO_FINALISTS_FROM * self.plan.full_seconds else 1
-
-    def entered(self, rung: int) -> int:
-        """How many trials have come to a rung; what fits in no memory has not competed."""
-        trials = self.history.trials.values()
-        return sum(1 for s in trials if s.goal >= rung and not (s.dead in NO_RESULT and s.rung < rung))
-
-    def quota(self, rung: int) -> int:
-        """How many of a rung's trials have earned the next."""
-        return self.entered(rung) // self.plan.eta
-
-    def fits(self, state: TrialState, tokens: int, extra: float = 0.0) -> bool:
-        """Whether a segment of so many tokens surely ends in time."""
-        seconds = self.costs.segment_seconds(state.trial.params, tokens, pessimistic=True)
-        return seconds + self.load_seconds(state) + extra <= self.left
-
-    def load_seconds(self, state: TrialState) -> float:
-        """What loading the trial's base may take, if another quantization ran last."""
-        name = cost_class(state.trial.params)
-        return 0.0 if name == self.history.last_quantization else self.plan.load_seconds.get(name, 0.0)
-
-    def run(self, segment: Segment, reason: str, limit: float) -> Run:
-        """The decision to execute one segment."""
-        job = TrainJob(
-            job_id=self.history.next_job,
-            segments=(segment,),
-            eval_examples=self.plan.eval_examples,
-            limit_seconds=min(limit, self.left),
-            limit_bytes=self.plan.limit_bytes,
-        )
-        return Run(job, reason)
 
 
 # ------------------------------------------------------------------------- the rules
@@ -167,7 +104,7 @@ def enter(view: View) -> Decision | None:
         return None
     if not view.candidates:
         return NeedCandidates(1)
-    state = _prefer_resident(view)
+    state = prefer_resident(view)
     return _rung_segment(view, state, view.entry, f"new trial ({state.trial.origin})")
 
 
@@ -191,9 +128,8 @@ def _promote(view: View, least: int) -> Decision | None:
             continue
         # The first promotion is the way to the full run; further ones must leave room for it.
         room = 0.0 if already == 0 else _full_run_seconds(view)
-        for place, state in _promotable(view, rung):
-            reason = f"promotion: place {place} of {view.entered(rung)} at rung {rung}"
-            decision = _rung_segment(view, state, rung + 1, reason, room)
+        for one in promotable(view, rung):
+            decision = _rung_segment(view, one.state, rung + 1, one.reason, room)
             if decision is not None:
                 return decision
     return None
@@ -206,10 +142,10 @@ def start_full_run(view: View) -> Decision | None:
         return None
     if top == 0 and not view.candidates and _wants_another(view):
         return NeedCandidates(1)
-    for state in _finalists(view):
+    for state in finalists(view):
         if _has_whole_full_run(view) and not _gets_far_enough(view, state):
             continue
-        first = any(s is state for _, s in _promotable(view, state.goal)) or top == 0
+        first = any(one.state is state for one in promotable(view, state.goal)) or top == 0
         decision = _full_run_link(view, state, "full run starts" if first else "runner-up starts")
         if decision is not None:
             return decision
@@ -285,7 +221,7 @@ def _promotions_due(view: View) -> bool:
     for rung in range(top):
         due = view.entered(rung + 1) < view.quota(rung)
         early = rung == top - 1 and 2 * _full_run_seconds(view) + group > view.left
-        if due and not early and _promotable(view, rung):
+        if due and not early and promotable(view, rung):
             return True
     return False
 
@@ -295,12 +231,6 @@ def _time_for_finalists(view: View) -> bool:
     few_rungs = view.entry > 0 or plan.top_rung == 1
     late = view.left < FINALISTS_SHARE * plan.budget_seconds
     return few_rungs and late and view.entered(plan.top_rung - 1) > 0
-
-
-def _promotable(view: View, rung: int) -> list[tuple[int, TrialState]]:
-    """Places and trials of the best of a rung, one in ``eta`` rounded up, that have not gone on."""
-    best = view.history.at_rung(rung)[: math.ceil(view.entered(rung) / view.plan.eta)]
-    return [(n, s) for n, s in enumerate(best, start=1) if s.goal == rung and not s.dead and not s.running]
 
 
 def _search_seconds(view: View) -> float:
@@ -356,7 +286,7 @@ def _runner_up_fits(view: View, state: TrialState) -> bool:
     """Whether another finalist can run in full after this one."""
     if view.plan.top_rung == 0:  # anyone could be next
         return _seconds_to_top(view, state) + _full_run_seconds(view) * PESSIMISM <= view.left
-    others = [s for s in _finalists(view) if s is not state]
+    others = [s for s in finalists(view) if s is not state]
     if not others:
         return False
     return _seconds_to_top(view, state) + _seconds_to_top(view, others[0]) <= view.left
@@ -386,22 +316,6 @@ def _wants_another(view: View) -> bool:
         return False
     room = not _has_whole_full_run(view) or _full_run_seconds(view) * PESSIMISM <= view.left
     return room and len(history.trials) < view.plan.max_trials
-
-
-def _finalists(view: View) -> list[TrialState]:
-    """Trials that may run in full, best first: those that got furthest, then the rest by rung."""
-    top = view.plan.top_rung
-    if top == 0:
-        return [s for s in view.history.trials.values() if not s.dead and s.goal < top]
-    kept = view.history.contenders()
-    ranked = [s for rung in range(top - 1, -1, -1) for s in view.history.at_rung(rung) if s.rung == rung]
-    return [s for s in ranked if s.trial_id in kept and s.goal < top]
-
-
-def _prefer_resident(view: View) -> TrialState:
-    """A candidate of the quantization that is loaded, so that the worker need not load another."""
-    resident = view.history.last_quantization
-    return min(view.candidates, key=lambda s: (cost_class(s.trial.params) != resident, s.trial_id))
 
 
 def _why_finished(plan: Plan, history: History) -> str:

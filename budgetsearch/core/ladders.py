@@ -13,6 +13,10 @@ USUAL = (1 / 6, 1.0)
 DEEP = (1 / 27, 1 / 9, 1 / 3, 1.0)
 DEEP_FROM = 3.0
 """Full runs that the budget must hold for the deep ladder."""
+FEW_TRIALS = 6
+"""R leaves room for so many trials at the first rung, and up to so many one more is worth the second half
+of the full run: on a machine that turns out slower than calibrated the full run shrinks before the
+choice does."""
 SCOUTS = 8
 """Trials that show whether the shortest rung predicts the next: fewer cannot tell."""
 SCOUTS_FROM = 8.0

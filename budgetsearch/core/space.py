@@ -11,6 +11,7 @@ A space is parsed from a plain mapping; reading YAML is the business of ``budget
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,6 +127,23 @@ class Space:
     def default(self) -> Params:
         """The likeliest configuration: every prior at its mode."""
         return self._resolve(lambda dimension: dimension.default())
+
+    def size(self, most: int) -> int:
+        """How many different configurations there are, ``most`` at the most: a space of short choices may
+        hold fewer than a budget could try.
+        """
+        free = [dimension for dimension in self.dimensions if dimension.searched]
+        choices = [dimension for dimension in free if isinstance(dimension, Choice)]
+        if len(choices) < len(free):
+            return most
+        columns = [[d.position_of(value) for value in d.values] for d in choices]
+        found: set[tuple[tuple[str, ParamValue], ...]] = set()
+        for positions in itertools.product(*columns):
+            unit = {d.name: x for d, x in zip(choices, positions, strict=True)}
+            found.add(tuple(sorted(self.from_unit(unit).items())))
+            if len(found) >= most:
+                break
+        return len(found)
 
     def from_unit(self, unit: Mapping[str, float]) -> Params:
         """The configuration at a point of the unit cube, through the priors' quantiles.

@@ -11,8 +11,8 @@ from budgetsearch.core.halving import decide
 from budgetsearch.core.history import History
 from budgetsearch.core.records import Run
 
-REASONS = ("scout", "runner-up")
-"""A promotion from beyond the best third begins with one of these."""
+REASONS = ("scout", "runner-up", "tie")
+"""A promotion from beyond the best ``1 / eta`` begins with one of these."""
 
 
 class InvariantError(BudgetsearchError):
