@@ -16,7 +16,7 @@ from budgetsearch.ledger import read_history
 from budgetsearch.training.sources import BaseModel, resolve_model
 
 pytestmark = pytest.mark.real_model
-HOURS = 0.05  # 180 s
+HOURS = 0.07
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def run(fetched: tuple[BaseModel, str], cache: Path, tmp_path_factory: pytest.Te
         env={**os.environ, "BUDGETSEARCH_CACHE": str(cache), "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

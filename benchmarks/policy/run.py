@@ -84,6 +84,23 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a Markdown table, best average rank first."""
+    methods = sorted(summary, key=lambda method: float(summary[method]["average_rank"]))
+    columns = [
+        (family, budget)
+        for family in sorted({name for body in summary.values() for name in body} - {"average_rank"})
+        for budget in dict.fromkeys(b for m in methods for b in summary[m].get(family, {}))
+    ]
+    heads = ["method", "average rank", *[f"{family} {budget}" for family, budget in columns]]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for method in methods:
+        found = [summary[method].get(family, {}).get(budget) for family, budget in columns]
+        texts = [f"{x['mean']:.1f} ({x['error']:.1f})" if x else "" for x in found]
+        lines.append("| " + " | ".join([method, f"{summary[method]['average_rank']:.2f}", *texts]) + " |")
+    return "\n".join(lines)
+
+
 def _outcomes(rows: Sequence[dict[str, Any]]) -> list[Outcome]:
     return [Outcome(r["table"], r["method"], r["seed"], r["multiple"], r["regret"], ()) for r in rows]
 
@@ -120,7 +137,7 @@ def main() -> None:
             if done % 50 == 0 or done == len(tasks):
                 print(f"{done} of {len(tasks)} plays", file=sys.stderr, flush=True)
                 write(options.out, [*kept, *rows], before["versions"])
-    print(json.dumps(summarise([*kept, *rows]), indent=1))
+    print(table(summarise([*kept, *rows])))
 
 
 def write(path: Path, rows: list[dict[str, Any]], versions: dict[str, str]) -> None:

@@ -41,7 +41,7 @@ LADDER = (40.0, 120.0, 360.0, 1080.0)
 def plan() -> Plan:
     """A day on one card."""
     return Plan(
-        budget_seconds=86400.0, gpu="a100", space=SPACE, seed=0, eta=3, ladder=LADDER,
+        budget_seconds=86400.0, gpu="a100", space=SPACE, seed=0, eta=5, ladder=LADDER,
         reference_rates={"bf16": 3000.0, "nf4": 2000.0}, micro_batches={"bf16": 8, "nf4": 8},
         overheads={"bf16": 4.0, "nf4": 6.0}, load_seconds={"bf16": 20.0, "nf4": 30.0},
         max_tokens=100_000_000, batch_size=16, step_tokens=8000.0, eval_examples=256, task_examples=0,

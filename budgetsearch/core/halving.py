@@ -116,7 +116,7 @@ def promote(view: View) -> Decision | None:
 def promote_finalists(view: View) -> Decision | None:
     """Where nothing more can enter, the finalists of every rung go on, however few there are."""
     full_run_due = view.entered(view.plan.top_rung) < view.quota(view.plan.top_rung - 1)
-    return None if full_run_due else _promote(view, view.finalists)
+    return None if full_run_due else _promote(view, view.wanted_finalists)
 
 
 def _promote(view: View, least: int) -> Decision | None:
@@ -240,10 +240,10 @@ def _search_seconds(view: View) -> float:
     total += view.costs.typical_seconds(ladder[view.entry])
     for rung in range(view.entry + 1, view.plan.top_rung):
         already = view.entered(rung)
-        entering = max(already, entering // eta, view.finalists)
+        entering = max(already, entering // eta, view.wanted_finalists)
         total += (entering - already) * view.costs.typical_seconds(ladder[rung] - ladder[rung - 1])
     already = view.entered(view.plan.top_rung)
-    full = max(already, entering // eta, view.finalists) - already
+    full = max(already, entering // eta, view.wanted_finalists) - already
     share = FEW_SHARE if view.entered(0) < FEW_TRIALS else 1.0
     return total * view.costs.margin + full * share * _full_run_seconds(view)
 

@@ -39,7 +39,7 @@ class View:
         return entry_rung(self.plan, self.history)
 
     @property
-    def finalists(self) -> int:
+    def wanted_finalists(self) -> int:
         """How many trials shall run in full, at the least."""
         return 2 if self.plan.budget_seconds >= TWO_FINALISTS_FROM * self.plan.full_seconds else 1
 
