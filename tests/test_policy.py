@@ -1,4 +1,4 @@
-"""The policy's finer rules on virtual time: scouts, groups, random spaces, kills anywhere."""
+"""The policy's finer rules on virtual time: ladders, scouts, ties, random spaces, kills anywhere."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from budgetsearch.core.costs import CostModel
 from budgetsearch.core.errors import BudgetError
-from budgetsearch.core.events import Decided
+from budgetsearch.core.events import Decided, SegmentEnded, SegmentStarted
 from budgetsearch.core.evidence import entry_rung, indistinguishable
-from budgetsearch.core.ladders import DEEP, SCOUTS, USUAL, scouts_for, shares_for
-from budgetsearch.core.records import Run, Segment, SegmentResult
+from budgetsearch.core.history import History
+from budgetsearch.core.ladders import DEEP, FULL_RUNS, SCOUTS, USUAL, ladders_for, scouts_for
+from budgetsearch.core.records import Calibration, Run, Segment, SegmentResult
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.study.sampler import OptunaSampler
@@ -57,20 +58,71 @@ def test_a_budget_of_many_full_runs_gets_a_shorter_first_rung_and_scouts(tmp_pat
 
 def test_the_ladder_deepens_with_the_budget_and_then_takes_scouts() -> None:
     """Three full runs and more take the deep ladder, eight and more scouts on it."""
-    assert [USUAL, USUAL, DEEP, DEEP] == [shares_for(multiple, None, 5) for multiple in (1.0, 2.9, 3, 30)]
+    assert [USUAL, USUAL, DEEP, DEEP] == [ladders_for(multiple, None, 5)[0] for multiple in (1.0, 2.9, 3, 30)]
     assert [0, 0, SCOUTS] == [scouts_for(DEEP, multiple) for multiple in (3.0, 7.9, 8.0)]
     assert scouts_for(USUAL, 30.0) == 0
 
 
+def test_a_ladder_whose_first_rung_is_too_short_gives_way_to_the_next() -> None:
+    """The deep one to the usual one, that to full runs; one that was asked for loses its first rung."""
+    assert [DEEP, USUAL, FULL_RUNS] == ladders_for(30.0, None, 5)
+    assert [(0.1, 0.3, 1.0), (0.3, 1.0), (1.0,)] == [
+        tuple(round(share, 9) for share in shares) for shares in ladders_for(30.0, 0.1, 3)
+    ]
+
+
 def test_a_first_rung_that_was_asked_for_rises_by_eta() -> None:
-    """Up to where a rung would stand just below the full run."""
-    assert shares_for(30.0, 1 / 9, 3) == pytest.approx((1 / 9, 1 / 3, 1.0))
-    assert shares_for(1.0, 1 / 27, 5) == pytest.approx((1 / 27, 5 / 27, 1.0))
-    assert shares_for(1.0, 1.0, 3) == (1.0,)
+    """Up to where a rung would stand just below the full run; the first is always there, without scouts."""
+    assert ladders_for(30.0, 1 / 9, 3)[0] == pytest.approx((1 / 9, 1 / 3, 1.0))
+    assert ladders_for(1.0, 1 / 27, 5)[0] == pytest.approx((1 / 27, 5 / 27, 1.0))
+    assert ladders_for(1.0, 0.5, 5)[0] == (0.5, 1.0)
+    assert ladders_for(1.0, 1.0, 3) == [(1.0,)]
+    assert scouts_for(ladders_for(30.0, 1 / 27, 10)[0], 30.0) == 0
+
+
+@pytest.mark.parametrize("seconds", [1000.0 + 37.7 * k for k in range(8)])
+def test_a_deep_ladder_of_any_length_has_its_scouts(tmp_path: Path, seconds: float) -> None:
+    """Whatever R is, rounding does not take them away."""
+    small = {"train_rows": 1000, "train_tokens": 80_000 + int(seconds), "max_epochs": 2}
+    driver = make_driver(tmp_path / "l.sqlite", budget=20_000.0, **small)
+    plan = driver.planner(driver.request, _calibrations(), 30.0)
+    assert (len(plan.ladder), plan.scouts) == (len(DEEP), SCOUTS)
+
+
+def _calibrations() -> dict[str, Calibration]:
+    return {"fp32": Calibration("fp32", "ok", 200.0, 0.05, 0.5, 1.0, micro_batch=8)}
+
+
+def test_trials_that_never_answer_do_not_use_up_the_turn_of_those_that_would(tmp_path: Path) -> None:
+    """Two trials hang until their limits; a third one enters, late as it is, and its adapter is exported."""
+    world = SyntheticWorld(hang=lambda s: s.trial_id < 2)
+    history = run(tmp_path / "l.sqlite", world)
+    assert ["timeout", "timeout"] == [history.trials[number].dead for number in (0, 1)]
+    assert history.incumbent is not None
+    assert history.closed is not None
+    assert history.closed.state == "finished"
+
+
+def test_a_checkpoint_that_was_given_up_is_never_asked_for_again(tmp_path: Path) -> None:
+    """Whoever was dropped stays dropped, however many worse trials come after it."""
+    run(tmp_path / "l.sqlite", Tied(), budget=1000.0, sampler=OptunaSampler())
+    for world in (SyntheticWorld(), Tied()):
+        path = tmp_path / f"{type(world).__name__}.sqlite"
+        run(path, world, budget=5000.0, max_epochs=1, sampler=OptunaSampler())
+        history, swept = History(), set()
+        for entry in read_entries(path):
+            history.apply(entry)
+            event = entry.event
+            if isinstance(event, SegmentStarted):
+                assert event.segment.checkpoint_in not in swept
+            if isinstance(event, SegmentEnded):  # when the driver sweeps
+                written = {r.checkpoint_out for _, r in history.results if r.checkpoint_out}
+                swept |= written - history.needed_checkpoints()
+        assert swept
 
 
 def test_where_the_first_rung_misleads_trials_enter_at_the_second(tmp_path: Path) -> None:
-    """The scouts disagree, so every later trial goes to rung 1 at once, in groups of three."""
+    """The scouts disagree, so every later trial goes to rung 1 at once."""
     first = run(tmp_path / "a.sqlite", budget=7200.0, **SMALL_DATA).trials[0].trial.rung_tokens[0]
     world = Misleading(until=2 * first)
     history = run(tmp_path / "b.sqlite", world, budget=7200.0, **SMALL_DATA)
@@ -83,7 +135,7 @@ def test_where_the_first_rung_misleads_trials_enter_at_the_second(tmp_path: Path
 
 
 def test_where_it_predicts_they_enter_at_the_first(tmp_path: Path) -> None:
-    """The scouts agree: later trials start at rung 0, and the best third goes on."""
+    """The scouts agree: later trials start at rung 0, and few go on."""
     history = run(tmp_path / "l.sqlite", budget=7200.0, **SMALL_DATA)
     assert history.plan is not None
     assert entry_rung(history.plan, history) == 0
@@ -97,7 +149,8 @@ def test_what_fits_in_no_memory_has_not_competed(tmp_path: Path) -> None:
     history = run(tmp_path / "l.sqlite", world, budget=3600.0)
     feasible = len(history.at_rung(0))
     promoted = [t for t in history.trials.values() if t.goal >= 1]
-    assert 1 <= len(promoted) <= -(-feasible // 3)
+    assert history.plan is not None
+    assert 1 <= len(promoted) <= -(-feasible // history.plan.eta)
 
 
 def test_the_time_that_is_left_goes_to_the_runner_up(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from budgetsearch.core.costs import PLANNING_MARGIN
 from budgetsearch.core.errors import BudgetError
-from budgetsearch.core.ladders import FEW_TRIALS, scouts_for, shares_for
+from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial, cost_class
 from budgetsearch.core.space import Space
@@ -92,7 +92,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         spent=now,
     )
     _check_minimum(request, measured)
-    ladder, examples = _ladder(request, measured)
+    shares, ladder, examples = _ladder(request, measured)
     score, reserve = _reserve(request, examples, measured)
     space = _usable_space(request.space, list(usable), list(calibrations))
     return Plan(
@@ -118,7 +118,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         checkpoint_every_seconds=checkpoint_interval(request.budget_seconds),
         max_trials=Space.parse(space).size(request.max_trials),
         limit_bytes=request.limit_bytes,
-        scouts=scouts_for(_shares(ladder), _multiple(request, ladder[-1], measured)),
+        scouts=scouts_for(shares, _multiple(request, ladder[-1], measured)),
     )
 
 
@@ -144,12 +144,11 @@ def _usable_space(space: Mapping[str, Any], usable: list[str], tried: list[str])
     return Space.parse(space).restrict("quantization", usable).to_dict()
 
 
-def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...], int]:
-    """The longest ladder whose first rung is worth its evaluation, and the evaluation's examples."""
+def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+    """The longest ladder whose first rung is worth its evaluation: its shares, its seconds, and the
+    evaluation's examples."""
     longest = min(request.full_share * request.budget_seconds, measured.data)
-    wanted = shares_for(_multiple(request, longest, measured), request.first_rung, request.eta)
-    for start in range(len(wanted)):
-        shares = wanted[start:]
+    for shares in ladders_for(_multiple(request, longest, measured), request.first_rung, request.eta):
         examples = _eval_examples(request, longest * shares[0], measured)
         full = _full_seconds(request, shares, examples, measured)
         if len(shares) == 1 and full < MINIMUM_STEPS * measured.step:
@@ -158,11 +157,8 @@ def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...
         first = full * shares[0]
         if first >= MIN_RUNG_STEPS * measured.step:
             break
-    return tuple(full * share for share in shares), min(examples, _eval_examples(request, first, measured))
-
-
-def _shares(ladder: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(seconds / ladder[-1] for seconds in ladder)
+    examples = min(examples, _eval_examples(request, first, measured))
+    return shares, tuple(full * share for share in shares), examples
 
 
 def _multiple(request: PlanRequest, full_seconds: float, measured: _Measured) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from budgetsearch.core.evidence import indistinguishable
 from budgetsearch.core.history import TrialState
-from budgetsearch.core.records import cost_class
+from budgetsearch.core.records import ParamValue, cost_class
 from budgetsearch.core.view import View
 
 STRATA = ("quantization", "rank")
@@ -29,40 +29,53 @@ def promotable(view: View, rung: int) -> list[Promotable]:
     Ahead of them comes a trial that the validation examples cannot tell from the first, if it carries up
     a rank or a quantization that is new there.
     """
-    ranked = list(enumerate(view.history.at_rung(rung), start=1))
-    waiting = [(n, s) for n, s in ranked if s.goal == rung and not s.dead and not s.running]
-    entered = view.entered(rung)
-    best = [(n, s) for n, s in waiting if n <= math.ceil(entered / view.plan.eta)]
+    entered, ranked, waiting = view.entered(rung), view.history.at_rung(rung), _waiting(view, rung)
+    places = math.ceil(entered / view.plan.eta)
+    best = [(n, s) for n, s in waiting if n <= places]
     found = [Promotable(s, f"promotion: place {n} of {entered} at rung {rung}") for n, s in best]
-    tie = _tie(view, rung, best[0][1], waiting) if best else None
-    return [tie, *found] if tie else found
+    if not best:
+        return []
+    for name, value in _missing(view, rung, best[0][1]):
+        tie = _tie(rung, best[0][1], [(n, s) for n, s in waiting if s.trial.params.get(name) == value])
+        if tie is not None:
+            where = f"place {ranked.index(tie) + 1} of {entered} at rung {rung}"
+            return [Promotable(tie, f"tie: {where}, the first with {name} {value} to go on"), *found]
+    return found
 
 
-def _tie(
-    view: View, rung: int, first: TrialState, waiting: list[tuple[int, TrialState]]
-) -> Promotable | None:
-    above = [t for t in view.history.trials.values() if t.goal > rung]
-    if _new_values(first, above):
-        return None
-    kept = view.history.contenders()
-    for place, state in waiting:
-        new = _new_values(state, above)
-        losses = first.example_losses.get(rung, ()), state.example_losses.get(rung, ())
-        if new and state.trial_id in kept and indistinguishable(*losses):
-            reason = (
-                f"tie: place {place} of {view.entered(rung)} at rung {rung}, the first with {new} to go on"
-            )
-            return Promotable(state, reason)
-    return None
+def any_promotable(view: View, rung: int) -> bool:
+    """Whether ``promotable`` would find somebody."""
+    places = math.ceil(view.entered(rung) / view.plan.eta)
+    return any(n <= places for n, _ in _waiting(view, rung))
 
 
-def _new_values(state: TrialState, others: list[TrialState]) -> str:
-    """What of the strata no other trial has, for people; empty if there is nothing."""
-    params = state.trial.params
+def _waiting(view: View, rung: int) -> list[tuple[int, TrialState]]:
+    """Places and trials of a rung that may go on; whoever was dropped has no checkpoint any more."""
+    ranked = enumerate(view.history.at_rung(rung), start=1)
+    out = view.history.dropped
+    return [(n, s) for n, s in ranked if s.goal == rung and not (s.dead or s.running or s.trial_id in out)]
+
+
+def _missing(view: View, rung: int, first: TrialState) -> list[tuple[str, ParamValue]]:
+    """Values of the strata that no trial has carried beyond the rung; none if ``first`` brings one."""
+    trials = view.history.trials.values()
+    found: dict[tuple[str, ParamValue], None] = {}
     for name in STRATA:
-        if name in params and all(t.trial.params.get(name) != params[name] for t in others):
-            return f"{name} {params[name]}"
-    return ""
+        above = {t.trial.params.get(name) for t in trials if t.goal > rung}
+        here = [t.trial.params[name] for t in trials if t.goal == rung and name in t.trial.params]
+        found |= {(name, value): None for value in here if value not in above}
+        if name in first.trial.params and first.trial.params[name] not in above:
+            return []
+    return list(found)
+
+
+def _tie(rung: int, first: TrialState, waiting: list[tuple[int, TrialState]]) -> TrialState | None:
+    """The best of those waiting, if it cannot be told from the first."""
+    if not waiting:
+        return None
+    state = waiting[0][1]
+    losses = first.example_losses.get(rung, ()), state.example_losses.get(rung, ())
+    return state if indistinguishable(*losses) else None
 
 
 def finalists(view: View) -> list[TrialState]:

@@ -64,7 +64,9 @@ class CostModel:
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of training alone for so many tokens."""
         general, own = _keys(params)
-        expected, worst = self.factors.get(own, self.factors[general])
+        usual, slow = self.factors[general]
+        expected, worst = self.factors.get(own, (usual, slow))
+        worst = max(worst, expected * slow / usual)  # few samples of a rank do not make it certain
         return tokens / self.plan.reference_rates[general[0]] * (worst if pessimistic else expected)
 
     def segment_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:

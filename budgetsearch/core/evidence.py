@@ -50,9 +50,11 @@ def indistinguishable(first: Sequence[float], second: Sequence[float]) -> bool:
     """
     if len(first) != len(second) or len(first) < MIN_EXAMPLES:
         return False
+    count = len(first)
     differences = [b - a for a, b in zip(first, second, strict=True)]
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return abs(statistics.fmean(differences)) <= error
+    mean = math.fsum(differences) / count
+    variance = math.fsum((d - mean) ** 2 for d in differences) / (count - 1)
+    return abs(mean) <= math.sqrt(variance / count)
 
 
 def _distances(losses: Sequence[float]) -> list[float]:

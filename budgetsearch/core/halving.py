@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from budgetsearch.core.choosing import finalists, prefer_resident, promotable
+from budgetsearch.core.choosing import any_promotable, finalists, prefer_resident, promotable
 from budgetsearch.core.costs import PESSIMISM, CostModel
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.ladders import FEW_TRIALS
@@ -95,12 +95,12 @@ def enter(view: View) -> Decision | None:
     """Another trial, while its promotions and the full run still fit behind it."""
     states = view.history.trials.values()
     started = [s for s in states if s.started]
-    full = view.plan.top_rung == 0 or len(started) >= view.plan.max_trials
-    if full or _promotions_due(view) or _time_for_finalists(view):
+    if view.plan.top_rung == 0 or len(started) >= view.plan.max_trials:
         return None
     # Even if a whole full run does not fit any more: one trial there must be.
-    nobody = not any(s for s in started if not (s.dead and s.rung < 0))
-    if not nobody and _search_seconds(view) > view.left:
+    nobody = all(s.dead for s in started)
+    late = _promotions_due(view) or _time_for_finalists(view) or _search_seconds(view) > view.left
+    if late and not nobody:
         return None
     if not view.candidates:
         return NeedCandidates(1)
@@ -221,7 +221,7 @@ def _promotions_due(view: View) -> bool:
     for rung in range(top):
         due = view.entered(rung + 1) < view.quota(rung)
         early = rung == top - 1 and 2 * _full_run_seconds(view) + group > view.left
-        if due and not early and promotable(view, rung):
+        if due and not early and any_promotable(view, rung):
             return True
     return False
 
@@ -230,7 +230,8 @@ def _time_for_finalists(view: View) -> bool:
     plan = view.plan
     few_rungs = view.entry > 0 or plan.top_rung == 1
     late = view.left < FINALISTS_SHARE * plan.budget_seconds
-    return few_rungs and late and view.entered(plan.top_rung - 1) > 0
+    trials = view.history.trials.values()
+    return few_rungs and late and any(s.goal >= plan.top_rung - 1 and not s.dead for s in trials)
 
 
 def _search_seconds(view: View) -> float:

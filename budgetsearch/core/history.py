@@ -119,6 +119,8 @@ class History:
     """The trial in its full run, from its first link until it ends."""
     full_done: list[int] = field(default_factory=list)
     last_quantization: str | None = None
+    dropped: set[int] = field(default_factory=set)
+    """Trials whose checkpoints were given up: a later loser does not bring them back."""
 
     # ------------------------------------------------------------------ questions
 
@@ -140,7 +142,7 @@ class History:
 
     def contenders(self) -> set[int]:
         """Trials that may still run: once a rung has been promoted from, its best and a few behind."""
-        kept = {t.trial_id for t in self.trials.values() if not t.dead}
+        kept = {t.trial_id for t in self.trials.values() if not t.dead} - self.dropped
         eta = self.plan.eta if self.plan else 1
         for rung in {t.rung for t in self.trials.values() if t.rung >= 0}:
             ranked = self.at_rung(rung)
@@ -246,6 +248,7 @@ class History:
         state.steps += result.steps
         _OUTCOMES[result.status](self, state, segment, result)
         self._note_end_of_full_run(state, segment, result)
+        self.dropped |= {t.trial_id for t in self.trials.values() if t.rung >= 0} - self.contenders()
 
     def _take_running(self, job_id: int, trial_id: int) -> Segment:
         segments = self.running[job_id]

@@ -10,6 +10,8 @@ import math
 
 USUAL = (1 / 6, 1.0)
 """Up to three full runs: on fine-tuning curves a rung at R/6 hardly ever throws the best away."""
+FULL_RUNS = (1.0,)
+"""One full run after the other."""
 DEEP = (1 / 27, 1 / 9, 1 / 3, 1.0)
 DEEP_FROM = 3.0
 """Full runs that the budget must hold for the deep ladder."""
@@ -23,21 +25,22 @@ SCOUTS_FROM = 8.0
 """Full runs that the budget must hold for scouts: below, they cost more than they tell."""
 
 
-def shares_for(multiple: float, first: float | None, eta: int) -> tuple[float, ...]:
-    """The rungs for a budget of ``multiple`` full runs, rising, the last is 1.
+def ladders_for(multiple: float, first: float | None, eta: int) -> list[tuple[float, ...]]:
+    """The ladders for a budget of ``multiple`` full runs, the preferred first, of which the first whose
+    lowest rung is long enough is taken; rungs rise, and the last is 1.
 
     ``first`` is what the user asked for as the first rung, from which the others rise by ``eta``;
     None: as the budget allows.
     """
     if first is None:
-        return DEEP if multiple >= DEEP_FROM else USUAL
-    shares, share = [], first
-    while share < 1 / math.sqrt(eta):  # a rung just below the full run would only cost an evaluation
-        shares.append(share)
-        share *= eta
-    return (*shares, 1.0)
+        return [DEEP, USUAL, FULL_RUNS] if multiple >= DEEP_FROM else [USUAL, FULL_RUNS]
+    shares = [first] if first < 1 else []
+    while shares and shares[-1] * eta < 1 / math.sqrt(eta):  # one just below the full run is no use
+        shares.append(shares[-1] * eta)
+    wanted = (*shares, 1.0)
+    return [wanted[start:] for start in range(len(wanted))]
 
 
 def scouts_for(shares: tuple[float, ...], multiple: float) -> int:
-    """How many scouts the deep ladder takes; the usual first rung needs none."""
-    return SCOUTS if shares[0] <= DEEP[0] and multiple >= SCOUTS_FROM else 0
+    """How many scouts a ladder takes: only the deep one does, for its first rung may be too short."""
+    return SCOUTS if shares == DEEP and multiple >= SCOUTS_FROM else 0

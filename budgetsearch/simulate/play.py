@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History, TrialState
-from budgetsearch.core.ladders import USUAL, scouts_for, shares_for
+from budgetsearch.core.ladders import ladders_for, scouts_for
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.core.records import Calibration, Plan
 from budgetsearch.driver import Driver
@@ -60,9 +60,9 @@ class _Nowhere:
 
 def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
     """The plan of a budget of ``multiple`` mean full runs."""
-    shares = shares_for(multiple, None, ETA)
-    if shares[0] * curves.points < 1:  # the curves were not recorded so finely
-        shares = tuple(share for share in USUAL if share * curves.points >= 1)
+    # Like a rung of too few steps, one below the first recorded point cannot be.
+    ladders = ladders_for(multiple, None, ETA)
+    shares = next((shares for shares in ladders if shares[0] * curves.points >= 1), ladders[-1])
     scale = FULL_RUN_SECONDS / curves.mean_cost
     ladder = tuple(FULL_RUN_SECONDS * share for share in shares)
     budget = multiple * FULL_RUN_SECONDS
