@@ -103,6 +103,23 @@ def test_trials_that_never_answer_do_not_use_up_the_turn_of_those_that_would(tmp
     assert history.closed.state == "finished"
 
 
+def test_on_two_rungs_the_last_part_of_the_budget_belongs_to_the_finalists(tmp_path: Path) -> None:
+    """With 40% of the budget left no trial enters any more, and several trials run in full."""
+    path = tmp_path / "l.sqlite"
+    history = run(path, budget=7200.0, first_rung=1 / 6, max_epochs=1)
+    assert history.plan is not None
+    assert history.plan.top_rung == 1
+    entering = [
+        entry.event.now
+        for entry in read_entries(path)
+        if isinstance(entry.event, Decided)
+        and isinstance(entry.event.decision, Run)
+        and entry.event.decision.reason.startswith("new trial")
+    ]
+    assert max(entering) <= 0.6 * 7200 - history.plan.reserve_seconds
+    assert len(history.full_done) >= 4
+
+
 def test_a_checkpoint_that_was_given_up_is_never_asked_for_again(tmp_path: Path) -> None:
     """Whoever was dropped stays dropped, however many worse trials come after it."""
     run(tmp_path / "l.sqlite", Tied(), budget=1000.0, sampler=OptunaSampler())
