@@ -6,7 +6,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from budgetsearch.core.budget import PlanRequest, grace_seconds, make_plan, new_trial, watchdog_patience
+from budgetsearch.core.budget import (
+    PlanRequest,
+    grace_seconds,
+    make_plan,
+    new_trial,
+    score_jobs,
+    watchdog_patience,
+)
 from budgetsearch.core.errors import BudgetError, CheckpointError, EngineError, LedgerError
 from budgetsearch.core.events import (
     Calibrated,
@@ -39,10 +46,8 @@ from budgetsearch.core.records import (
     Plan,
     Run,
     Score,
-    ScoreJob,
     SegmentResult,
     TrainJob,
-    cost_class,
 )
 from budgetsearch.ledger import Ledger
 
@@ -248,18 +253,7 @@ class Driver:
         self._close("finished", reason)
 
     def _score(self, plan: Plan, best: TrialState) -> None:
-        """The losses first; then, in a job of its own that may fail alone, answers while there is time."""
-        losses = ScoreJob(
-            job_id=self.history.next_job,
-            quantization=cost_class(best.trial.params),
-            checkpoint=str(best.best_checkpoint),
-            eval_examples=plan.eval_examples,
-            task_examples=0,
-            micro_batch=best.micro_batch,
-            limit_seconds=self._score_seconds(plan),
-        )
-        answers = replace(losses, job_id=losses.job_id + 1, eval_examples=0, task_examples=plan.task_examples)
-        for job in (losses, answers) if plan.task_examples else (losses,):
+        for job in score_jobs(plan, best, self.history.next_job):
             limit = self._score_seconds(plan)
             if limit > 0:
                 outcome = self._execute(replace(job, limit_seconds=limit))

@@ -9,6 +9,7 @@ from typing import Any
 
 from budgetsearch.core.costs import PLANNING_MARGIN
 from budgetsearch.core.errors import BudgetError
+from budgetsearch.core.history import TrialState
 from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial, cost_class
@@ -219,6 +220,22 @@ def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
     """How long the watchdog waits after its word: never so long that the reserve is used up."""
     behind = plan.reserve_seconds - (plan.score_seconds if isinstance(job, ScoreJob) else 0.0)
     return min(grace, behind / 3)
+
+
+def score_jobs(plan: Plan, best: TrialState, job_id: int) -> list[ScoreJob]:
+    """The final scores of a trial's best checkpoint, still without their limits: the losses first; then,
+    in a job of its own that may fail alone, answers while there is time."""
+    losses = ScoreJob(
+        job_id=job_id,
+        quantization=cost_class(best.trial.params),
+        checkpoint=str(best.best_checkpoint),
+        eval_examples=plan.eval_examples,
+        task_examples=0,
+        micro_batch=best.micro_batch,
+        limit_seconds=0.0,
+    )
+    answers = replace(losses, job_id=job_id + 1, eval_examples=0, task_examples=plan.task_examples)
+    return [losses, answers] if plan.task_examples else [losses]
 
 
 def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
