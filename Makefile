@@ -32,7 +32,8 @@ $(PEERS)/.installed: benchmarks/policy/requirements.txt setup
 	@touch $@
 
 SEEDS ?= 20
-BENCH := benchmarks/policy/run.py --curves $(CURVES) --seeds $(SEEDS) --out benchmarks/policy/results.json
+OUT ?= benchmarks/policy/results.json
+BENCH := benchmarks/policy/run.py --curves $(CURVES) --seeds $(SEEDS) --out $(OUT)
 
 bench-policy: setup $(PEERS)/.installed
 	@test -d "$(CURVES)" || { echo "name a folder of recorded curves: make bench-policy CURVES=FOLDER"; exit 2; }
