@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -357,3 +359,16 @@ def test_the_first_decisions_ask_for_a_candidate_and_run_it(tmp_path: Path) -> N
     assert isinstance(decisions[0], NeedCandidates)
     assert isinstance(decisions[1], Run)
     assert decisions[1].job.segments[0].rung == 0
+
+
+@pytest.mark.parametrize(("version", "message"), [(1, "older budgetsearch"), (99, "newer budgetsearch")])
+def test_a_ledger_of_another_format_is_refused(tmp_path: Path, version: int, message: str) -> None:
+    """Its plans have other fields: the message says which side is behind, and nothing is written."""
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version={version}")
+    with pytest.raises(LedgerError, match=message):
+        Ledger(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (version,)
