@@ -219,6 +219,20 @@ def test_a_configuration_that_costs_more_is_priced_by_its_rank(tmp_path: Path) -
     assert seconds == pytest.approx([5.0, 5.0, 15.0])
 
 
+def test_few_calm_segments_of_a_rank_do_not_make_it_certain(tmp_path: Path) -> None:
+    """Other ranks vary fourfold: the pessimistic cost of a calm rank stays as far above its own."""
+    world = SyntheticWorld(
+        slowdown=lambda s: 1.0 if s.params["rank"] == 4 else (1.0, 1.0, 4.0)[s.trial_id % 3]
+    )
+    history = run(tmp_path / "l.sqlite", world, budget=7200.0, **SMALL_DATA)
+    assert history.plan is not None
+    costs = CostModel.learn(history.plan, history)
+    calm = {"quantization": "fp32", "rank": 4}
+    expected, worst = (costs.train_seconds(calm, 1000, pessimistic=p) for p in (False, True))
+    assert expected == pytest.approx(5.0)
+    assert worst > 3 * expected
+
+
 def test_a_space_of_few_configurations_is_tried_once(tmp_path: Path) -> None:
     """Six configurations make six trials, whatever the budget; none is repeated."""
     space = {

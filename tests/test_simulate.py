@@ -19,7 +19,16 @@ from budgetsearch.core.events import Closed, Decided
 from budgetsearch.core.records import Run, Schedule, Segment, TrainJob
 from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.simulate import play as playing
-from budgetsearch.simulate.contest import OURS, Outcome, find_tables, read_budgets, standings
+from budgetsearch.simulate.contest import (
+    OURS,
+    Outcome,
+    Task,
+    find_tables,
+    outcomes_of,
+    read_budgets,
+    standings,
+    tasks_for,
+)
 from budgetsearch.simulate.curves import CurveTable, load, save
 from budgetsearch.simulate.invariants import InvariantError, check
 from budgetsearch.simulate.peers import PEERS, Clockwork, OutOfBudget, play_peer, rungs_of
@@ -278,6 +287,46 @@ def test_the_clockwork_charges_only_what_is_added(tmp_path: Path) -> None:
     assert one.now == pytest.approx(two.now)
     with pytest.raises(OutOfBudget):
         Clockwork(table, one.now / 2).start(params).advance(12)
+
+
+def test_a_diverged_run_stays_at_the_worst_value(tmp_path: Path) -> None:
+    """Nothing behind the point where it diverged is ever read, however often it is asked to go on."""
+    curve = [(1.0, 0.5), (2.0, math.nan), (3.0, 0.1)]
+    dimensions = {"x": {"type": "float", "low": 0.0, "high": 1.0}}
+    rows = [{"x": 0.0}, {"x": 1.0}]
+    save(tmp_path / "t.npz", rows, [curve, [(1.0, 0.9), (2.0, 0.8), (3.0, 0.7)]], dimensions, "minimize")
+    table = load(tmp_path / "t.npz")
+    run = Clockwork(table, 1e9).start({"x": 0.0})
+    assert [(0.5, False, False), (table.worst, True, True), (table.worst, True, True)] == [
+        run.advance(point) for point in (1, 3, 3)
+    ]
+
+
+def test_a_peer_reads_every_budget_off_one_play(tmp_path: Path) -> None:
+    """What it had seen by a smaller deadline is what a play of that budget sees; ours is played for each."""
+    table = make_table(tmp_path / "t.npz")
+    both, alone = (
+        outcomes_of(table, Task("t", "optuna-sha", 0, multiples)) for multiples in ((3.0, 8.0), (3.0,))
+    )
+    assert both[0].regret == alone[0].regret
+    plays = tasks_for([tmp_path / "t.npz"], [OURS, "random"], [3.0, 8.0], 1)
+    assert [(OURS, (3.0,)), (OURS, (8.0,)), ("random", (3.0, 8.0))] == [
+        (t.method, t.multiples) for t in plays
+    ]
+
+
+def test_the_benchmarks_textbook_schedulers_play_to_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of benchmarks/policy/baselines.py uses its time, and no more."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks" / "policy"))
+    from baselines import BASELINES
+
+    monkeypatch.setattr("budgetsearch.simulate.peers.PEERS", {**PEERS, **BASELINES})
+    table = make_table(tmp_path / "t.npz", count=300)
+    for method in BASELINES:
+        moments = play_peer(method, table, 5, 0).moments
+        assert 0.8 * 5 * table.mean_cost < max(at for at, _ in moments) <= 5 * table.mean_cost
 
 
 def test_the_peers_ladder_starts_at_a_twenty_seventh() -> None:

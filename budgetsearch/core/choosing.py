@@ -29,24 +29,31 @@ def promotable(view: View, rung: int) -> list[Promotable]:
     Ahead of them comes a trial that the validation examples cannot tell from the first, if it carries up
     a rank or a quantization that is new there.
     """
-    entered, ranked, waiting = view.entered(rung), view.history.at_rung(rung), _waiting(view, rung)
-    places = math.ceil(entered / view.plan.eta)
-    best = [(n, s) for n, s in waiting if n <= places]
+    entered, waiting, best = view.entered(rung), _waiting(view, rung), _best(view, rung)
     found = [Promotable(s, f"promotion: place {n} of {entered} at rung {rung}") for n, s in best]
     if not best:
         return []
     for name, value in _missing(view, rung, best[0][1]):
         tie = _tie(rung, best[0][1], [(n, s) for n, s in waiting if s.trial.params.get(name) == value])
         if tie is not None:
-            where = f"place {ranked.index(tie) + 1} of {entered} at rung {rung}"
+            where = f"place {view.history.at_rung(rung).index(tie) + 1} of {entered} at rung {rung}"
             return [Promotable(tie, f"tie: {where}, the first with {name} {value} to go on"), *found]
     return found
 
 
 def any_promotable(view: View, rung: int) -> bool:
     """Whether ``promotable`` would find somebody."""
+    return bool(_best(view, rung))
+
+
+def earned(view: View, state: TrialState) -> bool:
+    """Whether a trial is among the best of its rung, ties aside."""
+    return any(one is state for _, one in _best(view, state.goal))
+
+
+def _best(view: View, rung: int) -> list[tuple[int, TrialState]]:
     places = math.ceil(view.entered(rung) / view.plan.eta)
-    return any(n <= places for n, _ in _waiting(view, rung))
+    return [(n, s) for n, s in _waiting(view, rung) if n <= places]
 
 
 def _waiting(view: View, rung: int) -> list[tuple[int, TrialState]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from budgetsearch.core.choosing import any_promotable, finalists, prefer_resident, promotable
+from budgetsearch.core.choosing import any_promotable, earned, finalists, prefer_resident, promotable
 from budgetsearch.core.costs import PESSIMISM, CostModel
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.ladders import FEW_TRIALS
@@ -145,7 +145,7 @@ def start_full_run(view: View) -> Decision | None:
     for state in finalists(view):
         if _has_whole_full_run(view) and not _gets_far_enough(view, state):
             continue
-        first = any(one.state is state for one in promotable(view, state.goal)) or top == 0
+        first = top == 0 or earned(view, state)
         decision = _full_run_link(view, state, "full run starts" if first else "runner-up starts")
         if decision is not None:
             return decision
