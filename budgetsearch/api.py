@@ -69,6 +69,7 @@ def run(
     valid_share: float | None = None,
     max_rows: int | None = None,
     max_trials: int | None = None,
+    max_gang: int | None = None,
     eval_share: float | None = None,
     task_examples: int | None = None,
     targets: str | None = None,

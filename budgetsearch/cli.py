@@ -112,6 +112,10 @@ def run(
     max_trials: Annotated[
         int | None, typer.Option(help="Configurations to try, at most.", show_default="200")
     ] = None,
+    max_gang: Annotated[
+        int | None,
+        typer.Option(help="Adapters to train at once, at most; the calibration decides.", show_default="8"),
+    ] = None,
     eval_share: Annotated[
         float | None,
         typer.Option(help="Evaluation as a share of a first rung, at most.", show_default="0.15"),

@@ -268,6 +268,7 @@ def _request(settings: Settings, card: Card, space: Space, prepared: PreparedDat
         valid_rows=prepared.valid_stats.rows,
         task_examples=settings.task_examples,
         max_trials=settings.max_trials,
+        max_gang=settings.max_gang,
         limit_bytes=None if card.device == "cpu" else card.usable_bytes,
     )
 

@@ -11,6 +11,7 @@ from budgetsearch.core.budget import (
     grace_seconds,
     make_plan,
     new_trial,
+    probe_seconds,
     score_jobs,
     watchdog_patience,
 )
@@ -188,6 +189,8 @@ class Driver:
             batch_size=self.request.batch_size,
             limit_seconds=limit,
             limit_bytes=self.request.limit_bytes,
+            max_gang=self.request.max_gang,
+            probe_seconds=probe_seconds(self.request.budget_seconds),
         )
         self._measured += 1
         start = self.clock.now()

@@ -34,6 +34,7 @@ TAKES: Mapping[str, str] = {
     "valid_share": "more than 0 and at most 0.5",
     "max_rows": "a whole number of at least 2",
     "max_trials": "a whole number of at least 1",
+    "max_gang": "a whole number from 1 to 64",
     "eval_share": "more than 0 and at most 0.5",
     "task_examples": "a whole number from 0 to 32",
     "grace_seconds": "a number of seconds from 0",
@@ -124,6 +125,13 @@ class Settings(BaseModel):
         None, ge=2, description="Rows of the data to use, at most. Default: all of them."
     )
     max_trials: int = Field(200, ge=1, description="Configurations to try, at most. Default: 200.")
+    max_gang: int = Field(
+        8,
+        ge=1,
+        le=64,
+        description="Adapters to train at once on one base, at most; how many, the calibration decides. "
+        "Default: 8. Source: tokens per second saturate before that, benchmarks/training.",
+    )
     eval_share: float = Field(
         0.15,
         gt=0,

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from budgetsearch.training.members import Shop
+    from budgetsearch.training.tokens import PreparedData
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two tests run at a time: threads that wait for each other on the same cores would slow both tenfold.
@@ -43,3 +48,31 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that all tests share, apart from the user's."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny_model: Path, rows_file: Path, session_cache: Path) -> PreparedData:
+    """The tokenized rows."""
+    from budgetsearch.training.tokens import prepare
+
+    return prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
+
+
+@pytest.fixture
+def shop(prepared: PreparedData, tiny_model: Path, tmp_path: Path) -> Shop:
+    """What segments share, with checkpoints in a folder of the test's own."""
+    from budgetsearch.training.members import Shop
+
+    return Shop(
+        data=prepared,
+        model_path=tiny_model,
+        checkpoint_path=tmp_path,
+        device="cpu",
+        targets="all-linear",
+        base_name=str(tiny_model),
+        seed=0,
+        pad=0,
+        beat=lambda trial, activity, tokens, loss: None,
+        stopping=lambda: False,
+        peak_bytes=lambda: 1,
+    )

@@ -153,7 +153,7 @@ class Story:
             checkpoint_in=state.checkpoint,
         )
         job = TrainJob(self.history.next_job, (segment,), 16, 100.0)
-        self.add(Decided(self.history.spent, 1, Run(job, reason)), SegmentStarted(job.job_id, segment))
+        self.add(Decided(self.history.spent, 1, Run(job, (reason,))), SegmentStarted(job.job_id, segment))
         return segment
 
     def end(self, segment: Segment, loss: float | None = None, status: str = "ok", detail: str = "") -> None:

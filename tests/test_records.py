@@ -29,7 +29,7 @@ JOB = TrainJob(3, (SEGMENT, SEGMENT), 32, 60.5)
     ("kind", "record"),
     [
         (Job, JOB),
-        (Event, Decided(1.5, 1, Run(JOB, "why"))),
+        (Event, Decided(1.5, 1, Run(JOB, ("why",)))),
         (Report, Beat(1, None, "train", 10, 0.5, 100)),
         (
             Report,

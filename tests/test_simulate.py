@@ -221,7 +221,7 @@ def _with_the_worst_promoted(entries: list) -> list:
             if event.decision.reason.startswith("promotion"):
                 worst = history.at_rung(segment.rung - 1)[-1]
                 job = replace(event.decision.job, segments=(replace(segment, trial_id=worst.trial_id),))
-                event = replace(event, decision=Run(job, "promotion: because"))
+                event = replace(event, decision=Run(job, ("promotion: because",)))
                 return [*changed, replace(entry, event=event)]
         changed.append(entry)
         history.apply(entry)

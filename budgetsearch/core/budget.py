@@ -54,6 +54,8 @@ class PlanRequest:
     task_examples: int
     max_trials: int
     limit_bytes: int | None = None
+    max_gang: int = 1
+    """Adapters that may train at once, at most."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,30 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         checkpoint_every_seconds=checkpoint_interval(request.budget_seconds),
         max_trials=Space.parse(space).size(request.max_trials),
         limit_bytes=request.limit_bytes,
+        gang_gains={name: gang_gains(c) for name, c in usable.items()},
+        recompute={name: c.recompute for name, c in usable.items()},
         scouts=scouts_for(shares, _multiple(request, ladder[-1], measured)),
     )
+
+
+def gang_gains(calibration: Calibration) -> tuple[float, ...]:
+    """How many times the rate of one alone 1, 2, ... members reach, up to the chosen size.
+
+    Sizes between two probes are interpolated in the logarithm of the size.
+    """
+    known = {
+        p.members: max(1.0, p.tokens_per_second / calibration.tokens_per_second)
+        for p in calibration.probes
+        if p.members > 1
+    }
+    gains = [1.0]
+    for members in range(2, calibration.gang + 1):
+        above = min(k for k in known if k >= members)
+        below = max((k for k in known if k < members), default=1)
+        share = math.log(members / below) / math.log(above / below)
+        low = known.get(below, 1.0)
+        gains.append(low + share * (known[above] - low))
+    return tuple(gains)
 
 
 def _check_minimum(request: PlanRequest, measured: _Measured) -> None:
@@ -190,6 +214,11 @@ def _eval_examples(request: PlanRequest, first_rung_seconds: float, measured: _M
     affordable = int(request.eval_share * max(0.0, first_rung_seconds) / max(measured.example, 1e-9))
     wanted = min(MAX_EVAL_EXAMPLES, max(MIN_EVAL_EXAMPLES, affordable))
     return min(wanted, request.valid_rows)
+
+
+def probe_seconds(budget_seconds: float) -> float:
+    """How long each size of gang is timed in the calibration: two per mille of the budget, 2 to 20 s."""
+    return max(2.0, min(20.0, 0.002 * budget_seconds))
 
 
 def checkpoint_interval(budget_seconds: float) -> float:

@@ -37,6 +37,8 @@ def decode(kind: Any, value: Any) -> Any:
         return _decode_union(typing.get_args(kind), value)
     if origin is tuple:
         return tuple(decode(typing.get_args(kind)[0], item) for item in value)
+    if origin is Mapping:
+        return {key: decode(typing.get_args(kind)[1], item) for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return _decode_record(kind, value)
     return value

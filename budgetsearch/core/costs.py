@@ -45,8 +45,9 @@ class CostModel:
             train = result.seconds.get("train", 0.0)
             tokens = result.tokens - segment.start_tokens
             if tokens > 0 and train > 0:  # also what a segment did before it was stopped for slowness
+                rate = plan.reference_rates[name] * plan.gang_gain(name, result.gang)
                 for key in _keys(segment.params):
-                    ratios.setdefault(key, []).append(train * plan.reference_rates[name] / tokens)
+                    ratios.setdefault(key, []).append(train * rate / tokens)
             if result.status == "ok":
                 extras.setdefault(name, []).append(sum(result.seconds.values()) - train)
         names = plan.reference_rates
@@ -74,9 +75,14 @@ class CostModel:
         extra = self.overheads[cost_class(params)] * (PESSIMISM if pessimistic else 1.0)
         return self.train_seconds(params, tokens, pessimistic=pessimistic) + extra
 
-    def typical_seconds(self, reference_seconds: float) -> float:
-        """A segment of so many reference seconds, whatever its quantization will be."""
-        factor = statistics.fmean(self.factors[name, None][0] for name in self.plan.reference_rates)
+    def typical_seconds(self, reference_seconds: float, *, ganged: bool = False) -> float:
+        """A segment of so many reference seconds, whatever its quantization will be; ``ganged``: its share
+        of the time of a whole gang."""
+        gains = self.plan.gang_gains
+        factor = statistics.fmean(
+            self.factors[name, None][0] / (gains.get(name, (1.0,))[-1] if ganged else 1.0)
+            for name in self.plan.reference_rates
+        )
         return reference_seconds * factor + statistics.fmean(self.overheads.values())
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from budgetsearch.core.choosing import any_promotable, earned, finalists, prefer_resident, promotable
 from budgetsearch.core.costs import PESSIMISM, CostModel
+from budgetsearch.core.gangs import gather
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.ladders import FEW_TRIALS
 from budgetsearch.core.records import (
@@ -57,7 +58,7 @@ def decide(
         for rule in RULES:
             decision = rule(view)
             if decision is not None:
-                return decision
+                return gather(view, decision, RULES) if isinstance(decision, Run) else decision
     if history.running:
         return Wait()
     return Finish(_why_finished(plan, history))
@@ -174,7 +175,7 @@ def _rung_segment(view: View, state: TrialState, rung: int, reason: str, room: f
     schedule = Schedule(warmup_tokens=state.trial.warmup_tokens, stop_tokens=goal)
     expected = view.costs.segment_seconds(state.trial.params, tokens)
     limit = LIMIT_FACTOR * expected + LIMIT_SECONDS
-    return view.run(_segment(state, rung, goal, schedule), reason, limit)
+    return view.run(_segment(view, state, rung, goal, schedule), reason, limit)
 
 
 def _full_run_link(view: View, state: TrialState, reason: str) -> Run | None:
@@ -189,11 +190,11 @@ def _full_run_link(view: View, state: TrialState, reason: str) -> Run | None:
     )
     link = _link_tokens(view, state)
     stop = end if state.tokens + 1.3 * link >= end else state.tokens + link
-    segment = _segment(state, view.plan.top_rung, stop, schedule)
+    segment = _segment(view, state, view.plan.top_rung, stop, schedule)
     return view.run(segment, f"{reason}: tokens {state.tokens} to {stop} of {end}", view.left)
 
 
-def _segment(state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
+def _segment(view: View, state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
     return Segment(
         trial_id=state.trial_id,
         params=state.trial.params,
@@ -206,6 +207,7 @@ def _segment(state: TrialState, rung: int, stop: int, schedule: Schedule) -> Seg
         micro_batch=state.micro_batch,
         checkpoint_in=state.checkpoint,
         attempt=state.crashes,
+        recompute=view.plan.recompute.get(cost_class(state.trial.params), False),
     )
 
 
@@ -238,7 +240,7 @@ def _search_seconds(view: View) -> float:
     """Seconds until every promotion is done and has run in full, if one more trial enters."""
     ladder, eta, total = view.plan.ladder, view.plan.eta, 0.0
     entering = view.entered(view.entry) + 1
-    total += view.costs.typical_seconds(ladder[view.entry])
+    total += view.costs.typical_seconds(ladder[view.entry], ganged=True)
     for rung in range(view.entry + 1, view.plan.top_rung):
         already = view.entered(rung)
         entering = max(already, entering // eta, view.wanted_finalists)

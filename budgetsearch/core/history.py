@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import (
@@ -31,6 +31,7 @@ from budgetsearch.core.records import (
     Score,
     Segment,
     SegmentResult,
+    TrainJob,
     Trial,
     cost_class,
 )
@@ -119,6 +120,10 @@ class History:
     """The trial in its full run, from its first link until it ends."""
     full_done: list[int] = field(default_factory=list)
     last_quantization: str | None = None
+    gang_limits: dict[str, int] = field(default_factory=dict)
+    """By quantization: how many still fitted when memory ran out with more."""
+    job_sizes: dict[int, int] = field(default_factory=dict)
+    """How many segments each running job began with."""
     dropped: set[int] = field(default_factory=set)
     """Trials whose checkpoints were given up: a later loser does not bring them back."""
 
@@ -151,6 +156,15 @@ class History:
             quota = -(-sum(1 for t in self.trials.values() if t.goal >= rung) // eta) + self._runners_up()
             kept -= {t.trial_id for t in ranked[quota:] if t.goal == rung}
         return kept
+
+    def with_running(self, job: TrainJob) -> History:
+        """A copy in which the job's segments have started; this history stays as it is."""
+        trials = dict(self.trials)
+        for segment in job.segments:
+            state = trials[segment.trial_id]
+            trials[segment.trial_id] = replace(state, running=True, goal=max(state.goal, segment.rung))
+        running = {**self.running, job.job_id: list(job.segments)}
+        return replace(self, trials=trials, running=running, last_quantization=job.quantization)
 
     def _runners_up(self) -> int:
         return max(RUNNERS_UP, int(self.plan.budget_seconds / self.plan.full_seconds)) if self.plan else 0
@@ -227,6 +241,7 @@ class History:
         state.running = True
         state.goal = max(state.goal, segment.rung)
         self.running.setdefault(event.job_id, []).append(segment)
+        self.job_sizes[event.job_id] = len(self.running[event.job_id])
         self.next_job = max(self.next_job, event.job_id + 1)
         self.last_quantization = cost_class(segment.params)
         if self.plan and segment.rung == self.plan.top_rung:
@@ -246,6 +261,13 @@ class History:
         state.seconds += sum(result.seconds.values())
         state.peak_bytes = max(state.peak_bytes, result.peak_bytes)
         state.steps += result.steps
+        if result.micro_batch is not None:
+            state.micro_batch = min(state.micro_batch, result.micro_batch)
+        if result.status == "ok" and result.gang < self.job_sizes[event.job_id]:
+            name = cost_class(segment.params)
+            self.gang_limits[name] = min(result.gang, self.gang_limits.get(name, result.gang))
+        if event.job_id not in self.running:
+            del self.job_sizes[event.job_id]
         _OUTCOMES[result.status](self, state, segment, result)
         self._note_end_of_full_run(state, segment, result)
         self.dropped |= {t.trial_id for t in self.trials.values() if t.rung >= 0} - self.contenders()
@@ -294,7 +316,8 @@ class History:
         state.dead = "diverged"
 
     def _ended_out_of_memory(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
-        if segment.micro_batch <= 1:
+        """The worker shrinks what it can by itself; what is left is a base or an evaluation too large."""
+        if (result.micro_batch or segment.micro_batch) <= 1:
             state.dead = "infeasible"
         else:
             state.micro_batch = segment.micro_batch // 2

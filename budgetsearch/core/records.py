@@ -92,6 +92,8 @@ class Segment:
     checkpoint_in: str | None = None
     """Name of the checkpoint to start from, relative to the checkpoint folder."""
     attempt: int = 0
+    recompute: bool = False
+    """Whether activations are computed again in the backward pass (gradient checkpointing)."""
 
     @property
     def goal_tokens(self) -> int:
@@ -101,7 +103,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Train and evaluate segments on one resident base model."""
+    """Train and evaluate segments on one resident base model, all of them at once: a gang."""
 
     job_id: int
     segments: tuple[Segment, ...]
@@ -125,6 +127,10 @@ class CalibrateJob:
     batch_size: int
     limit_seconds: float
     limit_bytes: int | None = None
+    max_gang: int = 1
+    """So many members are tried at once, at most."""
+    probe_seconds: float = 2.5
+    """Steps of one probe are timed for so long."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +173,34 @@ class SegmentResult:
     train_loss: float | None = None
     steps: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by phase: load, train, evaluate, checkpoint."""
+    """Seconds by phase: load, train, evaluate, checkpoint. What a gang took together its members share:
+    training by the tokens that each has seen, the rest alike."""
     peak_bytes: int = 0
     checkpoint_out: str | None = None
     detail: str = ""
+    micro_batch: int | None = None
+    """What it trained with in the end: less than the segment's where memory ran out."""
+    gang: int = 1
+    """How many trained at once in the end."""
+    padding: float = 0.0
+    """Share of the computed positions that were padding."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What some real steps cost."""
+
+    members: int
+    """Adapters that trained at once."""
+    micro_batch: int
+    """Sequences of each."""
+    recompute: bool
+    """Whether gradient checkpointing was on."""
+    length: int
+    """Tokens of the longest row, with which the peak was found."""
+    tokens_per_second: float
+    """Of all members together."""
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -185,6 +215,12 @@ class Calibration:
     checkpoint_seconds: float = 0.0
     load_seconds: float = 0.0
     micro_batch: int = 1
+    recompute: bool = False
+    """Whether gradient checkpointing pays."""
+    gang: int = 1
+    """Members of a gang at which the rate saturates, memory allowing."""
+    probes: tuple[Probe, ...] = ()
+    """Everything that was measured."""
     peak_bytes: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
@@ -282,6 +318,10 @@ class Plan:
     """Length of a full run's chain links."""
     max_trials: int
     limit_bytes: int | None = None
+    gang_gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """By quantization: how many times the reference rate 1, 2, ... members reach together."""
+    recompute: Mapping[str, bool] = field(default_factory=dict)
+    """By quantization: whether gradient checkpointing pays."""
     scouts: int = 0
     """So many first trials go to the second rung whatever their loss: they tell whether the first
     rung predicts it."""
@@ -295,6 +335,11 @@ class Plan:
     def top_rung(self) -> int:
         """Index of the full run in the ladder."""
         return len(self.ladder) - 1
+
+    def gang_gain(self, quantization: str, members: int) -> float:
+        """How many times the rate of one alone so many members reach together."""
+        gains = self.gang_gains.get(quantization, (1.0,))
+        return gains[min(members, len(gains)) - 1]
 
 
 @dataclass(frozen=True)
@@ -322,7 +367,13 @@ class Run:
     """Execute this job now."""
 
     job: TrainJob
-    reason: str
+    reasons: tuple[str, ...]
+    """Why each of its segments runs."""
+
+    @property
+    def reason(self) -> str:
+        """All of them in one line."""
+        return "; ".join(dict.fromkeys(self.reasons))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from budgetsearch.core.budget import seconds_left
 from budgetsearch.core.costs import CostModel
@@ -71,4 +71,25 @@ class View:
             limit_seconds=min(limit, self.left),
             limit_bytes=self.plan.limit_bytes,
         )
-        return Run(job, reason)
+        return Run(job, (reason,))
+
+    def gang_size(self, quantization: str) -> int:
+        """How many may train at once: what the calibration found, or less since memory ran out."""
+        gains = self.plan.gang_gains.get(quantization, (1.0,))
+        return min(len(gains), self.history.gang_limits.get(quantization, len(gains)))
+
+    def after(self, run: Run) -> View:
+        """The view as if the job were running and its time had passed."""
+        segments = run.job.segments
+        started = {segment.trial_id for segment in segments}
+        seconds = sum(
+            self.costs.segment_seconds(s.params, s.stop_tokens - s.start_tokens, pessimistic=True)
+            for s in segments
+        )
+        first = self.history.trials[segments[0].trial_id]
+        return replace(
+            self,
+            history=self.history.with_running(run.job),
+            candidates=[state for state in self.candidates if state.trial_id not in started],
+            now=self.now + seconds + self.load_seconds(first),
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from budgetsearch.core.records import (
     Calibration,
     Job,
     JobEnded,
+    Probe,
     Report,
     Score,
     ScoreJob,
@@ -138,6 +139,8 @@ class SyntheticWorld:
     """Whether no answers can be generated."""
     broken: Sequence[str] = ()
     """Quantizations that cannot be calibrated."""
+    gains: Mapping[int, float] = field(default_factory=dict)
+    """How many times the rate of one alone so many trials reach together."""
     overhead_seconds: float = 2.0
     started: list[Segment] = field(default_factory=list)
     """Every segment that was started."""
@@ -148,7 +151,8 @@ class SyntheticWorld:
             return (self._calibrate(job),), 10.0
         if isinstance(job, ScoreJob):
             return (self._score(job),), min(5.0, job.limit_seconds)
-        results = tuple(self._train(segment, job.eval_examples) for segment in job.segments)
+        gain = self.gains.get(len(job.segments), 1.0)
+        results = tuple(self._together(self._train(s, job.eval_examples), job, gain) for s in job.segments)
         self.started += job.segments
         seconds = sum(sum(result.seconds.values()) for result in results)
         return results, math.inf if any(self.hang(s) for s in job.segments) else seconds
@@ -172,7 +176,10 @@ class SyntheticWorld:
         if job.quantization in self.broken:
             return Calibration(job.quantization, "crashed", detail="broken")
         rate = self.tokens_per_second / (1.5 if job.quantization == "nf4" else 1.0)
-        return Calibration(job.quantization, "ok", rate, 0.05, 0.5, 1.0, micro_batch=job.batch_size)
+        found = Calibration(job.quantization, "ok", rate, 0.05, 0.5, 1.0, micro_batch=job.batch_size)
+        sizes = [size for size in self.gains if size <= job.max_gang]
+        probes = tuple(Probe(n, job.batch_size, False, 64, rate * self.gains[n], 0) for n in sizes)
+        return replace(found, gang=max(sizes, default=1), probes=probes)
 
     def _score(self, job: ScoreJob) -> Score:
         if job.eval_examples:
@@ -205,6 +212,10 @@ class SyntheticWorld:
             seconds={"train": train, "evaluate": self.overhead_seconds},
             checkpoint_out=_name(segment, segment.stop_tokens),
         )
+
+    def _together(self, result: SegmentResult, job: TrainJob, gain: float) -> SegmentResult:
+        seconds = {**result.seconds, "train": result.seconds["train"] / gain}
+        return replace(result, seconds=seconds, gang=len(job.segments))
 
     def _cut(self, segment: Segment, share: float) -> SegmentResult:
         tokens = segment.start_tokens + int(share * (segment.stop_tokens - segment.start_tokens))

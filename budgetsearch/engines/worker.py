@@ -27,7 +27,6 @@ from budgetsearch.core.records import (
     JobEnded,
     Order,
     Score,
-    ScoreJob,
     SegmentResult,
     Status,
     TrainJob,
@@ -99,41 +98,31 @@ def main() -> None:
 
 def execute(workshop: Any, job: Job) -> tuple[SegmentResult | Calibration | Score, ...]:
     """Do the job; whatever goes wrong in it becomes a status."""
-    if isinstance(job, TrainJob):
-        return tuple(_train(workshop, job, index) for index in range(len(job.segments)))
     try:
+        if isinstance(job, TrainJob):
+            results: tuple[SegmentResult, ...] = workshop.train(job)
+            return results
         return (workshop.calibrate(job) if isinstance(job, CalibrateJob) else workshop.score(job),)
     except Exception as error:
         status, detail = _translate(error)
         workshop.forget(job.quantization)
-        return (_failed(job, status, detail),)
+        return _failed(job, status, detail, workshop.peak_bytes())
 
 
-def _train(workshop: Any, job: TrainJob, index: int) -> SegmentResult:
-    try:
-        result: SegmentResult = workshop.train(job, index)
-        return result
-    except Exception as error:
-        status, detail = _translate(error)
-        workshop.forget(job.quantization)
-        segment = job.segments[index]
-        return SegmentResult(
-            segment.trial_id,
-            segment.rung,
-            status,
-            segment.start_tokens,
-            peak_bytes=workshop.peak_bytes(),
-            detail=detail,
+def _failed(
+    job: Job, status: Status, detail: str, peak: int
+) -> tuple[SegmentResult | Calibration | Score, ...]:
+    if isinstance(job, TrainJob):
+        return tuple(
+            SegmentResult(s.trial_id, s.rung, status, s.start_tokens, peak_bytes=peak, detail=detail)
+            for s in job.segments
         )
-
-
-def _failed(job: CalibrateJob | ScoreJob, status: Status, detail: str) -> Calibration | Score:
     kind = Calibration if isinstance(job, CalibrateJob) else Score
-    return kind(quantization=job.quantization, status=status, detail=detail)
+    return (kind(quantization=job.quantization, status=status, detail=detail),)
 
 
 def _translate(error: Exception) -> tuple[Status, str]:
-    from budgetsearch.training.workshop import is_memory_error
+    from budgetsearch.training.memory import is_memory_error
 
     traceback.print_exc()
     status: Status = "out_of_memory" if is_memory_error(error) else "crashed"

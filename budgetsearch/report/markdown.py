@@ -114,10 +114,10 @@ def _trials(entries: Sequence[Entry], history: History) -> list[str]:
 def _promotions(entries: Sequence[Entry], history: History) -> list[str]:
     rows = []
     for at, run in _runs(entries):
-        for segment in run.job.segments:
+        for segment, reason in zip(run.job.segments, run.reasons, strict=True):
             # What only goes on was decided when it began.
-            if segment.rung > 0 and "goes on" not in run.reason:
-                rows.append([f"{at:.1f}", str(segment.trial_id), str(segment.rung), run.reason])
+            if segment.rung > 0 and "goes on" not in reason:
+                rows.append([f"{at:.1f}", str(segment.trial_id), str(segment.rung), reason])
     return _table(["second", "trial", "to rung", "why"], rows) if rows else []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -49,14 +49,16 @@ class Narrator:
     """Turns events into lines for people; remembers what the next line needs."""
 
     def __init__(self) -> None:
-        self._reason = ""
+        self._reasons: dict[int, str] = {}
         self._beat_at = -BEAT_SECONDS
 
     def line(self, entry: Entry, history: History) -> str | None:
         """What an event is worth saying, or None."""
         event = entry.event
         if isinstance(event, Decided):
-            self._reason = event.decision.reason if isinstance(event.decision, Run) else self._reason
+            if isinstance(event.decision, Run):
+                segments = event.decision.job.segments
+                self._reasons = {s.trial_id: r for s, r in zip(segments, event.decision.reasons, strict=True)}
             return None
         if isinstance(event, Heartbeat):
             if entry.at - self._beat_at < BEAT_SECONDS:
@@ -64,7 +66,7 @@ class Narrator:
             self._beat_at = entry.at
             return _beat_text(event.beat, entry.at, history)
         if isinstance(event, SegmentStarted):
-            line: str | None = _started_text(event, self._reason, history)
+            line: str | None = _started_text(event, self._reasons, history)
         else:
             line = _event_text(event, history)
         if line is not None:
@@ -208,9 +210,16 @@ def _calibrated_text(found: Calibration) -> str:
     if found.status != "ok":
         return f"{found.quantization} cannot be used here: {found.status} {found.detail}".rstrip()
     return (
-        f"{found.quantization}: {found.tokens_per_second:.0f} tokens/s at micro-batch {found.micro_batch}, "
-        f"loaded in {found.load_seconds:.1f} s, peak {gib(found.peak_bytes)}"
+        f"{found.quantization}: {found.tokens_per_second:.0f} tokens/s at micro-batch {found.micro_batch}"
+        f"{_gang_text(found)}, loaded in {found.load_seconds:.1f} s, peak {gib(found.peak_bytes)}"
     )
+
+
+def _gang_text(found: Calibration) -> str:
+    """What the calibration made of gangs and of gradient checkpointing."""
+    recompute = " with gradient checkpointing" if found.recompute else ""
+    rates = [p.tokens_per_second for p in found.probes if p.members == found.gang > 1]
+    return recompute + (f", {rates[-1]:.0f} with {found.gang} trials at once" if rates else "")
 
 
 def _planned_text(event: Planned) -> str:
@@ -222,13 +231,14 @@ def _planned_text(event: Planned) -> str:
     )
 
 
-def _started_text(event: SegmentStarted, reason: str, history: History) -> str:
+def _started_text(event: SegmentStarted, reasons: Mapping[int, str], history: History) -> str:
     segment = event.segment
     head = f"trial {segment.trial_id} starts towards rung {segment.rung}"
     if history.plan and segment.rung == history.plan.top_rung:
         head = f"trial {segment.trial_id} trains in full"
     params = f"; {params_text(segment.params)}" if segment.start_tokens == 0 else ""
-    return f"{head}: {reason or 'as decided'}{params}"
+    beside = f", {len(reasons)} at once" if len(reasons) > 1 else ""
+    return f"{head}: {reasons.get(segment.trial_id, 'as decided')}{beside}{params}"
 
 
 def _ended_text(result: SegmentResult, history: History) -> str:

@@ -52,15 +52,15 @@ def _check_decision(history: History, event: Decided, *, replay: bool) -> None:
         _require(again == event.decision, f"replayed {again}, recorded {event.decision}")
     if not isinstance(event.decision, Run) or history.plan is None:
         return
-    for segment in event.decision.job.segments:
+    for segment, reason in zip(event.decision.job.segments, event.decision.reasons, strict=True):
         state = history.trials[segment.trial_id]
         if segment.rung <= state.goal or state.goal < 0:
             continue  # it goes on, or enters
         rung = state.goal
         reached = [t for t in history.trials.values() if t.goal >= rung]
         best = {t.trial_id for t in history.at_rung(rung)[: math.ceil(len(reached) / history.plan.eta)]}
-        explained = state.trial_id in best or event.decision.reason.startswith(REASONS)
-        _require(explained, f"trial {state.trial_id} was promoted from rung {rung}: {event.decision.reason}")
+        explained = state.trial_id in best or reason.startswith(REASONS)
+        _require(explained, f"trial {state.trial_id} was promoted from rung {rung}: {reason}")
 
 
 def _check_continuation(history: History, event: SegmentStarted) -> None:

@@ -1,4 +1,4 @@
-"""A LoRA adapter on a resident base: put on, averaged, swapped, taken off again."""
+"""A LoRA adapter as plain tensors: made by PEFT, averaged, written in PEFT's format."""
 
 from __future__ import annotations
 
@@ -9,17 +9,30 @@ from typing import Any
 import torch
 
 from budgetsearch.core.records import Params
+from budgetsearch.training.gang import Tensors
 
 AVERAGE_WINDOW = 8
 """w_avg += (9 / (t + 8)) * (w - w_avg): an average over about the last ninth of the steps, which
 needs no horizon and has no warm-up lag."""
+PREFIX = "base_model.model."
+"""What PEFT writes before the name of a layer."""
 
 
 class Adapter:
-    """One trial's LoRA weights on a base model; the base's own weights are never changed."""
+    """One trial's LoRA weights and their average over the last steps."""
 
-    def __init__(self, base: Any, params: Params, *, targets: str, seed: int, base_name: str) -> None:
-        """Put a fresh adapter on ``base``; its initial weights are a function of ``seed``."""
+    def __init__(self, a: Tensors, b: Tensors, config: dict[str, Any]) -> None:
+        """``config`` is PEFT's, as JSON holds it."""
+        # In one order, fresh or from a file: layers are numbered by it, and sums run in it.
+        self.a, self.b = dict(sorted(a.items())), dict(sorted(b.items()))
+        self.config = config
+        self.scale = float(config["lora_alpha"]) / int(config["r"])
+        self.dropout = float(config["lora_dropout"])
+        self.average = {name: weight.clone() for name, weight in self.weights().items()}
+
+    @classmethod
+    def fresh(cls, base: Any, params: Params, *, targets: str, seed: int, base_name: str) -> Adapter:
+        """The adapter that PEFT would put on ``base`` after ``torch.manual_seed(seed)``."""
         from peft import LoraConfig, get_peft_model
 
         rank = int(params["rank"])
@@ -31,44 +44,56 @@ class Adapter:
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(seed)
-        self.model = get_peft_model(base, config)
-        self.model.peft_config["default"].base_model_name_or_path = base_name
-        self.weights: dict[str, torch.nn.Parameter] = {
-            name: p for name, p in self.model.named_parameters() if p.requires_grad
+        model = get_peft_model(base, config)
+        layers = {n.removeprefix(PREFIX): m for n, m in model.named_modules() if hasattr(m, "lora_A")}
+        a = {name: m.lora_A["default"].weight.detach().clone() for name, m in layers.items()}
+        b = {name: m.lora_B["default"].weight.detach().t().clone() for name, m in layers.items()}
+        found = {k: _plain(v) for k, v in model.peft_config["default"].to_dict().items()}
+        model.unload()
+        return cls(a, b, {**found, "base_model_name_or_path": base_name, "inference_mode": True})
+
+    @classmethod
+    def saved(cls, tensors: Tensors, config: dict[str, Any], device: str) -> Adapter:
+        """The adapter of a checkpoint, its average included."""
+        weights = {
+            n.removeprefix("weight/"): t.to(device) for n, t in tensors.items() if n.startswith("weight/")
         }
-        self.average = {name: p.detach().clone() for name, p in self.weights.items()}
+        parts = {kind: {n[:-2]: w for n, w in weights.items() if n.endswith(kind)} for kind in ("/A", "/B")}
+        adapter = cls(parts["/A"], parts["/B"], config)
+        adapter.average = {name: tensors[f"average/{name}"].to(device) for name in adapter.average}
+        return adapter
+
+    def weights(self) -> Tensors:
+        """All tensors that are trained, ``LAYER/A`` and ``LAYER/B``."""
+        return {f"{n}/A": w for n, w in self.a.items()} | {f"{n}/B": w for n, w in self.b.items()}
 
     def update_average(self, step: int) -> None:
         """Take the weights after optimizer step ``step`` (from 1) into the average."""
         share = (AVERAGE_WINDOW + 1) / (step + AVERAGE_WINDOW)
-        torch._foreach_lerp_(
-            list(self.average.values()), [p.detach() for p in self.weights.values()], min(1.0, share)
-        )
+        torch._foreach_lerp_(list(self.average.values()), list(self.weights().values()), min(1.0, share))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model computes with the averaged weights."""
-        kept = {name: p.detach().clone() for name, p in self.weights.items()}
-        self.load_weights(self.average)
+        """Inside, the adapter's weights are the averaged ones."""
+        weights = list(self.weights().values())
+        kept = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, list(self.average.values()))
         try:
             yield
         finally:
-            self.load_weights(kept)
+            torch._foreach_copy_(weights, kept)
 
-    def load_weights(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Copy the tensors into the adapter; names and shapes must be the adapter's own."""
-        with torch.no_grad():
-            for name, parameter in self.weights.items():
-                parameter.copy_(tensors[name])
-
-    def exportable(self) -> dict[str, torch.Tensor]:
+    def exportable(self) -> Tensors:
         """The averaged weights under the names that ``PeftModel.from_pretrained`` expects."""
-        from peft import get_peft_model_state_dict
+        found = {}
+        for name in self.a:
+            found[f"{PREFIX}{name}.lora_A.weight"] = self.average[f"{name}/A"].cpu().contiguous()
+            found[f"{PREFIX}{name}.lora_B.weight"] = self.average[f"{name}/B"].t().cpu().contiguous()
+        return found
 
-        with self.averaged():
-            state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-            return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
-    def take_off(self) -> Any:
-        """The bare base again."""
-        return self.model.unload()
+def _plain(value: Any) -> Any:
+    """PEFT's configuration holds sets and enums: JSON has neither."""
+    if isinstance(value, set):
+        return sorted(value)
+    return getattr(value, "value", value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from typing import Any
 
@@ -10,6 +9,8 @@ import psutil
 import torch
 
 from budgetsearch.core.errors import ModelError
+from budgetsearch.training.losses import has_plain_head
+from budgetsearch.training.memory import free
 
 RESIDENT_SHARE = 0.5
 """Another copy is loaded beside the resident ones only into so much of the free memory."""
@@ -34,17 +35,11 @@ class BasePool:
         self._bytes[quantization] = model.get_memory_footprint()
         return model, time.monotonic() - start
 
-    def replace(self, quantization: str, model: Any) -> None:
-        """Put back a base whose adapter was taken off."""
-        self._models[quantization] = model
-
     def drop(self, quantization: str) -> None:
         """Forget a copy whose state is unknown, after an error."""
         self._models.pop(quantization, None)
         self._bytes.pop(quantization, None)
-        gc.collect()
-        if self.device != "cpu":
-            torch.cuda.empty_cache()
+        free(self.device)
 
     def _make_room(self, quantization: str) -> None:
         """A 24 GB card holds one 7B variant while training: the others go first."""
@@ -87,7 +82,9 @@ def load_base(path: str, quantization: str, device: str, *, trust_remote_code: b
     _keep_bits(model)
     model.requires_grad_(False)
     model.config.use_cache = False
-    return model.eval()
+    model.eval()
+    has_plain_head(model)  # found out while it is bare
+    return model
 
 
 def _keep_bits(model: Any) -> None:

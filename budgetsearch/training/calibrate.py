@@ -1,98 +1,174 @@
-"""Measure one quantization on real steps: its reference rate, its evaluation, its memory."""
+"""Measure one quantization on real steps: its rate alone and in a gang, its evaluation, its memory."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
-from typing import Any
 
-from budgetsearch.core.records import (
-    CalibrateJob,
-    Calibration,
-    Params,
-    Schedule,
-    Segment,
-)
-from budgetsearch.training.recipe import Shop, Timer, TrialTraining
+import psutil
 
-MIN_SECONDS = 2.5
-"""Steps are timed until they have taken so long, ..."""
+from budgetsearch.core.records import CalibrateJob, Calibration, Params, Probe, Schedule, Segment
+from budgetsearch.training.gang import Gang
+from budgetsearch.training.members import Shop
+from budgetsearch.training.memory import free, is_memory_error, start_peak
+from budgetsearch.training.recipe import GangTraining, Timer, recomputing
+
 MIN_STEPS = 2
-MAX_STEPS = 20
 EVAL_EXAMPLES = 16
-PROBE_CHECKPOINT_TRIAL = 9999
-"""Trial number of the probe, whose checkpoint is swept away like any other that nothing needs."""
+MIN_GAIN = 1.03
+"""A gang twice as large must give so many times the tokens per second, or the smaller one is taken."""
+RECOMPUTE_GAIN = 1.02
+"""Gradient checkpointing must give so many times the tokens per second of the smaller micro-batch."""
+GANGLESS = ("int8",)
+"""LLM.int8() handles outlier columns by looking at all rows at once, so members would change each other."""
+PROBE_TRIAL = 9000
+"""Trial numbers of the probes, whose checkpoint is swept away like any other that nothing needs."""
 
 
-def calibrate(
-    base: Any,
-    job: CalibrateJob,
-    shop: Shop,
-    load_seconds: float,
-    is_memory_error: Callable[[BaseException], bool],
-) -> tuple[Calibration, Any]:
-    """Measure; returns the calibration and the bare base.
+def calibrate(base: object, job: CalibrateJob, shop: Shop, load_seconds: float) -> Calibration:
+    """Find the largest micro-batch that fits, then the size of a gang at which the rate saturates.
 
-    The micro-batch starts at the effective batch and is halved while the longest rows do not fit.
+    Where the effective batch does not fit at once, gradient checkpointing is tried as well. Every probe
+    begins with the longest rows, so that it shows the memory peak.
+
+    Raises:
+        Exception: not even one sample fits, or the model cannot be trained at all.
     """
     timer = Timer()
     timer.seconds["load"] = load_seconds
-    micro = job.batch_size
-    while True:
-        training = TrialTraining.set_up(base, _probe(job, micro), shop)
-        try:
-            calibration = _measure(training, job, shop, timer, micro)
-            return calibration, training.adapter.take_off()
-        except Exception as error:
-            training.optimizer.zero_grad(set_to_none=True)
-            base = training.adapter.take_off()
-            if micro == 1 or not is_memory_error(error):
-                raise
-            micro //= 2
-
-
-def _probe(job: CalibrateJob, micro: int) -> Segment:
-    params: Params = {"quantization": job.quantization, "rank": job.rank, "learning_rate": 1e-6}
-    return Segment(
-        trial_id=PROBE_CHECKPOINT_TRIAL,
-        params=params,
-        seed=0,
-        rung=0,
-        start_tokens=0,
-        stop_tokens=1,
-        schedule=Schedule(0, 1),
-        batch_size=job.batch_size,
-        micro_batch=micro,
-    )
-
-
-def _measure(training: TrialTraining, job: CalibrateJob, shop: Shop, timer: Timer, micro: int) -> Calibration:
-    """Time real steps: the first takes the longest rows, so that it shows the memory peak."""
-    training.adapter.model.train()
-    shop.beat("calibrate", 0, None)
-    longest = sorted(range(len(shop.data.train)), key=lambda row: -shop.data.train.lengths[row])
-    training.step_on(longest[: job.batch_size])
-    before, start = training.tokens, time.monotonic()
-    for step in range(1, MAX_STEPS + 1):
-        training.step_on(training.order.step_rows(step))
-        shop.beat("calibrate", training.tokens, None)
-        if shop.stopping() or (step >= MIN_STEPS and time.monotonic() - start >= MIN_SECONDS):
-            break
-    rate = (training.tokens - before) / (time.monotonic() - start)
+    bench = _Bench(base, job, shop)
+    probes = [bench.largest(recompute=False)]
+    if probes[0].micro_batch < job.batch_size:
+        probes += bench.recomputing(probes[0])
+    alone = max(probes, key=lambda p: p.tokens_per_second / (RECOMPUTE_GAIN if p.recompute else 1.0))
+    gangs = [alone, *bench.gangs(alone)]
+    chosen = _saturated(gangs)
     timer.lap("train")
     count = min(EVAL_EXAMPLES, len(shop.data.valid))
-    training.evaluate(count)
+    training = bench.last
+    training.evaluate(count, training.members[:1])
     timer.lap("evaluate")
-    training.save()
+    training.members[0].save()
     timer.lap("checkpoint")
     return Calibration(
         quantization=job.quantization,
         status="ok",
-        tokens_per_second=rate,
+        tokens_per_second=alone.tokens_per_second,
         eval_seconds_per_example=timer.seconds["evaluate"] / count,
         checkpoint_seconds=timer.seconds["checkpoint"],
-        load_seconds=timer.seconds["load"],
-        micro_batch=micro,
-        peak_bytes=shop.peak_bytes(),
+        load_seconds=load_seconds,
+        micro_batch=alone.micro_batch,
+        recompute=alone.recompute,
+        gang=chosen.members,
+        probes=tuple(dict.fromkeys([*probes, *gangs])),
+        peak_bytes=chosen.peak_bytes,
         seconds=dict(timer.seconds),
     )
+
+
+def _saturated(gangs: list[Probe]) -> Probe:
+    """The last probe that was worth its doubling."""
+    chosen = gangs[0]
+    for probe in gangs[1:]:
+        if probe.tokens_per_second < MIN_GAIN * chosen.tokens_per_second:
+            break
+        chosen = probe
+    return chosen
+
+
+class _Bench:
+    """Probes on one base: real steps of fresh adapters."""
+
+    def __init__(self, base: object, job: CalibrateJob, shop: Shop) -> None:
+        self.base, self.job, self.shop = base, job, shop
+        self.last: GangTraining
+        data = shop.data.train
+        longest = sorted(range(len(data)), key=lambda row: (-data.lengths[row], row))
+        self._longest = longest[: job.batch_size]
+
+    def largest(self, *, recompute: bool) -> Probe:
+        """One trial alone, with the largest micro-batch that fits."""
+        micro = self.job.batch_size
+        while True:
+            try:
+                return self.probe(1, micro, recompute)
+            except Exception as error:
+                if micro == 1 or not is_memory_error(error):
+                    raise
+            free(self.shop.device)
+            micro //= 2
+
+    def recomputing(self, plain: Probe) -> list[Probe]:
+        """The same with gradient checkpointing, if that lets a larger micro-batch fit."""
+        probe = self.largest(recompute=True)
+        return [probe] if probe.micro_batch > plain.micro_batch else []
+
+    def gangs(self, alone: Probe) -> list[Probe]:
+        """Twice as many members each time, while that pays and memory lasts."""
+        found, before = [], alone
+        most = 1 if self.job.quantization in GANGLESS else self.job.max_gang
+        while 2 * before.members <= most and self._has_room(before):
+            try:
+                probe = self.probe(2 * before.members, alone.micro_batch, alone.recompute)
+            except Exception as error:
+                if not is_memory_error(error):
+                    raise
+                probe = None
+            if probe is None:
+                free(self.shop.device)
+                break
+            found.append(probe)
+            if probe.tokens_per_second < MIN_GAIN * before.tokens_per_second or self.shop.stopping():
+                break
+            before = probe
+        return found
+
+    def _has_room(self, before: Probe) -> bool:
+        """On the CPU nobody says no until it is too late: twice the peak must be free."""
+        return self.shop.device != "cpu" or before.peak_bytes < psutil.virtual_memory().available
+
+    def probe(self, members: int, micro: int, recompute: bool) -> Probe:
+        """Time real steps of so many members side by side."""
+        start_peak(self.shop.device)
+        segments = [_segment(self.job, number, micro, recompute) for number in range(members)]
+        self.last = training = GangTraining.set_up(self.base, segments, self.shop)
+        gang = Gang(self.base, [m.adapter for m in training.members])
+        with recomputing(self.base, recompute), gang.worn():
+            for member in training.members:
+                member.begin_step(self._longest)
+            self._step(training, gang)
+            tokens, start = self._tokens(training), time.monotonic()
+            for step in range(1, 10_000):
+                self._step(training, gang)
+                late = time.monotonic() - start >= self.job.probe_seconds
+                if self.shop.stopping() or (step >= MIN_STEPS and late):
+                    break
+            rate = (self._tokens(training) - tokens) / (time.monotonic() - start)
+        longest = self.shop.data.train.lengths[self._longest[0]]
+        return Probe(members, micro, recompute, longest, rate, self.shop.peak_bytes())
+
+    def _step(self, training: GangTraining, gang: Gang) -> None:
+        """Passes until every member has taken its step."""
+        wanted = training.members[0].steps + 1
+        while training.members[0].steps < wanted:
+            training.step_on(gang, training.members)
+        self.shop.beat(None, "calibrate", self._tokens(training), None)
+
+    def _tokens(self, training: GangTraining) -> int:
+        return sum(member.tokens for member in training.members)
+
+
+def _segment(job: CalibrateJob, number: int, micro: int, recompute: bool) -> Segment:
+    params: Params = {"quantization": job.quantization, "rank": job.rank, "learning_rate": 1e-6}
+    segment = Segment(
+        trial_id=PROBE_TRIAL + number,
+        params=params,
+        seed=number,
+        rung=0,
+        start_tokens=0,
+        stop_tokens=10**12,
+        schedule=Schedule(0, 10**12),
+        batch_size=job.batch_size,
+        micro_batch=micro,
+    )
+    return dataclasses.replace(segment, recompute=recompute)

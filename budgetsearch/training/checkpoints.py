@@ -40,7 +40,9 @@ class Saved:
 
     progress: Progress
     tensors: dict[str, torch.Tensor]
-    """``weight/NAME``, ``average/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME``, ``rng/DEVICE``."""
+    """``weight/NAME``, ``average/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME``."""
+    config: dict[str, Any]
+    """PEFT's, from ``adapter_config.json``."""
 
 
 def save(
@@ -75,8 +77,9 @@ def load(folder: Path) -> Saved:
         for name, expected in meta["sha256"].items():
             if _sha256(folder / name) != expected:
                 raise CheckpointError(f"The checkpoint {folder} is damaged: {name} has changed.")
-        tensors = load_file(folder / STATE_FILE)
-        return Saved(Progress(int(meta["tokens"]), int(meta["steps"])), tensors)
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        progress = Progress(int(meta["tokens"]), int(meta["steps"]))
+        return Saved(progress, load_file(folder / STATE_FILE), config)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
 

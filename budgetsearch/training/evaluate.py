@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from budgetsearch.training.batches import IGNORED, collate
-from budgetsearch.training.losses import token_losses
+from budgetsearch.training.batches import collate
+from budgetsearch.training.gang import Gang, Pass
+from budgetsearch.training.losses import target_losses
 
 if TYPE_CHECKING:
     from budgetsearch.training.tokens import TokenSet
@@ -18,23 +20,35 @@ EVAL_BATCH = 8
 
 
 def example_losses(
-    model: Any, data: TokenSet, count: int, *, pad: int, device: str, batch: int = EVAL_BATCH
-) -> tuple[list[float], list[int]]:
+    model: Any,
+    data: TokenSet,
+    count: int,
+    *,
+    pad: int,
+    device: str,
+    batch: int = EVAL_BATCH,
+    gang: Gang | None = None,
+) -> tuple[list[list[float]], list[int]]:
     """Mean cross-entropy of each of the first ``count`` examples, and their target tokens.
 
-    The model must be in eval mode.
+    One list for each member of the gang that the model wears, or one for the model as it is, which must
+    be in eval mode.
     """
+    members = len(gang.members) if gang else 1
     order = sorted(range(min(count, len(data))), key=lambda row: (data.lengths[row], row))
-    losses, targets = [0.0] * len(order), [0] * len(order)
+    losses = [[0.0] * len(order) for _ in range(members)]
     with torch.inference_mode():
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            moved = collate(data, rows, pad).to(device)
-            sums = token_losses(model, moved).sum(dim=1).tolist()
-            counts = (moved.labels != IGNORED).sum(dim=1).tolist()
-            for row, total, number in zip(rows, sums, counts, strict=True):
-                losses[row], targets[row] = total / number, number
-    return losses, targets
+            packed = collate(data, [rows] * members, pad)
+            with gang.passing(Pass(packed.rows, packed.lengths)) if gang else nullcontext():
+                found = target_losses(model, packed.to(device)).view(members, -1)
+            targets = [data.targets(row) for row in rows]
+            means = torch.stack([part.mean(dim=1) for part in found.split(targets, dim=1)], dim=1)
+            for member, some in zip(losses, means.tolist(), strict=True):
+                for row, loss in zip(rows, some, strict=True):
+                    member[row] = loss
+    return losses, [data.targets(row) for row in range(len(order))]
 
 
 def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> float:

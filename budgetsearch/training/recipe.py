@@ -1,51 +1,23 @@
-"""The training recipe of one segment, in phases: set up, train, evaluate, save, clean up."""
+"""The training recipe of a job, in phases: set up, train, evaluate, save. Its segments form a gang."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from budgetsearch.core.records import Segment, SegmentResult, Status
-from budgetsearch.core.schedule import rate_factor
-from budgetsearch.training import checkpoints
-from budgetsearch.training.adapters import Adapter
-from budgetsearch.training.batches import DataOrder, micro_batches
+from budgetsearch.core.records import Segment, SegmentResult
+from budgetsearch.training.batches import collate
 from budgetsearch.training.evaluate import EVAL_BATCH, example_losses, mean_loss
-from budgetsearch.training.losses import token_losses
-
-if TYPE_CHECKING:
-    from budgetsearch.training.tokens import PreparedData
-
-CLIP_NORM = 1.0
-"""Gradient norm of one adapter is clipped here (recipes use 0.3 to 1)."""
-BETAS = (0.9, 0.999)
-DIVERGED_FACTOR = 3.0
-"""A training loss so many times its first value, over several steps, has diverged."""
-
-
-@dataclass(frozen=True)
-class Shop:
-    """What every segment of a run shares."""
-
-    data: PreparedData
-    model_path: Path
-    checkpoint_path: Path
-    device: str
-    targets: str
-    base_name: str
-    seed: int
-    pad: int
-    beat: Callable[[str, int, float | None], None]
-    """(activity, tokens, loss): a sign of life."""
-    stopping: Callable[[], bool]
-    """Whether the job was told to checkpoint and stop."""
-    peak_bytes: Callable[[], int]
+from budgetsearch.training.gang import Gang, Pass
+from budgetsearch.training.losses import target_losses
+from budgetsearch.training.members import Diverged, Member, Shop
+from budgetsearch.training.memory import free, is_memory_error
 
 
 class Timer:
@@ -55,209 +27,252 @@ class Timer:
         self.seconds: dict[str, float] = {}
         self._mark = time.monotonic()
 
-    def lap(self, phase: str) -> None:
-        """Charge the time since the last lap to ``phase``."""
+    def lap(self, phase: str) -> float:
+        """Charge the time since the last lap to ``phase``; returns it."""
         now = time.monotonic()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._mark
-        self._mark = now
-
-
-class Diverged(Exception):
-    """The training loss or the weights are not finite any more, or ran away."""
+        passed, self._mark = now - self._mark, now
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + passed
+        return passed
 
 
 @dataclass
-class TrialTraining:
-    """A trial on its resident base: adapter, optimizer, and where it stands in the data."""
+class Evaluated:
+    """What the averaged weights of a member come to on the validation subset."""
 
+    loss: float
+    example_losses: tuple[float, ...]
+
+
+@dataclass
+class GangTraining:
+    """Members that train together, as many at a time as fit."""
+
+    base: Any
     shop: Shop
-    segment: Segment
-    adapter: Adapter
-    optimizer: torch.optim.AdamW
-    order: DataOrder
-    tokens: int = 0
-    steps: int = 0
-    recent: list[float] = field(default_factory=list)
-    """Training losses of this segment's steps."""
+    members: list[Member]
+    width: int
+    """So many train at once; halved when memory runs out."""
+    recompute: bool = False
+    """Gradient checkpointing: activations are computed again in the backward pass."""
+    evaluated: dict[int, Evaluated] = field(default_factory=dict)
+    """By trial."""
 
     @classmethod
-    def set_up(cls, base: Any, segment: Segment, shop: Shop) -> TrialTraining:
-        """A fresh trial, or one that goes on exactly where its checkpoint stopped."""
-        adapter = Adapter(
-            base, segment.params, targets=shop.targets, seed=segment.seed, base_name=shop.base_name
-        )
-        optimizer = torch.optim.AdamW(adapter.weights.values(), lr=0.0, betas=BETAS, weight_decay=0.0)
-        order = DataOrder(len(shop.data.train), segment.batch_size, shop.seed)
-        training = cls(shop, segment, adapter, optimizer, order)
-        torch.manual_seed(segment.seed)  # the dropout stream starts here, whatever the initialisation drew
-        if segment.checkpoint_in:
-            training._restore(checkpoints.load(shop.checkpoint_path / segment.checkpoint_in))
-        return training
+    def set_up(cls, base: Any, segments: Sequence[Segment], shop: Shop) -> GangTraining:
+        """Fresh trials, and such that go on exactly where their checkpoints stopped."""
+        members = [Member.set_up(base, segment, shop) for segment in segments]
+        return cls(base, shop, members, len(members), segments[0].recompute)
 
-    def train(self) -> Status:
-        """Steps until the segment's last token; ok, or cancelled if told to stop.
+    # ---------------------------------------------------------------------- training
 
-        Raises:
-            Diverged: the loss or the gradient is not finite, or the loss ran away.
-        """
-        self.adapter.model.train()
-        while self.tokens < self.segment.stop_tokens:
-            if self.shop.stopping():
-                return "cancelled"
-            self.step_on(self.order.step_rows(self.steps))
-            self.shop.beat("train", self.tokens, self.recent[-1])
-        return "ok"
+    def train(self) -> None:
+        """Until every member has a status: ok, cancelled if told to stop, diverged, out of memory."""
+        with recomputing(self.base, self.recompute):
+            while group := self._unfinished()[: self.width]:
+                try:
+                    self._together(group)
+                except Exception as error:
+                    if not is_memory_error(error):
+                        raise
+                    detail = str(error)
+                else:
+                    continue
+                self._make_smaller(group, detail)  # outside, where the traceback holds no tensors any more
 
-    def step_on(self, rows: Sequence[int]) -> None:
-        """One optimizer step on these rows of the training data.
+    def _unfinished(self) -> list[Member]:
+        return [m for m in self.members if m.status is None]
 
-        Raises:
-            Diverged: the loss or the gradient is not finite, or the loss ran away.
-        """
-        batches = list(micro_batches(self.shop.data.train, rows, self.segment.micro_batch, self.shop.pad))
-        targets = sum(batch.targets for batch in batches)
-        total = 0.0
-        for batch in batches:
+    def _together(self, group: list[Member]) -> None:
+        """Steps until one of the group has a status."""
+        gang = Gang(self.base, [m.adapter for m in group])
+        turn = 0
+        with gang.worn():
+            while all(m.status is None for m in group):
+                if self.shop.stopping():
+                    for member in group:
+                        member.status = "cancelled"
+                    return
+                self.step_on(gang, group)
+                turn += 1
+                shown = group[turn % len(group)]
+                loss = shown.recent[-1] if shown.recent else None
+                self.shop.beat(shown.segment.trial_id, "train", shown.tokens, loss)
+
+    def step_on(self, gang: Gang, group: list[Member]) -> None:
+        """One micro-batch of every member; whoever completes its effective batch takes its step."""
+        start = time.monotonic()
+        batch = collate(self.shop.data.train, [m.next_rows() for m in group], self.shop.pad)
+        now = Pass(batch.rows, batch.lengths, [m.mask_seed for m in group], training=True)
+        with gang.passing(now):
+            with mixed(self.shop.device):
+                losses = target_losses(self.base, batch.to(self.shop.device))
+            sums = [part.sum() for part in losses.split(list(batch.targets))]
             # The token mean over the effective batch, whatever the micro-batches: same gradient.
-            loss = token_losses(self.adapter.model, batch.to(self.shop.device)).sum() / targets
-            loss.backward()
-            total += float(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.adapter.weights.values(), CLIP_NORM)
-        self._check(total, float(norm))
-        peak = float(self.segment.params["learning_rate"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = peak * rate_factor(self.segment.schedule, self.tokens)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        self.tokens += sum(batch.tokens for batch in batches)
-        self.adapter.update_average(self.steps)
+            parts = torch.stack([s / m.step_targets for s, m in zip(sums, group, strict=True)])
+            parts.sum().backward()
+        complete = [m for m, part in zip(group, parts.detach(), strict=True) if m.take(part)]
+        if complete:
+            # One wait for the device, however many members.
+            found = torch.stack([m.measure() for m in complete]).tolist()
+            for member, (loss, norm) in zip(complete, found, strict=True):
+                self._finish(member, loss, norm)
+        seconds = time.monotonic() - start
+        for k, member in enumerate(group):
+            member.charge("train", seconds * batch.tokens[k] / sum(batch.tokens))
+            member.positions += batch.positions // len(batch.rows)
 
-    def _check(self, loss: float, norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(f"loss {loss}, gradient norm {norm} at step {self.steps + 1}")
-        self.recent.append(loss)
-        first = self.recent[0]
-        if len(self.recent) >= 8 and min(self.recent[-4:]) > DIVERGED_FACTOR * max(first, 1.0):
-            raise Diverged(f"the training loss rose from {first:.3g} to {loss:.3g} by step {self.steps + 1}")
+    def _finish(self, member: Member, loss: float, norm: float) -> None:
+        try:
+            member.finish_step(loss, norm)
+        except Diverged as error:  # its neighbours never see it: it leaves before the next pass
+            member.status, member.detail = "diverged", str(error)
 
-    def evaluate(self, count: int) -> tuple[float, tuple[float, ...]]:
-        """(mean loss per token, loss of each example) with the averaged weights.
+    def _make_smaller(self, group: list[Member], detail: str) -> None:
+        """Memory ran out: fewer members at a time, then smaller micro-batches, from the last step on."""
+        for member in group:
+            member.clear()
+        free(self.shop.device)
+        if len(group) > 1:
+            self.width = (len(group) + 1) // 2
+            note = f"out of memory with {len(group)} at once; went on with {self.width}"
+        elif group[0].micro_batch > 1:
+            half = group[0].micro_batch // 2
+            note = f"out of memory with a micro-batch of {group[0].micro_batch}; went on with {half}"
+            for member in self._unfinished():  # what one cannot do its like cannot do either
+                member.micro_batch = min(member.micro_batch, half)
+        else:
+            group[0].status = "out_of_memory"
+            note = f"one sample alone does not fit: {detail}"[:500]
+        for member in group:
+            member.detail = "; ".join(filter(None, (member.detail, note)))
 
-        Raises:
-            Diverged: the loss is not finite.
-        """
-        self.adapter.model.eval()
-        with self.adapter.averaged():
-            losses, targets = example_losses(
-                self.adapter.model,
-                self.shop.data.valid,
-                count,
-                pad=self.shop.pad,
-                device=self.shop.device,
-                batch=min(EVAL_BATCH, self.segment.micro_batch),
+    # ---------------------------------------------------------------------- evaluation
+
+    def evaluate(self, count: int, group: Sequence[Member] | None = None, batch: int = EVAL_BATCH) -> None:
+        """Losses of the members that are well on the first ``count`` validation examples, with the
+        averaged weights: one pass for all of them, or less at a time if memory runs out."""
+        group = [m for m in self.members if m.status == "ok"] if group is None else list(group)
+        if not group:
+            return
+        self.shop.beat(group[0].segment.trial_id, "evaluate", group[0].tokens, None)
+        batch = min(batch, *(m.micro_batch for m in group))
+        try:
+            self._evaluate(count, group, batch)
+        except Exception as error:
+            if not is_memory_error(error) or (len(group) == 1 and batch == 1):
+                raise
+        else:
+            return
+        free(self.shop.device)
+        if len(group) > 1:
+            half = len(group) // 2
+            self.evaluate(count, group[:half], batch)
+            self.evaluate(count, group[half:], batch)
+        else:
+            self.evaluate(count, group, batch // 2)
+
+    def _evaluate(self, count: int, group: Sequence[Member], batch: int) -> None:
+        gang = Gang(self.base, [m.adapter for m in group])
+        with gang.worn(), ExitStack() as stack:
+            for member in group:
+                stack.enter_context(member.adapter.averaged())
+            data, pad, device = self.shop.data.valid, self.shop.pad, self.shop.device
+            found, targets = example_losses(
+                self.base, data, count, pad=pad, device=device, batch=batch, gang=gang
             )
-        mean = mean_loss(losses, targets)
-        if not math.isfinite(mean):
-            raise Diverged(f"validation loss {mean}")
-        return mean, tuple(losses)
+        for member, losses in zip(group, found, strict=True):
+            mean = mean_loss(losses, targets)
+            if math.isfinite(mean):
+                self.evaluated[member.segment.trial_id] = Evaluated(mean, tuple(losses))
+            else:
+                member.status, member.detail = "diverged", f"validation loss {mean}"
 
-    def save(self) -> str:
-        """Write a checkpoint; returns its name."""
-        segment = self.segment
-        name = f"trial{segment.trial_id:04d}-rung{segment.rung}-tokens{self.tokens}-attempt{segment.attempt}"
-        config = {k: _plain(v) for k, v in self.adapter.model.peft_config["default"].to_dict().items()}
-        checkpoints.save(
-            self.shop.checkpoint_path / name,
-            adapter=self.adapter.exportable(),
-            config={**config, "inference_mode": True},
-            tensors=self._state(),
-            progress=checkpoints.Progress(self.tokens, self.steps),
+    # ------------------------------------------------------------------------- results
+
+    def share(self, phase: str, seconds: float) -> None:
+        """Charge a phase's time to all members alike."""
+        for member in self.members:
+            member.charge(phase, seconds / len(self.members))
+
+    def result(self, member: Member) -> SegmentResult:
+        """Save the member's checkpoint, if there is anything to save, and say what came of it."""
+        segment, name = member.segment, None
+        if member.status in ("ok", "cancelled", "out_of_memory") and member.tokens > segment.start_tokens:
+            start = time.monotonic()
+            name = member.save()
+            member.charge("checkpoint", time.monotonic() - start)
+        recent = member.recent[-8:]
+        found = self.evaluated.get(segment.trial_id)
+        trained = member.tokens - segment.start_tokens
+        return SegmentResult(
+            trial_id=segment.trial_id,
+            rung=segment.rung,
+            status=member.status or "cancelled",
+            tokens=member.tokens if name else segment.start_tokens,
+            loss=found.loss if found else None,
+            example_losses=found.example_losses if found else (),
+            train_loss=sum(recent) / len(recent) if recent else None,
+            steps=len(member.recent),
+            seconds=member.seconds,
+            peak_bytes=self.shop.peak_bytes(),
+            checkpoint_out=name,
+            detail=member.detail,
+            micro_batch=member.micro_batch,
+            gang=self.width,
+            padding=1.0 - trained / member.positions if member.positions and trained else 0.0,
         )
-        return name
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        tensors = {f"rng/{name}": state for name, state in _rng_states(self.shop.device).items()}
-        for name, parameter in self.adapter.weights.items():
-            tensors[f"weight/{name}"] = parameter.detach()
-            tensors[f"average/{name}"] = self.adapter.average[name]
-            moments = self.optimizer.state.get(parameter, {})
-            for key in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{key}/{name}"] = moments.get(key, torch.zeros_like(parameter.detach()))
-        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-
-    def _restore(self, saved: checkpoints.Saved) -> None:
-        self.tokens, self.steps = saved.progress.tokens, saved.progress.steps
-        device = self.shop.device
-        tensors = saved.tensors
-        self.adapter.load_weights({n: tensors[f"weight/{n}"] for n in self.adapter.weights})
-        for name, parameter in self.adapter.weights.items():
-            self.adapter.average[name].copy_(tensors[f"average/{name}"])
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.steps)),
-                "exp_avg": tensors[f"exp_avg/{name}"].to(device),
-                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(device),
-            }
-        torch.set_rng_state(tensors["rng/cpu"])
-        if "rng/cuda" in tensors and device != "cpu":
-            torch.cuda.set_rng_state(tensors["rng/cuda"], device)
 
 
-def train_segment(base: Any, segment: Segment, shop: Shop, eval_examples: int) -> tuple[SegmentResult, Any]:
-    """Train one segment; returns its result and the bare base.
+def train_gang(
+    base: Any, segments: Sequence[Segment], shop: Shop, eval_examples: int, load_seconds: float = 0.0
+) -> list[SegmentResult]:
+    """Train the segments together; results in their order. Afterwards the base is bare again.
 
-    A diverged trial is a result. Every other exception is the caller's to translate, and the base
-    must then be loaded again.
+    A diverged trial is a result, and so is one that does not fit into memory. Every other exception is
+    the caller's to translate, and the base must then be loaded again. ``load_seconds``: what loading the
+    base took, for the members to share.
     """
     timer = Timer()
-    training = TrialTraining.set_up(base, segment, shop)
-    timer.lap("load")
-    status: Status = "ok"
-    loss: float | None = None
-    losses: tuple[float, ...] = ()
-    name: str | None = None
-    detail = ""
+    training = GangTraining.set_up(base, segments, shop)
+    training.share("load", load_seconds + timer.lap("load"))
+    training.train()
+    timer.lap("train")
+    training.evaluate(eval_examples)
+    training.share("evaluate", timer.lap("evaluate"))
+    return [training.result(member) for member in training.members]
+
+
+def mixed(device: str) -> Any:
+    """bf16 autocast on a card; on the CPU everything computes as it is stored."""
+    return torch.autocast("cuda" if device != "cpu" else "cpu", dtype=torch.bfloat16, enabled=device != "cpu")
+
+
+@contextmanager
+def recomputing(base: Any, wanted: bool) -> Iterator[None]:
+    """Inside, the base's layers compute their activations again in the backward pass, if wanted.
+
+    Only the layers believe to be in training, not what is in them: the base's own dropout stays off, for
+    its one stream of random numbers would tie the members of a gang together.
+    """
+    if not wanted:
+        yield
+        return
+    # The older name is what earlier releases of transformers 5 have, and 6 will not know it.
+    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    enable, disable = (getattr(base, f"{name}_checkpointing_{what}") for what in ("enable", "disable"))
+    enable(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
+    layers = list(_checkpointed(base.modules()))
+    for layer in layers:
+        layer.training = True
     try:
-        status = training.train()
-        timer.lap("train")
-        if status == "ok":
-            shop.beat("evaluate", training.tokens, None)
-            loss, losses = training.evaluate(eval_examples)
-            timer.lap("evaluate")
-        if training.tokens > segment.start_tokens:
-            name = training.save()
-            timer.lap("checkpoint")
-    except Diverged as error:
-        status, detail = "diverged", str(error)
-        timer.lap("train")
-    recent = training.recent[-8:]
-    bare = training.adapter.take_off()
-    result = SegmentResult(
-        trial_id=segment.trial_id,
-        rung=segment.rung,
-        status=status,
-        tokens=training.tokens if name else segment.start_tokens,
-        loss=loss,
-        example_losses=losses,
-        train_loss=sum(recent) / len(recent) if recent else None,
-        steps=len(training.recent),
-        seconds=timer.seconds,
-        peak_bytes=shop.peak_bytes(),
-        checkpoint_out=name,
-        detail=detail,
-    )
-    return result, bare
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        disable()
 
 
-def _rng_states(device: str) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device != "cpu":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
+def _checkpointed(modules: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
-
-def _plain(value: Any) -> Any:
-    """PEFT's configuration holds sets and enums: JSON has neither."""
-    if isinstance(value, set):
-        return sorted(value)
-    return getattr(value, "value", value)
+    return (module for module in modules if isinstance(module, GradientCheckpointingLayer))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.records import Score, ScoreJob
 from budgetsearch.training.evaluate import EVAL_BATCH, accuracy, example_losses, generate_answers, mean_loss
-from budgetsearch.training.recipe import Shop, Timer
+from budgetsearch.training.members import Shop
+from budgetsearch.training.recipe import Timer
 
 if TYPE_CHECKING:
     from budgetsearch.training.data import Example
@@ -32,8 +33,8 @@ class Answers:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
-def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> tuple[Score, Any]:
-    """Losses, then answers while the limit lasts; returns the score and the bare base."""
+def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> Score:
+    """Losses, then answers while the limit lasts; afterwards the base is bare again."""
     from peft import PeftModel
 
     timer = Timer()
@@ -46,7 +47,8 @@ def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> tuple[Score, 
     if job.task_examples:
         result = _answered(model, job, shop, started + ANSWER_SHARE * job.limit_seconds, result)
         timer.lap("score")
-    return replace(result, seconds=timer.seconds), model.unload()
+    model.unload()
+    return replace(result, seconds=timer.seconds)
 
 
 def _measured(model: Any, job: ScoreJob, shop: Shop, result: Score) -> Score:
@@ -81,11 +83,12 @@ def _answered(model: Any, job: ScoreJob, shop: Shop, deadline: float, result: Sc
 
 
 def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[int]]:
-    shop.beat("score", 0, None)
+    shop.beat(None, "score", 0, None)
     batch = min(EVAL_BATCH, job.micro_batch)
-    return example_losses(
+    (losses,), targets = example_losses(
         model, shop.data.valid, job.eval_examples, pad=shop.pad, device=shop.device, batch=batch
     )
+    return losses, targets
 
 
 def _answer(model: Any, job: ScoreJob, shop: Shop, deadline: float, answers: Answers) -> None:
@@ -98,7 +101,7 @@ def _answer(model: Any, job: ScoreJob, shop: Shop, deadline: float, answers: Ans
     length = _answer_length(shop)
 
     def late() -> bool:
-        shop.beat("answers", 0, None)
+        shop.beat(None, "answers", 0, None)
         return shop.stopping() or time.monotonic() > deadline
 
     batch = min(ANSWER_BATCH, job.micro_batch * 2)

@@ -68,6 +68,10 @@ class TokenSet:
         ids: list[int] = self._tokens[self._offsets[index] : self._offsets[index + 1]].tolist()
         return ids, self._prompts[index]
 
+    def targets(self, index: int) -> int:
+        """Completion tokens of a row: those with a loss."""
+        return int(self.lengths[index] - self._prompts[index])
+
 
 @dataclass(frozen=True)
 class PreparedData:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 
 from budgetsearch.core.records import (
@@ -23,9 +20,11 @@ from budgetsearch.core.records import (
     WorkerSetup,
 )
 from budgetsearch.gpu.watch import MemoryProbe
+from budgetsearch.training import memory
 from budgetsearch.training.bases import BasePool
 from budgetsearch.training.calibrate import calibrate
-from budgetsearch.training.recipe import Shop, train_segment
+from budgetsearch.training.members import Shop
+from budgetsearch.training.recipe import train_gang
 from budgetsearch.training.score import score
 from budgetsearch.training.tokens import load_tokenizer, open_prepared
 
@@ -44,7 +43,6 @@ class Workshop:
         self._send, self._stopping = send, stopping
         self._job_id, self._last_beat = 0, 0.0
         self._probe = MemoryProbe(setup.card_index)
-        self._trial_id: int | None = None
         self.bases = BasePool(setup.model_path, setup.device, trust_remote_code=setup.trust_remote_code)
         tokenizer = load_tokenizer(Path(setup.model_path))
         self.shop = Shop(
@@ -64,78 +62,39 @@ class Workshop:
             total = torch.cuda.get_device_properties(setup.device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, setup.limit_bytes / total), setup.device)
 
-    def train(self, job: TrainJob, index: int) -> SegmentResult:
-        """Train the job's segment number ``index``."""
-        segment = job.segments[index]
-        self._begin(job, segment.trial_id)
+    def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
+        """Train the job's segments, all at once."""
+        self._begin(job)
         base, load_seconds = self.bases.get(job.quantization)
-        result, bare = train_segment(base, segment, self.shop, job.eval_examples)
-        self.bases.replace(job.quantization, bare)
-        seconds = {**result.seconds, "load": result.seconds.get("load", 0.0) + load_seconds}
-        return dataclasses.replace(result, seconds=seconds)
+        return tuple(train_gang(base, job.segments, self.shop, job.eval_examples, load_seconds))
 
     def calibrate(self, job: CalibrateJob) -> Calibration:
         """Measure one quantization."""
-        self._begin(job, None)
+        self._begin(job)
         base, load_seconds = self.bases.get(job.quantization)
-        result, bare = calibrate(base, job, self.shop, load_seconds, is_memory_error)
-        self.bases.replace(job.quantization, bare)
-        return result
+        return calibrate(base, job, self.shop, load_seconds)
 
     def score(self, job: ScoreJob) -> Score:
         """Score base and adapter side by side."""
         started = time.monotonic()
-        self._begin(job, None)
+        self._begin(job)
         base, _ = self.bases.get(job.quantization)
-        result, bare = score(base, job, self.shop, started)
-        self.bases.replace(job.quantization, bare)
-        return result
+        return score(base, job, self.shop, started)
 
     def forget(self, quantization: str) -> None:
         """Drop a base that an error left in an unknown state, and the memory it held."""
         self.bases.drop(quantization)
-        gc.collect()
 
     def peak_bytes(self) -> int:
-        """Peak memory of this process since the job began: the card's, on the CPU the resident set."""
-        if self.setup.device != "cpu":
-            return int(torch.cuda.max_memory_allocated(self.setup.device))
-        return max_resident_bytes()
+        """Peak memory of this process since the job began."""
+        return memory.peak_bytes(self.setup.device)
 
-    def _begin(self, job: Job, trial_id: int | None) -> None:
-        self._job_id, self._trial_id = job.job_id, trial_id
-        if self.setup.device != "cpu":
-            torch.cuda.reset_peak_memory_stats(self.setup.device)
-        else:
-            forget_resident_peak()
+    def _begin(self, job: Job) -> None:
+        self._job_id = job.job_id
+        memory.start_peak(self.setup.device)
 
-    def _beat(self, activity: str, tokens: int, loss: float | None) -> None:
+    def _beat(self, trial_id: int | None, activity: str, tokens: int, loss: float | None) -> None:
         now = time.monotonic()
         if now - self._last_beat >= BEAT_SECONDS:
             self._last_beat = now
-            self._send(Beat(self._job_id, self._trial_id, activity, tokens, loss, self._probe.used()))
-
-
-def forget_resident_peak() -> None:
-    """Start the peak of the resident set anew, where the kernel can (Linux: man 5 proc, clear_refs)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass  # then the peak is that of the whole process
-
-
-def max_resident_bytes() -> int:
-    """Largest resident set of this process since the peak was last forgotten."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        return int(psutil.Process().memory_info().rss)
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether an exception of torch, bitsandbytes or Python means that memory ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+            self._send(Beat(self._job_id, trial_id, activity, tokens, loss, self._probe.used()))

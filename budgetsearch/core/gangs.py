@@ -1,0 +1,71 @@
+"""Gangs: a segment takes along others that would run after it anyway, as many as its quantization carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from budgetsearch.core.records import Decision, NeedCandidates, Run, Segment, cost_class
+from budgetsearch.core.view import View
+
+LENGTH_RATIO = 2.0
+"""Members may differ in length by this factor: the rest of the longest trains with fewer at its side."""
+MAX_WAITING = 2
+"""Candidates of other quantizations that may wait for their own gang, as a multiple of a gang."""
+
+Rule = Callable[[View], Decision | None]
+
+
+def gather(view: View, lead: Run, rules: Sequence[Rule]) -> Decision:
+    """The lead with its companions, or the wish for another candidate that could be one.
+
+    A companion is whatever the rules would run next if the members so far were running. The full run goes
+    alone, for it wants all the time that is left, and so does what a crash took down before.
+    """
+    size = view.gang_size(lead.job.quantization)
+    run = lead
+    while len(run.job.segments) < size and _sociable(view, lead.job.segments[0]):
+        after = view.after(run)
+        decision = next((d for rule in rules if (d := rule(after)) is not None), None)
+        if isinstance(decision, Run) and _fits(view, lead, decision):
+            run = joined(run, decision)
+        elif _may_ask(view, after, decision, size):
+            return NeedCandidates(1)
+        else:
+            break
+    return run
+
+
+def joined(run: Run, other: Run) -> Run:
+    """Both in one job; what each may take adds up."""
+    job = replace(
+        run.job,
+        segments=run.job.segments + other.job.segments,
+        limit_seconds=run.job.limit_seconds + other.job.limit_seconds,
+    )
+    return Run(job, run.reasons + other.reasons)
+
+
+def _fits(view: View, lead: Run, other: Run) -> bool:
+    one, two = lead.job.segments[0], other.job.segments[0]
+    lengths = sorted(s.stop_tokens - s.start_tokens for s in (one, two))
+    return (
+        cost_class(one.params) == cost_class(two.params)
+        and lengths[1] <= LENGTH_RATIO * lengths[0]
+        and _sociable(view, two)
+    )
+
+
+def _sociable(view: View, segment: Segment) -> bool:
+    return segment.rung < view.plan.top_rung and segment.attempt == 0
+
+
+def _may_ask(view: View, after: View, decision: Decision | None, size: int) -> bool:
+    """Whether another sample may bring a companion: a new trial is next, but none of its kind waits."""
+    if isinstance(decision, NeedCandidates):
+        return True
+    enters = isinstance(decision, Run) and decision.job.segments[0].trial_id in {
+        state.trial_id for state in after.candidates
+    }
+    room = len(view.history.trials) < view.plan.max_trials
+    return enters and room and len(after.candidates) < MAX_WAITING * size

@@ -1,0 +1,216 @@
+"""K adapters on one frozen base: one forward and one backward for all of them.
+
+The base runs once over the rows of all members. Behind every target layer each adapter acts on its own
+rows: the members' A and B lie stacked in one tensor each, smaller ranks padded with zeros, which add
+nothing and receive no gradient. A member's own tensors are views of its slice, so its optimizer, its
+clipping and its average are plain torch on plain tensors, and know nothing of the neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from budgetsearch.core.errors import ModelError
+
+Tensors = dict[str, torch.Tensor]
+"""By the name of the target layer: A is (rank, inputs), B is (rank, outputs), PEFT's transposed."""
+
+
+class Wearer(Protocol):
+    """Whoever has an adapter to put on: a member of a gang."""
+
+    a: Tensors
+    b: Tensors
+    scale: float
+    dropout: float
+
+
+@dataclass
+class Pass:
+    """Which rows of the batch are whose, and what the dropout masks depend on."""
+
+    rows: Sequence[int] = ()
+    """Rows of each member, in the order of the batch."""
+    lengths: Sequence[int] = ()
+    """The longest row of each member, in tokens; positions beyond are padding."""
+    seeds: Sequence[str] = ()
+    """From these and the number of the layer alone come the members' dropout masks."""
+    training: bool = False
+
+
+@dataclass
+class Stack:
+    """The adapters of one target layer, one slice a member."""
+
+    a: torch.nn.Parameter
+    """(members, rank, inputs), zero beyond a member's own rank."""
+    b: torch.nn.Parameter
+    """(members, rank, outputs)."""
+    scale: torch.Tensor
+    """(members, 1, 1): alpha / rank."""
+
+
+class GangLinear(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """A target layer of the base, and behind it the members' adapters on their rows."""
+
+    def __init__(self, layer: torch.nn.Module, stack: Stack, dropout: Sequence[float], number: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.a, self.b, self.scale = stack.a, stack.b, stack.scale
+        self.dropout, self.number = tuple(dropout), number
+        self.now = Pass()
+
+    @property
+    def weight(self) -> Any:
+        """The base's weight: some models look at its type."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Any:
+        """The base's bias."""
+        return self.layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, length, inputs) to (rows, length, outputs); rows may be flattened into positions."""
+        out: torch.Tensor = self.layer(x)
+        if len(self.dropout) > 1 and x.numel() // x.shape[-1] % sum(self.now.rows):
+            raise ModelError(
+                "A target layer of this model sees something else than the rows of the batch, so members of "
+                "a gang cannot be told apart there. Leave it out with --targets, or use --max-gang 1."
+            )
+        if self.now.training and any(self.dropout):
+            x = self._drop(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.a.dtype)
+        if len(set(self.now.rows)) > 1:
+            return self._unequal(x, out)
+        slices = x.reshape(len(self.dropout), -1, x.shape[-1])
+        inner = torch.bmm(slices, self.a.transpose(1, 2)) * self.scale
+        if out.dtype == inner.dtype == self.b.dtype:
+            flat = out.reshape(len(self.dropout), -1, out.shape[-1])
+            return torch.baddbmm(flat, inner, self.b).view_as(out)
+        return (out + torch.bmm(inner, self.b).view_as(out)).to(out.dtype)
+
+    def _unequal(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Members with different numbers of rows, one after the other."""
+        share = x.numel() // x.shape[-1] // sum(self.now.rows)
+        slices = x.reshape(-1, x.shape[-1]).split([rows * share for rows in self.now.rows])
+        parts = [s @ self.a[k].t() * self.scale[k] @ self.b[k] for k, s in enumerate(slices)]
+        return (out + torch.cat(parts).view_as(out)).to(out.dtype)
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
+        """Each member's own mask over its own rows, whatever the neighbours' lengths are."""
+        rows = x.reshape(sum(self.now.rows), -1, x.shape[-1])
+        generator = torch.Generator(x.device)
+        parts = []
+        shares = zip(
+            rows.split(list(self.now.rows)), self.dropout, self.now.lengths, self.now.seeds, strict=True
+        )
+        for part, share, length, seed in shares:
+            if share:
+                generator.manual_seed(number_of(f"{seed}/{self.number}"))
+                shape = (part.shape[0], length, part.shape[2])
+                keep = torch.rand(shape, generator=generator, device=x.device) >= share
+                kept = part[:, :length] * keep / (1.0 - share)
+                part = torch.nn.functional.pad(kept, (0, 0, 0, part.shape[1] - length))
+            parts.append(part)
+        return torch.cat(parts).view_as(x)
+
+
+def number_of(text: str) -> int:
+    """A 63-bit seed from a text, the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass
+class Gang:
+    """Members that wear their adapters on one base; the base's own weights are never changed."""
+
+    base: Any
+    members: Sequence[Wearer]
+    layers: dict[str, GangLinear] = field(default_factory=dict)
+
+    def put_on(self) -> None:
+        """Stack the members' tensors and put them behind the base's target layers.
+
+        From here on until ``take_off`` the members' tensors, gradients included, are views of the stacks.
+        """
+        if len({frozenset(m.a) for m in self.members}) != 1:
+            raise ModelError("members of a gang must have the same target layers")
+        for number, name in enumerate(self.members[0].a):
+            layer = self.base.get_submodule(name)
+            stack = Stack(
+                a=stacked([m.a[name] for m in self.members]),
+                b=stacked([m.b[name] for m in self.members]),
+                scale=self._scales(name),
+            )
+            wrapped = GangLinear(layer, stack, [m.dropout for m in self.members], number)
+            set_submodule(self.base, name, wrapped)
+            self.layers[name] = wrapped
+
+    def _scales(self, name: str) -> torch.Tensor:
+        like = self.members[0].a[name]
+        return torch.tensor([m.scale for m in self.members], dtype=like.dtype, device=like.device).view(
+            -1, 1, 1
+        )
+
+    def take_off(self) -> Any:
+        """The bare base again; the members keep their tensors as their own."""
+        for name, wrapped in self.layers.items():
+            set_submodule(self.base, name, wrapped.layer)
+        for member in self.members:
+            for tensor in (*member.a.values(), *member.b.values()):
+                grad = None if tensor.grad is None else tensor.grad.clone()
+                tensor.grad = None
+                tensor.data = tensor.data.clone()
+                tensor.grad = grad
+        self.layers.clear()
+        return self.base
+
+    @contextmanager
+    def passing(self, now: Pass) -> Iterator[None]:
+        """Inside, forward and backward know whose rows are whose."""
+        for layer in self.layers.values():
+            layer.now = now
+        yield
+
+    @contextmanager
+    def worn(self) -> Iterator[Gang]:
+        """Inside, the members wear their adapters; afterwards the base is bare, whatever happened."""
+        self.put_on()
+        try:
+            yield self
+        finally:
+            self.take_off()
+
+
+def stacked(tensors: Sequence[torch.Tensor]) -> torch.nn.Parameter:
+    """(members, rank, width) with zeros beyond each rank; every tensor becomes a view of its slice.
+
+    So do its gradients: what was there is kept, and backward adds to it.
+    """
+    rank, width = max(len(t) for t in tensors), tensors[0].shape[1]
+    first = tensors[0]
+    stack = torch.nn.Parameter(torch.zeros(len(tensors), rank, width, dtype=first.dtype, device=first.device))
+    stack.grad = torch.zeros_like(stack)
+    for k, tensor in enumerate(tensors):
+        view, grad = stack.data[k, : len(tensor)], stack.grad[k, : len(tensor)]
+        view.copy_(tensor.data)
+        if tensor.grad is not None:
+            grad.copy_(tensor.grad)
+        tensor.grad = None
+        tensor.data = view
+        tensor.grad = grad
+    return stack
+
+
+def set_submodule(model: Any, name: str, module: torch.nn.Module) -> None:
+    """Put ``module`` where the model has its submodule ``name``."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent) if parent else model, child, module)

@@ -1,0 +1,205 @@
+"""A trial in training: its adapter, its optimizer, and where it stands in the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from budgetsearch.core.records import Segment, Status
+from budgetsearch.core.schedule import rate_factor
+from budgetsearch.training import checkpoints
+from budgetsearch.training.adapters import Adapter
+from budgetsearch.training.batches import DataOrder
+
+if TYPE_CHECKING:
+    from budgetsearch.training.tokens import PreparedData
+
+CLIP_NORM = 1.0
+"""Gradient norm of one adapter is clipped here (recipes use 0.3 to 1)."""
+BETAS = (0.9, 0.999)
+DIVERGED_FACTOR = 3.0
+"""A training loss so many times its first value, over several steps, has diverged."""
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What every segment of a run shares."""
+
+    data: PreparedData
+    model_path: Path
+    checkpoint_path: Path
+    device: str
+    targets: str
+    base_name: str
+    seed: int
+    pad: int
+    beat: Callable[[int | None, str, int, float | None], None]
+    """(trial, activity, tokens, loss): a sign of life."""
+    stopping: Callable[[], bool]
+    """Whether the job was told to checkpoint and stop."""
+    peak_bytes: Callable[[], int]
+
+
+class Diverged(Exception):
+    """The training loss or the weights are not finite any more, or ran away."""
+
+
+@dataclass
+class Member:
+    """A trial that trains, alone or beside others: nothing here depends on its neighbours."""
+
+    shop: Shop
+    segment: Segment
+    adapter: Adapter
+    optimizer: torch.optim.AdamW
+    order: DataOrder
+    micro_batch: int
+    tokens: int = 0
+    steps: int = 0
+    status: Status | None = None
+    """None while there is more to do."""
+    detail: str = ""
+    recent: list[float] = field(default_factory=list)
+    """Training losses of this segment's steps."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Its share of the time, by phase."""
+    positions: int = 0
+    """Positions computed for it in this segment, padding included."""
+    _pending: list[list[int]] = field(default_factory=list)
+    """Micro-batches of the step under way."""
+    _losses: list[torch.Tensor] = field(default_factory=list)
+
+    @classmethod
+    def set_up(cls, base: Any, segment: Segment, shop: Shop) -> Member:
+        """A fresh trial, or one that goes on exactly where its checkpoint stopped."""
+        if segment.checkpoint_in:
+            saved = checkpoints.load(shop.checkpoint_path / segment.checkpoint_in)
+            adapter = Adapter.saved(saved.tensors, saved.config, shop.device)
+            member = cls._new(segment, shop, adapter)
+            member._restore(saved)
+            return member
+        adapter = Adapter.fresh(
+            base, segment.params, targets=shop.targets, seed=segment.seed, base_name=shop.base_name
+        )
+        return cls._new(segment, shop, adapter)
+
+    @classmethod
+    def _new(cls, segment: Segment, shop: Shop, adapter: Adapter) -> Member:
+        weights = list(adapter.weights().values())
+        optimizer = torch.optim.AdamW(weights, lr=0.0, betas=BETAS, weight_decay=0.0, fused=True)
+        order = DataOrder(shop.data.train.lengths, segment.batch_size, shop.seed)
+        return cls(shop, segment, adapter, optimizer, order, segment.micro_batch)
+
+    # ------------------------------------------------------------------------- a step
+
+    def next_rows(self) -> list[int]:
+        """The next micro-batch of the step under way, or of the next step."""
+        if not self._pending:
+            self.begin_step(self.order.step_rows(self.steps))
+        return self._pending[0]
+
+    def begin_step(self, rows: Sequence[int]) -> None:
+        """The next optimizer step is on these rows of the training data."""
+        size = self.micro_batch
+        self._pending = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+        self._losses = []
+        self._targets = sum(self.shop.data.train.targets(row) for row in rows)
+        self._tokens = sum(self.shop.data.train.lengths[row] for row in rows)
+
+    @property
+    def step_targets(self) -> int:
+        """Completion tokens of the step: the loss is their mean, whatever the micro-batches are."""
+        return self._targets
+
+    @property
+    def mask_seed(self) -> str:
+        """What this micro-batch's dropout masks depend on, and nothing else does."""
+        return f"{self.segment.seed}/{self.steps}/{len(self._pending)}"
+
+    def take(self, loss: torch.Tensor) -> bool:
+        """The micro-batch has run backward; returns whether the step is complete."""
+        self._losses.append(loss)
+        del self._pending[0]
+        return not self._pending
+
+    def measure(self) -> torch.Tensor:
+        """(loss, gradient norm) of the complete step, still on the device; the gradients are clipped."""
+        norm = torch.nn.utils.clip_grad_norm_(list(self.adapter.weights().values()), CLIP_NORM)
+        return torch.stack([torch.stack(self._losses).sum().double(), norm.double()])
+
+    def finish_step(self, loss: float, norm: float) -> None:
+        """One step of AdamW, if what ``measure`` found is finite.
+
+        Raises:
+            Diverged: it is not, or the loss ran away.
+        """
+        self._check(loss, norm)
+        peak = float(self.segment.params["learning_rate"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = peak * rate_factor(self.segment.schedule, self.tokens)
+        self.optimizer.step()
+        self.clear()
+        self.steps += 1
+        self.tokens += self._tokens
+        self.adapter.update_average(self.steps)
+        if self.tokens >= self.segment.stop_tokens:
+            self.status = "ok"
+
+    def clear(self) -> None:
+        """Forget the gradients and whatever was done of a step that is not complete."""
+        self._pending, self._losses = [], []
+        grads = [w.grad for w in self.adapter.weights().values() if w.grad is not None]
+        if grads:
+            torch._foreach_zero_(grads)
+
+    def _check(self, loss: float, norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(f"loss {loss}, gradient norm {norm} at step {self.steps + 1}")
+        self.recent.append(loss)
+        first = self.recent[0]
+        if len(self.recent) >= 8 and min(self.recent[-4:]) > DIVERGED_FACTOR * max(first, 1.0):
+            raise Diverged(f"the training loss rose from {first:.3g} to {loss:.3g} by step {self.steps + 1}")
+
+    def charge(self, phase: str, seconds: float) -> None:
+        """Add to its share of the time."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    # -------------------------------------------------------------------- checkpoints
+
+    def save(self) -> str:
+        """Write a checkpoint; returns its name."""
+        segment = self.segment
+        name = f"trial{segment.trial_id:04d}-rung{segment.rung}-tokens{self.tokens}-attempt{segment.attempt}"
+        checkpoints.save(
+            self.shop.checkpoint_path / name,
+            adapter=self.adapter.exportable(),
+            config=self.adapter.config,
+            tensors=self._state(),
+            progress=checkpoints.Progress(self.tokens, self.steps),
+        )
+        return name
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        tensors = {}
+        for name, weight in self.adapter.weights().items():
+            tensors[f"weight/{name}"] = weight
+            tensors[f"average/{name}"] = self.adapter.average[name]
+            moments = self.optimizer.state.get(weight, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{key}/{name}"] = moments.get(key, torch.zeros_like(weight))
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def _restore(self, saved: checkpoints.Saved) -> None:
+        self.tokens, self.steps = saved.progress.tokens, saved.progress.steps
+        device = self.shop.device
+        for name, weight in self.adapter.weights().items():
+            self.optimizer.state[weight] = {
+                "step": torch.tensor(float(self.steps), device=device),
+                "exp_avg": saved.tensors[f"exp_avg/{name}"].to(device),
+                "exp_avg_sq": saved.tensors[f"exp_avg_sq/{name}"].to(device),
+            }

@@ -1,0 +1,265 @@
+"""Gangs in the policy: who trains beside whom, what that costs, and that no promise is broken by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from budgetsearch.core.budget import gang_gains, probe_seconds
+from budgetsearch.core.costs import CostModel
+from budgetsearch.core.events import Decided
+from budgetsearch.core.history import History
+from budgetsearch.core.records import (
+    Calibration,
+    Job,
+    NeedCandidates,
+    Probe,
+    Run,
+    Segment,
+    SegmentResult,
+    Status,
+    TrainJob,
+)
+from budgetsearch.engines.simulator import SyntheticWorld
+from budgetsearch.ledger import read_entries
+from budgetsearch.simulate.invariants import check
+from budgetsearch.study.sampler import OptunaSampler
+from tests.simulation import Killed, Killer, make_driver
+from tests.test_driver import run
+from tests.test_policy import SMALL_DATA
+
+GAINS = {2: 1.6, 4: 2.4}
+
+
+def jobs(path: Path) -> list[TrainJob]:
+    """Every job that was decided, in order."""
+    events = [entry.event for entry in read_entries(path)]
+    return [e.decision.job for e in events if isinstance(e, Decided) and isinstance(e.decision, Run)]
+
+
+def ganged(
+    path: Path, budget: float = 2400.0, world: SyntheticWorld | None = None, **changes: Any
+) -> History:
+    """A run in a world where gangs of four pay; its invariants are checked, every decision replayed."""
+    changes = {"max_gang": 4, **changes}
+    history = run(path, world or SyntheticWorld(gains=GAINS), budget=budget, **changes)
+    check(read_entries(path), budget, replay=True)
+    return history
+
+
+def test_what_pays_trains_together(tmp_path: Path) -> None:
+    """Gangs form, never larger than calibrated, of one quantization, and no trial is in one twice."""
+    path = tmp_path / "l.sqlite"
+    history = ganged(path, budget=7200.0, **SMALL_DATA)
+    sizes = [len(job.segments) for job in jobs(path)]
+    assert max(sizes) == 4
+    assert sum(size > 1 for size in sizes) >= 3
+    for job in jobs(path):
+        assert len({s.params["quantization"] for s in job.segments}) == 1
+        assert len({s.trial_id for s in job.segments}) == len(job.segments)
+    assert history.plan is not None
+    assert history.plan.gang_gains["nf4"] == pytest.approx((1.0, 1.6, 2.0679700, 2.4))
+
+
+def test_more_trials_are_tried_in_the_same_time(tmp_path: Path) -> None:
+    """With gangs that reach 2.4 times the rate the same budget holds clearly more trials."""
+    alone = ganged(tmp_path / "a.sqlite", budget=7200.0, max_gang=1, **SMALL_DATA)
+    together = ganged(tmp_path / "b.sqlite", budget=7200.0, **SMALL_DATA)
+    count = [sum(t.started for t in history.trials.values()) for history in (alone, together)]
+    assert count[1] >= 1.3 * count[0]
+    assert {len(job.segments) for job in jobs(tmp_path / "a.sqlite")} == {1}
+
+
+def test_gangs_that_do_not_pay_are_not_formed(tmp_path: Path) -> None:
+    """Nothing was calibrated above one: every job has one segment."""
+    ganged(tmp_path / "l.sqlite", world=SyntheticWorld())
+    assert {len(job.segments) for job in jobs(tmp_path / "l.sqlite")} == {1}
+
+
+def test_the_full_run_goes_alone(tmp_path: Path) -> None:
+    """It wants all the time that is left."""
+    path = tmp_path / "l.sqlite"
+    history = ganged(path)
+    assert history.plan is not None
+    top = history.plan.top_rung
+    full = [job for job in jobs(path) if any(s.rung == top for s in job.segments)]
+    assert full
+    assert all(len(job.segments) == 1 for job in full)
+
+
+def test_candidates_wait_for_their_own_gang_but_not_for_long(tmp_path: Path) -> None:
+    """Those of the other quantization are few at any time, and nearly all of them run in the end."""
+    path = tmp_path / "l.sqlite"
+    history = ganged(path, budget=3600.0)
+    waiting, seen = 0, History()
+    for entry in read_entries(path):
+        seen.apply(entry)
+        waiting = max(waiting, len(seen.candidates))
+    assert waiting <= 3 * 4
+    assert len(history.candidates) <= 4
+
+
+def test_costs_are_learned_as_if_alone(tmp_path: Path) -> None:
+    """A member's share of a gang's time is multiplied with the gain: the factor stays one."""
+    history = ganged(tmp_path / "l.sqlite")
+    assert history.plan is not None
+    model = CostModel.learn(history.plan, history)
+    for name in ("fp32", "nf4"):
+        assert model.factors[name, None][0] == pytest.approx(1.0, abs=1e-6)
+
+
+@dataclass
+class Crowded(SyntheticWorld):
+    """More than two at once never fit."""
+
+    def perform(self, job: Job) -> tuple[tuple[Any, ...], float]:
+        """The worker shrinks the gang by itself, and says so."""
+        results, seconds = super().perform(job)
+        if isinstance(job, TrainJob):
+            results = tuple(replace(r, gang=min(2, r.gang)) for r in results)
+        return results, seconds
+
+
+def test_a_gang_that_had_to_shrink_is_not_tried_again(tmp_path: Path) -> None:
+    """After the first that ran out of memory no job of that quantization is larger than what fitted."""
+    path = tmp_path / "l.sqlite"
+    history = ganged(path, world=Crowded(gains=GAINS))
+    for name in ("fp32", "nf4"):
+        sizes = [len(job.segments) for job in jobs(path) if job.quantization == name]
+        first = next(i for i, size in enumerate(sizes) if size > 2)
+        assert max(sizes[first + 1 :]) <= 2
+    assert history.gang_limits == {"fp32": 2, "nf4": 2}
+
+
+def test_what_crashed_goes_on_alone(tmp_path: Path) -> None:
+    """One poisoned trial takes its neighbours down once; then each is tried alone and only it is given up."""
+
+    def fate(segment: Segment) -> Status:
+        return "crashed" if poisoned.intersection(current) else "ok"
+
+    poisoned, current = {1}, set[int]()
+
+    class Poisoned(SyntheticWorld):
+        def perform(self, job: Job) -> tuple[tuple[Any, ...], float]:
+            current.clear()
+            if isinstance(job, TrainJob):
+                current.update(s.trial_id for s in job.segments)
+            return super().perform(job)
+
+    path = tmp_path / "l.sqlite"
+    history = ganged(path, world=Poisoned(gains=GAINS, fate=fate))
+    assert {n for n, t in history.trials.items() if t.dead} == {1}
+    again = [job for job in jobs(path) if any(s.attempt for s in job.segments)]
+    assert len(again) >= 2
+    assert all(len(job.segments) == 1 for job in again)
+
+
+def test_a_smaller_micro_batch_is_remembered(tmp_path: Path) -> None:
+    """What the worker had to halve is where the trial goes on."""
+
+    class Small(SyntheticWorld):
+        def perform(self, job: Job) -> tuple[tuple[Any, ...], float]:
+            results, seconds = super().perform(job)
+            if isinstance(job, TrainJob):
+                results = tuple(replace(r, micro_batch=2) for r in results)
+            return results, seconds
+
+    path = tmp_path / "l.sqlite"
+    ganged(path, world=Small(gains=GAINS))
+    later = [s for job in jobs(path) for s in job.segments if s.start_tokens]
+    assert later
+    assert {2} == {s.micro_batch for s in later}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    budget=st.floats(300, 9000),
+    two=st.floats(1.03, 2.0),
+    four=st.floats(1.0, 2.0),
+    seed=st.integers(0, 5),
+    slow=st.floats(0.5, 3.0),
+    bad=st.sets(st.integers(0, 12), max_size=4),
+)
+def test_no_promise_breaks_whatever_gangs_do(
+    tmp_path_factory: pytest.TempPathFactory,
+    budget: float,
+    two: float,
+    four: float,
+    seed: int,
+    slow: float,
+    bad: set[int],
+) -> None:
+    """Deadline, charges, promotions and replay hold for random gains, speeds and failures."""
+    path = tmp_path_factory.mktemp("p") / "l.sqlite"
+    world = SyntheticWorld(
+        seed=seed,
+        gains={2: two, 4: two * four},
+        slowdown=lambda segment: slow,
+        fate=lambda segment: "diverged" if segment.trial_id in bad else "ok",
+    )
+    history = run(path, world, budget=budget, seed=seed, max_gang=4)
+    check(read_entries(path), budget, replay=True)
+    assert history.incumbent is not None or len(bad) >= 3 or slow > 1.5
+
+
+def test_a_kill_in_a_gang_loses_only_the_running_segments(tmp_path: Path) -> None:
+    """Every member starts again from its checkpoint, and the run goes on to its end."""
+    path = tmp_path / "l.sqlite"
+    whole = ganged(tmp_path / "whole.sqlite")
+    entries = list(read_entries(tmp_path / "whole.sqlite"))
+    first = next(
+        e.seq
+        for e in entries
+        if isinstance(e.event, Decided)
+        and isinstance(e.event.decision, Run)
+        and len(e.event.decision.job.segments) == 4
+    )
+    driver = make_driver(path, SyntheticWorld(gains=GAINS), budget=2400.0, max_gang=4)
+    driver.ledger.watch(Killer(first + 3))
+    with pytest.raises(Killed):
+        driver.run()
+    driver.ledger.close()
+    again = make_driver(path, SyntheticWorld(gains=GAINS), budget=2400.0, max_gang=4)
+    history = again.run()
+    check(read_entries(path), 2400.0)
+    assert history.closed is not None
+    assert history.closed.state == "finished"
+    assert len(history.trials) >= len(whole.trials) - 4
+
+
+def test_the_optuna_sampler_proposes_for_gangs_too(tmp_path: Path) -> None:
+    """Trials that were proposed while others waited are all different."""
+    history = ganged(tmp_path / "l.sqlite", budget=3600.0, sampler=OptunaSampler())
+    points = {tuple(sorted(t.trial.params.items())) for t in history.trials.values()}
+    assert len(points) == len(history.trials)
+    asked = [
+        e.event.decision.count
+        for e in read_entries(tmp_path / "l.sqlite")
+        if isinstance(e.event, Decided) and isinstance(e.event.decision, NeedCandidates)
+    ]
+    assert set(asked) == {1}
+
+
+def test_gains_between_two_probes_are_interpolated() -> None:
+    """And a probe that was slower than one alone counts as no gain."""
+    probes = tuple(Probe(n, 4, False, 64, rate, 0) for n, rate in ((1, 100.0), (2, 90.0), (4, 200.0)))
+    found = Calibration("fp32", "ok", 100.0, gang=4, probes=probes)
+    assert gang_gains(found) == pytest.approx((1.0, 1.0, 1.5849625, 2.0))
+    assert gang_gains(replace(found, gang=1)) == (1.0,)
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(720, 2.0), (3600, 7.2), (86400, 20.0)])
+def test_longer_budgets_are_calibrated_longer(budget: float, seconds: float) -> None:
+    """Two per mille for each size, 2 to 20 s."""
+    assert probe_seconds(budget) == pytest.approx(seconds)
+
+
+def test_results_of_a_gang_are_one_each() -> None:
+    """The record says how many trained at once."""
+    result = SegmentResult(0, 0, "ok", 10, gang=3, micro_batch=2, padding=0.1)
+    assert (3, 2, 0.1) == (result.gang, result.micro_batch, result.padding)
