@@ -133,10 +133,10 @@ class Settings(BaseModel):
         "Default: 8. Source: tokens per second saturate before that, benchmarks/training.",
     )
     eval_share: float = Field(
-        0.15,
+        0.1,
         gt=0,
         le=0.5,
-        description="Share of a rung's seconds that its evaluation may take. Default: 0.15.",
+        description="Share of a rung's seconds that its evaluation may take. Default: 0.1.",
     )
     task_examples: int = Field(
         32, ge=0, le=32, description="Examples answered for the task accuracy. Default: 32, the most."

@@ -80,6 +80,7 @@ def plan(space: Mapping[str, Any] = SPACE, **changes: Any) -> Plan:
         "reference_rates": RATES,
         "micro_batches": dict.fromkeys(RATES, 4),
         "overheads": dict.fromkeys(RATES, 1.0),
+        "checkpoint_seconds": dict.fromkeys(RATES, 0.5),
         "load_seconds": dict.fromkeys(RATES, 1.0),
         "max_tokens": 100_000,
         "batch_size": 8,

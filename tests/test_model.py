@@ -150,3 +150,22 @@ def test_rank_correlation_is_spearmans() -> None:
     assert rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 5, 4]) == pytest.approx(0.9)
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
     assert rank_correlation([1, 1, 2, 2], [1, 1, 2, 2]) == pytest.approx(1.0)
+
+
+def test_what_waits_for_its_result_is_not_suggested_again() -> None:
+    """The expected end of a waiting point is believed: the model is surer there, its mean hardly moves, and
+    a gang's suggestions lie further apart than without."""
+    cube, seen = Cube((None, None, None)), observed(40)
+    fitted = parameters(cube, seen)
+    first = suggest(cube, seen, fitted, np.random.default_rng(1))[0]
+    model = Surrogate(seen, fitted)
+    believer = model.believing(first[None, :])
+    (before, doubt), (after, less) = model.predict(first[None, :]), believer.predict(first[None, :])
+    assert after == pytest.approx(before, abs=0.05)
+    assert less < 0.8 * doubt
+    apart, close = [], []
+    for number in range(6):
+        waiting = np.array(apart).reshape(-1, 3)
+        apart.append(suggest(cube, seen, fitted, np.random.default_rng(number), waiting)[0])
+        close.append(suggest(cube, seen, fitted, np.random.default_rng(number))[0])
+    assert np.std(apart, axis=0).mean() > 1.2 * np.std(close, axis=0).mean()

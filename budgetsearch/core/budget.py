@@ -26,6 +26,8 @@ TASK_SHARE = 0.06
 """Share of the budget that generating answers for the accuracy may take, 600 s at most."""
 EXIT_SECONDS = 6.0
 """Report, study and process exit; the larger of this and 1% of the budget (60 s at most)."""
+FULL_EVAL_SHARE = 0.04
+"""Evaluations in the middle of a full run take so much of its training's time at most."""
 LOSS_FACTOR = 1.5
 """Evaluations in the reserve may take so much longer than the calibration's."""
 
@@ -110,6 +112,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         overheads={
             name: examples * c.eval_seconds_per_example + c.checkpoint_seconds for name, c in usable.items()
         },
+        checkpoint_seconds={name: c.checkpoint_seconds for name, c in usable.items()},
         load_seconds={name: c.load_seconds for name, c in usable.items()},
         max_tokens=max_tokens,
         batch_size=request.batch_size,
@@ -205,7 +208,8 @@ def _full_seconds(
     longest = min(request.full_share * request.budget_seconds, measured.data)
     links = max(1.0, longest / checkpoint_interval(request.budget_seconds))
     group = max(request.eta, FEW_TRIALS) if len(shares) > 1 else 1
-    overhead = (group + len(shares) - 2 + links) * (examples * measured.example + measured.write)
+    evaluated = examples * measured.example + measured.write
+    overhead = (group + len(shares) - 1) * evaluated + links * measured.write + FULL_EVAL_SHARE * longest
     work = 1.0 + (group - 1) * shares[0]
     return min(longest, max(0.0, free - overhead) / (work * PLANNING_MARGIN))
 

@@ -32,6 +32,9 @@ class CostModel:
     """Measured over reference seconds, by quantization and by both quantization and rank: (expected,
     pessimistic)."""
     overheads: dict[str, float]
+    """Seconds beside training of a segment that is evaluated, by quantization."""
+    bare_overheads: dict[str, float]
+    """The same of one that only writes a checkpoint."""
     margin: float
     """Plans take so many times the expected cost: less, the more segments have been measured."""
 
@@ -39,7 +42,7 @@ class CostModel:
     def learn(cls, plan: Plan, history: History) -> CostModel:
         """From the calibrated rates and every segment that has ended."""
         ratios: dict[CostKey, list[float]] = {}
-        extras: dict[str, list[float]] = {}
+        extras: dict[tuple[str, bool], list[float]] = {}
         for segment, result in history.results:
             name = cost_class(segment.params)
             train = result.seconds.get("train", 0.0)
@@ -49,7 +52,8 @@ class CostModel:
                 for key in _keys(segment.params):
                     ratios.setdefault(key, []).append(train * rate / tokens)
             if result.status == "ok":
-                extras.setdefault(name, []).append(sum(result.seconds.values()) - train)
+                key = name, segment.evaluate
+                extras.setdefault(key, []).append(sum(result.seconds.values()) - train)
         names = plan.reference_rates
         everything = [ratio for name in names for ratio in ratios.get((name, None), [])]
         between = _between_segments(history)
@@ -58,7 +62,10 @@ class CostModel:
             plan=plan,
             factors={key: _factors(some) for key, some in known.items()}
             | {(name, None): _factors(known.get((name, None), everything)) for name in names},
-            overheads={name: between + _mean(extras.get(name, []), plan.overheads[name]) for name in names},
+            overheads={n: between + _mean(extras.get((n, True), []), plan.overheads[n]) for n in names},
+            bare_overheads={
+                n: between + _mean(extras.get((n, False), []), plan.checkpoint_seconds[n]) for n in names
+            },
             margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(everything) / 4),
         )
 
@@ -72,8 +79,17 @@ class CostModel:
 
     def segment_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of a whole segment: training, evaluation and checkpoint."""
-        extra = self.overheads[cost_class(params)] * (PESSIMISM if pessimistic else 1.0)
+        extra = self.overhead_seconds(params, pessimistic=pessimistic)
         return self.train_seconds(params, tokens, pessimistic=pessimistic) + extra
+
+    def overhead_seconds(self, params: Params, *, evaluated: bool = True, pessimistic: bool = False) -> float:
+        """Seconds of a segment beside its training."""
+        seconds = (self.overheads if evaluated else self.bare_overheads)[cost_class(params)]
+        return seconds * (PESSIMISM if pessimistic else 1.0)
+
+    def evaluation_seconds(self, params: Params) -> float:
+        """Seconds that measuring a loss takes."""
+        return max(0.0, self.overhead_seconds(params) - self.overhead_seconds(params, evaluated=False))
 
     def typical_seconds(self, reference_seconds: float, *, ganged: bool = False) -> float:
         """A segment of so many reference seconds, whatever its quantization will be; ``ganged``: its share

@@ -13,8 +13,11 @@ go to the second rung, and if the two rungs rank them differently, further trial
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from budgetsearch.core.budget import FULL_EVAL_SHARE
 from budgetsearch.core.choosing import any_promotable, earned, finalists, prefer_resident, promotable
 from budgetsearch.core.costs import PESSIMISM, CostModel
 from budgetsearch.core.gangs import gather
@@ -191,6 +194,8 @@ def _full_run_link(view: View, state: TrialState, reason: str) -> Run | None:
     link = _link_tokens(view, state)
     stop = end if state.tokens + 1.3 * link >= end else state.tokens + link
     segment = _segment(view, state, view.plan.top_rung, stop, schedule)
+    due = stop - state.evaluated_tokens >= _evaluation_tokens(view, state)
+    segment = replace(segment, evaluate=stop >= end or due or state.best_loss is None)
     return view.run(segment, f"{reason}: tokens {state.tokens} to {stop} of {end}", view.left)
 
 
@@ -256,13 +261,21 @@ def _full_run_seconds(view: View) -> float:
     ladder = view.plan.ladder
     training = ladder[-1] - (ladder[-2] if len(ladder) > 1 else 0.0)
     links = max(1.0, training / view.plan.checkpoint_every_seconds)
-    overhead = view.costs.typical_seconds(0.0) * (links - 1)
-    return (view.costs.typical_seconds(training) + overhead) * view.costs.margin
+    writes = statistics.fmean(view.costs.bare_overheads.values()) * (links - 1)
+    evaluated = any(view.costs.overheads[n] > view.costs.bare_overheads[n] for n in view.costs.overheads)
+    evaluations = FULL_EVAL_SHARE * training if evaluated else 0.0
+    return (view.costs.typical_seconds(training) + writes + evaluations) * view.costs.margin
 
 
 def _link_tokens(view: View, state: TrialState) -> int:
     rate = view.plan.reference_rates[cost_class(state.trial.params)]
     return max(math.ceil(view.plan.step_tokens), int(view.plan.checkpoint_every_seconds * rate))
+
+
+def _evaluation_tokens(view: View, state: TrialState) -> float:
+    """A full run's loss is measured so often that it takes a small share of the time."""
+    params = state.trial.params
+    return view.costs.evaluation_seconds(params) / FULL_EVAL_SHARE / view.costs.train_seconds(params, 1.0)
 
 
 def _full_run_end(view: View, state: TrialState) -> int:
@@ -279,10 +292,19 @@ def _full_run_end(view: View, state: TrialState) -> int:
 def _affordable_end(view: View, state: TrialState) -> int:
     """The last token that surely fits into what is left, with a checkpoint at every link."""
     params = state.trial.params
-    per_token = view.costs.train_seconds(params, 1.0, pessimistic=True)
-    overhead = view.costs.segment_seconds(params, 0, pessimistic=True)
-    per_token += overhead / _link_tokens(view, state)
-    return state.tokens + int((view.left - view.load_seconds(state) - overhead) / per_token)
+    last = view.costs.overhead_seconds(params, pessimistic=True)
+    return state.tokens + int((view.left - view.load_seconds(state) - last) / _link_seconds(view, state))
+
+
+def _link_seconds(view: View, state: TrialState) -> float:
+    """Pessimistic seconds of one token in a full run: training, its checkpoints and its evaluations."""
+    params = state.trial.params
+    write = view.costs.overhead_seconds(params, evaluated=False, pessimistic=True)
+    train = view.costs.train_seconds(params, 1.0, pessimistic=True)
+    evaluations = 0.0
+    if view.costs.evaluation_seconds(params):
+        evaluations = PESSIMISM * FULL_EVAL_SHARE * view.costs.train_seconds(params, 1.0)
+    return train + evaluations + write / _link_tokens(view, state)
 
 
 def _runner_up_fits(view: View, state: TrialState) -> bool:
@@ -297,9 +319,8 @@ def _runner_up_fits(view: View, state: TrialState) -> bool:
 
 def _seconds_to_top(view: View, state: TrialState) -> float:
     tokens = max(0, state.trial.rung_tokens[view.plan.top_rung] - state.tokens)
-    links = math.ceil(max(1, tokens) / _link_tokens(view, state))
-    overhead = view.costs.segment_seconds(state.trial.params, 0, pessimistic=True)
-    return view.costs.train_seconds(state.trial.params, tokens, pessimistic=True) + links * overhead
+    last = view.costs.overhead_seconds(state.trial.params, pessimistic=True)
+    return tokens * _link_seconds(view, state) + last
 
 
 def _gets_far_enough(view: View, state: TrialState) -> bool:

@@ -65,6 +65,8 @@ class TrialState:
     best_loss: float | None = None
     best_checkpoint: str | None = None
     best_tokens: int = 0
+    evaluated_tokens: int = 0
+    """Where its loss was last measured."""
     full_losses: list[float] = field(default_factory=list)
     """Validation loss after each link of the full run's chain."""
     full_stop_tokens: int | None = None
@@ -288,6 +290,7 @@ class History:
             state.tokens, state.checkpoint = result.tokens, result.checkpoint_out
         if result.loss is None or not result.checkpoint_out:
             return
+        state.evaluated_tokens = result.tokens
         if self.plan is not None and segment.rung == self.plan.top_rung:
             state.full_losses.append(result.loss)
         if state.best_loss is None or result.loss <= state.best_loss:

@@ -94,6 +94,8 @@ class Segment:
     attempt: int = 0
     recompute: bool = False
     """Whether activations are computed again in the backward pass (gradient checkpointing)."""
+    evaluate: bool = True
+    """Whether its loss is measured at its end; most links of a full run only write a checkpoint."""
 
     @property
     def goal_tokens(self) -> int:
@@ -301,6 +303,8 @@ class Plan:
     micro_batches: Mapping[str, int]
     overheads: Mapping[str, float]
     """Seconds that a segment costs beside training (evaluation, checkpoint), by quantization."""
+    checkpoint_seconds: Mapping[str, float]
+    """Seconds that a segment without an evaluation costs beside training, by quantization."""
     load_seconds: Mapping[str, float]
     """Seconds that loading each quantization of the base took."""
     max_tokens: int

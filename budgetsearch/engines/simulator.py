@@ -203,14 +203,16 @@ class SyntheticWorld:
         )
         if status != "ok":
             return result
+        name = _name(segment, segment.stop_tokens)
+        trained = replace(result, tokens=segment.stop_tokens, checkpoint_out=name)
+        if not segment.evaluate:
+            return trained
         loss = self.loss(segment, segment.stop_tokens)
         return replace(
-            result,
-            tokens=segment.stop_tokens,
+            trained,
             loss=loss,
             example_losses=(loss,) * min(examples, 8),
             seconds={"train": train, "evaluate": self.overhead_seconds},
-            checkpoint_out=_name(segment, segment.stop_tokens),
         )
 
     def _together(self, result: SegmentResult, job: TrainJob, gain: float) -> SegmentResult:

@@ -76,6 +76,7 @@ def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
         reference_rates={"any": 1.0 / (curves.point_cost * scale)},
         micro_batches={"any": 1},
         overheads={"any": 0.0},
+        checkpoint_seconds={"any": 0.0},
         load_seconds={"any": 0.0},
         max_tokens=curves.points,
         batch_size=1,

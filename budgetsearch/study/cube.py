@@ -67,9 +67,20 @@ def parameters(cube: Cube, seen: Observations) -> Array:
     return fit(Observations(cube.features(seen.x), seen.s, seen.y))
 
 
-def suggest(cube: Cube, seen: Observations, fitted: Array, rng: np.random.Generator) -> list[Array]:
-    """Points by falling expected improvement at the full length over the best expected so far."""
+def suggest(
+    cube: Cube,
+    seen: Observations,
+    fitted: Array,
+    rng: np.random.Generator,
+    waiting: Array | None = None,
+) -> list[Array]:
+    """Points by falling expected improvement at the full length over the best expected so far.
+
+    ``waiting``: points that were proposed before and have no result yet, (m, columns).
+    """
     surrogate = Surrogate(Observations(cube.features(seen.x), seen.s, seen.y), fitted)
+    if waiting is not None and len(waiting):
+        surrogate = surrogate.believing(cube.features(waiting))
     known = np.unique(seen.x, axis=0)
     expected, _ = surrogate.predict(cube.features(known))
     centres = known[np.argsort(expected, kind="stable")[:CENTRES]]

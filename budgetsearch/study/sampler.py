@@ -91,6 +91,12 @@ class _View:
             unit = {name: chance.random() for name in self.space.searched}
             yield Proposal(self.space.from_unit(unit), "prior")
 
+    def waiting(self) -> list[Params]:
+        """Configurations without any result yet: a gang is proposed one after the other."""
+        told = {segment.trial_id for segment, result in self.history.results if result.loss is not None}
+        states = self.history.trials.values()
+        return [s.trial.params for s in states if s.trial_id not in told and not s.dead]
+
     def _modelled(self, number: int) -> Iterator[Proposal]:
         seen = observations(self.history, self.space)
         if len(seen.y) < MIN_RESULTS:
@@ -102,7 +108,8 @@ class _View:
         if key not in self.fitted:
             self.fitted[key] = parameters(cube, early)
         rng = np.random.default_rng(mixed(self.seed, "model", number))
-        for point in suggest(cube, seen, self.fitted[key], rng):
+        waiting = as_array([to_row(self.space, p) for p in self.waiting()]).reshape(-1, seen.x.shape[1])
+        for point in suggest(cube, seen, self.fitted[key], rng, waiting):
             yield Proposal(from_point(self.space, point), "model")
 
 

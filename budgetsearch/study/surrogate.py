@@ -14,6 +14,7 @@ which keep many-dimensional fits smooth).
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -146,15 +147,31 @@ class Surrogate:
     """The posterior of the observations under given parameters."""
 
     def __init__(self, seen: Observations, parameters: Array) -> None:
-        from scipy.linalg import cho_solve, cholesky
-
         self._p = np.exp(parameters)
         self._seen = seen.some(PREDICT_POINTS)
-        n = len(self._seen.y)
+        self._condition(normal_scores(self._seen.y))
+
+    def believing(self, waiting: Array) -> Surrogate:
+        """The same after full runs at ``waiting`` (m, d) that end as expected.
+
+        So points that already wait for their results are not proposed again (the kriging believer,
+        Ginsbourger et al. 2010).
+        """
+        mean, _ = self.predict(waiting)
+        more = copy.copy(self)
+        s = np.concatenate([self._seen.s, np.ones(len(waiting))])
+        x = np.concatenate([self._seen.x, waiting])
+        more._seen = Observations(x, s, np.concatenate([self._seen.y, np.zeros(len(waiting))]))
+        more._condition(np.concatenate([self._z, mean]))
+        return more
+
+    def _condition(self, z: Array) -> None:
+        from scipy.linalg import cho_solve, cholesky
+
+        n, self._z = len(z), z
         covariance = self._covariance(self._seen.x, self._seen.s)
         covariance[np.diag_indices(n)] += self._p[self._seen.x.shape[1] + 3] ** 2 + JITTER
         self._lower = cholesky(covariance, lower=True, check_finite=False)
-        z = normal_scores(self._seen.y)
         self._alpha = cho_solve((self._lower, True), z, check_finite=False)
 
     def predict(self, x: Array, s: float = 1.0) -> tuple[Array, Array]:

@@ -151,7 +151,8 @@ class GangTraining:
     def evaluate(self, count: int, group: Sequence[Member] | None = None, batch: int = EVAL_BATCH) -> None:
         """Losses of the members that are well on the first ``count`` validation examples, with the
         averaged weights: one pass for all of them, or less at a time if memory runs out."""
-        group = [m for m in self.members if m.status == "ok"] if group is None else list(group)
+        if group is None:
+            group = [m for m in self.members if m.status == "ok" and m.segment.evaluate]
         if not group:
             return
         self.shop.beat(group[0].segment.trial_id, "evaluate", group[0].tokens, None)
