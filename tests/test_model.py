@@ -154,8 +154,8 @@ def test_rank_correlation_is_spearmans() -> None:
 
 def test_what_waits_for_its_result_is_not_suggested_again() -> None:
     """The expected end of a waiting point is believed: the model is surer there, its mean hardly moves, and
-    a gang's suggestions lie further apart than without."""
-    cube, seen = Cube((None, None, None)), observed(40)
+    a gang's suggestions lie further apart where it matters than without."""
+    cube, seen = Cube((None, None, None)), observed(12)
     fitted = parameters(cube, seen)
     first = suggest(cube, seen, fitted, np.random.default_rng(1))[0]
     model = Surrogate(seen, fitted)
@@ -168,4 +168,5 @@ def test_what_waits_for_its_result_is_not_suggested_again() -> None:
         waiting = np.array(apart).reshape(-1, 3)
         apart.append(suggest(cube, seen, fitted, np.random.default_rng(number), waiting)[0])
         close.append(suggest(cube, seen, fitted, np.random.default_rng(number))[0])
-    assert np.std(apart, axis=0).mean() > 1.2 * np.std(close, axis=0).mean()
+    matter = slice(0, 2)
+    assert np.std(apart, axis=0)[matter].mean() > 1.5 * np.std(close, axis=0)[matter].mean()
