@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from budgetsearch.core.events import Planned, SegmentStarted
+from budgetsearch.core.events import Decided, Planned, SegmentEnded, SegmentStarted
+from budgetsearch.core.records import Run
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.simulate.invariants import check
@@ -124,14 +125,32 @@ def test_a_run_ends_before_its_deadline_with_a_loadable_adapter(finished: tuple[
 def test_a_killed_worker_is_replaced_and_its_segment_issued_again(
     finished: tuple[Path, str, float],
 ) -> None:
-    """At most one segment crashed (none, if the worker was idle just then), and it was done again from
-    where it began."""
+    """The segments of at most one job crashed (none, if the worker was idle just then), and each was done
+    again from where it began, alone."""
+    entries = list(read_entries(finished[0] / "ledger.sqlite"))
+    ended = [e.event for e in entries if isinstance(e.event, SegmentEnded)]
+    lost = [event for event in ended if event.result.status == "crashed"]
+    assert len({event.job_id for event in lost}) <= 1
+    started = [e.event for e in entries if isinstance(e.event, SegmentStarted)]
+    for event in lost:
+        mine = [s for s in started if s.segment.trial_id == event.result.trial_id]
+        (again,) = [s for s in mine if s.segment.attempt == 1]
+        assert again.segment.start_tokens == event.result.tokens
+        assert len([s for s in started if s.job_id == again.job_id]) == 1
+
+
+def test_gangs_are_as_large_as_the_calibration_found_worthwhile(finished: tuple[Path, str, float]) -> None:
+    """A tiny model gains from gangs: some form, none is larger than calibrated, and the output says so."""
     history = read_history(finished[0] / "ledger.sqlite")
-    crashed = [segment for segment, result in history.results if result.status == "crashed"]
-    assert len(crashed) <= 1
-    for lost in crashed:
-        mine = [(s, r) for s, r in history.results if s.trial_id == lost.trial_id and r.status == "ok"]
-        assert (lost.start_tokens, 1) in [(s.start_tokens, s.attempt) for s, _ in mine]
+    entries = list(read_entries(finished[0] / "ledger.sqlite"))
+    runs = [e.event.decision for e in entries if isinstance(e.event, Decided)]
+    jobs = [decision.job for decision in runs if isinstance(decision, Run)]
+    most = {name: found.gang for name, found in history.calibrations.items()}
+    assert max(most.values()) > 1
+    assert all(len(job.segments) <= most[job.quantization] for job in jobs)
+    assert any(len(job.segments) > 1 for job in jobs)
+    assert "trials at once" in finished[1]
+    assert all(p.peak_bytes > 0 for found in history.calibrations.values() for p in found.probes)
 
 
 def test_every_decision_of_a_real_run_replays(finished: tuple[Path, str, float]) -> None:
