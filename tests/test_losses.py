@@ -84,7 +84,9 @@ def test_only_plain_heads_are_fused() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gangs_work_on_every_family(family: str, shop: Shop) -> None:
-    """Two unlike members end where each ends alone."""
+    """Two unlike members end where each ends alone. Gemma 2 takes its softmax in float32 over the padded
+    width, so there the sums round differently."""
+    tolerance = 1e-5 if family == "Gemma2" else 1e-10
     model = model_of(family)
     segments = [
         Segment(
@@ -107,7 +109,7 @@ def test_gangs_work_on_every_family(family: str, shop: Shop) -> None:
         alone.train()
         assert all(b.abs().max() > 0 for b in member.adapter.b.values())
         for name, weight in alone.members[0].adapter.weights().items():
-            assert torch.allclose(weight, member.adapter.weights()[name], rtol=0.0, atol=1e-10), name
+            assert torch.allclose(weight, member.adapter.weights()[name], rtol=0.0, atol=tolerance), name
 
 
 def test_the_fused_loss_has_the_gradient_of_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
