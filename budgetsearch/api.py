@@ -70,6 +70,7 @@ def run(
     max_rows: int | None = None,
     max_trials: int | None = None,
     max_gang: int | None = None,
+    optimizer: str | None = None,
     eval_share: float | None = None,
     task_examples: int | None = None,
     targets: str | None = None,

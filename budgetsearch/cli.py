@@ -116,6 +116,10 @@ def run(
         int | None,
         typer.Option(help="Adapters to train at once, at most; the calibration decides.", show_default="8"),
     ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="adamw, or adamw8bit (less memory, one trial at a time).", show_default="adamw"),
+    ] = None,
     eval_share: Annotated[
         float | None,
         typer.Option(help="Evaluation as a share of a first rung, at most.", show_default="0.1"),

@@ -248,6 +248,7 @@ def _worker_setup(
         card_index=card.index,
         limit_bytes=None if card.device == "cpu" else card.usable_bytes,
         trust_remote_code=settings.trust_remote_code,
+        optimizer=settings.optimizer,
     )
 
 
@@ -268,7 +269,7 @@ def _request(settings: Settings, card: Card, space: Space, prepared: PreparedDat
         valid_rows=prepared.valid_stats.rows,
         task_examples=settings.task_examples,
         max_trials=settings.max_trials,
-        max_gang=settings.max_gang,
+        max_gang=settings.max_gang if settings.optimizer == "adamw" else 1,
         limit_bytes=None if card.device == "cpu" else card.usable_bytes,
     )
 
@@ -294,7 +295,12 @@ def _facts(
     study = f"{folder.path.name}-{uuid.uuid4().hex[:8]}" if settings.storage else folder.path.name
     return {
         "study": study,
-        "card": {"name": card.name, "device": card.device, "usable_bytes": card.usable_bytes},
+        "card": {
+            "name": card.name,
+            "device": card.device,
+            "usable_bytes": card.usable_bytes,
+            "tflops": card.profile.tflops,
+        },
         "model": {
             "source": base.source,
             "loadable": base.loadable,

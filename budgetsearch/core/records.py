@@ -53,6 +53,8 @@ class WorkerSetup:
     """As NVML counts; None on the CPU."""
     limit_bytes: int | None = None
     trust_remote_code: bool = False
+    optimizer: str = "adamw"
+    """``adamw`` (fp32), or ``adamw8bit``, whose blocks would straddle the members of a gang."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,8 @@ class Calibration:
     """Members of a gang at which the rate saturates, memory allowing."""
     probes: tuple[Probe, ...] = ()
     """Everything that was measured."""
+    flops_per_token: float = 0.0
+    """Forward and backward, without attention: 4 per frozen weight, 6 per trained one."""
     peak_bytes: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""

@@ -38,6 +38,8 @@ class CardProfile:
     """Longest row in tokens."""
     source: str
     """Where ``usable_bytes`` comes from."""
+    tflops: float | None = None
+    """Dense 16-bit tensor throughput by the maker's data sheet, without sparsity; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,15 @@ SEVEN_B_BYTES = 20 * GIB
 
 
 def _card(
-    name: str, pattern: str, usable_gib: float | None, source: str, model: str = MISTRAL
+    name: str,
+    pattern: str,
+    usable_gib: float | None,
+    source: str,
+    model: str = MISTRAL,
+    tflops: float | None = None,
 ) -> CardProfile:
     usable = None if usable_gib is None else int(usable_gib * GIB)
-    return CardProfile(name, pattern, usable, "bf16", model, DOLLY, "lora", 16, 1024, source)
+    return CardProfile(name, pattern, usable, "bf16", model, DOLLY, "lora", 16, 1024, source, tflops)
 
 
 # Sizes are GiB, a little below what torch reports as the total of a real card: the driver keeps some.
@@ -87,17 +94,29 @@ PROFILES: Mapping[str, CardProfile] = {
             "cpu", "", None, "fp32", SMOLLM2_WHEEL, FAMILY, "lora_small", 4, 512, "four fifths of free memory"
         ),
         _card("auto", "", None, "free memory by NVML"),
-        _card("a100", r"A100(?!.*80 ?GB)", 39.35, "what the NeurIPS challenge's 40 GB card really offered"),
-        _card("a100-80gb", r"A100.*80 ?GB", 79.0, "torch reported 79.25 in public issues"),
-        _card("rtx4090", r"RTX 4090(?! Laptop)", 23.5, "torch reported 23.52 to 23.68 in public issues"),
-        _card("rtx3090", r"RTX 3090", 23.5, "estimate: 24 GiB, like the rtx4090"),
-        _card("h100", r"\bH100", 79.0, "estimate: like the a100-80gb"),
-        _card("h200", r"\bH200", 139.0, "estimate: about 139 in this project's notes"),
-        _card("l4", r"\bL4\b", 21.9, "estimate: AWS lists 22.35 in all"),
-        _card("a10g", r"\bA10G\b", 21.9, "torch reported 21.99 for an A10 in public issues"),
+        _card(
+            "a100",
+            r"A100(?!.*80 ?GB)",
+            39.35,
+            "what the NeurIPS challenge's 40 GB card really offered",
+            tflops=312,
+        ),
+        _card("a100-80gb", r"A100.*80 ?GB", 79.0, "torch reported 79.25 in public issues", tflops=312),
+        _card(
+            "rtx4090",
+            r"RTX 4090(?! Laptop)",
+            23.5,
+            "torch reported 23.52 to 23.68 in public issues",
+            tflops=165,
+        ),
+        _card("rtx3090", r"RTX 3090", 23.5, "estimate: 24 GiB, like the rtx4090", tflops=71),
+        _card("h100", r"\bH100", 79.0, "estimate: like the a100-80gb", tflops=989),
+        _card("h200", r"\bH200", 139.0, "estimate: about 139 in this project's notes", tflops=989),
+        _card("l4", r"\bL4\b", 21.9, "estimate: AWS lists 22.35 in all", tflops=121),
+        _card("a10g", r"\bA10G\b", 21.9, "torch reported 21.99 for an A10 in public issues", tflops=70),
         # Turing has no bf16 units, and a 7B in 16 bits does not fit.
         replace(
-            _card("t4", r"\bT4\b", 14.5, "torch reported 14.56 to 14.76 in public issues", SMOLLM2),
+            _card("t4", r"\bT4\b", 14.5, "torch reported 14.56 to 14.76 in public issues", SMOLLM2, 65),
             dtype="fp16",
         ),
     )

@@ -15,6 +15,7 @@ from budgetsearch.report.card import load_snippet
 from budgetsearch.report.tables import (
     gib,
     loss_text,
+    padding_share,
     params_text,
     phase_of,
     phase_rows,
@@ -130,7 +131,53 @@ def _runs(entries: Sequence[Entry]) -> list[tuple[float, Run]]:
 def _budget(entries: Sequence[Entry], history: History) -> list[str]:
     rows = [[row.phase, f"{row.seconds:.1f}", f"{row.share:.1%}"] for row in phase_rows(history)]
     total = sum(row.seconds for row in phase_rows(history))
-    return _table(["phase", "seconds", "share"], [*rows, ["together", f"{total:.1f}", "100.0%"]])
+    table = _table(["phase", "seconds", "share"], [*rows, ["together", f"{total:.1f}", "100.0%"]])
+    return [*table, "", *_useful(history)]
+
+
+def _useful(history: History) -> list[str]:
+    """What of the time was training, and what of the training was padding."""
+    if not history.spent or history.opened is None:
+        return []
+    train = history.charged.get("train", 0.0)
+    lines = [
+        f"Training took {train / history.opened.budget_seconds:.1%} of the budget; overhead (everything else "
+        f"that was spent) was {1 - train / history.spent:.1%} of the {history.spent:.0f} s spent."
+    ]
+    share = padding_share(history)
+    if share is not None:
+        lines.append(f"Padding was {share:.1%} of the positions that were computed in training.")
+    return lines
+
+
+def _speed(entries: Sequence[Entry], history: History) -> list[str]:
+    peak = history.opened.facts.get("card", {}).get("tflops") if history.opened else None
+    rows = []
+    for name, found in sorted(history.calibrations.items()):
+        for probe in found.probes:
+            flops = probe.tokens_per_second * found.flops_per_token
+            chosen = probe.members == found.gang and probe.recompute == found.recompute
+            rows.append(
+                [
+                    name,
+                    str(probe.members),
+                    str(probe.micro_batch),
+                    "yes" if probe.recompute else "no",
+                    f"{probe.tokens_per_second:.0f}",
+                    f"{flops / 1e12:.3f}",
+                    f"{flops / 1e12 / peak:.1%}" if peak else "-",
+                    gib(probe.peak_bytes),
+                    "yes" if chosen else "",
+                ]
+            )
+    heads = ["quantization", "trials at once", "micro-batch", "checkpointing"]
+    heads += ["tokens/s", "TFLOP/s", "MFU", "peak", "chosen"]
+    why = (
+        "Measured in the calibration, on real steps that begin with the longest rows. More trials at once "
+        "are chosen as long as each doubling pays. TFLOP/s leave attention out; MFU is their share of the "
+        "card's dense 16-bit peak, where that is known."
+    )
+    return [*_table(heads, rows), "", why] if rows else []
 
 
 def _ladder(entries: Sequence[Entry], history: History) -> list[str]:
@@ -207,6 +254,7 @@ SECTIONS: tuple[tuple[str, Writer], ...] = (
     ("Trials", _trials),
     ("Promotions", _promotions),
     ("Where the budget went", _budget),
+    ("Speed and memory", _speed),
     ("Rungs and reserve", _ladder),
     ("Sample answers", _samples),
     ("What failed", _failures),

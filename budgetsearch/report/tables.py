@@ -95,6 +95,17 @@ def phase_rows(history: History) -> list[PhaseRow]:
     return rows
 
 
+def padding_share(history: History) -> float | None:
+    """Padding among the positions that were computed in training; None before any."""
+    trained = positions = 0.0
+    for segment, result in history.results:
+        tokens = result.tokens - segment.start_tokens
+        if tokens > 0:
+            trained += tokens
+            positions += tokens / (1.0 - result.padding)
+    return 1.0 - trained / positions if positions else None
+
+
 def rank_correlations(history: History) -> list[tuple[int, int, float | None]]:
     """(rung, trials on it and the next, Spearman's correlation of their losses) for neighbours."""
     rows = []

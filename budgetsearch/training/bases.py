@@ -80,6 +80,8 @@ def load_base(path: str, quantization: str, device: str, *, trust_remote_code: b
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The base model in {path} cannot be loaded as {quantization}: {error}") from error
     _keep_bits(model)
+    if device != "cpu":
+        _use_liger(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     model.eval()
@@ -96,6 +98,20 @@ def _keep_bits(model: Any) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
+
+
+def _use_liger(model: Any) -> None:
+    """Liger's fused norms, rotations and activations, where they are installed and know the model.
+
+    The loss is left as it is: it is fused here already, and over completion tokens only.
+    """
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    except ImportError:
+        return
+    _apply_liger_kernel_to_instance(
+        model=model, rope=True, cross_entropy=False, fused_linear_cross_entropy=False
+    )
 
 
 def _bitsandbytes(quantization: str, compute: torch.dtype) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import psutil
 
@@ -25,7 +26,7 @@ PROBE_TRIAL = 9000
 """Trial numbers of the probes, whose checkpoint is swept away like any other that nothing needs."""
 
 
-def calibrate(base: object, job: CalibrateJob, shop: Shop, load_seconds: float) -> Calibration:
+def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> Calibration:
     """Find the largest micro-batch that fits, then the size of a gang at which the rate saturates.
 
     Where the effective batch does not fit at once, gradient checkpointing is tried as well. Every probe
@@ -61,6 +62,7 @@ def calibrate(base: object, job: CalibrateJob, shop: Shop, load_seconds: float) 
         recompute=alone.recompute,
         gang=chosen.members,
         probes=tuple(dict.fromkeys([*probes, *gangs])),
+        flops_per_token=flops_per_token(base, training),
         peak_bytes=chosen.peak_bytes,
         seconds=dict(timer.seconds),
     )
@@ -74,6 +76,21 @@ def _saturated(gangs: list[Probe]) -> Probe:
             break
         chosen = probe
     return chosen
+
+
+def flops_per_token(base: Any, training: GangTraining) -> float:
+    """Of one member's training: forward and backward through the linear layers.
+
+    A frozen weight is used twice, a trained one three times, at two operations each. The output layer
+    works on the completion tokens only. Attention itself is left out, so a utilisation is a lower bound.
+    """
+    data = training.shop.data.train_stats
+    head = base.get_output_embeddings()
+    layers = [m for m in base.modules() if hasattr(m, "in_features") and m is not head]
+    frozen = sum(m.in_features * m.out_features for m in layers)
+    frozen += head.in_features * head.out_features * data.target_tokens / data.tokens
+    trained = sum(weight.numel() for weight in training.members[0].adapter.weights().values())
+    return float(4 * frozen + 6 * trained)
 
 
 class _Bench:

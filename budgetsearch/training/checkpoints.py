@@ -40,7 +40,7 @@ class Saved:
 
     progress: Progress
     tensors: dict[str, torch.Tensor]
-    """``weight/NAME``, ``average/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME``."""
+    """``weight/NAME``, ``average/NAME``, ``optimizer/STATE/NAME``."""
     config: dict[str, Any]
     """PEFT's, from ``adapter_config.json``."""
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CLIP_NORM = 1.0
 """Gradient norm of one adapter is clipped here (recipes use 0.3 to 1)."""
 BETAS = (0.9, 0.999)
+OPTIMIZER = "optimizer/"
+"""Before the names of the optimizer's tensors in a checkpoint."""
 DIVERGED_FACTOR = 3.0
 """A training loss so many times its first value, over several steps, has diverged."""
 
@@ -43,6 +45,7 @@ class Shop:
     stopping: Callable[[], bool]
     """Whether the job was told to checkpoint and stop."""
     peak_bytes: Callable[[], int]
+    optimizer: str = "adamw"
 
 
 class Diverged(Exception):
@@ -56,7 +59,7 @@ class Member:
     shop: Shop
     segment: Segment
     adapter: Adapter
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     order: DataOrder
     micro_batch: int
     tokens: int = 0
@@ -90,8 +93,7 @@ class Member:
 
     @classmethod
     def _new(cls, segment: Segment, shop: Shop, adapter: Adapter) -> Member:
-        weights = list(adapter.weights().values())
-        optimizer = torch.optim.AdamW(weights, lr=0.0, betas=BETAS, weight_decay=0.0, fused=True)
+        optimizer = make_optimizer(shop.optimizer, list(adapter.weights().values()))
         order = DataOrder(shop.data.train.lengths, segment.batch_size, shop.seed)
         return cls(shop, segment, adapter, optimizer, order, segment.micro_batch)
 
@@ -189,17 +191,29 @@ class Member:
         for name, weight in self.adapter.weights().items():
             tensors[f"weight/{name}"] = weight
             tensors[f"average/{name}"] = self.adapter.average[name]
-            moments = self.optimizer.state.get(weight, {})
-            for key in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{key}/{name}"] = moments.get(key, torch.zeros_like(weight))
+            for key, value in self.optimizer.state[weight].items():
+                if key != "step":  # as many as the trial has taken
+                    shared = key.startswith("qmap")  # 8-bit: one table for all weights; a file wants its own
+                    tensors[f"{OPTIMIZER}{key}/{name}"] = value.clone() if shared else value
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def _restore(self, saved: checkpoints.Saved) -> None:
         self.tokens, self.steps = saved.progress.tokens, saved.progress.steps
-        device = self.shop.device
-        for name, weight in self.adapter.weights().items():
-            self.optimizer.state[weight] = {
-                "step": torch.tensor(float(self.steps), device=device),
-                "exp_avg": saved.tensors[f"exp_avg/{name}"].to(device),
-                "exp_avg_sq": saved.tensors[f"exp_avg_sq/{name}"].to(device),
-            }
+        device, weights = self.shop.device, self.adapter.weights()
+        whole = isinstance(self.optimizer, torch.optim.AdamW)
+        step = torch.tensor(float(self.steps), device=device) if whole else self.steps
+        for weight in weights.values():
+            self.optimizer.state[weight] = {"step": step.clone() if whole else step}  # type: ignore[union-attr]
+        for name, tensor in saved.tensors.items():
+            if name.startswith(OPTIMIZER):
+                key, _, where = name.removeprefix(OPTIMIZER).partition("/")
+                self.optimizer.state[weights[where]][key] = tensor.to(device)
+
+
+def make_optimizer(name: str, weights: list[torch.Tensor]) -> torch.optim.Optimizer:
+    """AdamW without weight decay; its rate is set before each step."""
+    if name == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(weights, lr=0.0, betas=BETAS, weight_decay=0.0)
+    return torch.optim.AdamW(weights, lr=0.0, betas=BETAS, weight_decay=0.0, fused=True)

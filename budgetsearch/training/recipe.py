@@ -60,6 +60,8 @@ class GangTraining:
     @classmethod
     def set_up(cls, base: Any, segments: Sequence[Segment], shop: Shop) -> GangTraining:
         """Fresh trials, and such that go on exactly where their checkpoints stopped."""
+        if len(segments) > 1 and shop.optimizer != "adamw":
+            raise ValueError("8-bit states hold blocks of one tensor: only one member at a time")
         members = [Member.set_up(base, segment, shop) for segment in segments]
         return cls(base, shop, members, len(members), segments[0].recompute)
 

@@ -57,6 +57,7 @@ class Workshop:
             beat=self._beat,
             stopping=lambda: self._stopping(self._job_id),
             peak_bytes=self.peak_bytes,
+            optimizer=setup.optimizer,
         )
         if setup.device != "cpu" and setup.limit_bytes:
             total = torch.cuda.get_device_properties(setup.device).total_memory

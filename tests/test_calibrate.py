@@ -1,0 +1,181 @@
+"""The calibration on a tiny model: what fits, what saturates, what is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from budgetsearch.core.records import CalibrateJob, Calibration, Probe, Schedule, Segment
+from budgetsearch.training import bases, calibrate, checkpoints
+from budgetsearch.training.bases import load_base
+from budgetsearch.training.calibrate import flops_per_token
+from budgetsearch.training.members import Shop
+from budgetsearch.training.recipe import GangTraining, train_gang
+
+JOB = CalibrateJob(-1, "fp32", rank=4, batch_size=8, limit_seconds=60.0, max_gang=4, probe_seconds=0.05)
+
+
+@pytest.fixture
+def base(tiny_model: Path) -> Any:
+    """The tiny model."""
+    return load_base(str(tiny_model), "fp32", "cpu")
+
+
+def limited(base: Any, positions: int, *, recomputed: int | None = None) -> Any:
+    """Let the base run out of memory beyond so many positions; more with gradient checkpointing."""
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        on = any(getattr(m, "gradient_checkpointing", False) and m.training for m in module.modules())
+        if len(kwargs["input_ids"]) > (recomputed if on and recomputed else positions):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return base.register_forward_pre_hook(look, with_kwargs=True)
+
+
+def rates(monkeypatch: pytest.MonkeyPatch, by_size: dict[int, float]) -> None:
+    """Let gangs of each size have the given rate: nothing depends on the machine."""
+    real = calibrate._Bench.probe
+
+    def probe(self: Any, members: int, micro: int, recompute: bool) -> Probe:
+        found = real(self, members, micro, recompute)
+        return dataclasses.replace(found, tokens_per_second=by_size[members] + 10.0 * recompute)
+
+    monkeypatch.setattr(calibrate._Bench, "probe", probe)
+
+
+def measured(base: Any, shop: Shop, **changes: Any) -> Calibration:
+    """A calibration."""
+    return calibrate.calibrate(base, dataclasses.replace(JOB, **changes), shop, 1.5)
+
+
+def test_real_steps_give_a_rate_and_the_base_stays_bare(base: Any, shop: Shop) -> None:
+    """Every figure is there; afterwards a trial trains as on a fresh base."""
+    found = measured(base, shop)
+    assert ("ok", 8, False) == (found.status, found.micro_batch, found.recompute)
+    assert found.tokens_per_second > 0
+    assert found.eval_seconds_per_example > 0
+    assert found.checkpoint_seconds > 0
+    assert found.load_seconds == 1.5
+    assert found.seconds["train"] > 0
+    longest = max(shop.data.train.lengths)
+    assert {longest} == {probe.length for probe in found.probes}
+    assert 1 <= found.gang <= 4
+    assert not any("Gang" in type(m).__name__ for m in base.modules())
+
+
+@pytest.mark.parametrize(
+    ("by_size", "gang", "tried"),
+    [
+        ({1: 100, 2: 150, 4: 200}, 4, [1, 2, 4]),
+        ({1: 100, 2: 150, 4: 152}, 2, [1, 2, 4]),
+        ({1: 100, 2: 101, 4: 200}, 1, [1, 2]),
+    ],
+)
+def test_the_gang_grows_while_a_doubling_pays(
+    base: Any,
+    shop: Shop,
+    monkeypatch: pytest.MonkeyPatch,
+    by_size: dict[int, float],
+    gang: int,
+    tried: list[int],
+) -> None:
+    """The last size that was worth it is chosen, and the reference rate is that of one alone."""
+    rates(monkeypatch, by_size)
+    found = measured(base, shop)
+    assert gang == found.gang
+    assert tried == [probe.members for probe in found.probes]
+    assert found.tokens_per_second == 100
+
+
+def test_the_user_may_forbid_gangs_and_int8_does(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLM.int8() mixes rows in its outlier columns, so its gangs have one member."""
+    rates(monkeypatch, {1: 100, 2: 200, 4: 400})
+    assert measured(base, shop, max_gang=1).gang == 1
+    assert measured(base, shop, quantization="int8").gang == 1
+    assert measured(base, shop).gang == 4
+
+
+def test_the_micro_batch_is_halved_until_it_fits(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows fit: the micro-batch is two, and no gang fits beside it."""
+    rates(monkeypatch, {1: 100, 2: 200, 4: 400})
+    handle = limited(base, 2)
+    found = measured(base, shop)
+    handle.remove()
+    assert (2, 1, False) == (found.micro_batch, found.gang, found.recompute)
+
+
+def test_gradient_checkpointing_is_taken_where_it_pays(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lets eight rows fit in place of two and is faster: on. Where everything fits it is not tried."""
+    rates(monkeypatch, {1: 100, 2: 100, 4: 100})
+    handle = limited(base, 2, recomputed=8)
+    found = measured(base, shop)
+    handle.remove()
+    assert (8, True) == (found.micro_batch, found.recompute)
+    assert not any(probe.recompute for probe in measured(base, shop).probes)
+
+
+def test_what_does_not_fit_at_all_is_an_error(base: Any, shop: Shop) -> None:
+    """Not even one row: the worker reports it as out of memory."""
+    handle = limited(base, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        measured(base, shop)
+    handle.remove()
+
+
+def test_operations_are_counted_from_the_layers(base: Any, shop: Shop) -> None:
+    """Four for a frozen weight, six for a trained one; the output layer for the completion only."""
+    segment = Segment(
+        0, {"quantization": "fp32", "rank": 4, "learning_rate": 1e-3}, 0, 0, 0, 9, Schedule(0, 9), 2, 2
+    )
+    training = GangTraining.set_up(base, [segment], shop)
+    stats = shop.data.train_stats
+    attention, mlp = 4 * 64 * 64, 3 * 64 * 128
+    frozen = 2 * (attention + mlp) + 64 * 300 * stats.target_tokens / stats.tokens
+    trained = 2 * 4 * (4 * (64 + 64) + 3 * (64 + 128))
+    assert flops_per_token(base, training) == pytest.approx(4 * frozen + 6 * trained)
+
+
+def test_eight_bit_states_resume_exactly_and_stay_alone(base: Any, shop: Shop) -> None:
+    """A trial with AdamW8bit that was paused ends to the bit where the unbroken one ends."""
+    eight = dataclasses.replace(shop, optimizer="adamw8bit")
+    params = {"quantization": "fp32", "rank": 64, "learning_rate": 1e-2}  # large enough for 8-bit blocks
+    segment = Segment(3, params, 7, 0, 0, 1500, Schedule(0, 1500), 4, 4)
+    (whole,) = train_gang(base, [segment], eight, 4)
+    half = dataclasses.replace(segment, stop_tokens=700, attempt=1)
+    (first,) = train_gang(base, [half], eight, 4)
+    rest = dataclasses.replace(
+        segment, start_tokens=first.tokens, checkpoint_in=first.checkpoint_out, attempt=2
+    )
+    (resumed,) = train_gang(base, [rest], eight, 4)
+    one, other = (checkpoints.load(shop.checkpoint_path / str(r.checkpoint_out)) for r in (whole, resumed))
+    assert any(tensor.dtype == torch.uint8 for tensor in one.tensors.values())
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+    with pytest.raises(ValueError, match="one member"):
+        train_gang(base, [segment, dataclasses.replace(segment, trial_id=4)], eight, 4)
+
+
+def test_liger_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss stays off: only norms, rotations and activations are replaced. Without it nothing happens."""
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", None)
+    bases._use_liger(object())
+    seen: dict[str, Any] = {}
+    stub = types.SimpleNamespace(_apply_liger_kernel_to_instance=lambda **options: seen.update(options))
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.SimpleNamespace(transformers=stub))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", stub)
+    model = object()
+    bases._use_liger(model)
+    assert seen["model"] is model
+    assert (False, False) == (seen["cross_entropy"], seen["fused_linear_cross_entropy"])
