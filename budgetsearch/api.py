@@ -71,6 +71,7 @@ def run(
     max_trials: int | None = None,
     max_gang: int | None = None,
     optimizer: str | None = None,
+    torch_compile: bool | None = None,
     eval_share: float | None = None,
     task_examples: int | None = None,
     targets: str | None = None,

@@ -120,6 +120,10 @@ def run(
         str | None,
         typer.Option(help="adamw, or adamw8bit (less memory, one trial at a time).", show_default="adamw"),
     ] = None,
+    torch_compile: Annotated[
+        bool | None,
+        typer.Option(help="Run torch.compile on the base in training.", show_default="no"),
+    ] = None,
     eval_share: Annotated[
         float | None,
         typer.Option(help="Evaluation as a share of a first rung, at most.", show_default="0.1"),

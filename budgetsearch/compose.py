@@ -249,6 +249,7 @@ def _worker_setup(
         limit_bytes=None if card.device == "cpu" else card.usable_bytes,
         trust_remote_code=settings.trust_remote_code,
         optimizer=settings.optimizer,
+        torch_compile=settings.torch_compile,
     )
 
 

@@ -36,6 +36,7 @@ TAKES: Mapping[str, str] = {
     "max_trials": "a whole number of at least 1",
     "max_gang": "a whole number from 1 to 64",
     "optimizer": "adamw or adamw8bit",
+    "torch_compile": "true or false",
     "eval_share": "more than 0 and at most 0.5",
     "task_examples": "a whole number from 0 to 32",
     "grace_seconds": "a number of seconds from 0",
@@ -137,6 +138,11 @@ class Settings(BaseModel):
         "adamw",
         description="adamw keeps its state in fp32; adamw8bit saves 6 bytes per adapter weight, one trial "
         "at a time. Default: adamw. Source: with small adapters fp32 costs little.",
+    )
+    torch_compile: bool = Field(
+        False,
+        description="Whether torch.compile runs the base's layers in training; it is paid for in the "
+        "calibration and for new shapes. Default: false.",
     )
     eval_share: float = Field(
         0.1,

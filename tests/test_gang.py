@@ -20,6 +20,7 @@ from budgetsearch.training.batches import DataOrder
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import GangTraining, train_gang
+from budgetsearch.training.tiny import make_tiny_model
 from budgetsearch.training.tokens import PreparedData
 
 EXACT = 1e-10
@@ -310,6 +311,27 @@ def test_gradient_checkpointing_changes_nothing(base: Any, shop: Shop, numbers: 
     for one, other in zip(plain.members, again.members, strict=True):
         assert_equal(one.adapter.weights(), other.adapter.weights(), EXACT)
     assert not any(module.training for module in base.modules())
+
+
+def test_torch_compile_changes_nothing_and_is_paid_for_once(tmp_path: Path, shop: Shop) -> None:
+    """Compiled layers give the same weights to the rounding of their float32 norms, with gradient
+    checkpointing too; another trial on the same base compiles nothing new, and outside of training nothing
+    is compiled."""
+    from torch._dynamo.utils import counters
+
+    model = load_base(str(make_tiny_model(tmp_path / "one", layers=1)), "fp32", "cpu").double()
+    fast = dataclasses.replace(shop, torch_compile=True)
+    plain = trained(model, [trial(0)], shop).members[0]
+    counters.clear()
+    compiled = trained(model, [trial(0)], fast).members[0]
+    assert_equal(plain.adapter.weights(), compiled.adapter.weights(), 1e-4)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    trained(model, [trial(0, seed=1)], fast)
+    assert graphs == counters["stats"]["unique_graphs"]
+    again = trained(model, [trial(0, recompute=True)], fast).members[0]
+    assert_equal(plain.adapter.weights(), again.adapter.weights(), 1e-4)
+    assert model.model.layers[0]._compiled_call_impl is None
 
 
 @pytest.mark.parametrize("quantization", ["fp32", "bf16", "nf4"])

@@ -55,6 +55,8 @@ class WorkerSetup:
     trust_remote_code: bool = False
     optimizer: str = "adamw"
     """``adamw`` (fp32), or ``adamw8bit``, whose blocks would straddle the members of a gang."""
+    torch_compile: bool = False
+    """Whether torch.compile runs the base's layers in training."""
 
 
 @dataclass(frozen=True)

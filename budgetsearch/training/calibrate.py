@@ -12,7 +12,8 @@ from budgetsearch.core.records import CalibrateJob, Calibration, Params, Probe, 
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
 from budgetsearch.training.memory import free, is_memory_error, start_peak
-from budgetsearch.training.recipe import GangTraining, Timer, recomputing
+from budgetsearch.training.modes import training_mode
+from budgetsearch.training.recipe import GangTraining, Timer
 
 MIN_STEPS = 2
 EVAL_EXAMPLES = 16
@@ -150,7 +151,8 @@ class _Bench:
         segments = [_segment(self.job, number, micro, recompute) for number in range(members)]
         self.last = training = GangTraining.set_up(self.base, segments, self.shop)
         gang = Gang(self.base, [m.adapter for m in training.members])
-        with recomputing(self.base, recompute), gang.worn():
+        mode = training_mode(self.base, recompute=recompute, torch_compile=self.shop.torch_compile)
+        with mode, gang.worn():
             for member in training.members:
                 member.begin_step(self._longest)
             self._step(training, gang)

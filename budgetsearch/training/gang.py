@@ -76,6 +76,7 @@ class GangLinear(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
         """The base's bias."""
         return self.layer.bias
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # whose rows they are changes at every pass
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, length, inputs) to (rows, length, outputs); rows may be flattened into positions."""
         out: torch.Tensor = self.layer(x)

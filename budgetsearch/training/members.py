@@ -46,6 +46,7 @@ class Shop:
     """Whether the job was told to checkpoint and stop."""
     peak_bytes: Callable[[], int]
     optimizer: str = "adamw"
+    torch_compile: bool = False
 
 
 class Diverged(Exception):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import target_losses
 from budgetsearch.training.members import Diverged, Member, Shop
 from budgetsearch.training.memory import free, is_memory_error
+from budgetsearch.training.modes import mixed, training_mode
 
 
 class Timer:
@@ -69,7 +70,7 @@ class GangTraining:
 
     def train(self) -> None:
         """Until every member has a status: ok, cancelled if told to stop, diverged, out of memory."""
-        with recomputing(self.base, self.recompute):
+        with training_mode(self.base, recompute=self.recompute, torch_compile=self.shop.torch_compile):
             while group := self._unfinished()[: self.width]:
                 try:
                     self._together(group)
@@ -243,39 +244,3 @@ def train_gang(
     training.evaluate(eval_examples)
     training.share("evaluate", timer.lap("evaluate"))
     return [training.result(member) for member in training.members]
-
-
-def mixed(device: str) -> Any:
-    """bf16 autocast on a card; on the CPU everything computes as it is stored."""
-    return torch.autocast("cuda" if device != "cpu" else "cpu", dtype=torch.bfloat16, enabled=device != "cpu")
-
-
-@contextmanager
-def recomputing(base: Any, wanted: bool) -> Iterator[None]:
-    """Inside, the base's layers compute their activations again in the backward pass, if wanted.
-
-    Only the layers believe to be in training, not what is in them: the base's own dropout stays off, for
-    its one stream of random numbers would tie the members of a gang together.
-    """
-    if not wanted:
-        yield
-        return
-    # The older name is what earlier releases of transformers 5 have, and 6 will not know it.
-    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
-    enable, disable = (getattr(base, f"{name}_checkpointing_{what}") for what in ("enable", "disable"))
-    enable(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
-    layers = list(_checkpointed(base.modules()))
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = False
-        disable()
-
-
-def _checkpointed(modules: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return (module for module in modules if isinstance(module, GradientCheckpointingLayer))

@@ -58,6 +58,7 @@ class Workshop:
             stopping=lambda: self._stopping(self._job_id),
             peak_bytes=self.peak_bytes,
             optimizer=setup.optimizer,
+            torch_compile=setup.torch_compile,
         )
         if setup.device != "cpu" and setup.limit_bytes:
             total = torch.cuda.get_device_properties(setup.device).total_memory

@@ -1,0 +1,76 @@
+"""Ways to run the base while it trains: in 16 bits, with activations computed again, compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def training_mode(base: Any, *, recompute: bool, torch_compile: bool) -> Iterator[None]:
+    """Inside, the base's layers recompute their activations (gradient checkpointing) or are compiled."""
+    with _recomputing(base, recompute), _compiled(base, torch_compile):
+        yield
+
+
+_KEPT = "_budgetsearch_compiled"
+
+
+def mixed(device: str) -> Any:
+    """bf16 autocast on a card; on the CPU everything computes as it is stored."""
+    return torch.autocast("cuda" if device != "cpu" else "cpu", dtype=torch.bfloat16, enabled=device != "cpu")
+
+
+@contextmanager
+def _recomputing(base: Any, wanted: bool) -> Iterator[None]:
+    """Inside, the base's layers compute their activations again in the backward pass, if wanted.
+
+    Only the layers believe to be in training, not what is in them: the base's own dropout stays off, for
+    its one stream of random numbers would tie the members of a gang together.
+    """
+    if not wanted:
+        yield
+        return
+    # The older name is what earlier releases of transformers 5 have, and 6 will not know it.
+    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    enable, disable = (getattr(base, f"{name}_checkpointing_{what}") for what in ("enable", "disable"))
+    enable(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
+    layers = blocks(base)
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        disable()
+
+
+@contextmanager
+def _compiled(base: Any, wanted: bool) -> Iterator[None]:
+    """Inside, torch.compile runs what lies between the target layers of each block, if wanted.
+
+    What was compiled stays with the base, whatever adapters it wears later: it is paid for once. Outside,
+    for evaluations and answers, nothing is compiled.
+    """
+    layers = blocks(base) if wanted else []
+    for layer in layers:
+        if not hasattr(layer, _KEPT):
+            layer.compile(dynamic=True)
+            setattr(layer, _KEPT, layer._compiled_call_impl)
+        layer._compiled_call_impl = getattr(layer, _KEPT)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+def blocks(base: Any) -> list[Any]:
+    """The repeated layers of a transformer."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
