@@ -25,6 +25,7 @@ from budgetsearch.core.records import (
     Status,
     TrainJob,
 )
+from budgetsearch.core.schedule import rate_factor
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.ledger import read_entries
 from budgetsearch.simulate.invariants import check
@@ -263,3 +264,49 @@ def test_results_of_a_gang_are_one_each() -> None:
     """The record says how many trained at once."""
     result = SegmentResult(0, 0, "ok", 10, gang=3, micro_batch=2, padding=0.1)
     assert (3, 2, 0.1) == (result.gang, result.micro_batch, result.padding)
+
+
+def test_the_cooldown_is_resized_when_the_machine_changes_its_speed(tmp_path: Path) -> None:
+    """In the middle of the full run everything takes 1.6 times as long: the end moves, the ledger says so at
+    the segment where it happens, and the rate still reaches zero at the last token that is trained."""
+
+    def slowdown(segment: Segment) -> float:
+        return 1.6 if segment.schedule.cooldown_tokens and segment.start_tokens > 20_000 else 1.0
+
+    path = tmp_path / "l.sqlite"
+    history = run(path, SyntheticWorld(slowdown=slowdown), budget=1800.0)
+    events = [e.event for e in read_entries(path) if isinstance(e.event, Decided)]
+    full = [
+        e.decision
+        for e in events
+        if isinstance(e.decision, Run) and e.decision.job.segments[0].schedule.cooldown_tokens
+    ]
+    ends = [d.job.segments[0].schedule.stop_tokens for d in full]
+    assert min(ends) < ends[0]
+    for before, decision, end in zip(ends, full[1:], ends[1:], strict=False):
+        assert (f"the end moves from {before}" in decision.reason) == (end != before)
+    done = [history.trials[number] for number in history.full_done]
+    assert any(state.tokens >= (state.full_stop_tokens or 0) for state in done)
+    for state in done:
+        last = next(s for s, _ in reversed(history.results) if s.trial_id == state.trial_id)
+        assert rate_factor(last.schedule, last.schedule.stop_tokens) == 0.0
+
+
+def test_a_full_run_is_evaluated_now_and_then(tmp_path: Path) -> None:
+    """Its links write a checkpoint every 60 s; the loss is measured in few of them and at the end, so that it
+    takes no more than about 4% of the training's time."""
+    path = tmp_path / "l.sqlite"
+    history = run(path, SyntheticWorld(overhead_seconds=12.0), budget=3600.0)
+    assert history.plan is not None
+    top = history.plan.top_rung
+    links = [(s, r) for s, r in history.results if s.rung == top]
+    measured = [s for s, r in links if r.loss is not None]
+    assert len(links) >= 10
+    assert len(measured) <= len(links) / 2
+    assert all(r.checkpoint_out for _, r in links)
+    assert [s.evaluate for s, _ in links] == [r.loss is not None for _, r in links]
+    last = {s.trial_id: s for s, _ in links}
+    assert all(s.evaluate for s in last.values() if s.stop_tokens == s.schedule.stop_tokens)
+    train = sum(r.seconds["train"] for _, r in links)
+    evaluate = sum(r.seconds.get("evaluate", 0.0) for _, r in links)
+    assert evaluate <= 0.04 * train + 2 * 12.0

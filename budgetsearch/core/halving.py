@@ -196,7 +196,9 @@ def _full_run_link(view: View, state: TrialState, reason: str) -> Run | None:
     segment = _segment(view, state, view.plan.top_rung, stop, schedule)
     due = stop - state.evaluated_tokens >= _evaluation_tokens(view, state)
     segment = replace(segment, evaluate=stop >= end or due or state.best_loss is None)
-    return view.run(segment, f"{reason}: tokens {state.tokens} to {stop} of {end}", view.left)
+    before = state.full_stop_tokens
+    moved = f" (the end moves from {before})" if before not in (None, end) else ""
+    return view.run(segment, f"{reason}: tokens {state.tokens} to {stop} of {end}{moved}", view.left)
 
 
 def _segment(view: View, state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
