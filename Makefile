@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test lint clean bench-policy
+.PHONY: help setup quickstart test lint clean bench-policy bench-training
 
 help:
 	@echo "make quickstart   set up, then search on a real small model for 0.2 hours"
 	@echo "make test         set up, then run every check"
 	@echo "make bench-policy CURVES=FOLDER   compare budget policies on recorded curves"
+	@echo "make bench-training   gangs against PEFT + Trainer, rungs, the useful share of a search; about 2 hours"
 	@echo "make setup        make .venv and install the project with its tools"
 
 setup: $(STAMP)
@@ -41,6 +42,13 @@ bench-policy: setup $(PEERS)/.installed
 	$(BIN)/python $(BENCH)
 	$(PEERS)/bin/python $(BENCH) --methods syne-tune-asha,syne-tune-bohb,dehb,neps-priorband,smac-hyperband
 	$(BIN)/python benchmarks/policy/speed.py
+
+DEVICE ?= cpu
+
+bench-training: setup
+	$(BIN)/python -m benchmarks.training.gangs --device $(DEVICE)
+	$(BIN)/python -m benchmarks.training.search --minutes 10 --gpu $(if $(filter cpu,$(DEVICE)),cpu,auto)
+	$(BIN)/python -m benchmarks.training.rungs --device $(DEVICE)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from budgetsearch.core.budget import gang_gains, probe_seconds
+from budgetsearch.core.budget import gang_gains, probe_seconds, seconds_left
 from budgetsearch.core.costs import CostModel
 from budgetsearch.core.events import Decided
+from budgetsearch.core.gangs import LEFT_SHARE
 from budgetsearch.core.history import History
 from budgetsearch.core.records import (
     Calibration,
@@ -129,7 +130,7 @@ class Crowded(SyntheticWorld):
 def test_a_gang_that_had_to_shrink_is_not_tried_again(tmp_path: Path) -> None:
     """After the first that ran out of memory no job of that quantization is larger than what fitted."""
     path = tmp_path / "l.sqlite"
-    history = ganged(path, world=Crowded(gains=GAINS))
+    history = ganged(path, budget=7200.0, world=Crowded(gains=GAINS), **SMALL_DATA)
     for name in ("fp32", "nf4"):
         sizes = [len(job.segments) for job in jobs(path) if job.quantization == name]
         first = next(i for i, size in enumerate(sizes) if size > 2)
@@ -205,13 +206,18 @@ def test_no_promise_breaks_whatever_gangs_do(
     )
     history = run(path, world, budget=budget, seed=seed, max_gang=4)
     check(read_entries(path), budget, replay=True)
+    assert history.plan is not None
+    for entry in read_entries(path):
+        if isinstance(entry.event, Decided) and isinstance(entry.event.decision, Run):
+            left = seconds_left(history.plan, entry.event.now)
+            assert entry.event.decision.job.limit_seconds <= left
     assert history.incumbent is not None or len(bad) >= 3 or slow > 1.5
 
 
 def test_a_kill_in_a_gang_loses_only_the_running_segments(tmp_path: Path) -> None:
     """Every member starts again from its checkpoint, and the run goes on to its end."""
     path = tmp_path / "l.sqlite"
-    whole = ganged(tmp_path / "whole.sqlite")
+    whole = ganged(tmp_path / "whole.sqlite", budget=7200.0, **SMALL_DATA)
     entries = list(read_entries(tmp_path / "whole.sqlite"))
     first = next(
         e.seq
@@ -220,14 +226,14 @@ def test_a_kill_in_a_gang_loses_only_the_running_segments(tmp_path: Path) -> Non
         and isinstance(e.event.decision, Run)
         and len(e.event.decision.job.segments) == 4
     )
-    driver = make_driver(path, SyntheticWorld(gains=GAINS), budget=2400.0, max_gang=4)
+    driver = make_driver(path, SyntheticWorld(gains=GAINS), budget=7200.0, max_gang=4, **SMALL_DATA)
     driver.ledger.watch(Killer(first + 3))
     with pytest.raises(Killed):
         driver.run()
     driver.ledger.close()
-    again = make_driver(path, SyntheticWorld(gains=GAINS), budget=2400.0, max_gang=4)
+    again = make_driver(path, SyntheticWorld(gains=GAINS), budget=7200.0, max_gang=4, **SMALL_DATA)
     history = again.run()
-    check(read_entries(path), 2400.0)
+    check(read_entries(path), 7200.0)
     assert history.closed is not None
     assert history.closed.state == "finished"
     assert len(history.trials) >= len(whole.trials) - 4
@@ -258,6 +264,21 @@ def test_gains_between_two_probes_are_interpolated() -> None:
 def test_longer_budgets_are_calibrated_longer(budget: float, seconds: float) -> None:
     """Two per mille for each size, 2 to 20 s."""
     assert probe_seconds(budget) == pytest.approx(seconds)
+
+
+def test_a_gang_takes_a_part_of_what_is_left(tmp_path: Path) -> None:
+    """No gang is planned over more than a quarter of it, its last member aside: first results, and an
+    adapter, come soon, and each gang is planned from what the last one took."""
+    path = tmp_path / "l.sqlite"
+    history = ganged(path, budget=1200.0)
+    assert history.plan is not None
+    for entry in read_entries(path):
+        if isinstance(entry.event, Decided) and isinstance(entry.event.decision, Run):
+            segments = entry.event.decision.job.segments
+            tokens = [s.stop_tokens - s.start_tokens for s in segments[:-1]]
+            rate = history.plan.reference_rates[entry.event.decision.job.quantization]
+            left = seconds_left(history.plan, entry.event.now)
+            assert len(segments) == 1 or sum(tokens) / rate <= LEFT_SHARE * left
 
 
 def test_results_of_a_gang_are_one_each() -> None:

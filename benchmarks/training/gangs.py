@@ -253,6 +253,20 @@ def judge(rows: list[dict[str, Any]]) -> None:
             row["share_of_limit"] = round(gain / limit, 3)
 
 
+def markdown(rows: list[dict[str, Any]], sizes: list[int]) -> str:
+    """The table of the docs: tokens per second, in brackets as a multiple of the sequential way's."""
+    heads = ["base", "tokens", "PEFT + Trainer", *[f"gang of {n}" for n in sizes]]
+    heads += ["chosen: gain, of the limit"]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        rates = [row["gangs"].get(str(n)) for n in sizes]
+        cells = [f"{r['tokens_per_second']:.0f} ({r['times_sequential']:.2f})" if r else "" for r in rates]
+        verdict = f"{row['chosen']}: {row['gain']:.2f}, {row['share_of_limit']:.0%} of {row['limit']:.2f}"
+        rate = f"{row['sequential']['tokens_per_second']:.0f}"
+        lines.append([row["quantization"], str(row["tokens"]), rate, *cells, verdict])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main() -> None:
     """Measure everything, write the JSON after every row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -291,6 +305,7 @@ def main() -> None:
                     "rows": rows,
                 }
                 out = write(name, found, options.out)
+    print(markdown(rows, sizes))
     print(out)
 
 

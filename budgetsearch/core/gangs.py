@@ -10,6 +10,9 @@ from budgetsearch.core.view import View
 
 LENGTH_RATIO = 2.0
 """Members may differ in length by this factor: the rest of the longest trains with fewer at its side."""
+LEFT_SHARE = 0.25
+"""A gang that may take more of what is left gets no further member: nothing is known, and no adapter stands
+on disk, before it ends."""
 MAX_WAITING = 2
 """Candidates of other quantizations that may wait for their own gang, as a multiple of a gang."""
 
@@ -26,9 +29,11 @@ def gather(view: View, lead: Run, rules: Sequence[Rule]) -> Decision:
     run = lead
     while len(run.job.segments) < size and _sociable(view, lead.job.segments[0]):
         after = view.after(run)
+        if after.now - view.now > LEFT_SHARE * view.left:
+            break
         decision = next((d for rule in rules if (d := rule(after)) is not None), None)
         if isinstance(decision, Run) and _fits(view, lead, decision):
-            run = joined(run, decision)
+            run = joined(run, decision, view.left)
         elif _may_ask(view, after, decision, size):
             return NeedCandidates(1)
         else:
@@ -36,12 +41,12 @@ def gather(view: View, lead: Run, rules: Sequence[Rule]) -> Decision:
     return run
 
 
-def joined(run: Run, other: Run) -> Run:
-    """Both in one job; what each may take adds up."""
+def joined(run: Run, other: Run, left: float) -> Run:
+    """Both in one job; what each may take adds up, to all the time that is left at most."""
     job = replace(
         run.job,
         segments=run.job.segments + other.job.segments,
-        limit_seconds=run.job.limit_seconds + other.job.limit_seconds,
+        limit_seconds=min(left, run.job.limit_seconds + other.job.limit_seconds),
     )
     return Run(job, run.reasons + other.reasons)
 
