@@ -126,7 +126,7 @@ def run(
     ] = None,
     eval_share: Annotated[
         float | None,
-        typer.Option(help="Evaluation as a share of a first rung, at most.", show_default="0.1"),
+        typer.Option(help="Evaluation as a share of a first rung, at most.", show_default="0.08"),
     ] = None,
     task_examples: Annotated[
         int | None, typer.Option(help="Answers behind the accuracy, at most 32.", show_default="32")

@@ -191,6 +191,7 @@ class Driver:
             limit_bytes=self.request.limit_bytes,
             max_gang=self.request.max_gang,
             probe_seconds=probe_seconds(self.request.budget_seconds),
+            task_examples=self.request.task_examples,
         )
         self._measured += 1
         start = self.clock.now()

@@ -145,10 +145,10 @@ class Settings(BaseModel):
         "calibration and for new shapes. Default: false.",
     )
     eval_share: float = Field(
-        0.1,
+        0.08,
         gt=0,
         le=0.5,
-        description="Share of a rung's seconds that its evaluation may take. Default: 0.1.",
+        description="Share of a rung's seconds that its evaluation may take. Default: 0.08.",
     )
     task_examples: int = Field(
         32, ge=0, le=32, description="Examples answered for the task accuracy. Default: 32, the most."

@@ -82,7 +82,7 @@ def request(budget: float = 720.0, **changes: object) -> PlanRequest:
         "first_rung": None,
         "full_share": 0.4,
         "max_epochs": 4,
-        "eval_share": 0.1,
+        "eval_share": 0.08,
         "batch_size": 8,
         "train_tokens": 160_000,
         "train_rows": 2_000,

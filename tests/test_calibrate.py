@@ -17,6 +17,7 @@ from budgetsearch.training.bases import load_base
 from budgetsearch.training.calibrate import flops_per_token
 from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import GangTraining, train_gang
+from budgetsearch.training.score import time_answers
 
 JOB = CalibrateJob(-1, "fp32", rank=4, batch_size=8, limit_seconds=60.0, max_gang=4, probe_seconds=0.05)
 
@@ -62,6 +63,7 @@ def test_real_steps_give_a_rate_and_the_base_stays_bare(base: Any, shop: Shop) -
     assert found.eval_seconds_per_example > 0
     assert found.checkpoint_seconds > 0
     assert found.load_seconds == 1.5
+    assert found.answer_seconds == 0.0  # nobody asked for answers
     assert found.seconds["train"] > 0
     longest = max(shop.data.train.lengths)
     assert {longest} == {probe.length for probe in found.probes}
@@ -132,6 +134,15 @@ def test_what_does_not_fit_at_all_is_an_error(base: Any, shop: Shop) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         measured(base, shop)
     handle.remove()
+
+
+def test_answers_are_timed_where_some_will_be_graded(base: Any, shop: Shop) -> None:
+    """Seconds of one answer of full length: given up after the first token it extrapolates."""
+    assert measured(base, shop, task_examples=4).answer_seconds > 0
+    whole = time_answers(base, shop, 4, 60.0)
+    hurried = time_answers(base, shop, 4, 0.0)
+    assert 0 < hurried < 50 * whole
+    assert 0 < whole < 50 * hurried
 
 
 def test_operations_are_counted_from_the_layers(base: Any, shop: Shop) -> None:

@@ -24,9 +24,11 @@ MIN_EVAL_EXAMPLES = 16
 MAX_EVAL_EXAMPLES = 512
 TASK_SHARE = 0.06
 """Share of the budget that generating answers for the accuracy may take, 600 s at most."""
+ANSWER_FACTOR = 2.0
+"""Answers by base and adapter may take so much longer than the calibration's by the bare base."""
 EXIT_SECONDS = 6.0
-"""Report, study and process exit; the larger of this and 1% of the budget (60 s at most)."""
-FULL_EVAL_SHARE = 0.04
+"""Report, study and process exit; the larger of this and 0.5% of the budget (30 s at most)."""
+FULL_EVAL_SHARE = 0.03
 """Evaluations in the middle of a full run take so much of its training's time at most."""
 LOSS_FACTOR = 1.5
 """Evaluations in the reserve may take so much longer than the calibration's."""
@@ -74,6 +76,8 @@ class _Measured:
     """Writing one checkpoint."""
     load: float
     """Loading a base."""
+    answer: float
+    """Generating one answer; 0 if nobody knows."""
     spent: float
     """What the run has already cost."""
 
@@ -94,6 +98,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         example=max(c.eval_seconds_per_example for c in usable.values()),
         write=max(c.checkpoint_seconds for c in usable.values()),
         load=max(c.load_seconds for c in usable.values()),
+        answer=max(c.answer_seconds for c in usable.values()),
         spent=now,
     )
     _check_minimum(request, measured)
@@ -234,8 +239,10 @@ def _reserve(request: PlanRequest, examples: int, measured: _Measured) -> tuple[
     """(seconds for the final scores, the whole reserve)."""
     losses = measured.load + 2 * examples * measured.example * LOSS_FACTOR
     answers = min(600.0, TASK_SHARE * request.budget_seconds) if request.task_examples else 0.0
+    if measured.answer:
+        answers = min(answers, ANSWER_FACTOR * 2 * request.task_examples * measured.answer)
     score = losses + answers
-    leave = max(EXIT_SECONDS, min(60.0, 0.01 * request.budget_seconds))
+    leave = max(EXIT_SECONDS, min(30.0, 0.005 * request.budget_seconds))
     return score, score + 2 * measured.write + leave
 
 

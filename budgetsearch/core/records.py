@@ -137,6 +137,8 @@ class CalibrateJob:
     """So many members are tried at once, at most."""
     probe_seconds: float = 2.5
     """Steps of one probe are timed for so long."""
+    task_examples: int = 0
+    """How many answers will be graded in the end; with none, none are timed."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,8 @@ class Calibration:
     eval_seconds_per_example: float = 0.0
     checkpoint_seconds: float = 0.0
     load_seconds: float = 0.0
+    answer_seconds: float = 0.0
+    """One answer of full length by the bare base, in a batch like that of the scores; 0: not timed."""
     micro_batch: int = 1
     recompute: bool = False
     """Whether gradient checkpointing pays."""

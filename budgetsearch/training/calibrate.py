@@ -14,6 +14,7 @@ from budgetsearch.training.members import Shop
 from budgetsearch.training.memory import free, is_memory_error, start_peak
 from budgetsearch.training.modes import training_mode
 from budgetsearch.training.recipe import GangTraining, Timer
+from budgetsearch.training.score import time_answers
 
 MIN_STEPS = 2
 EVAL_EXAMPLES = 16
@@ -52,6 +53,10 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
     timer.lap("evaluate")
     training.members[0].save()
     timer.lap("checkpoint")
+    answer = 0.0
+    if job.task_examples:
+        answer = time_answers(base, shop, alone.micro_batch, 2 * job.probe_seconds)
+        timer.lap("score")
     return Calibration(
         quantization=job.quantization,
         status="ok",
@@ -59,6 +64,7 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
         eval_seconds_per_example=timer.seconds["evaluate"] / count,
         checkpoint_seconds=timer.seconds["checkpoint"],
         load_seconds=load_seconds,
+        answer_seconds=answer,
         micro_batch=alone.micro_batch,
         recompute=alone.recompute,
         gang=chosen.members,

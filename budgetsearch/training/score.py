@@ -104,7 +104,7 @@ def _answer(model: Any, job: ScoreJob, shop: Shop, deadline: float, answers: Ans
         shop.beat(None, "answers", 0, None)
         return shop.stopping() or time.monotonic() > deadline
 
-    batch = min(ANSWER_BATCH, job.micro_batch * 2)
+    batch = answer_batch(job.micro_batch)
     for start in range(0, len(examples), batch):
         some = examples[start : start + batch]
         prompts = [render_prompt(tokenizer, example) for example in some]
@@ -125,6 +125,38 @@ def _answer(model: Any, job: ScoreJob, shop: Shop, deadline: float, answers: Ans
             answers.adapter.append(answer_is_right(example, after))
             answers.base.append(answer_is_right(example, before))
             answers.samples.append(_sample(example, before, after))
+
+
+def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> float:
+    """Seconds of one answer of full length by the bare base, in a batch as the scores take it.
+
+    The batch is given up after ``seconds``, and what it did till then counts for the rest.
+    """
+    from budgetsearch.training.tokens import load_tokenizer, render_prompt
+
+    tokenizer, length, steps = load_tokenizer(shop.model_path), _answer_length(shop), [0]
+    examples = shop.data.valid_examples[: answer_batch(micro_batch)]
+    start = time.monotonic()
+
+    def enough() -> bool:
+        steps[0] += 1
+        return shop.stopping() or time.monotonic() - start > seconds
+
+    generate_answers(
+        base,
+        tokenizer,
+        [render_prompt(tokenizer, example) for example in examples],
+        device=shop.device,
+        max_new_tokens=length,
+        max_prompt_tokens=shop.data.valid_stats.max_row_tokens,
+        give_up=enough,
+    )
+    return (time.monotonic() - start) / max(1, steps[0]) * length / len(examples)
+
+
+def answer_batch(micro_batch: int) -> int:
+    """Answers that are generated at once."""
+    return min(ANSWER_BATCH, micro_batch * 2)
 
 
 def _sample(example: Example, before: str, after: str) -> dict[str, Any]:
