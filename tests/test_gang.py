@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from budgetsearch.core.records import Schedule, Segment, SegmentResult
 from budgetsearch.core.schedule import rate_factor
-from budgetsearch.training import checkpoints
+from budgetsearch.training import checkpoints, recipe
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.batches import DataOrder
 from budgetsearch.training.gang import Gang
@@ -347,6 +347,24 @@ def test_quantized_bases_carry_gangs(shop: Shop, tiny_model: Path, quantization:
     for segment, result in zip(segments, together, strict=True):
         (alone,) = train_gang(model, [segment], shop, 8)
         assert result.loss == pytest.approx(alone.loss, rel=0.02 if quantization == "bf16" else 0.005)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 3), (0, 2)])
+def test_autocast_computes_in_16_bits_and_keeps_adapters_in_32(
+    shop: Shop, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...]
+) -> None:
+    """What a card does: products in bf16, weights and moments in fp32, losses near those without."""
+    model = load_base(str(tiny_model), "bf16", "cpu")
+    segments = [trial(n, stop_tokens=1500) for n in numbers]
+    plain = train_gang(model, segments, shop, 8)
+    monkeypatch.setattr(recipe, "mixed", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
+    training = trained(model, segments, shop)
+    training.evaluate(8)
+    for member, result in zip(training.members, plain, strict=True):
+        assert {torch.float32} == {w.dtype for w in member.adapter.weights().values()}
+        assert {torch.float32} == {s["exp_avg"].dtype for s in member.optimizer.state.values()}
+        found = training.evaluated[member.segment.trial_id]
+        assert found.loss == pytest.approx(result.loss, rel=0.02)
 
 
 class Hungry:

@@ -87,13 +87,16 @@ class GangLinear(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
             )
         if self.now.training and any(self.dropout):
             x = self._drop(x)
-        if not torch.is_autocast_enabled(x.device.type):
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if not autocast:
             x = x.to(self.a.dtype)
         if len(set(self.now.rows)) > 1:
             return self._unequal(x, out)
         slices = x.reshape(len(self.dropout), -1, x.shape[-1])
         inner = torch.bmm(slices, self.a.transpose(1, 2)) * self.scale
-        if out.dtype == inner.dtype == self.b.dtype:
+        if autocast:  # which casts what goes into a product, but not the scale
+            inner = inner.to(out.dtype)
+        if out.dtype == inner.dtype and (autocast or inner.dtype == self.b.dtype):
             flat = out.reshape(len(self.dropout), -1, out.shape[-1])
             return torch.baddbmm(flat, inner, self.b).view_as(out)
         return (out + torch.bmm(inner, self.b).view_as(out)).to(out.dtype)
