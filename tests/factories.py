@@ -157,7 +157,14 @@ class Story:
         self.add(Decided(self.history.spent, 1, Run(job, (reason,))), SegmentStarted(job.job_id, segment))
         return segment
 
-    def end(self, segment: Segment, loss: float | None = None, status: str = "ok", detail: str = "") -> None:
+    def end(
+        self,
+        segment: Segment,
+        loss: float | None = None,
+        status: str = "ok",
+        detail: str = "",
+        micro_batch: int | None = None,
+    ) -> None:
         """End a segment."""
         job_id = next(job for job, some in self.history.running.items() if segment in some)
         result = SegmentResult(
@@ -170,6 +177,7 @@ class Story:
             peak_bytes=2**30,
             checkpoint_out=checkpoint_name(segment) if status == "ok" else None,
             detail=detail,
+            micro_batch=micro_batch,
         )
         self.add(SegmentEnded(job_id, result), Charged("train", 1.0, segment.trial_id))
 

@@ -145,6 +145,41 @@ def test_answers_are_timed_where_some_will_be_graded(base: Any, shop: Shop) -> N
     assert 0 < whole < 50 * hurried
 
 
+def test_a_probe_that_diverges_is_an_error_and_not_a_loop(base: Any, shop: Shop) -> None:
+    """A base that gives NaN: the worker reports a crash, and another quantization may work."""
+    base.model.layers[0].mlp.up_proj.weight.data.fill_(float("nan"))
+    with pytest.raises(ArithmeticError, match="diverged"):
+        measured(base, shop)
+
+
+def test_told_to_stop_a_calibration_ends(base: Any, shop: Shop) -> None:
+    """Whatever it was timing, it does not go on for ever."""
+    found = measured(base, dataclasses.replace(shop, stopping=lambda: True), probe_seconds=3600.0)
+    assert found.micro_batch == 8
+
+
+def test_what_is_optional_may_fail(base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that gangs or checkpointing cannot train, or that cannot generate: one alone stands."""
+    real = calibrate._Bench.probe
+
+    def probe(self: Any, members: int, micro: int, recompute: bool) -> Probe:
+        if members > 1 or recompute:
+            raise ValueError("not this model")
+        return real(self, members, micro, recompute)
+
+    def silent(*args: Any) -> float:
+        raise RuntimeError("cannot generate")
+
+    monkeypatch.setattr(calibrate._Bench, "probe", probe)
+    monkeypatch.setattr(calibrate, "time_answers", silent)
+    handle = limited(base, 4)
+    found = measured(base, shop, task_examples=4)
+    handle.remove()
+    assert ("ok", 4, 1, False) == (found.status, found.micro_batch, found.gang, found.recompute)
+    assert found.answer_seconds == 0.0
+    assert found.tokens_per_second > 0
+
+
 def test_operations_are_counted_from_the_layers(base: Any, shop: Shop) -> None:
     """Four for a frozen weight, six for a trained one; the output layer for the completion only."""
     segment = Segment(

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from budgetsearch.core.records import Schedule, Segment, SegmentResult
 from budgetsearch.core.schedule import rate_factor
 from budgetsearch.training import checkpoints, recipe
+from budgetsearch.training import gang as gang_module
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.batches import DataOrder
 from budgetsearch.training.gang import Gang
@@ -396,7 +397,7 @@ def test_out_of_memory_is_survived(base: Any, shop: Shop, hungry: Hungry, width:
     """First the gang shrinks, then the micro-batch is halved; the weights are the same, and it is told."""
     segments = [dataclasses.replace(trial(0), trial_id=n, seed=n, micro_batch=4) for n in range(3)]
     results = train_gang(base, segments, shop, 4)
-    assert hungry.widest == min(hungry.rows, 2 * width * micro) or hungry.widest <= hungry.rows
+    assert width * micro == hungry.widest  # as many rows at once as were left
     for segment, result in zip(segments, results, strict=True):
         assert result.status == "ok"
         assert (width, micro) == (result.gang, result.micro_batch)
@@ -416,12 +417,106 @@ def test_a_sample_that_does_not_fit_is_infeasible(base: Any, shop: Shop, hungry:
     assert not any("Gang" in type(m).__name__ for m in base.modules())
 
 
+def test_another_resident_base_goes_before_the_gang_shrinks(base: Any, shop: Shop) -> None:
+    """Memory runs out once: the shop gives up what the job does not need, and both members go on at once."""
+    held = [True]
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        if held[0] and len(kwargs["input_ids"]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def make_room() -> bool:
+        had, held[0] = held[0], False
+        return had
+
+    handle = base.register_forward_pre_hook(look, with_kwargs=True)
+    first, second = train_gang(
+        base, [trial(0), trial(0, trial_id=5)], dataclasses.replace(shop, make_room=make_room), 4
+    )
+    handle.remove()
+    assert ["ok", "ok"] == [first.status, second.status]
+    assert (2, 4) == (first.gang, first.micro_batch)
+    assert "another base had to go" in first.detail
+
+
+def test_whatever_fails_while_putting_on_the_base_is_bare_again(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out in the middle of the stacks; the next trial trains as on a fresh base."""
+    expected = trained(base, [trial(0)], shop).members[0].adapter.weights()
+    calls = itertools.count()
+    real = gang_module.stacked
+
+    def failing(*args: Any) -> Any:
+        if next(calls) == 9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args)
+
+    monkeypatch.setattr(gang_module, "stacked", failing)
+    training = GangTraining.set_up(base, [trial(1)], shop)
+    with pytest.raises(torch.OutOfMemoryError), Gang(base, [training.members[0].adapter]).worn():
+        raise AssertionError("it was put on")
+    assert not any("Gang" in type(m).__name__ for m in base.modules())
+    assert_equal(expected, trained(base, [trial(0)], shop).members[0].adapter.weights(), EXACT)
+
+
+def test_told_to_stop_finished_members_are_saved_and_evaluated_later(base: Any, shop: Shop) -> None:
+    """The time of a stop is for checkpoints; going on, the finished one is only evaluated."""
+    segments = [trial(0, stop_tokens=300), trial(1, stop_tokens=5000)]
+    whole = train_gang(base, [segments[0]], shop, 6)[0]
+    calls = itertools.count()
+    hasty = dataclasses.replace(shop, stopping=lambda: next(calls) > 12)
+    first, second = train_gang(base, segments, hasty, 6)
+    assert ["cancelled", "cancelled"] == [first.status, second.status]
+    assert first.loss is None
+    assert first.tokens >= 300
+    assert first.checkpoint_out is not None
+    assert 0 < second.tokens < 5000
+    again = dataclasses.replace(
+        segments[0], start_tokens=first.tokens, stop_tokens=first.tokens, checkpoint_in=first.checkpoint_out
+    )
+    (later,) = train_gang(base, [again], shop, 6)
+    assert ("ok", first.tokens, first.checkpoint_out) == (later.status, later.tokens, later.checkpoint_out)
+    assert later.example_losses == pytest.approx(list(whole.example_losses), abs=EXACT)
+
+
+def test_a_checkpoint_that_cannot_be_read_costs_only_its_own_trial(base: Any, shop: Shop) -> None:
+    """It is reported as crashed with the reason; the neighbour trains."""
+    lost = trial(1, start_tokens=100, checkpoint_in="gone")
+    first, second = train_gang(base, [lost, trial(0)], shop, 4)
+    assert ["crashed", "ok"] == [first.status, second.status]
+    assert "gone" in first.detail
+    (only,) = train_gang(base, [lost], shop, 4)
+    assert only.status == "crashed"
+
+
+def test_a_full_disk_costs_only_what_did_not_fit(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first checkpoint is written, the second is not: the first trial has lost nothing."""
+    real, calls = checkpoints.save, itertools.count()
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    first, second = train_gang(base, [trial(0), trial(1)], shop, 4)
+    assert ["ok", "crashed"] == [first.status, second.status]
+    assert first.loss is not None
+    assert second.loss is None
+    assert "No space left" in second.detail
+
+
 def test_members_share_the_time_by_their_tokens(base: Any, shop: Shop) -> None:
     """The shares are those of the tokens, and together no more than what passed."""
     first, second = train_gang(base, [trial(0), trial(0, trial_id=9, stop_tokens=300)], shop, 4)
     assert first.seconds["train"] > second.seconds["train"] > 0
     assert first.seconds["evaluate"] == second.seconds["evaluate"]
     assert 0.0 <= first.padding < 0.5
+    for result in train_gang(base, [trial(0), trial(3)], shop, 4):  # unequal numbers of rows
+        assert 0.0 <= result.padding < 0.5
 
 
 def test_padding_is_counted(base: Any, shop: Shop) -> None:

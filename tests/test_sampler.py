@@ -134,12 +134,14 @@ def test_every_loss_counts_at_its_length_and_what_failed_as_the_worst() -> None:
     story.end(story.start(story.trial(params(4, 5e-3))), status="diverged")
     story.end(story.start(story.trial(params(32, 2e-3))), status="out_of_memory")
     story.end(story.start(story.trial(params(8, 2e-3)), micro_batch=2), status="out_of_memory")
+    shrunk = story.start(story.trial(params(16, 2e-3)), micro_batch=4)
+    story.end(shrunk, status="out_of_memory", micro_batch=1)
     seen = observations(story.history, Space.parse(SPACE))
-    assert len(seen.y) == 9  # the last one is tried again with a smaller micro-batch
+    assert len(seen.y) == 10  # all but the one that is tried again with a smaller micro-batch
     assert seen.y[6] == 0.5
     assert seen.s[6] > seen.s[0]
     assert seen.x[6].tolist() == seen.x[0].tolist()
-    assert seen.y[7] == seen.y[8] == max(seen.y)
+    assert seen.y[7] == seen.y[8] == seen.y[9] == max(seen.y)
 
 
 @pytest.mark.filterwarnings("error")

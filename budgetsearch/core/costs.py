@@ -19,6 +19,8 @@ PLANNING_MARGIN = 1.1
 """Trials are planned at so many times their expected cost, so that the full run is not starved."""
 MIN_SAMPLES = 2
 """Segments of one kind that must have ended before its own factor is trusted."""
+MANY = 10**6
+"""More members than any gang has."""
 CostKey = tuple[str, ParamValue | None]
 """A quantization and a rank; None for all ranks."""
 
@@ -35,6 +37,8 @@ class CostModel:
     """Seconds beside training of a segment that is evaluated, by quantization."""
     bare_overheads: dict[str, float]
     """The same of one that only writes a checkpoint."""
+    gains: dict[str, float]
+    """How many times the rate of one alone the largest gang that fits reaches, by quantization."""
     margin: float
     """Plans take so many times the expected cost: less, the more segments have been measured."""
 
@@ -48,9 +52,11 @@ class CostModel:
             train = result.seconds.get("train", 0.0)
             tokens = result.tokens - segment.start_tokens
             if tokens > 0 and train > 0:  # also what a segment did before it was stopped for slowness
-                rate = plan.reference_rates[name] * plan.gang_gain(name, result.gang)
+                ratio = train * plan.reference_rates[name] * plan.gang_gain(name, result.gang) / tokens
+                if result.gang > 1:  # a gang that gains more than calibrated makes nobody faster alone
+                    ratio = max(1.0, ratio)
                 for key in _keys(segment.params):
-                    ratios.setdefault(key, []).append(train * rate / tokens)
+                    ratios.setdefault(key, []).append(ratio)
             if result.status == "ok":
                 key = name, segment.evaluate
                 extras.setdefault(key, []).append(sum(result.seconds.values()) - train)
@@ -66,6 +72,7 @@ class CostModel:
             bare_overheads={
                 n: between + _mean(extras.get((n, False), []), plan.checkpoint_seconds[n]) for n in names
             },
+            gains={n: plan.gang_gain(n, history.gang_limits.get(n, MANY)) for n in names},
             margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(everything) / 4),
         )
 
@@ -94,9 +101,8 @@ class CostModel:
     def typical_seconds(self, reference_seconds: float, *, ganged: bool = False) -> float:
         """A segment of so many reference seconds, whatever its quantization will be; ``ganged``: its share
         of the time of a whole gang."""
-        gains = self.plan.gang_gains
         factor = statistics.fmean(
-            self.factors[name, None][0] / (gains.get(name, (1.0,))[-1] if ganged else 1.0)
+            self.factors[name, None][0] / (self.gains[name] if ganged else 1.0)
             for name in self.plan.reference_rates
         )
         return reference_seconds * factor + statistics.fmean(self.overheads.values())

@@ -13,6 +13,9 @@ LENGTH_RATIO = 2.0
 LEFT_SHARE = 0.25
 """A gang that may take more of what is left gets no further member: nothing is known, and no adapter stands
 on disk, before it ends."""
+LIMIT_FACTOR = 1.5
+"""The watchdog stops a gang that takes so many times what its members are expected to take alone, one after
+the other, or as long as its first member might alone."""
 MAX_WAITING = 2
 """Candidates of other quantizations that may wait for their own gang, as a multiple of a gang."""
 
@@ -33,7 +36,7 @@ def gather(view: View, lead: Run, rules: Sequence[Rule]) -> Decision:
             break
         decision = next((d for rule in rules if (d := rule(after)) is not None), None)
         if isinstance(decision, Run) and _fits(view, lead, decision):
-            run = joined(run, decision, view.left)
+            run = joined(view, run, decision)
         elif _may_ask(view, after, decision, size):
             return NeedCandidates(1)
         else:
@@ -41,13 +44,12 @@ def gather(view: View, lead: Run, rules: Sequence[Rule]) -> Decision:
     return run
 
 
-def joined(run: Run, other: Run, left: float) -> Run:
-    """Both in one job; what each may take adds up, to all the time that is left at most."""
-    job = replace(
-        run.job,
-        segments=run.job.segments + other.job.segments,
-        limit_seconds=min(left, run.job.limit_seconds + other.job.limit_seconds),
-    )
+def joined(view: View, run: Run, other: Run) -> Run:
+    """Both in one job. Its limit is tighter than that of one alone: when a member hangs, all of them wait."""
+    segments = run.job.segments + other.job.segments
+    expected = sum(view.costs.segment_seconds(s.params, s.stop_tokens - s.start_tokens) for s in segments)
+    limit = max(run.job.limit_seconds, LIMIT_FACTOR * expected)
+    job = replace(run.job, segments=segments, limit_seconds=min(view.left, limit))
     return Run(job, run.reasons + other.reasons)
 
 
@@ -62,7 +64,9 @@ def _fits(view: View, lead: Run, other: Run) -> bool:
 
 
 def _sociable(view: View, segment: Segment) -> bool:
-    return segment.rung < view.plan.top_rung and segment.attempt == 0
+    """Whether it may have company: not in the full run, and not after a crash or at a time limit."""
+    state = view.history.trials[segment.trial_id]
+    return segment.rung < view.plan.top_rung and not state.crashes and not state.timeouts
 
 
 def _may_ask(view: View, after: View, decision: Decision | None, size: int) -> bool:

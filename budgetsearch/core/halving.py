@@ -185,7 +185,7 @@ def _full_run_link(view: View, state: TrialState, reason: str) -> Run | None:
     """The next link of the full run's chain, ending where the time that is left allows."""
     end = _full_run_end(view, state)
     if end - state.tokens < view.plan.step_tokens:
-        return None
+        return _last_evaluation(view, state)
     schedule = Schedule(
         warmup_tokens=state.trial.warmup_tokens,
         stop_tokens=end,
@@ -198,7 +198,20 @@ def _full_run_link(view: View, state: TrialState, reason: str) -> Run | None:
     segment = replace(segment, evaluate=stop >= end or due or state.best_loss is None)
     before = state.full_stop_tokens
     moved = f" (the end moves from {before})" if before not in (None, end) else ""
-    return view.run(segment, f"{reason}: tokens {state.tokens} to {stop} of {end}{moved}", view.left)
+    text = f"{reason}: tokens {state.tokens} to {stop} of {end}{moved}"
+    return view.run(segment, text, view.left - _evaluation_room(view, state))
+
+
+def _last_evaluation(view: View, state: TrialState) -> Run | None:
+    """Where no further link fits: measure the loss of what the last ones trained, if that still fits."""
+    planned = state.full_stop_tokens
+    if planned is None or state.tokens <= state.evaluated_tokens:
+        return None
+    if view.costs.overhead_seconds(state.trial.params) + view.load_seconds(state) > view.left:
+        return None
+    schedule = Schedule(state.trial.warmup_tokens, planned, max(1, int(COOLDOWN_SHARE * planned)))
+    segment = _segment(view, state, view.plan.top_rung, state.tokens, schedule)
+    return view.run(segment, "full run goes on: its last tokens are evaluated", view.left)
 
 
 def _segment(view: View, state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
@@ -208,7 +221,7 @@ def _segment(view: View, state: TrialState, rung: int, stop: int, schedule: Sche
         seed=state.trial.seed,
         rung=rung,
         start_tokens=state.tokens,
-        stop_tokens=stop,
+        stop_tokens=max(stop, state.tokens),  # a stopped one may have come further without an evaluation
         schedule=schedule,
         batch_size=state.trial.batch_size,
         micro_batch=state.micro_batch,
@@ -274,6 +287,13 @@ def _link_tokens(view: View, state: TrialState) -> int:
     return max(math.ceil(view.plan.step_tokens), int(view.plan.checkpoint_every_seconds * rate))
 
 
+def _evaluation_room(view: View, state: TrialState) -> float:
+    """What a link that is stopped at its limit leaves, so that what it trained can still be evaluated."""
+    params = state.trial.params
+    steps = view.costs.train_seconds(params, 2 * view.plan.step_tokens, pessimistic=True)
+    return view.costs.overhead_seconds(params, pessimistic=True) + steps
+
+
 def _evaluation_tokens(view: View, state: TrialState) -> float:
     """A full run's loss is measured so often that it takes a small share of the time."""
     params = state.trial.params
@@ -294,7 +314,7 @@ def _full_run_end(view: View, state: TrialState) -> int:
 def _affordable_end(view: View, state: TrialState) -> int:
     """The last token that surely fits into what is left, with a checkpoint at every link."""
     params = state.trial.params
-    last = view.costs.overhead_seconds(params, pessimistic=True)
+    last = view.costs.overhead_seconds(params, pessimistic=True) + _evaluation_room(view, state)
     return state.tokens + int((view.left - view.load_seconds(state) - last) / _link_seconds(view, state))
 
 

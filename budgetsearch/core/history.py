@@ -265,14 +265,21 @@ class History:
         state.steps += result.steps
         if result.micro_batch is not None:
             state.micro_batch = min(state.micro_batch, result.micro_batch)
-        if result.status == "ok" and result.gang < self.job_sizes[event.job_id]:
-            name = cost_class(segment.params)
-            self.gang_limits[name] = min(result.gang, self.gang_limits.get(name, result.gang))
+        self._note_gang(segment, result, self.job_sizes[event.job_id])
+        alone = self.job_sizes[event.job_id] == 1
         if event.job_id not in self.running:
             del self.job_sizes[event.job_id]
-        _OUTCOMES[result.status](self, state, segment, result)
+        _OUTCOMES[result.status](self, state, segment, result, alone)
         self._note_end_of_full_run(state, segment, result)
         self.dropped |= {t.trial_id for t in self.trials.values() if t.rung >= 0} - self.contenders()
+
+    def _note_gang(self, segment: Segment, result: SegmentResult, size: int) -> None:
+        """Memory ran out with so many: in training the worker found what fits, else it is at most half."""
+        whole = result.status == "out_of_memory" and result.micro_batch is None
+        fits = max(1, size // 2) if whole else result.gang
+        if fits < size and (whole or result.status == "ok"):
+            name = cost_class(segment.params)
+            self.gang_limits[name] = min(fits, self.gang_limits.get(name, fits))
 
     def _take_running(self, job_id: int, trial_id: int) -> Segment:
         segments = self.running[job_id]
@@ -297,7 +304,7 @@ class History:
             state.best_loss, state.best_checkpoint = result.loss, result.checkpoint_out
             state.best_tokens = result.tokens
 
-    def _ended_ok(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+    def _ended_ok(self, state: TrialState, segment: Segment, result: SegmentResult, alone: bool) -> None:
         self._advance(state, segment, result)
         state.crashes = 0
         if result.tokens < segment.goal_tokens:
@@ -307,25 +314,30 @@ class History:
             state.losses[segment.rung] = result.loss
             state.example_losses[segment.rung] = result.example_losses
 
-    def _ended_early(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+    def _ended_early(self, state: TrialState, segment: Segment, result: SegmentResult, alone: bool) -> None:
         self._advance(state, segment, result)
         if result.status == "timeout":
             # One that got somewhere goes on once, with a limit from what was learned; others hang.
             state.timeouts += 1
-            if state.timeouts > MAX_TIMEOUTS or result.tokens <= segment.start_tokens:
+            # In a gang any member may be the one that hangs: each goes on alone once.
+            if state.timeouts > MAX_TIMEOUTS or (alone and result.tokens <= segment.start_tokens):
                 state.dead = "timeout"
 
-    def _ended_diverged(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+    def _ended_diverged(
+        self, state: TrialState, segment: Segment, result: SegmentResult, alone: bool
+    ) -> None:
         state.dead = "diverged"
 
-    def _ended_out_of_memory(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
-        """The worker shrinks what it can by itself; what is left is a base or an evaluation too large."""
-        if (result.micro_batch or segment.micro_batch) <= 1:
+    def _ended_out_of_memory(
+        self, state: TrialState, segment: Segment, result: SegmentResult, alone: bool
+    ) -> None:
+        """In training the worker shrinks what it can by itself; elsewhere a gang did not fit, or a base."""
+        if is_infeasible(segment, result):
             state.dead = "infeasible"
-        else:
-            state.micro_batch = segment.micro_batch // 2
+        elif alone:
+            state.micro_batch = max(1, segment.micro_batch // 2)
 
-    def _ended_crashed(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+    def _ended_crashed(self, state: TrialState, segment: Segment, result: SegmentResult, alone: bool) -> None:
         state.crashes += 1
         if state.crashes > MAX_CRASHES:
             state.dead = "crashed"
@@ -359,6 +371,15 @@ _OUTCOMES = {
     "out_of_memory": History._ended_out_of_memory,
     "crashed": History._ended_crashed,
 }
+
+
+def is_infeasible(segment: Segment, result: SegmentResult) -> bool:
+    """Whether one sample of one trial alone did not fit into memory."""
+    if result.status != "out_of_memory":
+        return False
+    if result.micro_batch is not None:  # the worker tried everything smaller
+        return result.micro_batch <= 1
+    return result.gang == 1 and segment.micro_batch <= 1
 
 
 def turned_worse(losses: list[float], window: int = 3, margin: float = 0.05) -> bool:

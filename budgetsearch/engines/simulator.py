@@ -163,7 +163,8 @@ class SyntheticWorld:
             return self.perform(job)[0]
         if any(self.deaf(segment) for segment in job.segments):
             return None
-        return tuple(self._cut(segment, share) for segment in job.segments)
+        gain = self.gains.get(len(job.segments), 1.0)
+        return tuple(self._together(self._cut(s, share), job, gain) for s in job.segments)
 
     def loss(self, segment: Segment, tokens: int) -> float:
         """Validation loss of a configuration after so many tokens."""

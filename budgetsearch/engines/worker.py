@@ -114,7 +114,12 @@ def _failed(
 ) -> tuple[SegmentResult | Calibration | Score, ...]:
     if isinstance(job, TrainJob):
         return tuple(
-            SegmentResult(s.trial_id, s.rung, status, s.start_tokens, peak_bytes=peak, detail=detail)
+            SegmentResult(
+                *(s.trial_id, s.rung, status, s.start_tokens),
+                peak_bytes=peak,
+                detail=detail,
+                gang=len(job.segments),
+            )
             for s in job.segments
         )
     kind = Calibration if isinstance(job, CalibrateJob) else Score

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from budgetsearch.core.dimensions import Choice, Number
-from budgetsearch.core.history import History
+from budgetsearch.core.history import History, is_infeasible
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Params
 from budgetsearch.core.space import Space
@@ -171,8 +171,8 @@ def observations(history: History, space: Space) -> Observations:
     losses: list[float | None] = []
     points = {number: to_row(space, state.trial.params) for number, state in history.trials.items()}
     for segment, result in history.results:
-        infeasible = result.status == "out_of_memory" and segment.micro_batch <= 1
-        if result.loss is None and result.status != "diverged" and not infeasible:
+        bad = result.status == "diverged" or is_infeasible(segment, result)
+        if result.loss is None and not bad:
             continue
         trial = history.trials[segment.trial_id].trial
         tokens = result.tokens if result.loss is not None else segment.stop_tokens

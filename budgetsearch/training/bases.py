@@ -41,6 +41,13 @@ class BasePool:
         self._bytes.pop(quantization, None)
         free(self.device)
 
+    def drop_others(self, quantization: str) -> bool:
+        """Forget all copies but this one; whether there were any."""
+        others = [name for name in self._models if name != quantization]
+        for name in others:
+            self.drop(name)
+        return bool(others)
+
     def _make_room(self, quantization: str) -> None:
         """A 24 GB card holds one 7B variant while training: the others go first."""
         if not self._models:

@@ -34,11 +34,6 @@ class Batch:
     tokens: tuple[int, ...]
     """Real tokens of each member, padding excluded."""
 
-    @property
-    def positions(self) -> int:
-        """Everything that is computed, padding included."""
-        return int(self.ids.numel())
-
     def to(self, device: str) -> Batch:
         """The same batch on a device, copied from pinned memory without waiting."""
         if device == "cpu":

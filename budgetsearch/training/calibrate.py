@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import traceback
 from typing import Any
 
 import psutil
+import torch
 
 from budgetsearch.core.records import CalibrateJob, Calibration, Params, Probe, Schedule, Segment
 from budgetsearch.training.gang import Gang
@@ -53,10 +55,8 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
     timer.lap("evaluate")
     training.members[0].save()
     timer.lap("checkpoint")
-    answer = 0.0
-    if job.task_examples:
-        answer = time_answers(base, shop, alone.micro_batch, 2 * job.probe_seconds)
-        timer.lap("score")
+    answer = _answer_seconds(base, shop, alone.micro_batch, job) if job.task_examples else 0.0
+    timer.lap("score")
     return Calibration(
         quantization=job.quantization,
         status="ok",
@@ -73,6 +73,16 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
         peak_bytes=chosen.peak_bytes,
         seconds=dict(timer.seconds),
     )
+
+
+def _answer_seconds(base: Any, shop: Shop, micro_batch: int, job: CalibrateJob) -> float:
+    """What an answer takes; 0 where none can be generated: that is the scores' problem, in the end."""
+    try:
+        return time_answers(base, shop, micro_batch, 2 * job.probe_seconds)
+    except Exception:
+        traceback.print_exc()
+    free(shop.device)
+    return 0.0
 
 
 def _saturated(gangs: list[Probe]) -> Probe:
@@ -95,7 +105,7 @@ def flops_per_token(base: Any, training: GangTraining) -> float:
     head = base.get_output_embeddings()
     layers = [m for m in base.modules() if hasattr(m, "in_features") and m is not head]
     frozen = sum(m.in_features * m.out_features for m in layers)
-    frozen += head.in_features * head.out_features * data.target_tokens / data.tokens
+    frozen += getattr(head, "weight", torch.empty(0)).numel() * data.target_tokens / data.tokens
     trained = sum(weight.numel() for weight in training.members[0].adapter.weights().values())
     return float(4 * frozen + 6 * trained)
 
@@ -124,7 +134,11 @@ class _Bench:
 
     def recomputing(self, plain: Probe) -> list[Probe]:
         """The same with gradient checkpointing, if that lets a larger micro-batch fit."""
-        probe = self.largest(recompute=True)
+        try:
+            probe = self.largest(recompute=True)
+        except Exception:  # not every model can; the plain probe stands
+            traceback.print_exc()
+            return []
         return [probe] if probe.micro_batch > plain.micro_batch else []
 
     def gangs(self, alone: Probe) -> list[Probe]:
@@ -134,17 +148,14 @@ class _Bench:
         while 2 * before.members <= most and self._has_room(before):
             try:
                 probe = self.probe(2 * before.members, alone.micro_batch, alone.recompute)
-            except Exception as error:
-                if not is_memory_error(error):
-                    raise
-                probe = None
-            if probe is None:
-                free(self.shop.device)
+            except Exception:  # out of memory, or a model that gangs cannot train; one alone stands
+                traceback.print_exc()
                 break
             found.append(probe)
             if probe.tokens_per_second < MIN_GAIN * before.tokens_per_second or self.shop.stopping():
                 break
             before = probe
+        free(self.shop.device)
         return found
 
     def _has_room(self, before: Probe) -> bool:
@@ -175,8 +186,11 @@ class _Bench:
     def _step(self, training: GangTraining, gang: Gang) -> None:
         """Passes until every member has taken its step."""
         wanted = training.members[0].steps + 1
-        while training.members[0].steps < wanted:
+        while training.members[0].steps < wanted and not self.shop.stopping():
             training.step_on(gang, training.members)
+            for member in training.members:
+                if member.status is not None:
+                    raise ArithmeticError(f"a probe of {self.job.quantization} diverged: {member.detail}")
         self.shop.beat(None, "calibrate", self._tokens(training), None)
 
     def _tokens(self, training: GangTraining) -> int:

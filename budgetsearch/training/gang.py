@@ -110,6 +110,10 @@ class GangLinear(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
         """Each member's own mask over its own rows, whatever the neighbours' lengths are."""
+        if x.numel() // x.shape[-1] % sum(self.now.rows):  # one member alone, on a layer that sees no rows
+            generator = torch.Generator(x.device).manual_seed(number_of(f"{self.now.seeds[0]}/{self.number}"))
+            keep = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout[0]
+            return x * keep / (1.0 - self.dropout[0])
         rows = x.reshape(sum(self.now.rows), -1, x.shape[-1])
         generator = torch.Generator(x.device)
         parts = []
@@ -138,6 +142,8 @@ class Gang:
 
     base: Any
     members: Sequence[Wearer]
+    gradients: bool = True
+    """Without them the members can only be evaluated."""
     layers: dict[str, GangLinear] = field(default_factory=dict)
 
     def put_on(self) -> None:
@@ -150,13 +156,12 @@ class Gang:
         for number, name in enumerate(self.members[0].a):
             layer = self.base.get_submodule(name)
             stack = Stack(
-                a=stacked([m.a[name] for m in self.members]),
-                b=stacked([m.b[name] for m in self.members]),
+                a=stacked([m.a[name] for m in self.members], self.gradients),
+                b=stacked([m.b[name] for m in self.members], self.gradients),
                 scale=self._scales(name),
             )
-            wrapped = GangLinear(layer, stack, [m.dropout for m in self.members], number)
-            set_submodule(self.base, name, wrapped)
-            self.layers[name] = wrapped
+            self.layers[name] = GangLinear(layer, stack, [m.dropout for m in self.members], number)
+            set_submodule(self.base, name, self.layers[name])
 
     def _scales(self, name: str) -> torch.Tensor:
         like = self.members[0].a[name]
@@ -187,26 +192,28 @@ class Gang:
     @contextmanager
     def worn(self) -> Iterator[Gang]:
         """Inside, the members wear their adapters; afterwards the base is bare, whatever happened."""
-        self.put_on()
         try:
+            self.put_on()
             yield self
         finally:
             self.take_off()
 
 
-def stacked(tensors: Sequence[torch.Tensor]) -> torch.nn.Parameter:
+def stacked(tensors: Sequence[torch.Tensor], gradients: bool = True) -> torch.nn.Parameter:
     """(members, rank, width) with zeros beyond each rank; every tensor becomes a view of its slice.
 
-    So do its gradients: what was there is kept, and backward adds to it.
+    So do its gradients, unless they are dropped: what was there is kept, and backward adds to it.
     """
     rank, width = max(len(t) for t in tensors), tensors[0].shape[1]
     first = tensors[0]
-    stack = torch.nn.Parameter(torch.zeros(len(tensors), rank, width, dtype=first.dtype, device=first.device))
-    stack.grad = torch.zeros_like(stack)
+    zeros = torch.zeros(len(tensors), rank, width, dtype=first.dtype, device=first.device)
+    stack = torch.nn.Parameter(zeros, requires_grad=gradients)
+    stack.grad = torch.zeros_like(stack) if gradients else None
     for k, tensor in enumerate(tensors):
-        view, grad = stack.data[k, : len(tensor)], stack.grad[k, : len(tensor)]
+        view = stack.data[k, : len(tensor)]
         view.copy_(tensor.data)
-        if tensor.grad is not None:
+        grad = None if stack.grad is None else stack.grad[k, : len(tensor)]
+        if grad is not None and tensor.grad is not None:
             grad.copy_(tensor.grad)
         tensor.grad = None
         tensor.data = view

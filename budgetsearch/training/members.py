@@ -47,6 +47,8 @@ class Shop:
     peak_bytes: Callable[[], int]
     optimizer: str = "adamw"
     torch_compile: bool = False
+    make_room: Callable[[], bool] = lambda: False
+    """Give up what the job does not need, such as another resident base; whether there was anything."""
 
 
 class Diverged(Exception):
@@ -86,6 +88,8 @@ class Member:
             adapter = Adapter.saved(saved.tensors, saved.config, shop.device)
             member = cls._new(segment, shop, adapter)
             member._restore(saved)
+            if member.tokens >= segment.stop_tokens:
+                member.status = "ok"  # only its evaluation is missing
             return member
         adapter = Adapter.fresh(
             base, segment.params, targets=shop.targets, seed=segment.seed, base_name=shop.base_name

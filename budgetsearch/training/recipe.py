@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from budgetsearch.core.errors import CheckpointError
 from budgetsearch.core.records import Segment, SegmentResult
 from budgetsearch.training.batches import collate
 from budgetsearch.training.evaluate import EVAL_BATCH, example_losses, mean_loss
@@ -57,14 +58,24 @@ class GangTraining:
     """Gradient checkpointing: activations are computed again in the backward pass."""
     evaluated: dict[int, Evaluated] = field(default_factory=dict)
     """By trial."""
+    broken: dict[int, SegmentResult] = field(default_factory=dict)
+    """Trials whose checkpoint cannot be read, with their result."""
 
     @classmethod
     def set_up(cls, base: Any, segments: Sequence[Segment], shop: Shop) -> GangTraining:
         """Fresh trials, and such that go on exactly where their checkpoints stopped."""
         if len(segments) > 1 and shop.optimizer != "adamw":
             raise ValueError("8-bit states hold blocks of one tensor: only one member at a time")
-        members = [Member.set_up(base, segment, shop) for segment in segments]
-        return cls(base, shop, members, len(members), segments[0].recompute)
+        members: list[Member] = []
+        broken: dict[int, SegmentResult] = {}
+        for s in segments:
+            try:
+                members.append(Member.set_up(base, s, shop))
+            except CheckpointError as error:
+                broken[s.trial_id] = SegmentResult(
+                    s.trial_id, s.rung, "crashed", s.start_tokens, detail=str(error)
+                )
+        return cls(base, shop, members, len(members), segments[0].recompute, broken=broken)
 
     # ---------------------------------------------------------------------- training
 
@@ -122,7 +133,7 @@ class GangTraining:
         seconds = time.monotonic() - start
         for k, member in enumerate(group):
             member.charge("train", seconds * batch.tokens[k] / sum(batch.tokens))
-            member.positions += batch.positions // len(batch.rows)
+            member.positions += batch.ids.shape[1] * batch.rows[k]
 
     def _finish(self, member: Member, loss: float, norm: float) -> None:
         try:
@@ -134,8 +145,9 @@ class GangTraining:
         """Memory ran out: fewer members at a time, then smaller micro-batches, from the last step on."""
         for member in group:
             member.clear()
-        free(self.shop.device)
-        if len(group) > 1:
+        if self.shop.make_room():
+            note = "out of memory; another base had to go"
+        elif len(group) > 1:
             self.width = (len(group) + 1) // 2
             note = f"out of memory with {len(group)} at once; went on with {self.width}"
         elif group[0].micro_batch > 1:
@@ -146,6 +158,7 @@ class GangTraining:
         else:
             group[0].status = "out_of_memory"
             note = f"one sample alone does not fit: {detail}"[:500]
+        free(self.shop.device)
         for member in group:
             member.detail = "; ".join(filter(None, (member.detail, note)))
 
@@ -176,7 +189,7 @@ class GangTraining:
             self.evaluate(count, group, batch // 2)
 
     def _evaluate(self, count: int, group: Sequence[Member], batch: int) -> None:
-        gang = Gang(self.base, [m.adapter for m in group])
+        gang = Gang(self.base, [m.adapter for m in group], gradients=False)
         with gang.worn(), ExitStack() as stack:
             for member in group:
                 stack.enter_context(member.adapter.averaged())
@@ -201,9 +214,11 @@ class GangTraining:
     def result(self, member: Member) -> SegmentResult:
         """Save the member's checkpoint, if there is anything to save, and say what came of it."""
         segment, name = member.segment, None
-        if member.status in ("ok", "cancelled", "out_of_memory") and member.tokens > segment.start_tokens:
+        if member.tokens == segment.start_tokens:
+            name = segment.checkpoint_in
+        elif member.status in ("ok", "cancelled", "out_of_memory"):
             start = time.monotonic()
-            name = member.save()
+            name = self._saved(member)
             member.charge("checkpoint", time.monotonic() - start)
         recent = member.recent[-8:]
         found = self.evaluated.get(segment.trial_id)
@@ -226,6 +241,15 @@ class GangTraining:
             padding=1.0 - trained / member.positions if member.positions and trained else 0.0,
         )
 
+    def _saved(self, member: Member) -> str | None:
+        try:
+            return member.save()
+        except OSError as error:  # a full disk: the neighbours' checkpoints may still have fitted
+            member.status = "crashed"
+            member.detail = f"the checkpoint could not be written: {error}"
+            self.evaluated.pop(member.segment.trial_id, None)
+            return None
+
 
 def train_gang(
     base: Any, segments: Sequence[Segment], shop: Shop, eval_examples: int, load_seconds: float = 0.0
@@ -241,6 +265,10 @@ def train_gang(
     training.share("load", load_seconds + timer.lap("load"))
     training.train()
     timer.lap("train")
+    if shop.stopping():  # the time is for the checkpoints; what is missing is evaluated when they go on
+        for member in training.members:
+            member.status = "cancelled" if member.status == "ok" else member.status
     training.evaluate(eval_examples)
     training.share("evaluate", timer.lap("evaluate"))
-    return [training.result(member) for member in training.members]
+    results = {member.segment.trial_id: training.result(member) for member in training.members}
+    return [results.get(s.trial_id) or training.broken[s.trial_id] for s in segments]

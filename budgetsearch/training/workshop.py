@@ -41,7 +41,7 @@ class Workshop:
         """``send`` takes heartbeats; ``stopping(job_id)`` tells whether a job was cancelled."""
         self.setup = setup
         self._send, self._stopping = send, stopping
-        self._job_id, self._last_beat = 0, 0.0
+        self._job_id, self._last_beat, self._quantization = 0, 0.0, ""
         self._probe = MemoryProbe(setup.card_index)
         self.bases = BasePool(setup.model_path, setup.device, trust_remote_code=setup.trust_remote_code)
         tokenizer = load_tokenizer(Path(setup.model_path))
@@ -59,6 +59,7 @@ class Workshop:
             peak_bytes=self.peak_bytes,
             optimizer=setup.optimizer,
             torch_compile=setup.torch_compile,
+            make_room=lambda: self.bases.drop_others(self._quantization),
         )
         if setup.device != "cpu" and setup.limit_bytes:
             total = torch.cuda.get_device_properties(setup.device).total_memory
@@ -92,7 +93,7 @@ class Workshop:
         return memory.peak_bytes(self.setup.device)
 
     def _begin(self, job: Job) -> None:
-        self._job_id = job.job_id
+        self._job_id, self._quantization = job.job_id, job.quantization
         memory.start_peak(self.setup.device)
 
     def _beat(self, trial_id: int | None, activity: str, tokens: int, loss: float | None) -> None:
