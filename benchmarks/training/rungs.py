@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--data", default=DATA)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--name", default="rungs")
+    parser.add_argument("--name", default="rungs-cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     base = fetch()
