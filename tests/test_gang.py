@@ -236,8 +236,11 @@ def test_a_nan_in_one_member_stays_there(base: Any, shop: Shop) -> None:
 
 def test_a_member_that_leaves_early_changes_nothing(base: Any, shop: Shop) -> None:
     """Shorter segments end first, in the middle of the others' accumulation."""
-    segments = [trial(0), trial(2, stop_tokens=200), trial(3, stop_tokens=500), trial(1)]
+    segments = [trial(0, stop_tokens=450), trial(2, stop_tokens=200), trial(3, stop_tokens=500), trial(1)]
     training = trained(base, segments, shop)
+    # One pass makes a step of the first and two a step of the last, which is then half done.
+    assert training.members[0].steps % 2 == 1
+    assert 2 * training.members[3].steps > training.members[0].steps
     for segment, member in zip(segments, training.members, strict=True):
         assert_equal(plain_peft(base, segment, shop.data).weights, member.adapter.weights(), EXACT)
 
@@ -296,6 +299,20 @@ def test_dropout_is_the_members_own(base: Any, shop: Shop) -> None:
         assert_equal(alone.adapter.weights(), member.adapter.weights(), EXACT)
     dry = trained(base, [trial(0)], shop).members[0]
     assert together.members[0].recent != pytest.approx(dry.recent, abs=1e-3)
+
+
+def test_every_pass_and_every_layer_has_a_mask_of_its_own(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No seed of a mask comes twice: not in another step, micro-batch, layer or trial."""
+    seen: list[str] = []
+    real = gang_module.number_of
+    monkeypatch.setattr(gang_module, "number_of", lambda text: (seen.append(text), real(text))[1])
+    wet = [trial(n, params={**trial(n).params, "dropout": 0.1}) for n in (0, 1)]
+    members = trained(base, wet, shop).members
+    passes = sum(m.steps * -(-m.segment.batch_size // m.micro_batch) for m in members)
+    assert len(seen) == len(set(seen)) == 14 * passes
+    assert len({real(text) for text in seen}) == len(seen)
 
 
 @pytest.mark.parametrize("numbers", [(0,), (0, 1)])

@@ -115,6 +115,18 @@ def test_costs_are_learned_as_if_alone(tmp_path: Path) -> None:
         assert model.factors[name, None][0] == pytest.approx(1.0, abs=1e-6)
 
 
+def test_a_slower_machine_shows_in_gangs_too(tmp_path: Path) -> None:
+    """Everything takes 1.5 times as long: the learned factor says so, whatever the gangs gain."""
+    world = SyntheticWorld(gains=GAINS, slowdown=lambda s: 1.5)
+    path = tmp_path / "l.sqlite"
+    history = ganged(path, budget=7200.0, world=world, **SMALL_DATA)
+    assert any(len(job.segments) == 4 for job in jobs(path))
+    assert history.plan is not None
+    model = CostModel.learn(history.plan, history)
+    for name in ("fp32", "nf4"):
+        assert model.factors[name, None][0] == pytest.approx(1.5, abs=0.01)
+
+
 @dataclass
 class Crowded(SyntheticWorld):
     """More than two at once never fit."""
@@ -395,6 +407,18 @@ def test_a_gang_that_gains_more_than_calibrated_makes_nobody_faster_alone(tmp_pa
     assert history.plan is not None
     model = CostModel.learn(history.plan, history)
     assert all(model.factors[name, None][1] >= 1.0 for name in ("fp32", "nf4"))
+
+
+def test_where_no_rung_comes_first_the_first_link_is_evaluated(tmp_path: Path) -> None:
+    """On a ladder of one rung an adapter with a known loss is there after the first link."""
+    world = SyntheticWorld(overhead_seconds=20.0)
+    history = run(tmp_path / "l.sqlite", world, budget=3600.0, first_rung=1.0)
+    assert history.plan is not None
+    assert history.plan.top_rung == 0
+    (first, result), *rest = history.results
+    assert first.evaluate
+    assert result.loss is not None
+    assert not all(segment.evaluate for segment, _ in rest)
 
 
 @pytest.mark.parametrize("budget", [1800.0, 3600.0, 7200.0])

@@ -107,6 +107,25 @@ def test_the_model_goes_where_the_losses_are_low() -> None:
     assert sum(near) >= 0.7 * len(mine)
 
 
+def test_what_waits_for_its_result_changes_the_next_proposal() -> None:
+    """A gang's second configuration takes the first one's expected end for granted; one that died does not
+    wait any more."""
+    story, dead = Story.planned(), Story.planned()
+    for one in (story, dead):
+        bowl(one, 16)
+    numbers = [
+        n for n in range(17, 27) if OptunaSampler().propose(story.history, 0, n, 1)[0].origin == "model"
+    ]
+    for one in (story, dead):
+        one.trial(found[numbers[0]].params)
+    dead.end(dead.start(16), status="crashed")
+    dead.end(dead.start(16), status="crashed")
+    assert dead.history.trials[16].dead == "crashed"
+    waiting = [OptunaSampler().propose(story.history, 0, n, 1) for n in numbers]
+    gone = [OptunaSampler().propose(dead.history, 0, n, 1) for n in numbers]
+    assert sum(a != b for a, b in zip(waiting, gone, strict=True)) >= len(numbers) / 2
+
+
 def test_nothing_is_proposed_twice_while_the_space_has_something_new() -> None:
     """A grid of twelve is proposed as twelve different configurations; then repetition is allowed."""
     story = Story.planned(space=SMALL)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from budgetsearch.core.budget import gang_gains
 from budgetsearch.core.errors import EngineError
 from budgetsearch.core.records import (
     CalibrateJob,
@@ -28,6 +29,7 @@ from budgetsearch.core.records import (
     TrainJob,
 )
 
+MAX_GANG = 64
 Result = SegmentResult | Calibration | Score
 
 
@@ -151,7 +153,7 @@ class SyntheticWorld:
             return (self._calibrate(job),), 10.0
         if isinstance(job, ScoreJob):
             return (self._score(job),), min(5.0, job.limit_seconds)
-        gain = self.gains.get(len(job.segments), 1.0)
+        gain = self._gain(job)
         results = tuple(self._together(self._train(s, job.eval_examples), job, gain) for s in job.segments)
         self.started += job.segments
         seconds = sum(sum(result.seconds.values()) for result in results)
@@ -163,7 +165,7 @@ class SyntheticWorld:
             return self.perform(job)[0]
         if any(self.deaf(segment) for segment in job.segments):
             return None
-        gain = self.gains.get(len(job.segments), 1.0)
+        gain = self._gain(job)
         return tuple(self._together(self._cut(s, share), job, gain) for s in job.segments)
 
     def loss(self, segment: Segment, tokens: int) -> float:
@@ -215,6 +217,11 @@ class SyntheticWorld:
             example_losses=(loss,) * min(examples, 8),
             seconds={"train": train, "evaluate": self.overhead_seconds},
         )
+
+    def _gain(self, job: TrainJob) -> float:
+        """As the calibration measures it, interpolated between its sizes."""
+        known = gang_gains(self._calibrate(CalibrateJob(0, job.quantization, 1, 1, 0.0, max_gang=MAX_GANG)))
+        return known[min(len(job.segments), len(known)) - 1]
 
     def _together(self, result: SegmentResult, job: TrainJob, gain: float) -> SegmentResult:
         seconds = {**result.seconds, "train": result.seconds["train"] / gain}
