@@ -113,9 +113,8 @@ def test_what_waits_for_its_result_changes_the_next_proposal() -> None:
     story, dead = Story.planned(), Story.planned()
     for one in (story, dead):
         bowl(one, 16)
-    numbers = [
-        n for n in range(17, 27) if OptunaSampler().propose(story.history, 0, n, 1)[0].origin == "model"
-    ]
+    found = {n: OptunaSampler().propose(story.history, 0, n, 1)[0] for n in range(17, 27)}
+    numbers = [n for n, proposal in found.items() if proposal.origin == "model"]
     for one in (story, dead):
         one.trial(found[numbers[0]].params)
     dead.end(dead.start(16), status="crashed")
