@@ -35,6 +35,7 @@ SPACE = {
         "dropout": {"kind": "choice", "values": [0.0, 0.05]},
     },
 }
+GAINS = (1.0, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9)
 LADDER = (40.0, 120.0, 360.0, 1080.0)
 
 
@@ -43,7 +44,9 @@ def plan() -> Plan:
     return Plan(
         budget_seconds=86400.0, gpu="a100", space=SPACE, seed=0, eta=5, ladder=LADDER,
         reference_rates={"bf16": 3000.0, "nf4": 2000.0}, micro_batches={"bf16": 8, "nf4": 8},
-        overheads={"bf16": 4.0, "nf4": 6.0}, load_seconds={"bf16": 20.0, "nf4": 30.0},
+        overheads={"bf16": 4.0, "nf4": 6.0}, checkpoint_seconds={"bf16": 1.0, "nf4": 1.0},
+        load_seconds={"bf16": 20.0, "nf4": 30.0},
+        gang_gains={"bf16": GAINS, "nf4": GAINS},
         max_tokens=100_000_000, batch_size=16, step_tokens=8000.0, eval_examples=256, task_examples=0,
         reserve_seconds=600.0, score_seconds=300.0, checkpoint_every_seconds=864.0, max_trials=10_000,
     )  # fmt: skip
