@@ -158,6 +158,14 @@ def test_told_to_stop_a_calibration_ends(base: Any, shop: Shop) -> None:
     assert found.micro_batch == 8
 
 
+def test_where_time_is_short_only_the_indispensable_is_measured(base: Any, shop: Shop) -> None:
+    """No gang is tried and no answer timed, but there is a rate, an evaluation and a checkpoint."""
+    found = measured(base, shop, limit_seconds=0.01, task_examples=4)
+    assert [1] == [probe.members for probe in found.probes]
+    assert found.answer_seconds == 0.0
+    assert min(found.tokens_per_second, found.eval_seconds_per_example, found.checkpoint_seconds) > 0
+
+
 def test_what_is_optional_may_fail(base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that gangs or checkpointing cannot train, or that cannot generate: one alone stands."""
     real = calibrate._Bench.probe

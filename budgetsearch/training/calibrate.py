@@ -22,6 +22,9 @@ MIN_STEPS = 2
 EVAL_EXAMPLES = 16
 MIN_GAIN = 1.03
 """A gang twice as large must give so many times the tokens per second, or the smaller one is taken."""
+OPTIONAL_SHARE = 0.15
+"""Of the calibration's limit: gangs are tried and answers timed only while this lasts, so that a slow
+machine with a short budget still gets to train."""
 RECOMPUTE_GAIN = 1.02
 """Gradient checkpointing must give so many times the tokens per second of the smaller micro-batch."""
 GANGLESS = ("int8",)
@@ -55,7 +58,9 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
     timer.lap("evaluate")
     training.members[0].save()
     timer.lap("checkpoint")
-    answer = _answer_seconds(base, shop, alone.micro_batch, job) if job.task_examples else 0.0
+    answer = 0.0
+    if job.task_examples and bench.has_time(2 * job.probe_seconds):
+        answer = _answer_seconds(base, shop, alone.micro_batch, job)
     timer.lap("score")
     return Calibration(
         quantization=job.quantization,
@@ -116,6 +121,7 @@ class _Bench:
     def __init__(self, base: object, job: CalibrateJob, shop: Shop) -> None:
         self.base, self.job, self.shop = base, job, shop
         self.last: GangTraining
+        self._begun, self._took = time.monotonic(), 0.0
         data = shop.data.train
         longest = sorted(range(len(data)), key=lambda row: (-data.lengths[row], row))
         self._longest = longest[: job.batch_size]
@@ -143,9 +149,9 @@ class _Bench:
 
     def gangs(self, alone: Probe) -> list[Probe]:
         """Twice as many members each time, while that pays and memory lasts."""
-        found, before = [], alone
+        found, before, took = [], alone, self._took
         most = 1 if self.job.quantization in GANGLESS else self.job.max_gang
-        while 2 * before.members <= most and self._has_room(before):
+        while 2 * before.members <= most and self._has_room(before) and self.has_time(2 * took):
             try:
                 probe = self.probe(2 * before.members, alone.micro_batch, alone.recompute)
             except Exception:  # out of memory, or a model that gangs cannot train; one alone stands
@@ -154,9 +160,14 @@ class _Bench:
             found.append(probe)
             if probe.tokens_per_second < MIN_GAIN * before.tokens_per_second or self.shop.stopping():
                 break
-            before = probe
+            before, took = probe, self._took
         free(self.shop.device)
         return found
+
+    def has_time(self, seconds: float) -> bool:
+        """Whether something that is not indispensable may take so long."""
+        passed = time.monotonic() - self._begun
+        return passed + seconds <= OPTIONAL_SHARE * self.job.limit_seconds
 
     def _has_room(self, before: Probe) -> bool:
         """On the CPU nobody says no until it is too late: twice the peak must be free."""
@@ -165,6 +176,7 @@ class _Bench:
     def probe(self, members: int, micro: int, recompute: bool) -> Probe:
         """Time real steps of so many members side by side."""
         start_peak(self.shop.device)
+        begun = time.monotonic()
         segments = [_segment(self.job, number, micro, recompute) for number in range(members)]
         self.last = training = GangTraining.set_up(self.base, segments, self.shop)
         gang = Gang(self.base, [m.adapter for m in training.members])
@@ -180,6 +192,7 @@ class _Bench:
                 if self.shop.stopping() or (step >= MIN_STEPS and late):
                     break
             rate = (self._tokens(training) - tokens) / (time.monotonic() - start)
+        self._took = time.monotonic() - begun
         longest = self.shop.data.train.lengths[self._longest[0]]
         return Probe(members, micro, recompute, longest, rate, self.shop.peak_bytes())
 
