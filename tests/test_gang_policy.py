@@ -102,8 +102,11 @@ def test_candidates_wait_for_their_own_gang_but_not_for_long(tmp_path: Path) -> 
     for entry in read_entries(path):
         seen.apply(entry)
         waiting = max(waiting, len(seen.candidates))
-    assert waiting <= 3 * 4
+    assert waiting <= 4 + 4
     assert len(history.candidates) <= 4
+    begun = [s.trial_id for job in jobs(path) for s in job.segments if s.start_tokens == 0]
+    overtaken = [sum(other > one for other in begun[:k]) for k, one in enumerate(begun)]
+    assert max(overtaken) <= 2 * 4  # nobody is passed over again and again
 
 
 def test_costs_are_learned_as_if_alone(tmp_path: Path) -> None:

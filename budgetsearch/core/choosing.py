@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from budgetsearch.core.evidence import indistinguishable
@@ -95,7 +96,14 @@ def finalists(view: View) -> list[TrialState]:
     return [s for s in ranked if s.trial_id in kept and s.goal < top]
 
 
-def prefer_resident(view: View) -> TrialState:
-    """A candidate of the quantization that is loaded, so that the worker need not load another."""
+def next_candidate(view: View) -> TrialState:
+    """Of those that wait: one whose quantization has a whole gang waiting, else one whose quantization is
+    loaded, so that the worker need not load another; the oldest of them."""
+    waiting = Counter(cost_class(s.trial.params) for s in view.candidates)
     resident = view.history.last_quantization
-    return min(view.candidates, key=lambda s: (cost_class(s.trial.params) != resident, s.trial_id))
+
+    def rank(state: TrialState) -> tuple[bool, bool, int]:
+        name = cost_class(state.trial.params)
+        return waiting[name] < view.gang_size(name), name != resident, state.trial_id
+
+    return min(view.candidates, key=rank)

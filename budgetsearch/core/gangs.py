@@ -16,9 +16,6 @@ on disk, before it ends."""
 LIMIT_FACTOR = 1.5
 """The watchdog stops a gang that takes so many times what its members are expected to take alone, one after
 the other, or as long as its first member might alone."""
-MAX_WAITING = 2
-"""Candidates of other quantizations that may wait for their own gang, as a multiple of a gang."""
-
 Rule = Callable[[View], Decision | None]
 
 
@@ -70,11 +67,12 @@ def _sociable(view: View, segment: Segment) -> bool:
 
 
 def _may_ask(view: View, after: View, decision: Decision | None, size: int) -> bool:
-    """Whether another sample may bring a companion: a new trial is next, but none of its kind waits."""
+    """Whether another sample may bring a companion: a new trial is next, but none of its kind waits, and not
+    a whole gang of others does."""
     if isinstance(decision, NeedCandidates):
         return True
     enters = isinstance(decision, Run) and decision.job.segments[0].trial_id in {
         state.trial_id for state in after.candidates
     }
     room = len(view.history.trials) < view.plan.max_trials
-    return enters and room and len(after.candidates) < MAX_WAITING * size
+    return enters and room and len(after.candidates) < size

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from budgetsearch.core.budget import FULL_EVAL_SHARE
-from budgetsearch.core.choosing import any_promotable, earned, finalists, prefer_resident, promotable
+from budgetsearch.core.choosing import any_promotable, earned, finalists, next_candidate, promotable
 from budgetsearch.core.costs import PESSIMISM, CostModel
 from budgetsearch.core.gangs import gather
 from budgetsearch.core.history import History, TrialState
@@ -108,7 +108,7 @@ def enter(view: View) -> Decision | None:
         return None
     if not view.candidates:
         return NeedCandidates(1)
-    state = prefer_resident(view)
+    state = next_candidate(view)
     return _rung_segment(view, state, view.entry, f"new trial ({state.trial.origin})")
 
 
