@@ -453,15 +453,16 @@ def reasons_of(event: Decided) -> tuple[str, ...]:
     return event.decision.reasons if isinstance(event.decision, Run) else ()
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_in_a_short_run_no_quantization_is_left_waiting(tmp_path: Path, seed: int) -> None:
-    """An hour holds some seven trials in gangs of two: both quantizations are tried twice at the least, and at
-    most one gang's worth of candidates never starts."""
-    world = SyntheticWorld(tokens_per_second=240.0, gains={2: 1.06}, overhead_seconds=18.0)
+@pytest.mark.parametrize("seed", range(6))
+def test_in_a_short_run_nobody_is_passed_over(tmp_path: Path, seed: int) -> None:
+    """An hour holds some eight trials in gangs of two: whoever was sampled starts before what was sampled
+    later, or at its side, so no configuration waits in vain while others enter."""
+    world = SyntheticWorld(tokens_per_second=170.0, gains={2: 1.06}, overhead_seconds=14.0)
     data = {"batch_size": 4, "train_tokens": 145_800, "train_rows": 1800}
     history = ganged(
         tmp_path / "l.sqlite", 3600.0, world, seed=seed, max_gang=8, sampler=OptunaSampler(), **data
     )
-    started = [t.trial.params["quantization"] for t in history.trials.values() if t.started]
-    assert min(started.count("fp32"), started.count("nf4")) >= 2
-    assert len(history.candidates) <= 2
+    started = [n for n, t in history.trials.items() if t.started]
+    waiting = [n for n, t in history.trials.items() if not t.started]
+    assert len(started) >= 7
+    assert all(number > max(started) for number in waiting)
