@@ -226,8 +226,8 @@ def _eval_examples(request: PlanRequest, first_rung_seconds: float, measured: _M
 
 
 def probe_seconds(budget_seconds: float) -> float:
-    """How long each size of gang is timed in the calibration: two per mille of the budget, 2 to 20 s."""
-    return max(2.0, min(20.0, 0.002 * budget_seconds))
+    """How long each size of gang is timed in the calibration: one per mille of the budget, 1 to 20 s."""
+    return max(1.0, min(20.0, 0.001 * budget_seconds))
 
 
 def checkpoint_interval(budget_seconds: float) -> float:

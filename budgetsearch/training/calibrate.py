@@ -121,7 +121,7 @@ class _Bench:
     def __init__(self, base: object, job: CalibrateJob, shop: Shop) -> None:
         self.base, self.job, self.shop = base, job, shop
         self.last: GangTraining
-        self._begun, self._took = time.monotonic(), 0.0
+        self._begun, self._step_seconds = time.monotonic(), 0.0
         data = shop.data.train
         longest = sorted(range(len(data)), key=lambda row: (-data.lengths[row], row))
         self._longest = longest[: job.batch_size]
@@ -149,9 +149,9 @@ class _Bench:
 
     def gangs(self, alone: Probe) -> list[Probe]:
         """Twice as many members each time, while that pays and memory lasts."""
-        found, before, took = [], alone, self._took
+        found, before = [], alone
         most = 1 if self.job.quantization in GANGLESS else self.job.max_gang
-        while 2 * before.members <= most and self._has_room(before) and self.has_time(2 * took):
+        while 2 * before.members <= most and self._has_room(before) and self.has_time(self._double()):
             try:
                 probe = self.probe(2 * before.members, alone.micro_batch, alone.recompute)
             except Exception:  # out of memory, or a model that gangs cannot train; one alone stands
@@ -160,9 +160,14 @@ class _Bench:
             found.append(probe)
             if probe.tokens_per_second < MIN_GAIN * before.tokens_per_second or self.shop.stopping():
                 break
-            before, took = probe, self._took
+            before = probe
         free(self.shop.device)
         return found
+
+    def _double(self) -> float:
+        """Seconds of a probe with twice as many members: a first step, and those that are timed."""
+        step = 2 * self._step_seconds
+        return step + max(MIN_STEPS * step, self.job.probe_seconds)
 
     def has_time(self, seconds: float) -> bool:
         """Whether something that is not indispensable may take so long."""
@@ -176,7 +181,6 @@ class _Bench:
     def probe(self, members: int, micro: int, recompute: bool) -> Probe:
         """Time real steps of so many members side by side."""
         start_peak(self.shop.device)
-        begun = time.monotonic()
         segments = [_segment(self.job, number, micro, recompute) for number in range(members)]
         self.last = training = GangTraining.set_up(self.base, segments, self.shop)
         gang = Gang(self.base, [m.adapter for m in training.members])
@@ -191,8 +195,8 @@ class _Bench:
                 late = time.monotonic() - start >= self.job.probe_seconds
                 if self.shop.stopping() or (step >= MIN_STEPS and late):
                     break
-            rate = (self._tokens(training) - tokens) / (time.monotonic() - start)
-        self._took = time.monotonic() - begun
+            passed = time.monotonic() - start
+        rate, self._step_seconds = (self._tokens(training) - tokens) / passed, passed / step
         longest = self.shop.data.train.lengths[self._longest[0]]
         return Probe(members, micro, recompute, longest, rate, self.shop.peak_bytes())
 
