@@ -191,7 +191,7 @@ class History:
         if state.trial_id == self.full_trial:
             return "full run"
         if over:
-            return "dropped"
+            return "dropped" if state.started else "not tried"
         if state.running:
             return "promoted" if state.goal > 0 else "running"
         return "paused" if state.started else "waiting"

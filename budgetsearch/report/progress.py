@@ -245,7 +245,7 @@ def _ended_text(result: SegmentResult, history: History) -> str:
     head = f"trial {result.trial_id} rung {result.rung}: "
     if result.status != "ok":
         return head + f"{result.status} {result.detail}".rstrip()
-    loss = "no loss" if result.loss is None else f"loss {result.loss:.4f}"
+    loss = "checkpoint" if result.loss is None else f"loss {result.loss:.4f}"
     best = history.incumbent
     is_best = best is not None and best.best_checkpoint == result.checkpoint_out
     seconds = sum(result.seconds.values())
