@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetsearch.clock import RunClock
-from budgetsearch.compose import Say, bring_study_level, drive, start, storage_url
+from budgetsearch.compose import Say, bring_study_level, cache_folder, drive, start, storage_url
 from budgetsearch.core.errors import RunFolderError, UsageError
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
+
+if TYPE_CHECKING:
+    from budgetsearch.doctor.check import Check
+    from budgetsearch.planning.preview import Preview
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def run(
     data: str | None = None,
     valid: str | None = None,
     gpu: str | None = None,
-    device: int | None = None,
+    device: int | str | None = None,
     hours: float | None = None,
     space: str | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -110,6 +114,60 @@ def run(
     assert settings.out is not None
     start(settings, clock, watchers, say)
     return _conclude(RunFolder(settings.out))
+
+
+def plan(
+    *,
+    slow: float = 1.0,
+    probe: bool = False,
+    config: str | os.PathLike[str] | None = None,
+    say: Say = lambda line: None,
+    **settings: Any,
+) -> Preview:
+    """What ``run`` with the same settings would do: what fits, the ladder, when each phase begins.
+
+    Nothing is spent, and nothing fetched but a Hub model's config.json where it is not known. ``slow``:
+    everything takes so many times as long. ``probe``: load the model and measure real steps first.
+
+    Raises:
+        UsageError: a setting, the model or the card cannot be used, nothing fits, or the hours are too few.
+    """
+    from budgetsearch.compose import probe_here
+    from budgetsearch.planning.preview import gather, preview
+    from budgetsearch.settings import load_settings
+
+    if not 0.1 <= slow <= 100:
+        raise UsageError(f"--slow must be from 0.1 to 100; it is {slow:g}.")
+    given = {name: value for name, value in settings.items() if value is not None}
+    known = load_settings(given, Path(config) if config else None)
+    inputs = gather(known, cache_folder())
+    return preview(inputs, slow, probe_here(known, say) if probe else None)
+
+
+def doctor(
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    data: str | None = None,
+    gpu: str | None = None,
+    device: int | str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    say: Callable[[Check], None] = lambda check: None,
+) -> list[Check]:
+    """Check what a run with these settings needs; fetches and writes nothing.
+
+    Every setting that is None comes from where ``run`` would take it. ``say`` hears of each check as
+    soon as it is done.
+
+    Raises:
+        UsageError: a setting is unknown or out of range.
+    """
+    from budgetsearch.doctor.examine import examine
+
+    given = {"model": model, "revision": revision, "data": data, "gpu": gpu, "device": device}
+    given["out"] = os.fspath(out) if out is not None else None
+    return examine(given, cache=cache_folder(), config=Path(config) if config else None, say=say)
 
 
 def resume(

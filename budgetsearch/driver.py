@@ -8,22 +8,24 @@ from dataclasses import dataclass, replace
 
 from budgetsearch.core.budget import (
     PlanRequest,
+    calibration_job,
     grace_seconds,
     make_plan,
     new_trial,
-    probe_seconds,
     score_jobs,
     watchdog_patience,
 )
-from budgetsearch.core.errors import BudgetError, CheckpointError, EngineError, LedgerError
+from budgetsearch.core.errors import BudgetError, CheckpointError, DeviceError, EngineError, LedgerError
 from budgetsearch.core.events import (
     Calibrated,
+    CardWatched,
     Charged,
     Closed,
     Decided,
     Event,
     Exported,
     Heartbeat,
+    Noticed,
     Opened,
     Planned,
     Resumed,
@@ -37,14 +39,15 @@ from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.ports import Clock, Engine, Exporter, Sampler
 from budgetsearch.core.records import (
     Beat,
-    CalibrateJob,
     Calibration,
     Finish,
     Job,
     JobEnded,
     NeedCandidates,
+    Notice,
     Phase,
     Plan,
+    Report,
     Run,
     Score,
     SegmentResult,
@@ -89,7 +92,6 @@ class Driver:
     request: PlanRequest
     opened: Opened
     quantizations: Sequence[str]
-    calibration_rank: int
     planner: Callable[[PlanRequest, Mapping[str, Calibration], float], Plan] = make_plan
     """From the request, the calibrations and the seconds they took to the plan."""
     stop_requested: Callable[[], bool] = lambda: False
@@ -110,6 +112,7 @@ class Driver:
 
         Raises:
             BudgetError: the budget is below the measured minimum.
+            DeviceError: the base model does not fit into memory.
             EngineError: no quantization of the base model works here.
         """
         try:
@@ -176,23 +179,15 @@ class Driver:
                     self._charge_rest("calibrate")
 
     def _measure(self, quantization: str) -> Calibration:
-        """Calibrate one quantization.
+        """Calibrate one quantization, unless it is foreseen that nothing of it fits.
 
         Raises:
             BudgetError: that alone takes more than half of what is left.
         """
         limit = FALLBACK_LIMIT * (self.request.budget_seconds - self.clock.now())
-        job = CalibrateJob(
-            job_id=-1 - self._measured,
-            quantization=quantization,
-            rank=self.calibration_rank,
-            batch_size=self.request.batch_size,
-            limit_seconds=limit,
-            limit_bytes=self.request.limit_bytes,
-            max_gang=self.request.max_gang,
-            probe_seconds=probe_seconds(self.request.budget_seconds),
-            task_examples=self.request.task_examples,
-        )
+        job = calibration_job(self.request, quantization, -1 - self._measured, limit)
+        if isinstance(job, Calibration):
+            return job
         self._measured += 1
         start = self.clock.now()
         outcome = self._execute(job) if limit > 0 else None
@@ -214,6 +209,11 @@ class Driver:
             why = "; ".join(
                 f"{c.quantization}: {c.status} {c.detail}" for c in self.history.calibrations.values()
             )
+            if all(c.status == "out_of_memory" for c in self.history.calibrations.values()):
+                raise DeviceError(
+                    f"The base model does not fit. {why}. Use a smaller --model, a shorter --max-length, a "
+                    "--space with nf4, or a larger card; `budgetsearch plan` shows what fits."
+                )
             raise EngineError(f"No quantization of the base model can be trained here. {why}")
         plan = self.planner(self.request, self.history.calibrations, self.clock.now())
         self._append(Planned(plan))
@@ -291,8 +291,8 @@ class Driver:
         for report in self.engine.poll(POLL_SECONDS):
             if isinstance(report, Beat):
                 self._append(Heartbeat(report))
-            elif report.job_id in self._flights:
-                self._ended(report)
+            else:
+                self._take(report)
         if self._flights and self.clock.now() - self._last_append > SILENCE_SECONDS:
             self._append(Heartbeat(Beat(next(iter(self._flights)), None, "busy")))
         self._watch()
@@ -316,6 +316,15 @@ class Driver:
     def _patience(self, job: Job) -> float:
         plan = self.history.plan
         return watchdog_patience(plan, self._grace(), job) if plan else self._grace()
+
+    def _take(self, report: Report) -> None:
+        """Record what is more than a sign of life."""
+        if isinstance(report, Notice):
+            self._append(Noticed(report.text))
+        elif isinstance(report, JobEnded) and report.job_id in self._flights:
+            if report.use is not None:
+                self._append(CardWatched(report.job_id, report.use))
+            self._ended(report)
 
     def _ended(self, report: JobEnded) -> None:
         flight = self._flights.pop(report.job_id)
@@ -360,8 +369,7 @@ class Driver:
         until = self.clock.now() + self._grace()
         while self._flights and self.clock.now() < until:
             for report in self.engine.poll(POLL_SECONDS):
-                if isinstance(report, JobEnded) and report.job_id in self._flights:
-                    self._ended(report)
+                self._take(report)
         self._abandon()
 
     def _abandon(self) -> None:

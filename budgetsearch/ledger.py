@@ -20,7 +20,7 @@ from budgetsearch.core.history import History
 from budgetsearch.core.ports import Clock, Watcher
 
 LOGGER = logging.getLogger("budgetsearch.ledger")
-FORMAT = 3
+FORMAT = 4
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY,

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from budgetsearch.core.errors import SettingsError, nearest
+from budgetsearch.gpu.detect import detect
 from budgetsearch.gpu.nvml import Nvml
-from budgetsearch.gpu.profiles import CardProfile, detect, profile
+from budgetsearch.gpu.profiles import CardProfile, profile
 from budgetsearch.spaces import find_space, read_yaml
 
 CONFIG_NAME = "budgetsearch.yaml"
@@ -23,7 +24,7 @@ FLAGS = "the flags"
 
 TAKES: Mapping[str, str] = {
     "hours": "more than 0 and finite, for example 0.2 for twelve minutes or 24 for a day",
-    "device": "a whole number from 0, as nvidia-smi counts",
+    "device": "a whole number from 0, as nvidia-smi counts, or a UUID like GPU-1a2b or MIG-1a2b",
     "seed": "a whole number from 0",
     "max_length": "a whole number of at least 8, in tokens",
     "batch_size": "a whole number of at least 1, in sequences",
@@ -71,8 +72,10 @@ class Settings(BaseModel):
     gpu: str = Field(
         "auto", min_length=1, description="Card profile. Default: auto, the largest card or the CPU."
     )
-    device: int | None = Field(
-        None, ge=0, description="Index of the card as nvidia-smi counts. Default: found by --gpu."
+    device: int | str | None = Field(
+        None,
+        description="The card: its index as nvidia-smi counts, or its UUID or how that begins (GPU-..., "
+        "MIG-...). Default: found by --gpu.",
     )
     hours: float = Field(
         24.0, gt=0, description="Hours that the whole run may take. Default: 24, as in the challenge."
@@ -179,6 +182,14 @@ class Settings(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and kind is not bool:
             raise ValueError("a switch is no number")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _card(cls, value: int | str | None) -> int | str | None:
+        known = value is None or isinstance(value, int) or value.isdigit() or value[:4] in ("GPU-", "MIG-")
+        if not known or (isinstance(value, int) and value < 0):
+            raise ValueError("neither an index nor a UUID")
         return value
 
     @field_validator("first_rung", mode="before")

@@ -91,7 +91,7 @@ class EngineContract:
 
     def test_a_calibration_measures_a_rate(self, harness: Harness) -> None:
         """A calibration ends with a positive rate and a micro-batch within the batch."""
-        job: Job = CalibrateJob(-1, "fp32", rank=4, batch_size=4, limit_seconds=600.0)
+        job: Job = CalibrateJob(-1, "fp32", ranks=(4,), batch_size=4, limit_seconds=600.0)
         harness.engine.submit(job)
         (result,) = await_end(harness.engine, -1).results
         assert isinstance(result, Calibration)

@@ -115,5 +115,4 @@ def make_driver(
         request=request(budget, **changes),
         opened=Opened(budget, {}),
         quantizations=["fp32", "nf4"],
-        calibration_rank=16,
     )

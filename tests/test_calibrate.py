@@ -19,7 +19,7 @@ from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import GangTraining, train_gang
 from budgetsearch.training.score import time_answers
 
-JOB = CalibrateJob(-1, "fp32", rank=4, batch_size=8, limit_seconds=60.0, max_gang=4, probe_seconds=0.05)
+JOB = CalibrateJob(-1, "fp32", ranks=(4,), batch_size=8, limit_seconds=60.0, max_gang=4, probe_seconds=0.05)
 
 
 @pytest.fixture

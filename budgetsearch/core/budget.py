@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budgetsearch.core.costs import PLANNING_MARGIN
 from budgetsearch.core.errors import BudgetError
+from budgetsearch.core.feasibility import foresee, micro_batch
+from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.history import TrialState
 from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
 from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import Calibration, Job, Plan, ScoreJob, Trial, cost_class
+from budgetsearch.core.records import CalibrateJob, Calibration, Job, Plan, ScoreJob, Trial, cost_class
 from budgetsearch.core.space import Space
 
 MIN_RUNG_STEPS = 4
@@ -28,6 +30,9 @@ ANSWER_FACTOR = 2.0
 """Answers by base and adapter may take so much longer than the calibration's by the bare base."""
 EXIT_SECONDS = 6.0
 """Report, study and process exit; the larger of this and 0.5% of the budget (30 s at most)."""
+OPTIONAL_SHARE = 0.15
+"""Of a calibration's limit: gangs are tried and answers timed only while this lasts, so that a slow machine
+with a short budget still gets to train."""
 FULL_EVAL_SHARE = 0.03
 """Evaluations in the middle of a full run take so much of its training's time at most."""
 LOSS_FACTOR = 1.5
@@ -60,6 +65,12 @@ class PlanRequest:
     limit_bytes: int | None = None
     max_gang: int = 1
     """Adapters that may train at once, at most."""
+    ranks: tuple[int, ...] = (16,)
+    """Ranks that the space can ask for; of a range its ends and its middle."""
+    footprints: Mapping[str, Footprint] = field(default_factory=dict)
+    """Memory as foreseen, by quantization; absent where nobody can foresee it."""
+    longest: int = 0
+    """Tokens of the longest training row."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,13 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         limit_bytes=request.limit_bytes,
         gang_gains={name: gang_gains(c) for name, c in usable.items()},
         recompute={name: c.recompute for name, c in usable.items()},
+        footprints={
+            name: request.footprints[name].corrected(c.probes, c.rank)
+            for name, c in usable.items()
+            if name in request.footprints
+        },
+        largest_ranks={name: c.rank for name, c in usable.items() if c.rank},
+        longest=request.longest,
         scouts=scouts_for(shares, _multiple(request, ladder[-1], measured)),
     )
 
@@ -225,6 +243,33 @@ def _eval_examples(request: PlanRequest, first_rung_seconds: float, measured: _M
     return min(wanted, request.valid_rows)
 
 
+def calibration_job(
+    request: PlanRequest, quantization: str, job_id: int, limit_seconds: float
+) -> CalibrateJob | Calibration:
+    """What to measure of a quantization, or what is foreseen to come of it: nothing fits."""
+    ahead = foresee(
+        request.footprints.get(quantization),
+        request.limit_bytes,
+        request.ranks,
+        request.batch_size,
+        request.longest,
+    )
+    if ahead.refusal:
+        return Calibration(quantization, "out_of_memory", detail=ahead.refusal)
+    return CalibrateJob(
+        job_id=job_id,
+        quantization=quantization,
+        ranks=ahead.ranks,
+        batch_size=request.batch_size,
+        limit_seconds=limit_seconds,
+        micro_batches=ahead.micro_batches,
+        limit_bytes=request.limit_bytes,
+        max_gang=request.max_gang,
+        probe_seconds=probe_seconds(request.budget_seconds),
+        task_examples=request.task_examples,
+    )
+
+
 def probe_seconds(budget_seconds: float) -> float:
     """How long each size of gang is timed in the calibration: one per mille of the budget, 1 to 20 s."""
     return max(1.0, min(20.0, 0.001 * budget_seconds))
@@ -294,7 +339,7 @@ def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
         rung_tokens=rungs,
         warmup_tokens=min(WARMUP_STEPS * step, rungs[0] // 3),
         batch_size=plan.batch_size,
-        micro_batch=plan.micro_batches[name],
+        micro_batch=micro_batch(plan, proposal.params),
         max_tokens=longest,
         origin=proposal.origin,
     )

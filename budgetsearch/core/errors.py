@@ -9,6 +9,7 @@
     │   ├── DataError             a data file or a row that cannot be used
     │   ├── ModelError            a base model that cannot be found or loaded
     │   ├── DeviceError           a card that is unknown or absent
+    │   │   └── CardLost          a card that fell off the bus (gpu.nvml)
     │   ├── BudgetError           a budget below the measured minimum
     │   └── RunFolderError        a run folder that is in use, missing or not a run
     ├── LedgerError               the ledger is damaged or contradicts itself

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from budgetsearch.core.records import (
     Beat,
     Calibration,
+    CardUse,
     Decision,
     Phase,
     Plan,
@@ -70,6 +71,21 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
+class Noticed:
+    """What the user should know: memory that another process took, a card that was slowed down."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CardWatched:
+    """What a job did to the card."""
+
+    job_id: int
+    use: CardUse
+
+
+@dataclass(frozen=True)
 class SegmentEnded:
     job_id: int
     result: SegmentResult
@@ -116,6 +132,8 @@ Event = (
     | Decided
     | SegmentStarted
     | Heartbeat
+    | Noticed
+    | CardWatched
     | SegmentEnded
     | Charged
     | Scored

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import (
     Calibrated,
+    CardWatched,
     Charged,
     Closed,
     Decided,
@@ -15,6 +16,7 @@ from budgetsearch.core.events import (
     Event,
     Exported,
     Heartbeat,
+    Noticed,
     Opened,
     Planned,
     Resumed,
@@ -23,10 +25,13 @@ from budgetsearch.core.events import (
     SegmentStarted,
     TrialAdded,
 )
+from budgetsearch.core.feasibility import problem, taught
 from budgetsearch.core.records import (
     Beat,
     Calibration,
+    CardUse,
     Finish,
+    Params,
     Plan,
     Score,
     Segment,
@@ -126,6 +131,14 @@ class History:
     """By quantization: how many still fitted when memory ran out with more."""
     job_sizes: dict[int, int] = field(default_factory=dict)
     """How many segments each running job began with."""
+    refused: list[Params] = field(default_factory=list)
+    """Configurations that ran out of memory all alone."""
+    shrunk: list[tuple[Params, int]] = field(default_factory=list)
+    """Configurations that ran out of memory on the way, and the micro-batch that they went down to."""
+    notices: list[tuple[float, str]] = field(default_factory=list)
+    """What the user should know, and when it was found."""
+    uses: list[CardUse] = field(default_factory=list)
+    """What the watcher saw, job by job."""
     dropped: set[int] = field(default_factory=set)
     """Trials whose checkpoints were given up: a later loser does not bring them back."""
 
@@ -139,8 +152,8 @@ class History:
 
     @property
     def candidates(self) -> list[TrialState]:
-        """Trials that were sampled and have never run."""
-        return [t for t in self.trials.values() if not t.started]
+        """Trials that were sampled, may fit into memory, and have never run."""
+        return [t for t in self.trials.values() if not t.started and not t.dead]
 
     def at_rung(self, rung: int) -> list[TrialState]:
         """Trials with a result at ``rung``, best first; the diverged and the given up are not here."""
@@ -229,7 +242,14 @@ class History:
 
     def _on_trialadded(self, event: TrialAdded, at: float) -> None:
         trial = event.trial
-        self.trials[trial.trial_id] = TrialState(trial, trial.micro_batch)
+        self.trials[trial.trial_id] = TrialState(trial, taught(self.shrunk, trial.params, trial.micro_batch))
+        self._rule_out_infeasible()
+
+    def _rule_out_infeasible(self) -> None:
+        """What cannot fit never starts."""
+        for state in self.candidates:
+            if self.plan is not None and problem(self.plan, self.refused, state.trial.params):
+                state.dead = "infeasible"
 
     def _on_decided(self, event: Decided, at: float) -> None:
         self.decisions += 1
@@ -254,6 +274,12 @@ class History:
         self.last_beat = event.beat
         self.last_beat_at = at
 
+    def _on_noticed(self, event: Noticed, at: float) -> None:
+        self.notices.append((at, event.text))
+
+    def _on_cardwatched(self, event: CardWatched, at: float) -> None:
+        self.uses.append(event.use)
+
     def _on_segmentended(self, event: SegmentEnded, at: float) -> None:
         result = event.result
         segment = self._take_running(event.job_id, result.trial_id)
@@ -265,6 +291,7 @@ class History:
         state.steps += result.steps
         if result.micro_batch is not None:
             state.micro_batch = min(state.micro_batch, result.micro_batch)
+            self._note_shrunk(segment, result.micro_batch)
         self._note_gang(segment, result, self.job_sizes[event.job_id])
         alone = self.job_sizes[event.job_id] == 1
         if event.job_id not in self.running:
@@ -272,6 +299,14 @@ class History:
         _OUTCOMES[result.status](self, state, segment, result, alone)
         self._note_end_of_full_run(state, segment, result)
         self.dropped |= {t.trial_id for t in self.trials.values() if t.rung >= 0} - self.contenders()
+
+    def _note_shrunk(self, segment: Segment, micro_batch: int) -> None:
+        """Memory ran out on the way: whoever needs as much starts smaller."""
+        if micro_batch >= segment.micro_batch:
+            return
+        self.shrunk.append((segment.params, micro_batch))
+        for state in self.trials.values():
+            state.micro_batch = taught(self.shrunk, state.trial.params, state.micro_batch)
 
     def _note_gang(self, segment: Segment, result: SegmentResult, size: int) -> None:
         """Memory ran out with so many: in training the worker found what fits, else it is at most half."""
@@ -334,6 +369,8 @@ class History:
         """In training the worker shrinks what it can by itself; elsewhere a gang did not fit, or a base."""
         if is_infeasible(segment, result):
             state.dead = "infeasible"
+            self.refused.append(state.trial.params)
+            self._rule_out_infeasible()
         elif alone:
             state.micro_batch = max(1, segment.micro_batch // 2)
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from budgetsearch.core.footprint import Footprint
+
 ParamValue = str | int | float | bool
 Params = Mapping[str, ParamValue]
 
@@ -49,8 +51,8 @@ class WorkerSetup:
     """Modules that carry an adapter: ``all-linear``, or names joined by commas."""
     seed: int
     """Seed of the data order, the same for all trials."""
-    card_index: int | None = None
-    """As NVML counts; None on the CPU."""
+    card_uuid: str | None = None
+    """What NVML knows the card by, or the slice of one; None on the CPU."""
     limit_bytes: int | None = None
     trust_remote_code: bool = False
     optimizer: str = "adamw"
@@ -129,9 +131,12 @@ class CalibrateJob:
 
     job_id: int
     quantization: str
-    rank: int
+    ranks: tuple[int, ...]
+    """The largest is measured, for it takes the most memory; the next one if it does not fit."""
     batch_size: int
     limit_seconds: float
+    micro_batches: tuple[int, int] | None = None
+    """What is foreseen to fit, plain and with gradient checkpointing; None: the whole effective batch."""
     limit_bytes: int | None = None
     max_gang: int = 1
     """So many members are tried at once, at most."""
@@ -225,6 +230,8 @@ class Calibration:
     answer_seconds: float = 0.0
     """One answer of full length by the bare base, in a batch like that of the scores; 0: not timed."""
     micro_batch: int = 1
+    rank: int = 0
+    """The largest rank that fits; 0: not measured."""
     recompute: bool = False
     """Whether gradient checkpointing pays."""
     gang: int = 1
@@ -282,6 +289,38 @@ class Beat:
     tokens: int = 0
     loss: float | None = None
     used_bytes: int = 0
+    """Memory in use now: of the card, by all processes; without a card of the worker process."""
+    utilization: float | None = None
+    """Share of the time that the card computed, 0 to 1; None where nobody can say."""
+    watts: float | None = None
+    celsius: float | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know of a running job, in a sentence."""
+
+    job_id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class CardUse:
+    """What the watcher saw of the card while a job ran; without a card, of the worker process."""
+
+    samples: int
+    peak_bytes: int
+    """The most memory that was in use, by all processes together."""
+    others_bytes: int = 0
+    """The most that other processes held."""
+    utilization: float | None = None
+    """Mean share of the time that the card computed, 0 to 1."""
+    joules: float | None = None
+    """Energy of the whole card."""
+    celsius: float | None = None
+    """The hottest sample."""
+    throttled: Mapping[str, float] = field(default_factory=dict)
+    """By reason: share of the samples in which the card was slowed down."""
 
 
 @dataclass(frozen=True)
@@ -290,9 +329,10 @@ class JobEnded:
 
     job_id: int
     results: tuple[SegmentResult | Calibration | Score, ...]
+    use: CardUse | None = None
 
 
-Report = Beat | JobEnded
+Report = Beat | Notice | JobEnded
 
 # --------------------------------------------------------------------------- plan
 
@@ -336,6 +376,12 @@ class Plan:
     """By quantization: how many times the reference rate 1, 2, ... members reach together."""
     recompute: Mapping[str, bool] = field(default_factory=dict)
     """By quantization: whether gradient checkpointing pays."""
+    footprints: Mapping[str, Footprint] = field(default_factory=dict)
+    """By quantization: bytes, as foreseen and corrected by what was measured; absent where unknown."""
+    largest_ranks: Mapping[str, int] = field(default_factory=dict)
+    """By quantization: the largest rank that the calibration found to fit."""
+    longest: int = 0
+    """Tokens of the longest row of the training data."""
     scouts: int = 0
     """So many first trials go to the second rung whatever their loss: they tell whether the first
     rung predicts it."""

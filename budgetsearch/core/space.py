@@ -124,6 +124,24 @@ class Space:
         known = [dimension.name for dimension in self.dimensions]
         raise self._error(f"has no dimension {name!r}{nearest(name, known)}; it has {', '.join(known)}")
 
+    @property
+    def quantizations(self) -> tuple[str, ...]:
+        """The quantizations that a configuration can ask for."""
+        return tuple(str(value) for value in self.values_of("quantization"))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that a configuration can ask for; of a range its ends and its middle."""
+        return tuple(int(value) for value in self.values_of("rank"))
+
+    def values_of(self, name: str) -> tuple[ParamValue, ...]:
+        """The values of a dimension; of a range its ends and its middle."""
+        dimension = self[name]
+        if isinstance(dimension, Number):
+            middle = dimension.value_at(0.5) if dimension.searched else dimension.default()
+            return tuple(dict.fromkeys((*dimension.corners(), middle)))
+        return _corners(dimension, {d.name: d for d in self.dimensions}, f"search space {self.name!r}")
+
     def default(self) -> Params:
         """The likeliest configuration: every prior at its mode."""
         return self._resolve(lambda dimension: dimension.default())

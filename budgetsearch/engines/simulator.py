@@ -30,6 +30,7 @@ from budgetsearch.core.records import (
 )
 
 MAX_GANG = 64
+"""More than any gang has: a world's gains are those of its own sizes."""
 Result = SegmentResult | Calibration | Score
 
 
@@ -180,6 +181,7 @@ class SyntheticWorld:
             return Calibration(job.quantization, "crashed", detail="broken")
         rate = self.tokens_per_second / (1.5 if job.quantization == "nf4" else 1.0)
         found = Calibration(job.quantization, "ok", rate, 0.05, 0.5, 1.0, micro_batch=job.batch_size)
+        found = replace(found, rank=job.ranks[0])
         sizes = [size for size in self.gains if size <= job.max_gang]
         probes = tuple(Probe(n, job.batch_size, False, 64, rate * self.gains[n], 0) for n in sizes)
         return replace(found, gang=max(sizes, default=1), probes=probes)
@@ -220,7 +222,9 @@ class SyntheticWorld:
 
     def _gain(self, job: TrainJob) -> float:
         """As the calibration measures it, interpolated between its sizes."""
-        known = gang_gains(self._calibrate(CalibrateJob(0, job.quantization, 1, 1, 0.0, max_gang=MAX_GANG)))
+        known = gang_gains(
+            self._calibrate(CalibrateJob(0, job.quantization, (1,), 1, 0.0, max_gang=MAX_GANG))
+        )
         return known[min(len(job.segments), len(known)) - 1]
 
     def _together(self, result: SegmentResult, job: TrainJob, gain: float) -> SegmentResult:

@@ -15,17 +15,18 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from budgetsearch.core.codec import decode, encode
 from budgetsearch.core.records import (
-    Beat,
     CalibrateJob,
     Calibration,
     Cancel,
     Job,
     JobEnded,
     Order,
+    Report,
     Score,
     SegmentResult,
     Status,
@@ -34,6 +35,8 @@ from budgetsearch.core.records import (
 )
 
 PR_SET_PDEATHSIG = 1
+EXIT_DEVICE = 3
+"""The process ended itself because its device answers nothing any more."""
 
 
 class Pipe:
@@ -45,7 +48,7 @@ class Pipe:
         os.dup2(2, 1)
         self._lock = threading.Lock()
 
-    def send(self, report: Beat | JobEnded) -> None:
+    def send(self, report: Report) -> None:
         """Write one report as one line."""
         line = json.dumps(encode(report), allow_nan=False)
         with self._lock:
@@ -59,6 +62,8 @@ class Inbox:
     def __init__(self) -> None:
         self.orders: queue.Queue[WorkerSetup | Job] = queue.Queue()
         self._cancelled: set[int] = set()
+        self.closing: Callable[[], None] = lambda: None
+        """Called before the process ends."""
         threading.Thread(target=self._read, daemon=True, name="inbox").start()
 
     def is_cancelled(self, job_id: int) -> bool:
@@ -73,7 +78,8 @@ class Inbox:
             else:
                 self.orders.put(order)
         # The driver is gone, or closed the pipe on purpose. Checkpoints appear whole or not at all,
-        # so there is nothing to tidy up.
+        # so there is nothing to tidy up but the watcher.
+        self.closing()
         os._exit(0)
 
 
@@ -90,14 +96,20 @@ def main() -> None:
     if not isinstance(setup, WorkerSetup):
         raise SystemExit("the first order must be the setup")
     workshop = Workshop(setup, pipe.send, inbox.is_cancelled)
+    inbox.closing = workshop.close
     while True:
         job = inbox.orders.get()
         if not isinstance(job, WorkerSetup):
-            pipe.send(JobEnded(job.job_id, execute(workshop, job)))
+            results = execute(workshop, job)
+            pipe.send(JobEnded(job.job_id, results, workshop.use()))
 
 
 def execute(workshop: Any, job: Job) -> tuple[SegmentResult | Calibration | Score, ...]:
-    """Do the job; whatever goes wrong in it becomes a status."""
+    """Do the job; whatever goes wrong in it becomes a status.
+
+    After an error that leaves the device unusable the process ends: the engine reports the job as crashed
+    and starts another process for the next one.
+    """
     try:
         if isinstance(job, TrainJob):
             results: tuple[SegmentResult, ...] = workshop.train(job)
@@ -105,6 +117,8 @@ def execute(workshop: Any, job: Job) -> tuple[SegmentResult | Calibration | Scor
         return (workshop.calibrate(job) if isinstance(job, CalibrateJob) else workshop.score(job),)
     except Exception as error:
         status, detail = _translate(error)
+        if status == "crashed" and _is_final(error):
+            os._exit(EXIT_DEVICE)
         workshop.forget(job.quantization)
         return _failed(job, status, detail, workshop.peak_bytes())
 
@@ -132,6 +146,11 @@ def _translate(error: Exception) -> tuple[Status, str]:
     traceback.print_exc()
     status: Status = "out_of_memory" if is_memory_error(error) else "crashed"
     return status, f"{type(error).__name__}: {error}"[:2000]
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the device answers nothing any more in this process: an illegal access, a lost card."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error:" in str(error)
 
 
 def _die_with_parent() -> None:

@@ -1,60 +1,189 @@
-"""How much memory is in use now, and how much was at most."""
+"""The watcher of the card: a thread that looks at it five times a second while the worker trains."""
 
 from __future__ import annotations
 
-from types import TracebackType
+import threading
+import time
+from collections.abc import Callable
 
 import psutil
 
-from budgetsearch.gpu.nvml import Driver, Nvml
+from budgetsearch.core.records import CardUse
+from budgetsearch.gpu.alarms import Alarms
+from budgetsearch.gpu.host import MIB, host_memory
+from budgetsearch.gpu.nvml import CardLost, Driver, Nvml, Reading
+from budgetsearch.gpu.tally import Tally
+
+INTERVAL = 0.2
+"""Seconds between two looks: NVML renews most of its numbers a few times a second."""
+LIMIT_SHARE = 0.97
+"""The soft limit, as a share of the hard one. Estimate: of 24 GB the rest is 0.7 GB, about as much as one
+large activation takes at once."""
+FREE_SHARE, FREE_BYTES = 0.01, 128 * MIB
+"""A card with less free memory than the larger of these is full. Estimate: CUDA's libraries take workspaces
+of some dozen MB beside torch's allocator, and fail where they do not get them."""
+AVAILABLE_SHARE = 0.03
+"""The same for the machine's memory. Estimate: below this it swaps or kills."""
+CLOSE_SECONDS = 5.0
+"""So long the last look may take: NVML can hang on a lost card, and the worker must exit all the same."""
 
 
-class MemoryProbe:
-    """Samples memory in bytes: of one card by NVML (all its processes), else of one process.
+class CardWatcher:
+    """Watches one card, or where no card answers this process; safe to call from several threads.
 
-    The peak is the largest sample, so call ``used`` often; a spike between two calls goes unseen.
+    A spike between two looks goes unseen. Memory that torch caches counts as used.
     """
 
-    def __init__(self, index: int | None = None, pid: int | None = None, nvml: Nvml | None = None) -> None:
-        """Watch the card ``index``, as nvidia-smi counts; if None the process ``pid`` (None: this one)."""
-        self._index = index
-        self._process = psutil.Process(pid) if index is None else None
-        self._nvml: Nvml | None = None if index is None else nvml or Driver()
-        self._peak = 0
+    def __init__(
+        self,
+        uuid: str | None,
+        *,
+        limit_bytes: int | None = None,
+        notify: Callable[[str], None] = lambda text: None,
+        nvml: Nvml | None = None,
+        now: Callable[[], float] = time.monotonic,
+        interval: float = INTERVAL,
+    ) -> None:
+        """Watch a card or a slice of one from now on; call ``start`` before anything is put on it.
 
-    def used(self) -> int:
-        """Bytes in use now; 0 once the process is gone."""
-        now = self._sample()
-        self._peak = max(self._peak, now)
-        return now
+        Args:
+            uuid: what NVML knows it by; None: there is none, watch this process.
+            limit_bytes: what this process may use of it; None: all that is free.
+            notify: takes a sentence for the user, from whichever thread found it; it must not close the
+                watcher.
+            nvml: the driver; the real one if None.
+            now: a clock that never runs back, in seconds.
+            interval: seconds between two looks of the thread.
+        """
+        self._uuid, self._limit, self._notify = uuid, limit_bytes, notify
+        self._nvml = nvml or Driver()
+        self._now, self._interval = now, interval
+        self._process = psutil.Process()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._tally, self._alarms = Tally(), Alarms()
+        self._latest: Reading | None = None
+        self._pressed = False
+        self._seen = self._told_silence = self._lost = False
+        self._lowest: int | None = None
+        self._others: int | None = None
 
-    @property
-    def peak(self) -> int:
-        """The most bytes that any sample found since the start or the last ``reset``."""
-        self.used()
-        return self._peak
-
-    def reset(self) -> None:
-        """Begin a new peak."""
-        self._peak = 0
+    def start(self) -> None:
+        """Take the first look, then let a thread take the others."""
+        self.take()
+        self._thread = threading.Thread(target=self._watch, name="card-watcher", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Let go of the driver; safe to call twice."""
-        if self._nvml is not None:
+        """Take the last look, end the thread and let go of the driver; safe to call twice."""
+        if self._closed:
+            return
+        self._stop.set()
+        if self._thread is None:
+            self.take()
+        else:
+            self._thread.join(CLOSE_SECONDS)
+        self._closed = True
+        if self._thread is None or not self._thread.is_alive():
             self._nvml.close()
 
-    def __enter__(self) -> MemoryProbe:
-        return self
+    def begin(self) -> None:
+        """A job begins: what ``use`` returns starts anew."""
+        self._look(begin=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def use(self) -> CardUse:
+        """What happened since ``begin``, up to now."""
+        self.take()
+        with self._lock:
+            return self._tally.use()
 
-    def _sample(self) -> int:
-        if self._nvml is not None and self._index is not None:
-            return self._nvml.used_bytes(self._index)
+    def latest(self) -> Reading | None:
+        """The last look; None before the first."""
+        return self._latest
+
+    def take(self) -> Reading:
+        """Look now; after ``close`` only the last look is left."""
+        return self._look()
+
+    def pressed(self) -> bool:
+        """Whether the last look found memory beyond the soft limit.
+
+        What torch caches counts; give it back and ``check`` before anything shrinks for it.
+        """
+        return self._pressed
+
+    def check(self) -> bool:
+        """Look now; whether memory is beyond the soft limit."""
+        self.take()
+        return self._pressed
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self.take()
+        self.take()
+
+    def _look(self, begin: bool = False) -> Reading:
+        messages: list[str] = []
+        with self._lock:
+            if begin:
+                self._tally = Tally()
+            if self._latest is None or not self._closed:
+                self._latest = self._judge(messages)
+            reading = self._latest
+        for message in messages:  # outside of the lock: whoever is told may ask back
+            self._notify(message)
+        return reading
+
+    def _judge(self, messages: list[str]) -> Reading:
+        """A new reading, counted and compared with the limits."""
+        reading, now = self._ask_card(messages), self._now()
+        if reading is None:
+            reading = self._ask_process()
+            self._pressed = not self._lost and reading.free_bytes < AVAILABLE_SHARE * reading.total_bytes
+            if not self._seen:  # never mix the memory of a card with that of a process
+                self._tally.add(reading, 0, now)
+            return reading
+        # What was freed between the two questions of a reading looks like the others' for one reading.
+        others, before = reading.others_bytes, self._others
+        steady = others if others is None or before is None else min(others, before)
+        self._others = others
+        self._lowest = reading.used_bytes if self._lowest is None else min(self._lowest, reading.used_bytes)
+        self._pressed = self._full(reading, self._lowest)
+        self._tally.add(reading, steady or 0, now)
+        messages += self._alarms.look(reading, steady, now)
+        return reading
+
+    def _ask_card(self, messages: list[str]) -> Reading | None:
+        if self._uuid is None or self._lost:
+            return None
         try:
-            return int(self._process.memory_info().rss) if self._process else 0
-        except psutil.NoSuchProcess:
-            return 0
+            reading = self._nvml.sample(self._uuid, self._process.pid)
+        except CardLost as error:
+            self._lost = True
+            messages.append(str(error))
+            return None
+        if reading is not None:
+            self._seen = True
+            return reading
+        if not self._told_silence:
+            self._told_silence = True
+            messages.append(
+                f"NVML does not answer for the card ({self._nvml.silence}): the run goes on, but only the "
+                "memory of its process is watched, and neither energy nor utilization is known."
+            )
+        if not self._seen:  # there is no driver, and there will be none
+            self._uuid = None
+        return None
+
+    def _ask_process(self) -> Reading:
+        memory, own = host_memory(), int(self._process.memory_info().rss)
+        return Reading(own, memory.total_bytes, memory.available_bytes, own)
+
+    def _full(self, reading: Reading, lowest_bytes: int) -> bool:
+        # Where the driver does not name processes, what was used before this one began is the others'.
+        own = reading.own_bytes if reading.own_bytes is not None else reading.used_bytes - lowest_bytes
+        if self._limit is not None and own > LIMIT_SHARE * self._limit:
+            return True
+        return reading.free_bytes < max(FREE_SHARE * reading.total_bytes, FREE_BYTES)

@@ -13,6 +13,7 @@ from budgetsearch.core.history import History
 from budgetsearch.core.records import Run, TrainJob
 from budgetsearch.report.card import load_snippet
 from budgetsearch.report.tables import (
+    card_row,
     gib,
     loss_text,
     padding_share,
@@ -151,7 +152,8 @@ def _useful(history: History) -> list[str]:
 
 
 def _speed(entries: Sequence[Entry], history: History) -> list[str]:
-    peak = history.opened.facts.get("card", {}).get("tflops") if history.opened else None
+    card = history.opened.facts.get("card", {}) if history.opened else {}
+    peak = None if card.get("stand_in") else card.get("tflops")  # another card's says nothing here
     rows = []
     for name, found in sorted(history.calibrations.items()):
         for probe in found.probes:
@@ -178,6 +180,31 @@ def _speed(entries: Sequence[Entry], history: History) -> list[str]:
         "card's dense 16-bit peak, where that is known."
     )
     return [*_table(heads, rows), "", why] if rows else []
+
+
+def _card(entries: Sequence[Entry], history: History) -> list[str]:
+    row = card_row(history)
+    lines = []
+    if row is not None:
+        found = {
+            "most memory in use": gib(row.peak_bytes),
+            "of it by other processes": gib(row.others_bytes) if row.others_bytes else None,
+            "mean utilization": None if row.utilization is None else f"{row.utilization:.0%}",
+            "energy": None if row.kilowatt_hours is None else f"{row.kilowatt_hours:.3f} kWh",
+            "hottest": None if row.celsius is None else f"{row.celsius:.0f} °C",
+            **{f"slowed down by {why}": f"{share:.1%} of the time" for why, share in row.throttled.items()},
+        }
+        lines = _table(["what", "found"], [(name, text) for name, text in found.items() if text])
+        lines += [
+            "",
+            "By the watcher, five times a second; without NVML only memory is known.",
+        ]
+    stand_in = history.opened.facts.get("card", {}).get("stand_in") if history.opened else False
+    if stand_in and history.opened:
+        card = history.opened.facts["card"]
+        lines += ["", f"Memory is capped to an {card['profile']}'s; the speed is that of the {card['name']}."]
+    notices = [f"- {at:.0f} s: {text}" for at, text in history.notices]
+    return lines + (["", "Noticed on the way:", "", *notices] if notices else [])
 
 
 def _ladder(entries: Sequence[Entry], history: History) -> list[str]:
@@ -255,6 +282,7 @@ SECTIONS: tuple[tuple[str, Writer], ...] = (
     ("Promotions", _promotions),
     ("Where the budget went", _budget),
     ("Speed and memory", _speed),
+    ("The card", _card),
     ("Rungs and reserve", _ladder),
     ("Sample answers", _samples),
     ("What failed", _failures),

@@ -20,6 +20,7 @@ from budgetsearch.core.events import (
     Event,
     Exported,
     Heartbeat,
+    Noticed,
     Opened,
     Planned,
     Resumed,
@@ -197,6 +198,8 @@ def _event_text(event: Event, history: History) -> str | None:
         return _planned_text(event)
     if isinstance(event, SegmentEnded):
         return _ended_text(event.result, history)
+    if isinstance(event, Noticed):
+        return event.text
     if isinstance(event, Scored):
         return _scored_text(event.score, history)
     if isinstance(event, Exported):
@@ -273,4 +276,8 @@ def _beat_words(beat: Beat) -> str:
         words.append(f"training loss {beat.loss:.4f}")
     if beat.used_bytes:
         words.append(gib(beat.used_bytes))
+    if beat.utilization is not None:
+        words.append(f"card {beat.utilization:.0%} busy")
+    if beat.celsius is not None:
+        words.append(f"{beat.celsius:.0f} °C")
     return ", ".join(words)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +134,42 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [order.index(value) + (order.count(value) + 1) / 2 for value in values]
 
 
+@dataclass(frozen=True)
+class CardRow:
+    """What the whole run did to the card."""
+
+    peak_bytes: int
+    others_bytes: int
+    utilization: float | None
+    """Mean over all samples, 0 to 1."""
+    kilowatt_hours: float | None
+    celsius: float | None
+    throttled: Mapping[str, float]
+    """By reason: share of the samples."""
+
+
+def card_row(history: History) -> CardRow | None:
+    """The watcher's samples of all jobs together; None before any."""
+    uses = history.uses
+    total = sum(use.samples for use in uses)
+    if not total:
+        return None
+    busy = [(use.utilization, use.samples) for use in uses if use.utilization is not None]
+    joules = [use.joules for use in uses if use.joules is not None]
+    reasons = sorted({reason for use in uses for reason in use.throttled})
+    return CardRow(
+        peak_bytes=max(use.peak_bytes for use in uses),
+        others_bytes=max(use.others_bytes for use in uses),
+        utilization=sum(u * n for u, n in busy) / sum(n for _, n in busy) if busy else None,
+        kilowatt_hours=sum(joules) / 3.6e6 if joules else None,
+        celsius=max((use.celsius for use in uses if use.celsius is not None), default=None),
+        throttled={
+            reason: sum(use.throttled.get(reason, 0.0) * use.samples for use in uses) / total
+            for reason in reasons
+        },
+    )
+
+
 # ---------------------------------------------------------------------------- status
 
 
@@ -166,7 +203,14 @@ def status_dict(history: History) -> dict[str, Any]:
         "best": None if best is None else _best_dict(best, history),
         "phases": {row.phase: row.seconds for row in phase_rows(history)},
         "score": _score_dict(history),
+        "card": _card_dict(history),
+        "notices": [text for _, text in history.notices],
     }
+
+
+def _card_dict(history: History) -> dict[str, Any] | None:
+    row = card_row(history)
+    return None if row is None else dataclasses.asdict(row)
 
 
 def _trial_dict(row: TrialRow) -> dict[str, Any]:

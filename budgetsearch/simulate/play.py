@@ -114,7 +114,6 @@ def play(curves: Curves, multiple: float, seed: int, sampler: Sampler | None = N
         request=_request(plan, curves),
         opened=Opened(plan.budget_seconds, {}),
         quantizations=["any"],
-        calibration_rank=1,
         planner=planner,
     )
     driver.run()

@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from budgetsearch.core.dimensions import Choice, Number
+from budgetsearch.core.feasibility import problem
 from budgetsearch.core.history import History, is_infeasible
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Params
@@ -57,7 +58,7 @@ class OptunaSampler:
         taken = {_key(state.trial.params) for state in history.trials.values()}
         found: list[Proposal] = []
         for number in range(first_number, first_number + count):
-            proposal = _first_new(view.suggestions(number), taken)
+            proposal = _first_new(view.suggestions(number), taken, view.fits)
             taken.add(_key(proposal.params))
             found.append(proposal)
         return found
@@ -90,6 +91,11 @@ class _View:
         for _ in range(RANDOM_ATTEMPTS):
             unit = {name: chance.random() for name in self.space.searched}
             yield Proposal(self.space.from_unit(unit), "prior")
+
+    def fits(self, params: Params) -> bool:
+        """Whether nothing is known that keeps a configuration from fitting into memory."""
+        assert self.history.plan is not None
+        return problem(self.history.plan, self.history.refused, params) is None
 
     def waiting(self) -> list[Params]:
         """Configurations without any result yet: a gang is proposed one after the other."""
@@ -189,12 +195,21 @@ def observations(history: History, space: Space) -> Observations:
 # ------------------------------------------------------------------------- duplicates
 
 
-def _first_new(suggestions: Iterator[Proposal], taken: set[tuple[Any, ...]]) -> Proposal:
-    """The first suggestion that is not taken; the very first if all are."""
+def _first_new(
+    suggestions: Iterator[Proposal], taken: set[tuple[Any, ...]], fits: Callable[[Params], bool]
+) -> Proposal:
+    """The first suggestion that is not taken and fits into memory, else the first that fits, else the very
+    first: memory is a constraint that the model need not learn."""
     preferred = next(suggestions)
-    if _key(preferred.params) not in taken:
+    if fits(preferred.params) and _key(preferred.params) not in taken:
         return preferred
-    return next((s for s in suggestions if _key(s.params) not in taken), preferred)
+    for proposal in suggestions:
+        able = fits(proposal.params)
+        if able and _key(proposal.params) not in taken:
+            return proposal
+        if able and not fits(preferred.params):
+            preferred = proposal
+    return preferred
 
 
 def _key(params: Params) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from budgetsearch.core.budget import OPTIONAL_SHARE
 from budgetsearch.core.records import CalibrateJob, Calibration, Params, Probe, Schedule, Segment
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
@@ -22,9 +23,6 @@ MIN_STEPS = 2
 EVAL_EXAMPLES = 16
 MIN_GAIN = 1.03
 """A gang twice as large must give so many times the tokens per second, or the smaller one is taken."""
-OPTIONAL_SHARE = 0.15
-"""Of the calibration's limit: gangs are tried and answers timed only while this lasts, so that a slow
-machine with a short budget still gets to train."""
 RECOMPUTE_GAIN = 1.02
 """Gradient checkpointing must give so many times the tokens per second of the smaller micro-batch."""
 GANGLESS = ("int8",)
@@ -34,20 +32,18 @@ PROBE_TRIAL = 9000
 
 
 def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> Calibration:
-    """Find the largest micro-batch that fits, then the size of a gang at which the rate saturates.
+    """Find the largest rank and micro-batch that fit, then the size of a gang at which the rate saturates.
 
     Where the effective batch does not fit at once, gradient checkpointing is tried as well. Every probe
     begins with the longest rows, so that it shows the memory peak.
 
     Raises:
-        Exception: not even one sample fits, or the model cannot be trained at all.
+        Exception: not even one sample fits at the smallest rank, or the model cannot be trained at all.
     """
     timer = Timer()
     timer.seconds["load"] = load_seconds
     bench = _Bench(base, job, shop)
-    probes = [bench.largest(recompute=False)]
-    if probes[0].micro_batch < job.batch_size:
-        probes += bench.recomputing(probes[0])
+    probes = bench.alone()
     alone = max(probes, key=lambda p: p.tokens_per_second / (RECOMPUTE_GAIN if p.recompute else 1.0))
     gangs = [alone, *bench.gangs(alone)]
     chosen = _saturated(gangs)
@@ -71,6 +67,7 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
         load_seconds=load_seconds,
         answer_seconds=answer,
         micro_batch=alone.micro_batch,
+        rank=bench.rank,
         recompute=alone.recompute,
         gang=chosen.members,
         probes=tuple(dict.fromkeys([*probes, *gangs])),
@@ -120,32 +117,48 @@ class _Bench:
 
     def __init__(self, base: object, job: CalibrateJob, shop: Shop) -> None:
         self.base, self.job, self.shop = base, job, shop
+        self.rank = job.ranks[0]
+        """What is measured: the largest that fits."""
         self.last: GangTraining
         self._begun, self._step_seconds = time.monotonic(), 0.0
         data = shop.data.train
         longest = sorted(range(len(data)), key=lambda row: (-data.lengths[row], row))
         self._longest = longest[: job.batch_size]
 
-    def largest(self, *, recompute: bool) -> Probe:
-        """One trial alone, with the largest micro-batch that fits."""
-        micro = self.job.batch_size
-        while True:
+    def alone(self) -> list[Probe]:
+        """One trial alone with the largest micro-batch that fits, plain and, where that lets more fit, with
+        gradient checkpointing; at the largest rank that fits at all."""
+        for rank in self.job.ranks:
+            self.rank = rank
+            plain = self._largest(recompute=False)
+            if plain and plain[0].micro_batch >= self.job.batch_size:
+                return plain
+            again = self._recomputing(plain)
+            if plain or again:
+                return plain + again
+        raise MemoryError(f"one row alone does not fit at rank {self.rank}")
+
+    def _largest(self, *, recompute: bool) -> list[Probe]:
+        """The largest micro-batch that fits; nothing if none does."""
+        micro = (self.job.micro_batches or (self.job.batch_size,) * 2)[recompute]
+        while micro:
             try:
-                return self.probe(1, micro, recompute)
+                return [self.probe(1, micro, recompute)]
             except Exception as error:
-                if micro == 1 or not is_memory_error(error):
+                if not is_memory_error(error):
                     raise
             free(self.shop.device)
             micro //= 2
+        return []
 
-    def recomputing(self, plain: Probe) -> list[Probe]:
+    def _recomputing(self, plain: list[Probe]) -> list[Probe]:
         """The same with gradient checkpointing, if that lets a larger micro-batch fit."""
         try:
-            probe = self.largest(recompute=True)
+            found = self._largest(recompute=True)
         except Exception:  # not every model can; the plain probe stands
             traceback.print_exc()
             return []
-        return [probe] if probe.micro_batch > plain.micro_batch else []
+        return [probe for probe in found if not plain or probe.micro_batch > plain[0].micro_batch]
 
     def gangs(self, alone: Probe) -> list[Probe]:
         """Twice as many members each time, while that pays and memory lasts."""
@@ -181,7 +194,7 @@ class _Bench:
     def probe(self, members: int, micro: int, recompute: bool) -> Probe:
         """Time real steps of so many members side by side."""
         start_peak(self.shop.device)
-        segments = [_segment(self.job, number, micro, recompute) for number in range(members)]
+        segments = [_segment(self.job, self.rank, n, micro, recompute) for n in range(members)]
         self.last = training = GangTraining.set_up(self.base, segments, self.shop)
         gang = Gang(self.base, [m.adapter for m in training.members])
         mode = training_mode(self.base, recompute=recompute, torch_compile=self.shop.torch_compile)
@@ -196,6 +209,8 @@ class _Bench:
                 if self.shop.stopping() or (step >= MIN_STEPS and late):
                     break
             passed = time.monotonic() - start
+        if self.shop.pressed():  # it would shrink at its first step
+            raise MemoryError("memory was nearly full")
         rate, self._step_seconds = (self._tokens(training) - tokens) / passed, passed / step
         longest = self.shop.data.train.lengths[self._longest[0]]
         return Probe(members, micro, recompute, longest, rate, self.shop.peak_bytes())
@@ -214,8 +229,8 @@ class _Bench:
         return sum(member.tokens for member in training.members)
 
 
-def _segment(job: CalibrateJob, number: int, micro: int, recompute: bool) -> Segment:
-    params: Params = {"quantization": job.quantization, "rank": job.rank, "learning_rate": 1e-6}
+def _segment(job: CalibrateJob, rank: int, number: int, micro: int, recompute: bool) -> Segment:
+    params: Params = {"quantization": job.quantization, "rank": rank, "learning_rate": 1e-6}
     segment = Segment(
         trial_id=PROBE_TRIAL + number,
         params=params,

@@ -49,6 +49,10 @@ class Shop:
     torch_compile: bool = False
     make_room: Callable[[], bool] = lambda: False
     """Give up what the job does not need, such as another resident base; whether there was anything."""
+    pressed: Callable[[], bool] = lambda: False
+    """Whether memory is nearly full, although what nobody holds was given back."""
+    notice: Callable[[str], None] = lambda text: None
+    """Tell the user something, in a sentence."""
 
 
 class Diverged(Exception):

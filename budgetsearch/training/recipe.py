@@ -37,6 +37,10 @@ class Timer:
         return passed
 
 
+class MemoryPressure(Exception):
+    """Memory is nearly full: less at a time, before the allocator fails or another process does."""
+
+
 @dataclass
 class Evaluated:
     """What the averaged weights of a member come to on the validation subset."""
@@ -58,6 +62,8 @@ class GangTraining:
     """Gradient checkpointing: activations are computed again in the backward pass."""
     evaluated: dict[int, Evaluated] = field(default_factory=dict)
     """By trial."""
+    last_words: str = ""
+    """Of whoever ran out of memory last."""
     broken: dict[int, SegmentResult] = field(default_factory=dict)
     """Trials whose checkpoint cannot be read, with their result."""
 
@@ -85,13 +91,15 @@ class GangTraining:
             while group := self._unfinished()[: self.width]:
                 try:
                     self._together(group)
+                except MemoryPressure as pressure:
+                    cause = str(pressure)
                 except Exception as error:
                     if not is_memory_error(error):
                         raise
-                    detail = str(error)
+                    cause, self.last_words = "out of memory", str(error)
                 else:
                     continue
-                self._make_smaller(group, detail)  # outside, where the traceback holds no tensors any more
+                self._make_smaller(group, cause)  # outside, where the traceback holds no tensors any more
 
     def _unfinished(self) -> list[Member]:
         return [m for m in self.members if m.status is None]
@@ -106,6 +114,8 @@ class GangTraining:
                     for member in group:
                         member.status = "cancelled"
                     return
+                if (len(group) > 1 or group[0].micro_batch > 1) and self.shop.pressed():
+                    raise MemoryPressure("memory was nearly full")
                 self.step_on(gang, group)
                 turn += 1
                 shown = group[turn % len(group)]
@@ -141,24 +151,26 @@ class GangTraining:
         except Diverged as error:  # its neighbours never see it: it leaves before the next pass
             member.status, member.detail = "diverged", str(error)
 
-    def _make_smaller(self, group: list[Member], detail: str) -> None:
+    def _make_smaller(self, group: list[Member], cause: str) -> None:
         """Memory ran out: fewer members at a time, then smaller micro-batches, from the last step on."""
         for member in group:
             member.clear()
         if self.shop.make_room():
-            note = "out of memory; another base had to go"
+            note = f"{cause}; another base had to go"
         elif len(group) > 1:
             self.width = (len(group) + 1) // 2
-            note = f"out of memory with {len(group)} at once; went on with {self.width}"
+            note = f"{cause} with {len(group)} at once; went on with {self.width}"
         elif group[0].micro_batch > 1:
             half = group[0].micro_batch // 2
-            note = f"out of memory with a micro-batch of {group[0].micro_batch}; went on with {half}"
+            note = f"{cause} with a micro-batch of {group[0].micro_batch}; went on with {half}"
             for member in self._unfinished():  # what one cannot do its like cannot do either
                 member.micro_batch = min(member.micro_batch, half)
         else:
             group[0].status = "out_of_memory"
-            note = f"one sample alone does not fit: {detail}"[:500]
+            note = f"one sample alone does not fit: {self.last_words}"[:500]
         free(self.shop.device)
+        names = ", ".join(str(member.segment.trial_id) for member in group)
+        self.shop.notice(f"trial {names}: {note}")
         for member in group:
             member.detail = "; ".join(filter(None, (member.detail, note)))
 

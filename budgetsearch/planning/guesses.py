@@ -1,0 +1,154 @@
+"""What nobody has measured yet: the size of the data, and seconds. Every guess says where it comes from."""
+
+from __future__ import annotations
+
+import itertools
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from budgetsearch.core.records import Calibration
+from budgetsearch.gpu.estimate import base_bytes
+from budgetsearch.gpu.profiles import CardProfile
+from budgetsearch.gpu.shapes import ModelShape
+
+CHARACTERS_PER_TOKEN = 4.0
+SAMPLED_LINES = 1000
+UNKNOWN_ROWS, UNKNOWN_TOKENS = 10_000, 250
+EFFICIENCY = 0.4
+"""Share of a card's peak that training reaches."""
+SPEEDS: Mapping[str, float] = {"bf16": 1.0, "fp32": 0.5, "int8": 0.6, "nf4": 0.7}
+"""Tokens per second on a card, over those of bf16."""
+CPU_SPEEDS: Mapping[str, float] = {"fp32": 1.0, "bf16": 0.67, "int8": 0.62, "nf4": 0.66}
+CPU_FLOPS = 60e9
+"""Of one core, in fp32."""
+EVALUATION_SPEED = 2.0
+"""Tokens per second of an evaluation, over those of training."""
+READ_BYTES, WRITE_BYTES = 1e9, 0.5e9
+"""Of a disk, a second."""
+TARGET_SHARE = 0.5
+"""Share of a row that is completion."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Something that a plan rests on."""
+
+    what: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True)
+class DataGuess:
+    """How much data there is."""
+
+    rows: int
+    tokens_per_row: float
+    source: str
+
+
+KNOWN_DATA: Mapping[str, DataGuess] = {
+    "hub:databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl": DataGuess(
+        15_011, 200, "its page: 15,011 rows in 13.1 MB, at 4 characters a token"
+    ),
+    "reasoning-gym:family_relationships?size=2000&seed=0": DataGuess(
+        2000, 81, "measured with the tokenizer of SmolLM2"
+    ),
+}
+
+
+def guess_data(source: str, max_rows: int | None) -> DataGuess:
+    """Rows and tokens of a data source, from its size or from what is known of it."""
+    found = KNOWN_DATA.get(source) or _local(source) or _gym(source)
+    found = found or DataGuess(UNKNOWN_ROWS, UNKNOWN_TOKENS, "a guess: what is not here cannot be counted")
+    return DataGuess(min(found.rows, max_rows or found.rows), found.tokens_per_row, found.source)
+
+
+def _local(source: str) -> DataGuess | None:
+    path = Path(source).expanduser()
+    if not path.is_file():
+        return None
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_metadata(path)
+        groups = (table.row_group(k).total_byte_size for k in range(table.num_row_groups))
+        rows, size = max(1, table.num_rows), float(sum(groups))
+        per_row = size / rows
+    elif path.suffix == ".json":
+        text = path.read_text(encoding="utf-8", errors="replace")
+        rows = max(1, text.count("{"))
+        per_row = len(text) / rows
+    else:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            head = [len(line.encode()) for line in itertools.islice(lines, SAMPLED_LINES) if line.strip()]
+        per_row = sum(head) / max(1, len(head))
+        rows = max(1, round(path.stat().st_size / max(1.0, per_row)))
+    tokens = per_row / CHARACTERS_PER_TOKEN
+    return DataGuess(rows, max(1.0, tokens), f"size of {path.name}, at 4 characters a token")
+
+
+def _gym(source: str) -> DataGuess | None:
+    if not source.startswith("reasoning-gym:"):
+        return None
+    query = urllib.parse.parse_qs(urllib.parse.urlsplit(source).query)
+    rows = int(query.get("size", ["500"])[0])
+    return DataGuess(rows, 100, "its size; the length of a row is a guess")
+
+
+def guess_calibration(
+    shape: ModelShape,
+    profile: CardProfile,
+    quantization: str,
+    *,
+    cores: int,
+    micro_batch: int,
+    recompute: bool,
+    rank: int,
+    tokens_per_row: float,
+    adapter_bytes: float,
+    slow: float,
+) -> Calibration:
+    """What the calibration may find, everything ``slow`` times slower."""
+    rate = tokens_per_second(shape, profile, quantization, cores, recompute) / slow
+    return Calibration(
+        quantization=quantization,
+        status="ok",
+        tokens_per_second=rate,
+        eval_seconds_per_example=tokens_per_row / (EVALUATION_SPEED * rate),
+        checkpoint_seconds=slow * (0.2 + adapter_bytes / WRITE_BYTES),
+        load_seconds=slow * (2.0 + base_bytes(shape, "bf16") / READ_BYTES),
+        micro_batch=micro_batch,
+        rank=rank,
+        recompute=recompute,
+    )
+
+
+def tokens_per_second(
+    shape: ModelShape, profile: CardProfile, quantization: str, cores: int, recompute: bool
+) -> float:
+    """Of training where the card is saturated."""
+    passes = 6.0 if recompute else 4.0
+    work = passes * shape.block_weights + 4.0 * TARGET_SHARE * shape.vocab * shape.hidden
+    if profile.name == "cpu" or profile.tflops is None:
+        return cores * CPU_FLOPS * CPU_SPEEDS[quantization] / work
+    return EFFICIENCY * profile.tflops * 1e12 * SPEEDS[quantization] / work
+
+
+def speed_guesses(profile: CardProfile, cores: int) -> list[Guess]:
+    """What the seconds rest on."""
+    reading = Guess("disk", "reads 1 GB/s, writes 0.5 GB/s", "a guess")
+    evaluation = Guess("evaluation", "twice the speed of training", "measured on a CPU: 1.4 to 2.5 times")
+    if profile.name == "cpu" or profile.tflops is None:
+        what = "SmolLM2-135M on 2 cores: 270 tokens/s in fp32, 180 bf16, 177 nf4, 168 int8"
+        speed = Guess("speed", f"{cores} cores of {CPU_FLOPS / 1e9:.0f} GFLOP/s in fp32", what)
+        return [speed, evaluation, reading]
+    peak = f"{EFFICIENCY:.0%} of {profile.tflops:g} TFLOP/s"
+    return [
+        Guess("speed of bf16", peak, "between torchtune's 8210 tokens/s (3B, A100) and 3083 (8B, RTX 4090)"),
+        Guess("speed of nf4", "0.7 times bf16", "torchtune 0.78, litgpt 0.64"),
+        evaluation,
+        reading,
+    ]

@@ -1,0 +1,303 @@
+"""Everything that ``budgetsearch plan`` shows, from settings alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.core.budget import EXIT_SECONDS, PlanRequest
+from budgetsearch.core.errors import DeviceError
+from budgetsearch.core.feasibility import foresee
+from budgetsearch.core.records import Calibration
+from budgetsearch.core.space import Space
+from budgetsearch.gpu.detect import Card, detect
+from budgetsearch.gpu.estimate import Training, estimate, footprints
+from budgetsearch.gpu.host import gib
+from budgetsearch.gpu.profiles import CardProfile, profile
+from budgetsearch.gpu.shapes import ModelShape, shape_of
+from budgetsearch.planning.configs import find_config
+from budgetsearch.planning.guesses import DataGuess, Guess, guess_calibration, guess_data, speed_guesses
+from budgetsearch.planning.rehearsal import SETUP_SECONDS, Rehearsal, rehearse, slowed
+from budgetsearch.settings import Settings
+from budgetsearch.spaces import load_space
+
+CHECKPOINT_BYTES = 16
+"""Of one adapter weight on disk: itself, its average, and the optimizer's two states."""
+
+
+@dataclass(frozen=True)
+class FitCell:
+    """One micro-batch of a configuration."""
+
+    micro_batch: int
+    bytes: float
+    fits: bool
+    recompute: bool
+    """Whether it takes gradient checkpointing; ``bytes`` are then with it."""
+
+
+@dataclass(frozen=True)
+class FitRow:
+    """What one quantization at one rank needs."""
+
+    quantization: str
+    rank: int
+    cells: tuple[FitCell, ...]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do, and what that rests on."""
+
+    model: str
+    weights: int
+    data: str
+    rows: int
+    tokens_per_row: float
+    card: str
+    usable_bytes: int
+    longest: int
+    """Tokens of the longest row, for which memory is foreseen."""
+    fits: tuple[FitRow, ...]
+    calibrations: Mapping[str, Calibration]
+    rehearsal: Rehearsal
+    reserve: Mapping[str, float]
+    """Seconds of the reserve, by what they are for."""
+    measured: bool
+    """Whether real steps were measured, instead of guessed."""
+    slow: float
+    guesses: tuple[Guess, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known before anything is guessed."""
+
+    settings: Settings
+    card: CardProfile
+    card_text: str
+    usable_bytes: int
+    shape: ModelShape
+    shape_source: str
+    space: Space
+    data: DataGuess
+
+
+def gather(settings: Settings, cache: Path) -> Inputs:
+    """Card, shape, space and data of the settings, without touching anything.
+
+    Raises:
+        UsageError: the model, the card or the space cannot be used.
+    """
+    config, source = find_config(settings.model, settings.revision, cache)
+    card, text, usable = _card(settings)
+    return Inputs(
+        settings=settings,
+        card=card,
+        card_text=text,
+        usable_bytes=usable,
+        shape=shape_of(config, settings.model),
+        shape_source=source,
+        space=load_space(settings.space),
+        data=guess_data(settings.data, settings.max_rows),
+    )
+
+
+def preview(
+    inputs: Inputs, slow: float = 1.0, measured: tuple[PlanRequest, Mapping[str, Calibration]] | None = None
+) -> Preview:
+    """What the run would become; ``measured`` are the request and the calibrations of a probe, else both are
+    guessed.
+
+    Raises:
+        DeviceError: nothing of the search space fits into the card's memory.
+        BudgetError: the hours are too few.
+    """
+    request = measured[0] if measured else _request(inputs)
+    found = measured[1] if measured else _guessed(inputs, request, slow)
+    if measured:
+        found = {name: slowed(calibration, slow) for name, calibration in found.items()}
+    if all(calibration.status != "ok" for calibration in found.values()):
+        raise DeviceError(_nothing_fits(inputs, found))
+    rehearsal = rehearse(request, found, SETUP_SECONDS * slow)
+    plan = rehearsal.plan
+    writes = max(c.checkpoint_seconds for c in found.values() if c.status == "ok")
+    return Preview(
+        model=inputs.settings.model,
+        weights=inputs.shape.weights,
+        data=inputs.settings.data,
+        rows=request.train_rows + request.valid_rows,
+        tokens_per_row=request.train_tokens / request.train_rows,
+        card=inputs.card_text,
+        usable_bytes=inputs.usable_bytes,
+        longest=request.longest,
+        fits=tuple(_fits(inputs, request)),
+        calibrations=found,
+        rehearsal=rehearsal,
+        reserve={
+            "scores of base and adapter": plan.score_seconds,
+            "two checkpoints": 2 * writes,
+            "export and exit": plan.reserve_seconds - plan.score_seconds - 2 * writes,
+        },
+        measured=measured is not None,
+        slow=slow,
+        guesses=tuple(_guesses(inputs, measured is not None)),
+    )
+
+
+def _card(settings: Settings) -> tuple[CardProfile, str, int]:
+    """(profile, what to call it, bytes): the card that is here, or the profile of one that is not."""
+    wanted = profile(settings.gpu)
+    try:
+        card: Card = detect(settings.gpu, settings.device)
+    except DeviceError:
+        if wanted.usable_bytes is None:
+            raise
+        return wanted, f"{wanted.name} (not in this machine)", wanted.usable_bytes
+    return card.profile, card.name, card.usable_bytes
+
+
+def _request(inputs: Inputs) -> PlanRequest:
+    settings, data = inputs.settings, inputs.data
+    valid = 0 if settings.valid else max(1, round(data.rows * settings.valid_share))
+    if settings.valid:
+        valid = guess_data(settings.valid, None).rows
+    train = data.rows if settings.valid else max(1, data.rows - valid)
+    tokens = min(data.tokens_per_row, settings.max_length)
+    device = "cpu" if inputs.card.name == "cpu" else "cuda"
+    return PlanRequest(
+        budget_seconds=settings.hours * 3600,
+        gpu=inputs.card.name,
+        space=inputs.space.to_dict(),
+        seed=settings.seed,
+        eta=settings.eta,
+        first_rung=settings.first_rung,
+        full_share=settings.full_share,
+        max_epochs=settings.max_epochs,
+        eval_share=settings.eval_share,
+        batch_size=settings.batch_size,
+        train_tokens=max(1, round(train * tokens)),
+        train_rows=train,
+        valid_rows=valid,
+        task_examples=settings.task_examples,
+        max_trials=settings.max_trials,
+        max_gang=1,  # what gangs gain is measured, never guessed
+        limit_bytes=inputs.usable_bytes,
+        ranks=inputs.space.ranks,
+        footprints=footprints(
+            inputs.shape,
+            inputs.space,
+            targets=settings.targets,
+            optimizer=settings.optimizer,
+            device=device,
+        ),
+        longest=settings.max_length,
+    )
+
+
+def _guessed(inputs: Inputs, request: PlanRequest, slow: float) -> dict[str, Calibration]:
+    found = {}
+    for name in inputs.space.quantizations:
+        limit, rule, length = inputs.usable_bytes, request.footprints[name], request.longest
+        needs = {rank: rule.bytes(rank=rank, tokens=length, recompute=True) for rank in request.ranks}
+        fitting = [rank for rank in request.ranks if needs[rank] <= limit]
+        if not fitting:
+            ahead = foresee(rule, limit, request.ranks, request.batch_size, length)
+            close = "foreseen: it needs a little more than there is; a run would try it all the same"
+            found[name] = Calibration(name, "out_of_memory", detail=ahead.refusal or close)
+            continue
+        rank = max(fitting)
+        plain, again = (
+            rule.micro_batch(limit, rank=rank, length=length, most=request.batch_size, recompute=recompute)
+            for recompute in (False, True)
+        )
+        # Half the speed for the recomputed third: worth it only where next to nothing fits without.
+        recompute = plain == 0 or (plain == 1 and again >= 4)
+        found[name] = guess_calibration(
+            inputs.shape,
+            inputs.card,
+            name,
+            cores=os.cpu_count() or 1,
+            micro_batch=again if recompute else plain,
+            recompute=recompute,
+            rank=rank,
+            tokens_per_row=request.train_tokens / request.train_rows,
+            adapter_bytes=CHECKPOINT_BYTES * rank * _weights_per_rank(inputs),
+            slow=slow,
+        )
+    return found
+
+
+def _weights_per_rank(inputs: Inputs) -> int:
+    layers = inputs.shape.targeted(inputs.settings.targets)
+    return inputs.shape.layers * sum(layer.inputs + layer.outputs for layer in layers)
+
+
+def _fits(inputs: Inputs, request: PlanRequest) -> list[FitRow]:
+    sizes = [1]
+    while sizes[-1] * 2 <= request.batch_size:
+        sizes.append(sizes[-1] * 2)
+    rows = []
+    for name in inputs.space.quantizations:
+        for rank in sorted(request.ranks):
+            cells = tuple(_cell(inputs, request, name, rank, size) for size in sizes)
+            rows.append(FitRow(name, rank, cells))
+    return rows
+
+
+def _cell(inputs: Inputs, request: PlanRequest, name: str, rank: int, micro_batch: int) -> FitCell:
+    settings = inputs.settings
+    plain, again = (
+        estimate(
+            inputs.shape,
+            Training(
+                name,
+                rank,
+                targets=settings.targets,
+                micro_batch=micro_batch,
+                length=request.longest,
+                recompute=recompute,
+                optimizer=settings.optimizer,
+                dropout=any(inputs.space.values_of("dropout")),
+                device="cpu" if inputs.card.name == "cpu" else "cuda",
+            ),
+        ).total
+        for recompute in (False, True)
+    )
+    if plain <= inputs.usable_bytes:
+        return FitCell(micro_batch, plain, True, False)
+    return FitCell(micro_batch, again, again <= inputs.usable_bytes, True)
+
+
+def _nothing_fits(inputs: Inputs, found: Mapping[str, Calibration]) -> str:
+    why = "; ".join(f"{name}: {c.detail}" for name, c in found.items())
+    return (
+        f"{inputs.settings.model} does not fit into {gib(inputs.usable_bytes)} ({why}). Use a smaller "
+        "--model, a shorter --max-length, a --space with nf4, or a larger card."
+    )
+
+
+def _guesses(inputs: Inputs, measured: bool) -> list[Guess]:
+    data = inputs.data
+    known = [
+        Guess("shape of the model", f"{inputs.shape.weights / 1e9:.2f}B weights", inputs.shape_source),
+        Guess("memory of the card", gib(inputs.usable_bytes), inputs.card.source),
+    ]
+    if measured:
+        return [*known, Guess("speed and memory", "measured", "real steps on this machine")]
+    return [
+        *known,
+        Guess("memory of training", "counted", "docs/memory.md; a run measures it first"),
+        Guess("data", f"{data.rows} rows of {data.tokens_per_row:.0f} tokens", data.source),
+        *speed_guesses(inputs.card, os.cpu_count() or 1),
+        Guess("trials at once", "1", "whether more pay is measured when the run begins"),
+        Guess("leaving", f"{EXIT_SECONDS:.0f} s or 0.5% of the budget", "measured on a CPU"),
+    ]
