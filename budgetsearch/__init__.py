@@ -7,7 +7,7 @@
 
 from importlib.metadata import version as _version
 
-from budgetsearch.api import Best, Result, report, resume, run, status
+from budgetsearch.api import Best, Result, plan, report, resume, run, status
 from budgetsearch.core.errors import (
     BudgetError,
     BudgetsearchError,
@@ -36,6 +36,7 @@ __all__ = [
     "SettingsError",
     "SpaceError",
     "UsageError",
+    "plan",
     "report",
     "resume",
     "run",

@@ -30,6 +30,8 @@ from budgetsearch.ledger import MemoryLedger
 
 PROBES = 6
 """Sizes that a calibration tries, each for its time and two steps of warm-up."""
+FAILED_SECONDS = 60.0
+"""What it takes to find out that a quantization does not fit."""
 SETUP_SECONDS = 20.0
 """Imports, and tokenizing data that are on disk."""
 
@@ -106,7 +108,9 @@ class _World:
         """The results, and the seconds until they are there."""
         found = self.calibrations[job.quantization]
         if isinstance(job, CalibrateJob):
-            step = self.step_tokens / max(found.tokens_per_second, 1e-9)
+            if found.status != "ok":
+                return (found,), FAILED_SECONDS
+            step = self.step_tokens / found.tokens_per_second
             return (found,), found.load_seconds + PROBES * (max(2 * step, job.probe_seconds) + step)
         if isinstance(job, ScoreJob):
             losses = 2 * job.eval_examples * found.eval_seconds_per_example

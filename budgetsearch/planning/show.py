@@ -43,14 +43,15 @@ def clock(seconds: float) -> str:
 def _head(found: Preview) -> str:
     plan, rehearsal = found.rehearsal.plan, found.rehearsal
     passes = rehearsal.full_tokens / max(1.0, found.tokens_per_row * found.rows)
-    slower = f", if everything takes {found.slow:g} times as long" if found.slow != 1 else ""
-    basis = "measured here" if found.measured else "foreseen; the run measures before it plans"
+    slower = f" If everything takes {found.slow:g} times as long:" if found.slow != 1 else ""
+    basis = "measured here" if found.measured else "foreseen; a run measures before it plans"
     return (
         f"{found.model} ({found.weights / 1e9:.2f}B) on {found.card}, {found.usable_bytes / GIB:.2f} GiB, "
-        f"{clock(plan.budget_seconds)}{slower}\n"
+        f"{clock(plan.budget_seconds)}\n"
         f"{found.data}: {found.rows} rows of {found.tokens_per_row:.0f} tokens\n"
+        f"This is {basis}.{slower}\n"
         f"About {rehearsal.trials[0]} configurations are tried; the best trains for "
-        f"{rehearsal.full_tokens / 1e6:.3g}M tokens ({passes:.1f} times the data). ({basis})"
+        f"{rehearsal.full_tokens / 1e6:.3g}M tokens, {passes:.1f} times the data."
     )
 
 
