@@ -313,6 +313,7 @@ def _worker_setup(
         trust_remote_code=settings.trust_remote_code,
         optimizer=settings.optimizer,
         torch_compile=settings.torch_compile,
+        half="fp16" if card.profile.dtype == "fp16" else "bf16",
     )
 
 

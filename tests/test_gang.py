@@ -14,12 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from budgetsearch.core.records import Schedule, Segment, SegmentResult
 from budgetsearch.core.schedule import rate_factor
-from budgetsearch.training import checkpoints, recipe
+from budgetsearch.training import checkpoints, modes, recipe
 from budgetsearch.training import gang as gang_module
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.batches import DataOrder
 from budgetsearch.training.gang import Gang
-from budgetsearch.training.members import Shop
+from budgetsearch.training.members import LOSS_SCALE, Member, Shop
 from budgetsearch.training.recipe import GangTraining, train_gang
 from budgetsearch.training.tiny import make_tiny_model
 from budgetsearch.training.tokens import PreparedData
@@ -375,7 +375,7 @@ def test_autocast_computes_in_16_bits_and_keeps_adapters_in_32(
     model = load_base(str(tiny_model), "bf16", "cpu")
     segments = [trial(n, stop_tokens=1500) for n in numbers]
     plain = train_gang(model, segments, shop, 8)
-    monkeypatch.setattr(recipe, "mixed", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
+    monkeypatch.setattr(recipe, "mixed", lambda device, half: torch.autocast("cpu", dtype=torch.bfloat16))
     training = trained(model, segments, shop)
     training.evaluate(8)
     for member, result in zip(training.members, plain, strict=True):
@@ -383,6 +383,61 @@ def test_autocast_computes_in_16_bits_and_keeps_adapters_in_32(
         assert {torch.float32} == {s["exp_avg"].dtype for s in member.optimizer.state.values()}
         found = training.evaluated[member.segment.trial_id]
         assert found.loss == pytest.approx(result.loss, rel=0.02)
+
+
+def test_fp16_scales_the_loss_and_learns_the_same(
+    shop: Shop, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a card without bf16 units does, computed here."""
+    segments = [trial(n, stop_tokens=1500) for n in (0, 1)]
+    plain = train_gang(load_base(str(tiny_model), "fp32", "cpu"), segments, shop, 8)
+    monkeypatch.setitem(modes.HALVES, "bf16", torch.float16)
+    model = load_base(str(tiny_model), "bf16", "cpu")
+    assert model.dtype == torch.float16
+    monkeypatch.setattr(recipe, "mixed", lambda device, half: torch.autocast("cpu", dtype=torch.float16))
+    training = GangTraining.set_up(model, segments, shop)
+    for member in training.members:
+        member.scale = LOSS_SCALE
+    training.train()
+    training.evaluate(8)
+    for member, result in zip(training.members, plain, strict=True):
+        assert {torch.float32} == {w.dtype for w in member.adapter.weights().values()}
+        found = training.evaluated[member.segment.trial_id]
+        assert found.loss == pytest.approx(result.loss, rel=0.02)
+
+
+def test_a_gradient_that_overflows_is_made_again_with_half_the_scale(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scaling changes nothing: the same weights as without, for it and for its neighbour."""
+    segments = [trial(0), trial(1)]
+    expected = [m.adapter.weights() for m in trained(base, segments, shop).members]
+    measure = Member.measure
+
+    def overflowing(self: Member) -> torch.Tensor:
+        found = measure(self)
+        return torch.stack([found[0], found[1] / 0.0]) if self.scale > 2.0**10 else found
+
+    monkeypatch.setattr(Member, "measure", overflowing)
+    training = GangTraining.set_up(base, segments, shop)
+    training.members[0].scale = 2.0**12
+    training.train()
+    assert [m.scale for m in training.members] == [2.0**10, 1.0]
+    assert [m.status for m in training.members] == ["ok", "ok"]
+    for member, weights in zip(training.members, expected, strict=True):
+        assert_equal(weights, member.adapter.weights(), EXACT)
+
+
+def test_a_gradient_that_overflows_without_a_scale_has_diverged(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halving ends at one."""
+    measure = Member.measure
+    monkeypatch.setattr(Member, "measure", lambda self: measure(self) * torch.tensor([1.0, torch.inf]))
+    training = GangTraining.set_up(base, [trial(0)], shop)
+    training.members[0].scale = 4.0
+    training.train()
+    assert training.members[0].status == "diverged"
 
 
 class Hungry:

@@ -59,6 +59,8 @@ class WorkerSetup:
     """``adamw`` (fp32), or ``adamw8bit``, whose blocks would straddle the members of a gang."""
     torch_compile: bool = False
     """Whether torch.compile runs the base's layers in training."""
+    half: str = "bf16"
+    """What the card computes in where 16 bits suffice: ``bf16``, or ``fp16`` on a card without its units."""
 
 
 @dataclass(frozen=True)

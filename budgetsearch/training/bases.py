@@ -11,6 +11,7 @@ import torch
 from budgetsearch.core.errors import ModelError
 from budgetsearch.training.losses import has_plain_head
 from budgetsearch.training.memory import free
+from budgetsearch.training.modes import HALVES
 
 RESIDENT_SHARE = 0.5
 """Another copy is loaded beside the resident ones only into so much of the free memory."""
@@ -19,8 +20,10 @@ RESIDENT_SHARE = 0.5
 class BasePool:
     """Loads quantizations of one base model and keeps them."""
 
-    def __init__(self, path: str, device: str, *, trust_remote_code: bool = False) -> None:
-        self.path, self.device, self.trust_remote_code = path, device, trust_remote_code
+    def __init__(
+        self, path: str, device: str, *, trust_remote_code: bool = False, half: str = "bf16"
+    ) -> None:
+        self.path, self.device, self.trust_remote_code, self.half = path, device, trust_remote_code, half
         self._models: dict[str, Any] = {}
         self._bytes: dict[str, int] = {}
 
@@ -30,7 +33,13 @@ class BasePool:
             return self._models[quantization], 0.0
         start = time.monotonic()
         self._make_room(quantization)
-        model = load_base(self.path, quantization, self.device, trust_remote_code=self.trust_remote_code)
+        model = load_base(
+            self.path,
+            quantization,
+            self.device,
+            trust_remote_code=self.trust_remote_code,
+            half=self.half,
+        )
         self._models[quantization] = model
         self._bytes[quantization] = model.get_memory_footprint()
         return model, time.monotonic() - start
@@ -63,21 +72,24 @@ class BasePool:
         return int(torch.cuda.mem_get_info(self.device)[0])
 
 
-def load_base(path: str, quantization: str, device: str, *, trust_remote_code: bool = False) -> Any:
+def load_base(
+    path: str, quantization: str, device: str, *, trust_remote_code: bool = False, half: str = "bf16"
+) -> Any:
     """The base model under one quantization (fp32, bf16, int8, nf4), frozen, on ``device``.
 
-    nf4 uses double quantization (4.13 bits per weight, QLoRA) and computes in bf16, on the CPU in
-    fp32, where bf16 is slower than its worth.
+    nf4 uses double quantization (4.13 bits per weight, QLoRA) and computes in ``half``, on the CPU in
+    fp32, where 16 bits are slower than their worth. A card without bf16 units (T4, V100) holds what is
+    called bf16 as fp16.
 
     Raises:
         ModelError: the folder does not hold a causal language model.
     """
     from transformers import AutoModelForCausalLM
 
-    compute = torch.float32 if device == "cpu" else torch.bfloat16
+    compute = torch.float32 if device == "cpu" else HALVES[half]
     options: dict[str, Any] = {"dtype": compute}
     if quantization in ("fp32", "bf16"):
-        options["dtype"] = torch.float32 if quantization == "fp32" else torch.bfloat16
+        options["dtype"] = torch.float32 if quantization == "fp32" else HALVES[half]
     else:
         options["quantization_config"] = _bitsandbytes(quantization, compute)
     try:

@@ -24,6 +24,9 @@ CLIP_NORM = 1.0
 BETAS = (0.9, 0.999)
 OPTIMIZER = "optimizer/"
 """Before the names of the optimizer's tensors in a checkpoint."""
+LOSS_SCALE = 2.0**12
+"""In fp16 small gradients would vanish, so the loss is scaled up before the backward pass (like GradScaler).
+A power of two changes nothing else, and a step whose gradient overflows is made again with half of it."""
 DIVERGED_FACTOR = 3.0
 """A training loss so many times its first value, over several steps, has diverged."""
 
@@ -47,6 +50,8 @@ class Shop:
     peak_bytes: Callable[[], int]
     optimizer: str = "adamw"
     torch_compile: bool = False
+    half: str = "bf16"
+    """The 16-bit type that the device computes in."""
     make_room: Callable[[], bool] = lambda: False
     """Give up what the job does not need, such as another resident base; whether there was anything."""
     pressed: Callable[[], bool] = lambda: False
@@ -78,6 +83,8 @@ class Member:
     """Training losses of this segment's steps."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Its share of the time, by phase."""
+    scale: float = 1.0
+    """Of the loss in the backward pass."""
     positions: int = 0
     """Positions computed for it in this segment, padding included."""
     _pending: list[list[int]] = field(default_factory=list)
@@ -104,7 +111,9 @@ class Member:
     def _new(cls, segment: Segment, shop: Shop, adapter: Adapter) -> Member:
         optimizer = make_optimizer(shop.optimizer, list(adapter.weights().values()))
         order = DataOrder(shop.data.train.lengths, segment.batch_size, shop.seed)
-        return cls(shop, segment, adapter, optimizer, order, segment.micro_batch)
+        member = cls(shop, segment, adapter, optimizer, order, segment.micro_batch)
+        member.scale = LOSS_SCALE if shop.half == "fp16" and shop.device != "cpu" else 1.0
+        return member
 
     # ------------------------------------------------------------------------- a step
 
@@ -140,15 +149,23 @@ class Member:
 
     def measure(self) -> torch.Tensor:
         """(loss, gradient norm) of the complete step, still on the device; the gradients are clipped."""
-        norm = torch.nn.utils.clip_grad_norm_(list(self.adapter.weights().values()), CLIP_NORM)
+        weights = list(self.adapter.weights().values())
+        if self.scale != 1.0:
+            torch._foreach_mul_([w.grad for w in weights], 1.0 / self.scale)
+        norm = torch.nn.utils.clip_grad_norm_(weights, CLIP_NORM)
         return torch.stack([torch.stack(self._losses).sum().double(), norm.double()])
 
     def finish_step(self, loss: float, norm: float) -> None:
-        """One step of AdamW, if what ``measure`` found is finite.
+        """One step of AdamW, if what ``measure`` found is finite; if the scale may be to blame, the step
+        begins again with half of it.
 
         Raises:
             Diverged: it is not, or the loss ran away.
         """
+        if self.scale > 1.0 and math.isfinite(loss) and not math.isfinite(norm):
+            self.scale /= 2.0
+            self.clear()
+            return
         self._check(loss, norm)
         peak = float(self.segment.params["learning_rate"])
         for group in self.optimizer.param_groups:

@@ -19,9 +19,13 @@ def training_mode(base: Any, *, recompute: bool, torch_compile: bool) -> Iterato
 _KEPT = "_budgetsearch_compiled"
 
 
-def mixed(device: str) -> Any:
-    """bf16 autocast on a card; on the CPU everything computes as it is stored."""
-    return torch.autocast("cuda" if device != "cpu" else "cpu", dtype=torch.bfloat16, enabled=device != "cpu")
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The 16-bit types by their name."""
+
+
+def mixed(device: str, half: str = "bf16") -> Any:
+    """16-bit autocast on a card; on the CPU everything computes as it is stored."""
+    return torch.autocast("cuda" if device != "cpu" else "cpu", dtype=HALVES[half], enabled=device != "cpu")
 
 
 @contextmanager

@@ -128,12 +128,15 @@ class GangTraining:
         batch = collate(self.shop.data.train, [m.next_rows() for m in group], self.shop.pad)
         now = Pass(batch.rows, batch.lengths, [m.mask_seed for m in group], training=True)
         with gang.passing(now):
-            with mixed(self.shop.device):
+            with mixed(self.shop.device, self.shop.half):
                 losses = target_losses(self.base, batch.to(self.shop.device))
             sums = [part.sum() for part in losses.split(list(batch.targets))]
             # The token mean over the effective batch, whatever the micro-batches: same gradient.
             parts = torch.stack([s / m.step_targets for s, m in zip(sums, group, strict=True)])
-            parts.sum().backward()
+            parts_scaled = parts
+            if any(m.scale != 1.0 for m in group):
+                parts_scaled = parts * parts.new_tensor([m.scale for m in group])
+            parts_scaled.sum().backward()
         complete = [m for m, part in zip(group, parts.detach(), strict=True) if m.take(part)]
         if complete:
             # One wait for the device, however many members.

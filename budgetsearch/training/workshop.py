@@ -50,7 +50,12 @@ class Workshop:
         self._relieved = -RELIEF_SECONDS
         self.watcher = CardWatcher(setup.card_uuid, limit_bytes=setup.limit_bytes, notify=self._notice)
         self.watcher.start()
-        self.bases = BasePool(setup.model_path, setup.device, trust_remote_code=setup.trust_remote_code)
+        self.bases = BasePool(
+            setup.model_path,
+            setup.device,
+            trust_remote_code=setup.trust_remote_code,
+            half=setup.half,
+        )
         tokenizer = load_tokenizer(Path(setup.model_path))
         self.shop = Shop(
             data=open_prepared(Path(setup.data_path)),
@@ -66,6 +71,7 @@ class Workshop:
             peak_bytes=self.peak_bytes,
             optimizer=setup.optimizer,
             torch_compile=setup.torch_compile,
+            half=setup.half,
             make_room=lambda: self.bases.drop_others(self._quantization),
             pressed=self._pressed,
             notice=self._notice,
@@ -107,8 +113,18 @@ class Workshop:
         self.watcher.close()
 
     def peak_bytes(self) -> int:
-        """Peak memory of this process since the job began."""
-        return memory.peak_bytes(self.setup.device)
+        """Peak memory of this process since the job began: the allocator's and the context beside it, or the
+        resident set."""
+        return memory.peak_bytes(self.setup.device) + self._context_bytes()
+
+    def _context_bytes(self) -> int:
+        """What the card holds for this process beside the allocator's blocks, as NVML sees it."""
+        if self.setup.device == "cpu":
+            return 0
+        own = self.watcher.take().own_bytes
+        if own is None:
+            return CONTEXT_BYTES
+        return max(0, own - int(torch.cuda.memory_reserved(self.setup.device)))
 
     def _begin(self, job: Job) -> None:
         self._job_id, self._quantization = job.job_id, job.quantization
