@@ -279,7 +279,7 @@ def test_a_stopped_run_resumes_and_ends_like_any_other(tmp_path: Path, after: fl
     path = tmp_path / "ledger.sqlite"
     clock = VirtualClock(2.0)
     first = make_driver(path, clock=clock)
-    first.stop_requested = lambda: clock.now() > after
+    first.stop_requested = lambda: "SIGTERM" if clock.now() > after else ""
     history = first.run()
     first.ledger.close()
     assert history.closed is not None

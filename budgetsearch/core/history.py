@@ -19,6 +19,7 @@ from budgetsearch.core.events import (
     Noticed,
     Opened,
     Planned,
+    Rescheduled,
     Resumed,
     Scored,
     SegmentEnded,
@@ -233,6 +234,12 @@ class History:
 
     def _on_resumed(self, event: Resumed, at: float) -> None:
         self.closed = None
+
+    def _on_rescheduled(self, event: Rescheduled, at: float) -> None:
+        if self.opened is not None:
+            self.opened = replace(self.opened, budget_seconds=event.budget_seconds)
+        if self.plan is not None:
+            self.plan = replace(self.plan, budget_seconds=event.budget_seconds)
 
     def _on_calibrated(self, event: Calibrated, at: float) -> None:
         self.calibrations[event.calibration.quantization] = event.calibration

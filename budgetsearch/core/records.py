@@ -20,8 +20,19 @@ Params = Mapping[str, ParamValue]
 
 Status = Literal["ok", "out_of_memory", "diverged", "timeout", "crashed", "cancelled"]
 Phase = Literal[
-    "setup", "calibrate", "load", "train", "evaluate", "checkpoint", "score", "export", "idle", "crash"
+    "setup",
+    "calibrate",
+    "load",
+    "train",
+    "evaluate",
+    "checkpoint",
+    "score",
+    "export",
+    "idle",
+    "crash",
+    "down",
 ]
+"""``down``: with a deadline, what passed between two processes of the run."""
 PHASES: tuple[Phase, ...] = typing.get_args(Phase)
 
 

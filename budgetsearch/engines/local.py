@@ -106,6 +106,12 @@ class LocalEngine:
         if self._process is not None and self._job is not None and self._job.job_id == job_id:
             self._process.kill()
 
+    def end(self) -> None:
+        """Kill the process, from any thread and without waiting for anything."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process; safe to call twice."""
         process, self._process = self._process, None

@@ -85,7 +85,11 @@ class Inbox:
 
 def main() -> None:
     """Read the setup, then jobs, until the input ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, but the driver's to handle
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGUSR1,
+    ):  # sent to the whole group, but the driver's to handle
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
     pipe, inbox = Pipe(), Inbox()

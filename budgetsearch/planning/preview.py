@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.clock import deadline_of, timing_of_new
 from budgetsearch.core.budget import EXIT_SECONDS, PlanRequest
 from budgetsearch.core.errors import DeviceError
 from budgetsearch.core.feasibility import foresee
@@ -167,6 +168,7 @@ def _card(settings: Settings) -> tuple[CardProfile, str, int]:
 
 def _request(inputs: Inputs) -> PlanRequest:
     settings, data = inputs.settings, inputs.data
+    deadline = deadline_of(settings.deadline) if settings.deadline else None
     valid = 0 if settings.valid else max(1, round(data.rows * settings.valid_share))
     if settings.valid:
         valid = guess_data(settings.valid, None).rows
@@ -174,7 +176,7 @@ def _request(inputs: Inputs) -> PlanRequest:
     tokens = min(data.tokens_per_row, settings.max_length)
     device = "cpu" if inputs.card.name == "cpu" else "cuda"
     return PlanRequest(
-        budget_seconds=settings.hours * 3600,
+        budget_seconds=timing_of_new(settings.hours, deadline, 0.0).budget_seconds,
         gpu=inputs.card.name,
         space=inputs.space.to_dict(),
         seed=settings.seed,
