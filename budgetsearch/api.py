@@ -153,7 +153,7 @@ def plan(
     Raises:
         UsageError: a setting, the model or the card cannot be used, nothing fits, or the hours are too few.
     """
-    from budgetsearch.compose import probe_here
+    from budgetsearch.compose import check_inputs, probe_here
     from budgetsearch.planning.preview import gather, preview
     from budgetsearch.settings import load_settings
 
@@ -161,7 +161,8 @@ def plan(
         raise UsageError(f"--slow must be from 0.1 to 100; it is {slow:g}.")
     given = {name: value for name, value in settings.items() if value is not None}
     known = load_settings(given, Path(config) if config else None)
-    inputs = gather(known, cache_folder())
+    check_inputs(known)
+    inputs = gather(known, cache_folder(), need_shape=not probe)
     return preview(inputs, slow, probe_here(known, say) if probe else None)
 
 

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.clock import Timing
 from budgetsearch.core.budget import OPTIONAL_SHARE, PlanRequest, calibration_job
-from budgetsearch.core.errors import ModelError, RunFolderError, SettingsError, SpaceError, UsageError
+from budgetsearch.core.errors import (
+    DataError,
+    ModelError,
+    RunFolderError,
+    SettingsError,
+    SpaceError,
+    UsageError,
+)
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Engine, Watcher
@@ -99,12 +106,23 @@ def _anchored(settings: Settings) -> Settings:
 
 def _check(settings: Settings) -> None:
     from budgetsearch.gpu.detect import detect
-    from budgetsearch.spaces import load_space
-    from budgetsearch.study.mirror import without_password
-    from budgetsearch.training.data import check_data
     from budgetsearch.training.sources import check_source
 
     detect(settings.gpu, settings.device)
+    check_source(settings.model)
+    check_inputs(settings)
+
+
+def check_inputs(settings: Settings) -> None:
+    """Check what needs neither the card nor the model, and no network.
+
+    Raises:
+        UsageError: the space, the targets, the data or the storage cannot be used.
+    """
+    from budgetsearch.spaces import load_space
+    from budgetsearch.study.mirror import without_password
+    from budgetsearch.training.data import check_data
+
     space = load_space(settings.space)
     if space.extra:
         raise SpaceError(
@@ -115,9 +133,11 @@ def _check(settings: Settings) -> None:
         raise SettingsError(
             f"--targets {settings.targets!r} holds an empty name; write q_proj,v_proj or all-linear."
         )
-    check_source(settings.model)
     for source in filter(None, (settings.data, settings.valid)):
-        check_data(source)
+        try:
+            check_data(source)
+        except OSError as error:
+            raise DataError(f"{source[:200]} cannot be read: {error.strerror or error}.") from error
     if settings.storage:
         without_password(settings.storage)
 
@@ -357,6 +377,7 @@ def _request(
         ranks=space.ranks,
         footprints=_footprints(settings, card, space, base),
         longest=prepared.train_stats.max_row_tokens,
+        dropout=max(float(value) for value in space.values_of("dropout")),
     )
 
 
@@ -369,6 +390,7 @@ def _footprints(settings: Settings, card: Card, space: Space, base: BaseModel) -
         shape = shape_of(read_config(base.path), base.source)
     except ModelError:
         return {}
+    shape.check_targets(settings.targets)
     return footprints(
         shape, space, targets=settings.targets, optimizer=settings.optimizer, device=card.device
     )
