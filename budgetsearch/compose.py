@@ -163,12 +163,19 @@ def drive(
     if card.note:
         say(card.note)
     engine = LocalEngine(None, folder.worker_log, keep_open=(lock.fd,), environment=card.environment)
-    with _stop_signals() as signals, _ended_in_time(timing, engine, folder) if last_resort else nullcontext():
+    drivers: list[Driver] = []
+
+    def planned() -> bool:
+        return any(driver.history.plan is not None for driver in drivers)
+
+    watched = _ended_in_time(timing, engine, folder, planned) if last_resort else nullcontext()
+    with _stop_signals() as signals, watched:
         try:
             engine.warm_up()
             base, prepared = _prepare(settings, say)
             engine.prepare(_worker_setup(settings, folder, card, base, prepared))
             driver = _driver(settings, folder, card, base, prepared, engine, timing)
+            drivers.append(driver)
             driver.stop_requested = signals.gently
             for watcher in (_mirror(settings.storage, folder, driver.opened, driver.history), *watchers):
                 driver.ledger.watch(watcher)
@@ -455,21 +462,30 @@ def _check_same_inputs(opened: Opened, facts: Mapping[str, Any]) -> None:
 
 LAST_SECONDS = 1.0
 """So long before the end a process that hangs is ended: what it has earned is on disk."""
+WATCH_SECONDS = 0.5
+PREPARATION_SECONDS = 180.0
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """SIGUSR1 is how schedulers announce that a job will be preempted."""
 
 
 @contextmanager
-def _ended_in_time(timing: Timing, engine: LocalEngine, folder: RunFolder) -> Iterator[None]:
+def _ended_in_time(
+    timing: Timing, engine: LocalEngine, folder: RunFolder, planned: Callable[[], bool]
+) -> Iterator[None]:
     """Inside, this process ends before its time is over, whatever hangs in it: a download, a disk, a lock.
 
-    The driver keeps the deadline by itself; this is for what it cannot see.
+    The driver keeps the deadline by itself; this is for what it cannot see. Before the run is ``planned`` it
+    gets PREPARATION_SECONDS in any case: a budget that is too small is to be refused with what would do.
     """
     over = threading.Event()
 
     def watch() -> None:
-        while (left := timing.budget_seconds - LAST_SECONDS - timing.clock.now()) > 0:
-            if over.wait(min(left, 5.0)):
+        while True:
+            limit = timing.budget_seconds - LAST_SECONDS
+            left = (limit if planned() else max(limit, PREPARATION_SECONDS)) - timing.clock.now()
+            if left <= 0:
+                break
+            if over.wait(min(left, WATCH_SECONDS)):
                 return
         engine.end()
         message = (

@@ -121,7 +121,9 @@ from budgetsearch.runfolder import RunFolder
 engine = LocalEngine(None, Path({str(tmp_path / "worker.log")!r}))
 engine._process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], text=True)
 print(engine._process.pid, flush=True)
-with compose._ended_in_time(Timing(RunClock(), 2.0), engine, RunFolder(Path({str(tmp_path)!r}))):
+with compose._ended_in_time(
+    Timing(RunClock(), 2.0), engine, RunFolder(Path({str(tmp_path)!r})), lambda: True
+):
     time.sleep(600)
 """
     started = time.monotonic()
@@ -135,10 +137,20 @@ with compose._ended_in_time(Timing(RunClock(), 2.0), engine, RunFolder(Path({str
     assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_budget_that_is_too_small_gets_the_time_to_be_refused(tmp_path: Path) -> None:
+    """Before there is a plan the last resort waits: the user is to hear what would do."""
+    engine = LocalEngine(None, tmp_path / "worker.log")
+    ended: list[int] = []
+    engine.end = lambda: ended.append(1)  # type: ignore[method-assign]
+    with compose._ended_in_time(Timing(RunClock(), 0.1), engine, RunFolder(tmp_path), lambda: False):
+        time.sleep(1.0)  # the thread would have looked twice
+    assert not ended
+
+
 def test_work_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
     """The last resort goes when it is not needed any more."""
     engine = LocalEngine(None, tmp_path / "worker.log")
-    with compose._ended_in_time(Timing(RunClock(), 60.0), engine, RunFolder(tmp_path)):
+    with compose._ended_in_time(Timing(RunClock(), 60.0), engine, RunFolder(tmp_path), lambda: True):
         assert "last-resort" in {thread.name for thread in threading.enumerate()}
     deadline = time.monotonic() + 10
     while "last-resort" in {thread.name for thread in threading.enumerate()}:
