@@ -191,7 +191,10 @@ def resume(
     try:
         history = read_history(folder.ledger)
         if history.opened is None:
-            raise RunFolderError(f"{folder.path} was never opened. Delete it and start again.")
+            raise RunFolderError(
+                f"{folder.path} was stopped before it began, so there is nothing to go on with. Start it "
+                f"again with `budgetsearch run --out {folder.path}` and its other options."
+            )
         if history.closed is not None and history.closed.state == "finished":
             bring_study_level(folder, history)
             return _conclude(folder)

@@ -7,15 +7,17 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import RunFolderError
+from budgetsearch.core.errors import LedgerError, RunFolderError
+from budgetsearch.ledger import read_entries
 
-OWN = ("lock", "worker.log", "checkpoints", "settings.json", "versions.lock")
-"""What a run that was stopped before its first event may have left."""
+OWN = ("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite")
+"""What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,21 @@ class RunFolder:
             self._check_writable()
             return
         self.check_not_in_use()
-        if self.ledger.exists():
+        if self.ledger.exists() and self._has_begun():
             raise RunFolderError(
                 f"--out {self.path} already holds a run. Go on with `budgetsearch resume {self.path}`, or "
                 "name another folder."
             )
-        if any(path.name not in OWN for path in self.path.iterdir()):
+        names = {re.sub(r"(?<=\.sqlite)-(wal|shm|journal)$", "", path.name) for path in self.path.iterdir()}
+        if names - set(OWN):
             raise RunFolderError(f"--out {self.path} is not empty and holds no run. Name another folder.")
+
+    def _has_begun(self) -> bool:
+        """Whether the ledger holds an event, or may have held one."""
+        try:
+            return next(read_entries(self.ledger), None) is not None
+        except LedgerError:
+            return True
 
     def _check_writable(self) -> None:
         parent = next(p for p in self.path.absolute().parents if p.exists())
