@@ -27,6 +27,7 @@ import torch
 from budgetsearch import api
 from budgetsearch.clock import RunClock
 from budgetsearch.core.budget import PlanRequest
+from budgetsearch.core.errors import RunFolderError
 from budgetsearch.core.history import History
 from budgetsearch.core.records import (
     Beat,
@@ -318,7 +319,6 @@ class Place:
         make_tiny_model(self.model)
         write_rows(self.path / "train.jsonl", 200)
         (self.path / "space.yaml").write_text(SPACE, encoding="utf-8")
-        os.environ["BUDGETSEARCH_CACHE"] = str(self.path / "cache")
         prepare(
             self.model.resolve(), str(self.path / "train.jsonl"), None, seed=0, max_length=128,
             cache=self.path / "cache", valid_share=0.1,
@@ -330,6 +330,29 @@ class Place:
     def model(self) -> Path:
         """The tiny base model."""
         return self.path / "model"
+
+    def live(
+        self, run: Path, arrange: Callable[[], None] = lambda: None, *, seed: int = 0, **more: Any
+    ) -> int:
+        """One process that starts the run or goes on with it, in a fork that ``arrange`` may spoil; returns
+        its process number. What it says goes to ``log``."""
+
+        def work() -> None:
+            os.environ["BUDGETSEARCH_CACHE"] = str(self.path / "cache")
+            install()
+            arrange()
+            run_or_resume(self, run, seed=seed, **more)
+
+        return forked(work, self.log)
+
+    def whole_life(self, run: Path, arrange: Callable[[], None] = lambda: None, **more: Any) -> int:
+        """``live`` to its end; returns its exit code, or minus its signal."""
+        return wait_for(self.live(run, arrange, **more))
+
+    @property
+    def log(self) -> Path:
+        """What the processes said."""
+        return self.path / "lives.log"
 
     def arguments(self, out: Path, seed: int = 0, **more: Any) -> dict[str, Any]:
         """Of ``budgetsearch.run``."""
@@ -345,6 +368,33 @@ class Place:
             "seed": seed,
             **more,
         }
+
+
+def run_or_resume(place: Place, run: Path, **more: Any) -> None:
+    """Start the run, or go on with it, as its user would."""
+    if not run.exists():
+        api.run(**place.arguments(run, **more))
+        return
+    try:
+        api.resume(run)
+    except RunFolderError as error:
+        # Killed before anything had happened: whoever reads this starts the run again.
+        assert "budgetsearch run --out" in str(error), error
+        api.run(**place.arguments(run, **more))
+
+
+def wait_for(pid: int, seconds: float = 60.0) -> int:
+    """The exit code of a fork, or minus its signal."""
+    until = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise AssertionError("a process does not end")
+        time.sleep(0.005)
 
 
 def forked(work: Callable[[], None], log: Path) -> int:

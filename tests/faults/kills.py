@@ -24,8 +24,6 @@ from typing import Any
 import psutil
 import torch
 
-from budgetsearch import api
-from budgetsearch.core.errors import BudgetsearchError
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history import fold
 from budgetsearch.core.records import Segment
@@ -39,7 +37,6 @@ KILLS_PER_RUN = 8
 TIMED_SHARE = 0.3
 """Of the kills: at any moment, from outside."""
 VICTIMS: tuple[Victim, ...] = ("driver", "driver", "worker", "both")
-LIFE_SECONDS = 60.0
 SPACING = 0.001
 """Real seconds in the middle of a segment, so that timed kills find some."""
 
@@ -81,7 +78,7 @@ class Campaign:
         self.rng = random.Random(seed)
         self.tally = Tally()
         self.sites: dict[str, int] = {}
-        self.log = place.path / "lives.log"
+        self.log = place.log
 
     def survey(self) -> None:
         """A run that lives: which points there are, and how often each is passed."""
@@ -89,7 +86,7 @@ class Campaign:
         out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         run = self.place.path / "runs" / "survey"
         pid = self._start(run, None, out)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        code = fastrun.wait_for(pid)
         os.close(out)
         assert code == 0, self.log.read_text(encoding="utf-8")[-3000:]
         self.sites = dict(Counter(path.read_text(encoding="utf-8").splitlines()))
@@ -124,7 +121,7 @@ class Campaign:
         before = time.monotonic()
         pid = self._start(run, shot, -1, number)
         hit = self._shoot_timed(pid, *delay) if delay else None
-        status = os.waitstatus_to_exitcode(self._wait(pid))
+        status = fastrun.wait_for(pid)
         if status not in (0, -signal.SIGKILL):
             tail = self.log.read_text(encoding="utf-8")[-3000:]
             raise AssertionError(f"a life of {run.name} ended with {status}; shot {shot}; {tail}")
@@ -153,15 +150,13 @@ class Campaign:
         marker = self.place.path / "shot"
         marker.unlink(missing_ok=True)
 
-        def work() -> None:
+        def arrange() -> None:
             fastrun.KEPT[:] = [out] if out >= 0 else []
-            fastrun.install()
             fastrun.BEHAVIOUR.during = _middle
             killing.MARKER = str(marker)
             killing.arm(shot, out)
-            _run_or_resume(self.place, run, seed)
 
-        return fastrun.forked(work, self.log)
+        return self.place.live(run, arrange, seed=seed, max_trials=MAX_TRIALS)
 
     def _was_shot(self, shot: Shot, status: int) -> bool:
         return (self.place.path / "shot").exists() if shot.victim == "worker" else status != 0
@@ -184,18 +179,6 @@ class Campaign:
             hit = True
         return hit
 
-    def _wait(self, pid: int) -> int:
-        until = time.monotonic() + LIFE_SECONDS
-        while True:
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                return status
-            if time.monotonic() > until:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise AssertionError("a life does not end")
-            time.sleep(0.005)
-
     def _await_lock(self, run: Path) -> None:
         """A worker whose driver was killed is soon gone, and with it the lock."""
         until = time.monotonic() + 20
@@ -213,18 +196,6 @@ class Campaign:
         expected = fastrun.origin(best.trial_id, best.best_tokens)
         for tensor in load_file(run / "adapter" / "adapter_model.safetensors").values():
             assert torch.all(tensor == expected), "the adapter is not the best trial's"
-
-
-def _run_or_resume(place: fastrun.Place, run: Path, seed: int) -> None:
-    if not run.exists():
-        api.run(**place.arguments(run, seed=seed, max_trials=MAX_TRIALS))
-        return
-    try:
-        api.resume(run)
-    except BudgetsearchError as error:
-        # Killed before anything had happened: whoever reads this starts the run again.
-        assert "budgetsearch run --out" in str(error), error
-        api.run(**place.arguments(run, seed=seed, max_trials=MAX_TRIALS))
 
 
 def _middle(segment: Segment) -> None:
