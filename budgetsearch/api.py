@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.clock import RunClock
 from budgetsearch.compose import Say, bring_study_level, cache_folder, drive, start, storage_url
-from budgetsearch.core.errors import RunFolderError, UsageError
+from budgetsearch.core.errors import LedgerError, RunFolderError, UsageError
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
@@ -191,6 +191,7 @@ def resume(
     try:
         history = read_history(folder.ledger)
         if history.opened is None:
+            _check_never_began(folder)
             raise RunFolderError(
                 f"{folder.path} was stopped before it began, so there is nothing to go on with. Start it "
                 f"again with `budgetsearch run --out {folder.path}` and its other options."
@@ -204,6 +205,19 @@ def resume(
         return _conclude(folder)
     finally:
         lock.release()
+
+
+def _check_never_began(folder: RunFolder) -> None:
+    """A ledger without an event beside what only a search can have left has lost its events.
+
+    Raises:
+        LedgerError: it has.
+    """
+    if folder.adapter.exists() or any(folder.checkpoints.glob("trial*")):
+        raise LedgerError(
+            f"The ledger {folder.ledger} holds no event, but there are checkpoints or an adapter beside it. "
+            "Restore it from a copy; the adapter can be used as it is."
+        )
 
 
 def status(run: str | os.PathLike[str]) -> dict[str, Any]:

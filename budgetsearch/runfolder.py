@@ -167,7 +167,13 @@ class RunLock:
             RunFolderError: another process holds it.
         """
         path = folder.path / "lock"
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder.path} cannot be written ({error.strerror}). Mend its permissions, or mount its disk "
+                "for writing."
+            ) from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -408,6 +408,8 @@ def forked(work: Callable[[], None], log: Path) -> int:
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(fd, 1)
         os.dup2(fd, 2)
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", buffering=1)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1)
         work()
         code = 0
     except BaseException:
