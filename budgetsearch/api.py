@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.clock import RunClock
 from budgetsearch.compose import Say, bring_study_level, cache_folder, drive, start, storage_url
-from budgetsearch.core.errors import LedgerError, RunFolderError, UsageError
+from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError, UsageError
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
@@ -191,11 +191,7 @@ def resume(
     try:
         history = read_history(folder.ledger)
         if history.opened is None:
-            _check_never_began(folder)
-            raise RunFolderError(
-                f"{folder.path} was stopped before it began, so there is nothing to go on with. Start it "
-                f"again with `budgetsearch run --out {folder.path}` and its other options."
-            )
+            raise _never_began(folder)
         if history.closed is not None and history.closed.state == "finished":
             bring_study_level(folder, history)
             return _conclude(folder)
@@ -207,17 +203,17 @@ def resume(
         lock.release()
 
 
-def _check_never_began(folder: RunFolder) -> None:
-    """A ledger without an event beside what only a search can have left has lost its events.
-
-    Raises:
-        LedgerError: it has.
-    """
+def _never_began(folder: RunFolder) -> BudgetsearchError:
+    """What a ledger without an event means: beside what only a search can have left it has lost them."""
     if folder.adapter.exists() or any(folder.checkpoints.glob("trial*")):
-        raise LedgerError(
+        return LedgerError(
             f"The ledger {folder.ledger} holds no event, but there are checkpoints or an adapter beside it. "
             "Restore it from a copy; the adapter can be used as it is."
         )
+    return RunFolderError(
+        f"{folder.path} was stopped before it began, so there is nothing to go on with. Start it "
+        f"again with `budgetsearch run --out {folder.path}` and its other options."
+    )
 
 
 def status(run: str | os.PathLike[str]) -> dict[str, Any]:
@@ -245,8 +241,8 @@ def report(run: str | os.PathLike[str]) -> Path:
 
     folder = RunFolder(Path(run))
     folder.check_run()
-    entries = list(read_entries(folder.ledger))
-    write_report(entries, open_history(run), folder.report)
+    history = open_history(run)
+    write_report(list(read_entries(folder.ledger)), history, folder.report)
     return folder.report
 
 
@@ -270,11 +266,14 @@ def open_history(run: str | os.PathLike[str]) -> History:
     """The history of a run, read from its ledger.
 
     Raises:
-        RunFolderError: there is no run in the folder.
+        RunFolderError: there is no run in the folder, or it has not begun.
     """
     folder = RunFolder(Path(run))
     folder.check_run()
-    return read_history(folder.ledger)
+    history = read_history(folder.ledger)
+    if history.opened is None:
+        raise folder.being_prepared() if folder.in_use() else _never_began(folder)
+    return history
 
 
 def _conclude(folder: RunFolder) -> Result:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import LedgerError, RunFolderError
+from budgetsearch.core.secrets import shown_settings
 from budgetsearch.ledger import read_entries
 
 OWN = ("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite")
@@ -38,7 +39,7 @@ class RunFolder:
 
     @property
     def settings(self) -> Path:
-        """Every setting, defaults included."""
+        """Every setting, defaults included; without passwords."""
         return self.path / "settings.json"
 
     @property
@@ -108,10 +109,14 @@ class RunFolder:
             RunFolderError: there is none.
         """
         if not self.ledger.is_file() and self.path.is_dir() and self.in_use():
-            raise RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")
+            raise self.being_prepared()
         if not self.ledger.is_file():
             what = "has no ledger.sqlite, so it is not a run" if self.path.is_dir() else "does not exist"
             raise RunFolderError(f"{self.path} {what}. `budgetsearch run --out FOLDER` starts one.")
+
+    def being_prepared(self) -> RunFolderError:
+        """What to say of a run that has not begun yet."""
+        return RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")
 
     def in_use(self) -> bool:
         """Whether a process works on the run."""
@@ -133,7 +138,8 @@ class RunFolder:
     def prepare(self, settings: dict[str, Any]) -> None:
         """Make what a run needs before its first event: folders, settings, versions."""
         self.checkpoints.mkdir(exist_ok=True)
-        self.settings.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        shown = json.dumps(shown_settings(settings), indent=2)
+        self.settings.write_text(shown + "\n", encoding="utf-8")
         self._write_versions()
 
     def _write_versions(self) -> None:

@@ -178,7 +178,10 @@ class FastWorkshop:
         for segment in job.segments:
             if segment.checkpoint_in:
                 saved = checkpoints.load(folder / segment.checkpoint_in)
-                if saved.progress.tokens != segment.start_tokens or saved.tensors[ORIGIN][0] != segment.trial_id:
+                if (
+                    saved.progress.tokens != segment.start_tokens
+                    or saved.tensors[ORIGIN][0] != segment.trial_id
+                ):
                     raise ValueError(f"{segment.checkpoint_in} is not where trial {segment.trial_id} stopped")
         self._send(Beat(job.job_id, job.segments[0].trial_id, "train"))
         for segment in job.segments:

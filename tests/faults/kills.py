@@ -206,12 +206,6 @@ def _middle(segment: Segment) -> None:
 
 def preload() -> None:
     """Import what a run imports, so that a fork has it."""
-    import budgetsearch.compose
-    import budgetsearch.report.markdown
-    import budgetsearch.study.gp_sampler
-    import budgetsearch.study.mirror
-    import budgetsearch.study.sampler
-    import budgetsearch.study.surrogate
     import optuna.storages  # noqa: F401
 
 

@@ -19,15 +19,14 @@ from typing import Any
 
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.errors import BudgetError, BudgetsearchError
-from budgetsearch.core.ports import Proposal
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
     Job,
     Score,
-    ScoreJob,
     Segment,
     SegmentResult,
     Status,
@@ -102,7 +101,9 @@ class FaultyWorld:
             return Fault()
         if self.mood == "throttled":
             work = max(1e-9, self.inner.perform(job)[1])
-            return Fault(self.factor, min(1.0, max(0.0, (self.throttled_from - self.started[job.job_id]) / work)))
+            return Fault(
+                self.factor, min(1.0, max(0.0, (self.throttled_from - self.started[job.job_id]) / work))
+            )
         slow = rng.choice(FACTORS) if rng.random() < 0.5 else 1.0
         if self.mood == "slow":
             return Fault(slow, rng.random())
@@ -148,7 +149,9 @@ class FaultyWorld:
 
 def _name(job: Job) -> str:
     if isinstance(job, TrainJob):
-        return "/".join(f"{s.trial_id}.{s.rung}.{s.start_tokens}.{s.attempt}.{s.micro_batch}" for s in job.segments)
+        return "/".join(
+            f"{s.trial_id}.{s.rung}.{s.start_tokens}.{s.attempt}.{s.micro_batch}" for s in job.segments
+        )
     if isinstance(job, CalibrateJob):
         return f"calibrate/{job.quantization}/{job.job_id}"
     return f"score/{job.eval_examples}"

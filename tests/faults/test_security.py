@@ -175,7 +175,9 @@ def test_a_checkpoint_that_names_files_outside_of_itself_is_refused(
         checkpoints.load(checkpoint)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "3", '"x"', "{}", '{"sha256": []}', '{"sha256": {"a": 1}}', "{"])
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "3", '"x"', "{}", '{"sha256": []}', '{"sha256": {"a": 1}}', "{"]
+)
 def test_a_state_of_another_shape_is_a_checkpoint_error(checkpoint: Path, text: str) -> None:
     """Never an AttributeError from inside."""
     (checkpoint / "state.json").write_text(text, encoding="utf-8")
@@ -343,7 +345,17 @@ def test_an_unusable_storage_is_named_without_its_password(
     result = CliRunner().invoke(
         app,
         [
-            *("run", "--model", str(tiny_model), "--data", str(rows_file), "--gpu", "cpu", "--hours", "0.0001"),
+            *(
+                "run",
+                "--model",
+                str(tiny_model),
+                "--data",
+                str(rows_file),
+                "--gpu",
+                "cpu",
+                "--hours",
+                "0.0001",
+            ),
             *("--out", str(tmp_path / "out"), "--storage", url),
         ],
     )

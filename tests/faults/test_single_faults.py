@@ -49,7 +49,9 @@ def run(place: fastrun.Place, request: pytest.FixtureRequest) -> Path:
 
 def statuses(run: Path, trial: int) -> list[str]:
     """How the segments of a trial ended."""
-    return [result.status for _, result in read_history(run / "ledger.sqlite").results if result.trial_id == trial]
+    return [
+        result.status for _, result in read_history(run / "ledger.sqlite").results if result.trial_id == trial
+    ]
 
 
 # -------------------------------------------------------------------------- processes
@@ -86,9 +88,9 @@ def test_a_forward_pass_that_sleeps_cannot_hold_the_device(place: fastrun.Place,
     job has a new process."""
 
     def work() -> None:
+        from budgetsearch.core.records import JobEnded, WorkerSetup
         from budgetsearch.testing import await_end, segment, train_job
         from budgetsearch.training.tokens import prepare
-        from budgetsearch.core.records import JobEnded, WorkerSetup
 
         fastrun.install(workshop_too=False)
         fastrun.FastEngine.empty_poll = 0.5
@@ -223,7 +225,11 @@ def emptied(checkpoint: Path) -> None:
         os.truncate(file, 0)
 
 
-DAMAGE = [shutil.rmtree, emptied, *map(cut, ("trainer.safetensors", "adapter_model.safetensors", "state.json"))]
+DAMAGE = [
+    shutil.rmtree,
+    emptied,
+    *map(cut, ("trainer.safetensors", "adapter_model.safetensors", "state.json")),
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda d: d.__name__)
@@ -317,7 +323,11 @@ def test_a_folder_without_write_permission_is_refused_and_left_alone(
     def work() -> None:
         bound_by_permissions()
         os.environ["BUDGETSEARCH_CACHE"] = str(place.path / "cache")
-        target = ["resume", str(run)] if command == "resume" else ["run", "--out", str(closed / "x"), *_inputs(place)]
+        target = (
+            ["resume", str(run)]
+            if command == "resume"
+            else ["run", "--out", str(closed / "x"), *_inputs(place)]
+        )
         if command == "resume":
             shown = CliRunner().invoke(app, ["status", str(run)])
             assert shown.exit_code == 0, shown.output
@@ -397,5 +407,7 @@ def test_what_a_killed_worker_did_is_not_recorded_as_done(place: fastrun.Place, 
     ended = [e.event.result for e in read_entries(run / "ledger.sqlite") if isinstance(e.event, SegmentEnded)]
     lost = [result for result in ended if result.status == "crashed"]
     assert len(lost) == 1
-    again = [r for r in ended if r.trial_id == lost[0].trial_id and r.status == "ok" and r.rung == lost[0].rung]
+    again = [
+        r for r in ended if r.trial_id == lost[0].trial_id and r.status == "ok" and r.rung == lost[0].rung
+    ]
     assert len(again) == 1
