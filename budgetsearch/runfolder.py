@@ -138,13 +138,15 @@ class RunFolder:
     def prepare(self, settings: dict[str, Any]) -> None:
         """Make what a run needs before its first event: folders, settings, versions."""
         self.checkpoints.mkdir(exist_ok=True)
+        for leftover in self.path.glob(".report.md.*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         shown = json.dumps(shown_settings(settings), indent=2)
         self.settings.write_text(shown + "\n", encoding="utf-8")
         self._write_versions()
 
     def _write_versions(self) -> None:
         """Write down the Python and every installed package: what a repetition needs."""
-        if self.versions.exists():
+        if self.versions.exists() and self.versions.stat().st_size:
             return  # a resume: what the run began with is what counts
         found = {(d.metadata["Name"] or "?").lower(): d.version for d in importlib.metadata.distributions()}
         lines = [f"# Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
@@ -177,8 +179,8 @@ class RunLock:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunFolderError(
-                f"{folder.path} cannot be written ({error.strerror}). Mend its permissions, or mount its disk "
-                "for writing."
+                f"{folder.path} cannot be written ({error.strerror}). Mend its permissions, or mount its "
+                "disk for writing."
             ) from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -50,7 +50,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
-                    f"{path}:{start} does not have the {len(columns)} columns of the header; mend or remove it"
+                    f"{path}:{start} does not have the {len(columns)} columns of the header; mend it"
                 )
             yield str(start), row
             start = reader.line_num + 1
@@ -73,7 +73,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
                     yield f"row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} cannot be read as Parquet after row {number}: {error}; write it again, or save it as JSONL"
+            f"{path} cannot be read as Parquet after row {number}: {error}; write it again as JSONL"
         ) from error
 
 

@@ -24,6 +24,8 @@ from tests.faults.realrun import Workplace, competitors
 SHORTEST, LONGEST = 45.0, 180.0
 EXIT_BUDGET = 2
 """The exit code of a budget that is refused at the start."""
+LOAD = max(1, (os.cpu_count() or 2) // 2)
+"""Processes that compete for the processor."""
 GOAL_SHARE, GOAL_SECONDS = 0.03, 10.0
 """Of the budget at most this share is idle at the end, or so many seconds where that is more."""
 
@@ -106,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2)
-    parser.add_argument("--load", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--load", type=int, default=LOAD)
     given = parser.parse_args(arguments)
     print(json.dumps(campaign(budgets_of(given.runs), given.load), indent=1))
 

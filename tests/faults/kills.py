@@ -106,9 +106,9 @@ class Campaign:
                 done += 1
             self.tally.restarts += killed and not entries
             seen = entries
-            if entries and (closed := fold(entries).closed) is not None and closed.state == "finished":
-                if not killed:
-                    break
+            closed = fold(entries).closed
+            if closed is not None and closed.state == "finished" and not killed:
+                break
         check_end(run)
         self._check_origin(run)
         self.tally.runs += 1

@@ -14,16 +14,13 @@ from budgetsearch.ledger import read_entries
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.simulate.invariants import check
 
+KNOWN = (
+    *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "study.sqlite", "adapter", "checkpoints"),
+    *("report.md", "settings.json", "versions.lock", "worker.log", "lock"),
+)
+"""All that a finished run leaves."""
 SLACK = 0.2
 """Seconds between the last charge and the last entry, on a real clock."""
-
-
-def adapter_of(run: Path) -> Path | None:
-    """Where the adapter stands; between two renames under its other name, as the exporter knows."""
-    for name in ("adapter", ".adapter.old.tmp"):
-        if (run / name).is_dir():
-            return run / name
-    return None
 
 
 def check_adapter(folder: Path) -> dict[str, Any]:
@@ -51,9 +48,8 @@ def check_after_kill(run: Path, before: Sequence[Entry]) -> list[Entry]:
     assert [e.seq for e in entries] == list(range(1, len(entries) + 1)), "an entry is missing"
     check_charges(entries)
     if any(isinstance(e.event, Exported) for e in entries):
-        where = adapter_of(run)
-        assert where is not None, "there was an adapter, and now there is none"
-        check_adapter(where)
+        assert (run / "adapter").is_dir(), "there was an adapter, and now there is none"
+        check_adapter(run / "adapter")
     return entries
 
 
@@ -105,6 +101,8 @@ def check_end(run: Path, *, loads: bool = True) -> History:
     assert folder.report.stat().st_size > 0
     assert folder.versions.stat().st_size > 0
     json.loads(folder.settings.read_text(encoding="utf-8"))
+    strays = [path.name for path in run.iterdir() if path.name not in KNOWN]
+    assert not strays, f"left behind: {strays}"
     names = {path.name for path in folder.checkpoints.iterdir()}
     assert names == {best.best_checkpoint}, f"checkpoints that nothing needs: {names}"
     check_study(folder, history)

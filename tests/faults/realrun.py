@@ -37,7 +37,8 @@ class Workplace:
         write_rows(self.path / "train.jsonl", 200)
         (self.path / "space.yaml").write_text(SPACE, encoding="utf-8")
         (self.path / "budgetsearch.yaml").write_text(
-            "model: model\ndata: train.jsonl\ngpu: cpu\nspace: space.yaml\ntask_examples: 8\nmax_length: 128\n",
+            "model: model\ndata: train.jsonl\ngpu: cpu\nspace: space.yaml\n"
+            "task_examples: 8\nmax_length: 128\n",
             encoding="utf-8",
         )
         return self
