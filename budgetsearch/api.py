@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.clock import RunClock
-from budgetsearch.compose import Say, bring_study_level, cache_folder, drive, start, storage_url
+from budgetsearch.compose import Say, cache_folder, drive, finish_leaving, start, storage_url
 from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError, UsageError
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
@@ -193,7 +193,7 @@ def resume(
         if history.opened is None:
             raise _never_began(folder)
         if history.closed is not None and history.closed.state == "finished":
-            bring_study_level(folder, history)
+            finish_leaving(folder, history)
             return _conclude(folder)
         settings = Settings.model_validate(dict(history.opened.settings))
         clock = RunClock(spent=history.spent, already=already_seconds)

@@ -138,11 +138,15 @@ class RunFolder:
     def prepare(self, settings: dict[str, Any]) -> None:
         """Make what a run needs before its first event: folders, settings, versions."""
         self.checkpoints.mkdir(exist_ok=True)
-        for leftover in self.path.glob(".report.md.*.tmp"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+        self.tidy()
         shown = json.dumps(shown_settings(settings), indent=2)
         self.settings.write_text(shown + "\n", encoding="utf-8")
         self._write_versions()
+
+    def tidy(self) -> None:
+        """Remove what a process left that was killed while it wrote the report."""
+        for leftover in self.path.glob(f".{self.report.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
 
     def _write_versions(self) -> None:
         """Write down the Python and every installed package: what a repetition needs."""
