@@ -120,15 +120,26 @@ def _worker() -> int:
     return _WORKERS[-1] if _WORKERS else 0
 
 
+SERVANTS = (
+    *("ledger.append", "driver._append", "driver._charge", "driver._charge_rest", "driver._append_export"),
+    *("folders.sync", "folders.fresh_folder", "engines.local._write", "engines.local._ensure_process"),
+)
+"""Functions that many others call: a point in one of them is also told apart by who called it."""
+
+
 def _caller() -> str:
-    """The innermost function of budgetsearch on the stack."""
+    """The innermost function of budgetsearch on the stack, and whom it works for."""
     frame = sys._getframe(2)
+    served = ""
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name.startswith("budgetsearch."):
-            return f"{name.removeprefix('budgetsearch.')}.{frame.f_code.co_name}"
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("budgetsearch."):
+            name = f"{module.removeprefix('budgetsearch.')}.{frame.f_code.co_name}"
+            if name not in SERVANTS:
+                return f"{served} for {name}" if served else name
+            served = served or name
         frame = frame.f_back  # type: ignore[assignment]
-    return "a library"
+    return served or "a library"
 
 
 def _around(owner: Any, name: str, label: str, before: bool = True, after: bool = True) -> None:

@@ -37,6 +37,8 @@ KILLS_PER_RUN = 8
 TIMED_SHARE = 0.3
 """Of the kills: at any moment, from outside."""
 VICTIMS: tuple[Victim, ...] = ("driver", "driver", "worker", "both")
+RESUMED = "driver: after the clock in driver._search"
+"""Where the run dies whose resume is surveyed."""
 SPACING = 0.001
 """Real seconds in the middle of a segment, so that timed kills find some."""
 
@@ -81,18 +83,21 @@ class Campaign:
         self.log = place.log
 
     def survey(self) -> None:
-        """A run that lives: which points there are, and how often each is passed."""
+        """A run that lives, and one that is resumed: which points there are, how often each is passed."""
         path = self.place.path / "points.txt"
         out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        run = self.place.path / "runs" / "survey"
-        pid = self._start(run, None, out)
-        code = fastrun.wait_for(pid)
+        lives: Sequence[Shot | None] = (None, Shot("driver", "driver", RESUMED, 60), None)
+        for number, shot in zip((0, 1, 1), lives, strict=True):
+            run = self.place.path / "runs" / f"survey{number}"
+            self._await_lock(run)
+            code = fastrun.wait_for(self._start(run, shot, out))
+            assert code == (-signal.SIGKILL if shot else 0), self.log.read_text(encoding="utf-8")[-3000:]
+            if not shot:
+                check_end(run)
         os.close(out)
-        assert code == 0, self.log.read_text(encoding="utf-8")[-3000:]
         self.sites = dict(Counter(path.read_text(encoding="utf-8").splitlines()))
         self.tally.sites = len(self.sites)
-        check_end(run)
-        shutil.rmtree(run)
+        shutil.rmtree(self.place.path / "runs")
 
     def run(self, number: int, kills: int) -> None:
         """One run with so many kills, from its start to its end."""

@@ -13,6 +13,7 @@ from budgetsearch.core.history import History, fold
 from budgetsearch.ledger import read_entries
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.simulate.invariants import check
+from budgetsearch.training import checkpoints
 
 KNOWN = (
     *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "study.sqlite", "adapter", "checkpoints"),
@@ -50,6 +51,8 @@ def check_after_kill(run: Path, before: Sequence[Entry]) -> list[Entry]:
     if any(isinstance(e.event, Exported) for e in entries):
         assert (run / "adapter").is_dir(), "there was an adapter, and now there is none"
         check_adapter(run / "adapter")
+    for name in sorted(fold(entries).needed_checkpoints()):
+        checkpoints.load(folder.checkpoints / name)
     return entries
 
 

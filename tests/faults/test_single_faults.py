@@ -25,7 +25,7 @@ from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
 from tests.faults import fastrun, killing
 from tests.faults.killing import Shot
-from tests.faults.kills import preload
+from tests.faults.kills import RESUMED, preload
 from tests.faults.proofs import check_adapter, check_after_kill, check_end, check_loads
 
 TRIALS = {"max_trials": 8}
@@ -195,11 +195,11 @@ def test_the_lock_is_held_until_the_worker_is_gone_too(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------- checkpoints
 
 
-def killed_run(place: fastrun.Place, run: Path, appends: int = 150) -> None:
-    """A run whose driver was killed after so many entries of its ledger."""
+def killed_run(place: fastrun.Place, run: Path, passes: int = 60) -> None:
+    """A run whose driver was killed in the middle of its search."""
 
     def arrange() -> None:
-        killing.arm(Shot("driver", "driver", "driver: after a statement in ledger.append", appends))
+        killing.arm(Shot("driver", "driver", RESUMED, passes))
 
     assert place.whole_life(run, arrange, **TRIALS) == -signal.SIGKILL
     until = time.monotonic() + 20
@@ -400,7 +400,14 @@ def test_what_a_killed_worker_did_is_not_recorded_as_done(place: fastrun.Place, 
     """A worker shot right after its checkpoint was renamed: the segment counts as lost and is done again."""
 
     def arrange() -> None:
-        killing.arm(Shot("worker", "worker", "worker: after rename in folders.fresh_folder", 2))
+        killing.arm(
+            Shot(
+                "worker",
+                "worker",
+                "worker: after rename in folders.fresh_folder for training.checkpoints.save",
+                2,
+            )
+        )
 
     assert place.whole_life(run, arrange, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]
     check_end(run)
