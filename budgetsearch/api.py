@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetsearch.clock import RunClock
+from budgetsearch.clock import deadline_of, local_time, timing_of_new, timing_of_resumed
 from budgetsearch.compose import Say, cache_folder, drive, finish_leaving, start, storage_url
-from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError, UsageError
+from budgetsearch.core.errors import (
+    BudgetsearchError,
+    LedgerError,
+    RunFolderError,
+    SettingsError,
+    UsageError,
+)
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
@@ -50,6 +56,8 @@ class Result:
     """The SQLite file with every event, decision and second."""
     spent_seconds: float
     budget_seconds: float
+    signal: str = ""
+    """The signal that interrupted it, such as SIGTERM."""
 
 
 def run(
@@ -61,6 +69,7 @@ def run(
     gpu: str | None = None,
     device: int | str | None = None,
     hours: float | None = None,
+    deadline: str | None = None,
     space: str | None = None,
     out: str | os.PathLike[str] | None = None,
     seed: int | None = None,
@@ -87,13 +96,16 @@ def run(
     watchers: Sequence[Watcher] = (),
     say: Say = lambda line: None,
     already_seconds: float = 0.0,
+    resume: str = "never",
+    last_resort: bool = False,
 ) -> Result:
     """Search for the best adapter within the budget; returns before the deadline.
 
     Every setting that is None comes from ``config`` (or ``budgetsearch.yaml`` in the working folder),
     else from the card's profile, else from its default; ``budgetsearch run --help`` describes each.
     ``watchers`` see every event; ``say`` takes lines about the preparation; ``already_seconds`` of the
-    budget are already gone.
+    budget are already gone. ``resume="auto"``: go on with the run in ``out`` if there is one, with its own
+    settings. ``last_resort``: end this process when the time is over, whatever hangs in it.
 
     Raises:
         UsageError: a setting, the data, the model, the card or the folder cannot be used; nothing
@@ -102,18 +114,33 @@ def run(
         EngineError: the worker cannot train here.
     """
     arguments = dict(locals())
-    from budgetsearch.settings import Settings, load_settings
+    from budgetsearch.settings import Settings, load_settings, names_out
 
-    clock = RunClock(already=already_seconds)
+    if resume not in ("never", "auto"):
+        raise SettingsError(f"--resume {resume}: use never or auto.")
     given = {
         name: os.fspath(value) if isinstance(value := arguments[name], os.PathLike) else value
         for name in Settings.model_fields
         if arguments[name] is not None
     }
     settings = load_settings(given, Path(config) if config else None)
-    assert settings.out is not None
-    start(settings, clock, watchers, say)
-    return _conclude(RunFolder(settings.out))
+    folder = settings.out
+    assert folder is not None
+    if resume == "auto":
+        if not (out or names_out(Path(config) if config else None)):
+            raise SettingsError("--resume auto needs --out: the folder in which the run is, or will be.")
+        if RunFolder(folder).ledger.is_file():
+            say(f"going on with the run in {folder}, with its own settings")
+            return resume_run(
+                folder, deadline=deadline, watchers=watchers, say=say,
+                already_seconds=already_seconds, last_resort=last_resort,
+            )  # fmt: skip
+    until = deadline_of(settings.deadline) if settings.deadline else None
+    timing = timing_of_new(settings.hours, until, already_seconds)
+    if until is not None:
+        settings = settings.model_copy(update={"deadline": local_time(until)})
+    start(settings, timing, watchers, say, last_resort=last_resort)
+    return _conclude(RunFolder(folder))
 
 
 def plan(
@@ -132,7 +159,7 @@ def plan(
     Raises:
         UsageError: a setting, the model or the card cannot be used, nothing fits, or the hours are too few.
     """
-    from budgetsearch.compose import probe_here
+    from budgetsearch.compose import check_inputs, probe_here
     from budgetsearch.planning.preview import gather, preview
     from budgetsearch.settings import load_settings
 
@@ -140,7 +167,8 @@ def plan(
         raise UsageError(f"--slow must be from 0.1 to 100; it is {slow:g}.")
     given = {name: value for name, value in settings.items() if value is not None}
     known = load_settings(given, Path(config) if config else None)
-    inputs = gather(known, cache_folder())
+    check_inputs(known)
+    inputs = gather(known, cache_folder(), need_shape=not probe)
     return preview(inputs, slow, probe_here(known, say) if probe else None)
 
 
@@ -173,11 +201,16 @@ def doctor(
 def resume(
     run: str | os.PathLike[str],
     *,
+    deadline: str | None = None,
     watchers: Sequence[Watcher] = (),
     say: Say = lambda line: None,
     already_seconds: float = 0.0,
+    last_resort: bool = False,
 ) -> Result:
     """Go on with an interrupted run, with its own settings and what is left of its budget.
+
+    ``deadline``: another one than before, or the first. ``last_resort``: end this process when the time is
+    over, whatever hangs in it.
 
     Raises:
         RunFolderError: there is no run in the folder, or it is in use.
@@ -196,8 +229,14 @@ def resume(
             finish_leaving(folder, history)
             return _conclude(folder)
         settings = Settings.model_validate(dict(history.opened.settings))
-        clock = RunClock(spent=history.spent, already=already_seconds)
-        drive(settings, folder, lock, clock, watchers, say)
+        timing = timing_of_resumed(
+            history.spent,
+            history.opened.budget_seconds,
+            _began(folder) if settings.deadline else None,
+            deadline_of(deadline) if deadline else None,
+            already_seconds,
+        )
+        drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
         return _conclude(folder)
     finally:
         lock.release()
@@ -214,6 +253,16 @@ def _never_began(folder: RunFolder) -> BudgetsearchError:
         f"{folder.path} was stopped before it began, so there is nothing to go on with. Start it "
         f"again with `budgetsearch run --out {folder.path}` and its other options."
     )
+
+
+resume_run = resume
+"""For ``run``, which has an argument of that name."""
+
+
+def _began(folder: RunFolder) -> float:
+    """When a run began, in seconds since the epoch, by the clock on the wall."""
+    first = next(iter(read_entries(folder.ledger)))
+    return first.wall - first.at
 
 
 def status(run: str | os.PathLike[str]) -> dict[str, Any]:
@@ -299,4 +348,5 @@ def _result(folder: RunFolder, history: History) -> Result:
         ledger=folder.ledger,
         spent_seconds=history.spent,
         budget_seconds=history.opened.budget_seconds,
+        signal=closed.signal if closed else "",
     )

@@ -20,6 +20,9 @@ from budgetsearch.core.ports import Watcher
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+"""Ctrl-C."""
+EXIT_PREEMPTED = 75
+"""SIGTERM or SIGUSR1: EX_TEMPFAIL of sysexits.h, on which schedulers can requeue."""
 
 app = typer.Typer(
     name="budgetsearch",
@@ -73,6 +76,10 @@ def run(
     ] = None,
     hours: Annotated[
         float | None, typer.Option(help="The whole budget, from start to exit.", show_default="24")
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(help="When it must be over: 2026-11-24T18:00, or slurm for the end of the Slurm job."),
     ] = None,
     space: Annotated[
         str | None,
@@ -148,7 +155,12 @@ def run(
     ] = None,
     grace_seconds: Annotated[
         float | None,
-        typer.Option(help="Seconds that a stopping worker gets for its checkpoint.", show_default="30"),
+        typer.Option(
+            "--grace-seconds",
+            "--grace",
+            help="Seconds that a stopping worker gets for its checkpoint.",
+            show_default="30",
+        ),
     ] = None,
     keep_checkpoints: Annotated[
         bool | None,
@@ -166,6 +178,10 @@ def run(
         Path | None,
         typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there"),
     ] = None,
+    resume: Annotated[
+        str,
+        typer.Option(help="auto: go on with the run in --out if there is one, as after a requeue."),
+    ] = "never",
 ) -> None:
     """Search for the best adapter within the budget, and export it before the deadline.
 
@@ -177,8 +193,9 @@ def run(
         from budgetsearch import api
 
         result = api.run(
-            **given, config=config_file, watchers=watchers, say=say, already_seconds=process_age()
-        )
+            **given, config=config_file, watchers=watchers, say=say, already_seconds=process_age(),
+            last_resort=True,
+        )  # fmt: skip
     _conclude(result)
 
 
@@ -190,7 +207,7 @@ def _as_run(command: Callable[..., None]) -> Callable[..., None]:
         for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
-    every = {**own, **shared}
+    every = {**own, **{name: parameter for name, parameter in shared.items() if name != "resume"}}
     command.__signature__ = inspect.Signature(list(every.values()))  # type: ignore[attr-defined]
     command.__annotations__ = {name: parameter.annotation for name, parameter in every.items()}
     return command
@@ -224,12 +241,20 @@ def plan(
 
 
 @app.command(epilog="Example:  budgetsearch resume runs/mine")
-def resume(run: RunArgument) -> None:
+def resume(
+    run: RunArgument,
+    deadline: Annotated[
+        str | None, typer.Option(help="Another deadline: 2026-11-24T18:00, or slurm.")
+    ] = None,
+) -> None:
     """Go on with an interrupted run, with what is left of its budget."""
     with _errors(), _progress() as (watchers, say):
         from budgetsearch import api
 
-        result = api.resume(run, watchers=watchers, say=say, already_seconds=process_age())
+        result = api.resume(
+            run, deadline=deadline, watchers=watchers, say=say, already_seconds=process_age(),
+            last_resort=True,
+        )  # fmt: skip
     _conclude(result)
 
 
@@ -423,4 +448,6 @@ def _conclude(result: Any) -> None:
         return
     typer.echo(f"{result.state}: {result.reason}. Everything so far is kept in {result.run}.")
     typer.echo(f"Go on with:  budgetsearch resume {result.run}")
-    raise typer.Exit(EXIT_INTERRUPTED if result.state == "interrupted" else EXIT_FAILED)
+    if result.state != "interrupted":
+        raise typer.Exit(EXIT_FAILED)
+    raise typer.Exit(EXIT_INTERRUPTED if result.signal == "SIGINT" else EXIT_PREEMPTED)

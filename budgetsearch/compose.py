@@ -11,16 +11,24 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from budgetsearch.clock import Timing
 from budgetsearch.core.budget import OPTIONAL_SHARE, PlanRequest, calibration_job
-from budgetsearch.core.errors import ModelError, RunFolderError, SettingsError, SpaceError, UsageError
+from budgetsearch.core.errors import (
+    DataError,
+    ModelError,
+    RunFolderError,
+    SettingsError,
+    SpaceError,
+    UsageError,
+)
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History
-from budgetsearch.core.ports import Clock, Engine, Watcher
+from budgetsearch.core.ports import Engine, Watcher
 from budgetsearch.core.records import CalibrateJob, Calibration, JobEnded, WorkerSetup
 from budgetsearch.core.space import Space
 from budgetsearch.ledger import Ledger, read_history
@@ -38,13 +46,17 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 """Takes one line about what is going on."""
+EXIT_OVERDUE = 3
+"""Exit code of a process that hung until its time was over."""
 PROBE_SECONDS = 60.0
 """What `plan --probe` may take for its probes, loading aside."""
 PACKAGES = ("budgetsearch", "torch", "transformers", "peft", "bitsandbytes", "optuna")
 """Whose versions stand in the ledger; all of them stand in versions.lock."""
 
 
-def start(settings: Settings, clock: Clock, watchers: Sequence[Watcher], say: Say) -> History:
+def start(
+    settings: Settings, timing: Timing, watchers: Sequence[Watcher], say: Say, *, last_resort: bool = False
+) -> History:
     """Check everything that can be checked without touching anything, then make the run folder.
 
     Raises:
@@ -63,7 +75,7 @@ def start(settings: Settings, clock: Clock, watchers: Sequence[Watcher], say: Sa
         raise RunFolderError(f"--out {folder.path} cannot be made: {error}. Name another folder.") from error
     lock.sign()
     try:
-        return drive(settings, folder, lock, clock, watchers, say)
+        return drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
     except (UsageError, KeyboardInterrupt):
         if not _has_trials(folder):
             folder.clear(remove=not existed)
@@ -94,12 +106,23 @@ def _anchored(settings: Settings) -> Settings:
 
 def _check(settings: Settings) -> None:
     from budgetsearch.gpu.detect import detect
-    from budgetsearch.spaces import load_space
-    from budgetsearch.study.mirror import without_password
-    from budgetsearch.training.data import check_data
     from budgetsearch.training.sources import check_source
 
     detect(settings.gpu, settings.device)
+    check_source(settings.model)
+    check_inputs(settings)
+
+
+def check_inputs(settings: Settings) -> None:
+    """Check what needs neither the card nor the model, and no network.
+
+    Raises:
+        UsageError: the space, the targets, the data or the storage cannot be used.
+    """
+    from budgetsearch.spaces import load_space
+    from budgetsearch.study.mirror import without_password
+    from budgetsearch.training.data import check_data
+
     space = load_space(settings.space)
     if space.extra:
         raise SpaceError(
@@ -110,9 +133,11 @@ def _check(settings: Settings) -> None:
         raise SettingsError(
             f"--targets {settings.targets!r} holds an empty name; write q_proj,v_proj or all-linear."
         )
-    check_source(settings.model)
     for source in filter(None, (settings.data, settings.valid)):
-        check_data(source)
+        try:
+            check_data(source)
+        except OSError as error:
+            raise DataError(f"{source[:200]} cannot be read: {error.strerror or error}.") from error
     if settings.storage:
         without_password(settings.storage)
 
@@ -121,11 +146,16 @@ def drive(
     settings: Settings,
     folder: RunFolder,
     lock: RunLock,
-    clock: Clock,
+    timing: Timing,
     watchers: Sequence[Watcher],
     say: Say,
+    *,
+    last_resort: bool = False,
 ) -> History:
-    """Prepare model and data while the worker starts, then let the driver run to the end."""
+    """Prepare model and data while the worker starts, then let the driver run to the end.
+
+    ``last_resort``: this process may be ended when its time is over, whatever hangs in it.
+    """
     from budgetsearch.engines.local import LocalEngine
     from budgetsearch.gpu.detect import detect
 
@@ -133,12 +163,12 @@ def drive(
     if card.note:
         say(card.note)
     engine = LocalEngine(None, folder.worker_log, keep_open=(lock.fd,), environment=card.environment)
-    with _stop_signals() as signals:
+    with _stop_signals() as signals, _ended_in_time(timing, engine, folder) if last_resort else nullcontext():
         try:
             engine.warm_up()
             base, prepared = _prepare(settings, say)
             engine.prepare(_worker_setup(settings, folder, card, base, prepared))
-            driver = _driver(settings, folder, card, base, prepared, engine, clock)
+            driver = _driver(settings, folder, card, base, prepared, engine, timing)
             driver.stop_requested = signals.gently
             for watcher in (_mirror(settings.storage, folder, driver.opened, driver.history), *watchers):
                 driver.ledger.watch(watcher)
@@ -171,7 +201,7 @@ def probe_here(settings: Settings, say: Say) -> tuple[PlanRequest, dict[str, Cal
             engine.warm_up()
             base, prepared = _prepare(settings, say)
             engine.prepare(_worker_setup(settings, folder, card, base, prepared))
-            request = _request(settings, card, space, prepared, base)
+            request = _request(settings, settings.hours * 3600, card, space, prepared, base)
             return request, dict(measure(engine, request, space.quantizations, PROBE_SECONDS, say))
         finally:
             engine.close()
@@ -217,7 +247,7 @@ def _driver(
     base: BaseModel,
     prepared: PreparedData,
     engine: LocalEngine,
-    clock: Clock,
+    timing: Timing,
 ) -> Driver:
     from budgetsearch.driver import Driver
     from budgetsearch.spaces import load_space
@@ -228,15 +258,16 @@ def _driver(
     ledger = Ledger(folder.ledger)
     plan = ledger.history.plan
     space = Space.parse(plan.space) if plan else load_space(settings.space)
-    opened = ledger.history.opened or Opened(settings.hours * 3600, settings.model_dump(mode="json"), facts)
+    opened = ledger.history.opened or Opened(timing.budget_seconds, settings.model_dump(mode="json"), facts)
     _check_same_inputs(opened, facts)
     return Driver(
         ledger=ledger,
         engine=engine,
         sampler=OptunaSampler(),
         exporter=_exporter(settings, folder, base, opened),
-        clock=clock,
-        request=_request(settings, card, space, prepared, base),
+        clock=timing.clock,
+        down_seconds=timing.down_seconds,
+        request=_request(settings, timing.budget_seconds, card, space, prepared, base),
         opened=opened,
         quantizations=space.quantizations,
         grace_seconds=settings.grace_seconds,
@@ -327,10 +358,15 @@ def _worker_setup(
 
 
 def _request(
-    settings: Settings, card: Card, space: Space, prepared: PreparedData, base: BaseModel
+    settings: Settings,
+    budget_seconds: float,
+    card: Card,
+    space: Space,
+    prepared: PreparedData,
+    base: BaseModel,
 ) -> PlanRequest:
     return PlanRequest(
-        budget_seconds=settings.hours * 3600,
+        budget_seconds=budget_seconds,
         gpu=card.profile.name,
         space=space.to_dict(),
         seed=settings.seed,
@@ -350,6 +386,7 @@ def _request(
         ranks=space.ranks,
         footprints=_footprints(settings, card, space, base),
         longest=prepared.train_stats.max_row_tokens,
+        dropout=max(float(value) for value in space.values_of("dropout")),
     )
 
 
@@ -362,6 +399,7 @@ def _footprints(settings: Settings, card: Card, space: Space, base: BaseModel) -
         shape = shape_of(read_config(base.path), base.source)
     except ModelError:
         return {}
+    shape.check_targets(settings.targets)
     return footprints(
         shape, space, targets=settings.targets, optimizer=settings.optimizer, device=card.device
     )
@@ -424,33 +462,66 @@ def _check_same_inputs(opened: Opened, facts: Mapping[str, Any]) -> None:
             )
 
 
+LAST_SECONDS = 1.0
+"""So long before the end a process that hangs is ended: what it has earned is on disk."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""SIGUSR1 is how schedulers announce that a job will be preempted."""
+
+
+@contextmanager
+def _ended_in_time(timing: Timing, engine: LocalEngine, folder: RunFolder) -> Iterator[None]:
+    """Inside, this process ends before its time is over, whatever hangs in it: a download, a disk, a lock.
+
+    The driver keeps the deadline by itself; this is for what it cannot see.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while (left := timing.budget_seconds - LAST_SECONDS - timing.clock.now()) > 0:
+            if over.wait(min(left, 5.0)):
+                return
+        engine.end()
+        message = (
+            f"error: the time is over and the process hangs, so it ends here. What was earned is safe in "
+            f"{folder.path}; `budgetsearch status {folder.path}` shows it.\n"
+        )
+        os.write(2, message.encode())
+        os._exit(EXIT_OVERDUE)
+
+    threading.Thread(target=watch, name="last-resort", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 class _Signals:
-    """What SIGINT and SIGTERM mean: at once while preparing, gently once the driver runs."""
+    """What a signal means: at once while preparing, gently once the driver runs."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._asked = ""
         self._gentle = False
 
-    def gently(self) -> bool:
-        """Whether to stop; from the first call on, the first signal is only a request."""
+    def gently(self) -> str:
+        """The signal that asked to stop, if any; from the first call on, the first one is only a request."""
         self._gentle = True
-        return self._asked.is_set()
+        return self._asked
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler; a second signal stops at once as well."""
-        if self._asked.is_set() or not self._gentle:
+        if self._asked or not self._gentle:
             raise KeyboardInterrupt
-        self._asked.set()
+        self._asked = signal.Signals(number).name
 
 
 @contextmanager
 def _stop_signals() -> Iterator[_Signals]:
-    """Inside, SIGINT and SIGTERM are handled; outside the main thread they are left alone."""
+    """Inside, the stopping signals are handled; outside the main thread they are left alone."""
     signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signals.handle) for number in STOPPING}
     try:
         yield signals
     finally:

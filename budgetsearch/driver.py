@@ -28,6 +28,7 @@ from budgetsearch.core.events import (
     Noticed,
     Opened,
     Planned,
+    Rescheduled,
     Resumed,
     Scored,
     SegmentEnded,
@@ -94,7 +95,10 @@ class Driver:
     quantizations: Sequence[str]
     planner: Callable[[PlanRequest, Mapping[str, Calibration], float], Plan] = make_plan
     """From the request, the calibrations and the seconds they took to the plan."""
-    stop_requested: Callable[[], bool] = lambda: False
+    stop_requested: Callable[[], str] = lambda: ""
+    """The name of the signal that asked the run to stop, or nothing."""
+    down_seconds: float = 0.0
+    """What passed since the last process of this run, where that counts."""
     grace_seconds: float = 30.0
     """A job that was told to stop has so long to checkpoint, two optimizer steps at the least."""
 
@@ -132,9 +136,9 @@ class Driver:
             self._calibrate()
             plan = self._plan()
             self._finish(plan, self._search(plan))
-        except Interrupted:
+        except Interrupted as asked:
             self._land()
-            self._close("interrupted", "stopped on request")
+            self._close("interrupted", "stopped on request", str(asked))
 
     @property
     def history(self) -> History:
@@ -148,8 +152,11 @@ class Driver:
             return
         self._charged_until = sum(self.history.charged.values())
         self._charge("crash", self.history.spent - self._charged_until, None)
+        self._charge("down", min(self.down_seconds, self.clock.now() - self._charged_until), None)
         self._append_lost_segments()
         self._append(Resumed())
+        if self.request.budget_seconds != self.history.opened.budget_seconds:
+            self._append(Rescheduled(self.request.budget_seconds))
         best = self.history.incumbent
         if best is not None:  # the process may have been killed between a result and its export
             self._export_incumbent(best)
@@ -360,8 +367,8 @@ class Driver:
     # ---------------------------------------------------------------------- stopping
 
     def _obey_stop(self) -> None:
-        if self.stop_requested():
-            raise Interrupted
+        if asked := self.stop_requested():
+            raise Interrupted(asked)
 
     def _land(self) -> None:
         """Tell what flies to checkpoint, wait for it, then end the rest."""
@@ -378,11 +385,11 @@ class Driver:
         self._flights.clear()
         self._append_lost_segments()
 
-    def _close(self, state: str, reason: str) -> None:
+    def _close(self, state: str, reason: str, asked: str = "") -> None:
         self._charge_rest("crash" if state == "failed" else "idle")
         self.engine.close()
         self._charge_rest("export")
-        self._append(Closed(state, reason))  # type: ignore[arg-type]
+        self._append(Closed(state, reason, asked))  # type: ignore[arg-type]
         self.exporter.sweep(self.history)
 
     # ---------------------------------------------------------------------- the ledger

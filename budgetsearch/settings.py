@@ -80,6 +80,12 @@ class Settings(BaseModel):
     hours: float = Field(
         24.0, gt=0, description="Hours that the whole run may take. Default: 24, as in the challenge."
     )
+    deadline: str | None = Field(
+        None,
+        min_length=1,
+        description="When the run must be over, by the clock on the wall, whatever --hours says: "
+        "2026-11-24T18:00, or slurm for the end of the Slurm job. Default: none, only --hours counts.",
+    )
     space: str = Field(
         min_length=1,
         description="Search space: a name that comes with the package, or a YAML file. "
@@ -236,6 +242,11 @@ def load_settings(
     if settings.out is None:
         return settings.model_copy(update={"out": default_out(settings.model)})
     return settings
+
+
+def names_out(config: Path | None, cwd: Path | None = None) -> bool:
+    """Whether the settings file names a run folder."""
+    return bool(_read_config(config, cwd or Path.cwd())[1].get("out"))
 
 
 def default_out(model: str, now: datetime | None = None) -> Path:

@@ -86,6 +86,7 @@ class FakeCard:
     errors: dict[str, int] = field(default_factory=dict)
     """By call: the number of the error that it gives."""
     lost: bool = False
+    capability: tuple[int, int] = (8, 0)
     parent: FakeCard | None = None
 
 
@@ -163,6 +164,10 @@ class FakePynvml(ModuleType):
     def nvmlDeviceGetName(self, handle: FakeCard) -> str | bytes:  # noqa: N802
         self._ask("nvmlDeviceGetName", handle)
         return self._text(handle.name)
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: FakeCard) -> tuple[int, int]:  # noqa: N802
+        self._ask("nvmlDeviceGetCudaComputeCapability", handle)
+        return handle.capability
 
     def nvmlDeviceGetUUID(self, handle: FakeCard) -> str | bytes:  # noqa: N802
         self._ask("nvmlDeviceGetUUID", handle)

@@ -13,8 +13,10 @@ import torch
 
 from budgetsearch.core.records import CalibrateJob, Calibration, Probe, Schedule, Segment
 from budgetsearch.training import bases, calibrate, checkpoints
+from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.calibrate import flops_per_token
+from budgetsearch.training.gang import GangLinear
 from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import GangTraining, train_gang
 from budgetsearch.training.score import time_answers
@@ -131,7 +133,7 @@ def test_gradient_checkpointing_is_taken_where_it_pays(
 def test_what_does_not_fit_at_all_is_an_error(base: Any, shop: Shop) -> None:
     """Not even one row: the worker reports it as out of memory."""
     handle = limited(base, 0)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryError, match="does not fit at rank 4"):
         measured(base, shop)
     handle.remove()
 
@@ -233,3 +235,86 @@ def test_liger_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) ->
     bases._use_liger(model)
     assert seen["model"] is model
     assert (False, False) == (seen["cross_entropy"], seen["fused_linear_cross_entropy"])
+
+
+def test_another_resident_base_goes_before_anything_gets_smaller(base: Any, shop: Shop) -> None:
+    """A rank that is refused here is refused for good, so the neighbour's memory must not decide."""
+    held = [True]
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        if held[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def make_room() -> bool:
+        had, held[0] = held[0], False
+        return had
+
+    handle = base.register_forward_pre_hook(look, with_kwargs=True)
+    found = measured(base, dataclasses.replace(shop, make_room=make_room), ranks=(4, 2))
+    handle.remove()
+    assert (found.rank, found.micro_batch) == (4, JOB.batch_size)
+
+
+def test_the_peak_is_without_the_bases_beside(base: Any, shop: Shop) -> None:
+    """What the estimate is corrected by is this quantization's own."""
+    beside = dataclasses.replace(shop, peak_bytes=lambda: 1000, other_bases=lambda: 300)
+    assert {probe.peak_bytes for probe in measured(base, beside).probes} == {700}
+
+
+def test_the_largest_dropout_is_measured(base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps masks and copies, so what fits without it may not fit with it."""
+    seen: list[Any] = []
+    fresh = Adapter.fresh
+
+    def remembered(base: Any, params: Any, **options: Any) -> Adapter:
+        seen.append(params["dropout"])
+        return fresh(base, params, **options)
+
+    monkeypatch.setattr(Adapter, "fresh", remembered)
+    measured(base, shop, dropout=0.25)
+    assert set(seen) == {0.25}
+
+
+def test_the_next_rank_is_measured_where_the_largest_does_not_fit(base: Any, shop: Shop) -> None:
+    """At one row, with checkpointing or without."""
+
+    def look(module: Any, args: Any) -> None:
+        wide = [m.a.shape[1] for m in module.modules() if isinstance(m, GangLinear)]
+        if wide and max(wide) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = base.register_forward_pre_hook(look)
+    found = measured(base, shop, ranks=(16, 8, 4, 2))
+    handle.remove()
+    assert (found.status, found.rank, found.micro_batch) == ("ok", 4, JOB.batch_size)
+
+
+def test_pressure_does_not_forbid_one_row(base: Any, shop: Shop) -> None:
+    """Training would go on with it, so the calibration must not say that nothing fits."""
+    found = measured(base, dataclasses.replace(shop, pressed=lambda: "others left too little memory"))
+    assert (found.status, found.micro_batch, found.gang) == ("ok", 1, 1)
+
+
+def test_what_was_foreseen_is_where_it_begins(base: Any, shop: Shop) -> None:
+    """No probe of more rows than may fit; a rank that may only fit recomputing is not tried plain."""
+    found = measured(base, shop, ranks=(4,), micro_batches=((2, 4),))
+    alone = [(probe.micro_batch, probe.recompute) for probe in found.probes if probe.members == 1]
+    assert alone == [(2, False), (4, True)]
+    found = measured(base, shop, ranks=(4,), micro_batches=((0, 4),))
+    assert [p.recompute for p in found.probes if p.members == 1] == [True]
+
+
+def test_a_model_that_cannot_recompute_is_tried_plain_after_all(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Foresight is no proof."""
+    real = calibrate._Bench.probe
+
+    def probe(self: Any, members: int, micro: int, recompute: bool) -> Probe:
+        if recompute:
+            raise ValueError("this model does not support gradient checkpointing")
+        return real(self, members, micro, recompute)
+
+    monkeypatch.setattr(calibrate._Bench, "probe", probe)
+    found = measured(base, shop, ranks=(4,), micro_batches=((0, 4),))
+    assert (found.status, found.micro_batch, found.recompute) == ("ok", 1, False)

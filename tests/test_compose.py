@@ -5,16 +5,20 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from budgetsearch import compose
-from budgetsearch.clock import RunClock
+from budgetsearch.clock import RunClock, Timing
 from budgetsearch.core.errors import DataError, RunFolderError
 from budgetsearch.core.events import Opened
+from budgetsearch.engines.local import LocalEngine
 from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.settings import Settings, load_settings
 
@@ -36,14 +40,14 @@ def test_a_run_that_never_began_leaves_nothing(
     if existed:
         folder.path.mkdir()
 
-    def prepare(*arguments: Any) -> None:
+    def prepare(*arguments: Any, **options: Any) -> None:
         folder.worker_log.touch()
         folder.prepare({})
         raise error
 
     monkeypatch.setattr(compose, "drive", prepare)
     with pytest.raises((KeyboardInterrupt, DataError)):
-        compose.start(settings, RunClock(), (), print)
+        compose.start(settings, Timing(RunClock(), 60.0), (), print)
     assert existed == folder.path.exists()
     assert not existed or not list(folder.path.iterdir())
 
@@ -64,9 +68,9 @@ def test_the_first_signal_is_a_request_only_once_the_driver_runs() -> None:
     signals = compose._Signals()
     with pytest.raises(KeyboardInterrupt):
         signals.handle(signal.SIGINT, None)
-    assert signals.gently() is False
+    assert signals.gently() == ""
     signals.handle(signal.SIGINT, None)
-    assert signals.gently() is True
+    assert signals.gently() == "SIGINT"
     with pytest.raises(KeyboardInterrupt):
         signals.handle(signal.SIGINT, None)
 
@@ -102,3 +106,40 @@ def test_the_wheel_holds_the_search_spaces_and_the_type_marker(tmp_path: Path) -
     shipped = {f"budgetsearch/search_spaces/{path.name}" for path in (root / "search_spaces").glob("*.yaml")}
     assert shipped
     assert shipped | {"budgetsearch/py.typed"} <= names
+
+
+def test_a_process_that_hangs_is_ended_when_its_time_is_over(tmp_path: Path) -> None:
+    """A download that never comes back: the process ends before its time, and its worker with it."""
+    code = f"""
+import subprocess, sys, time
+from pathlib import Path
+from budgetsearch import compose
+from budgetsearch.clock import RunClock, Timing
+from budgetsearch.engines.local import LocalEngine
+from budgetsearch.runfolder import RunFolder
+
+engine = LocalEngine(None, Path({str(tmp_path / "worker.log")!r}))
+engine._process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], text=True)
+print(engine._process.pid, flush=True)
+with compose._ended_in_time(Timing(RunClock(), 2.0), engine, RunFolder(Path({str(tmp_path)!r}))):
+    time.sleep(600)
+"""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == compose.EXIT_OVERDUE
+    assert time.monotonic() - started < 30
+    assert f"budgetsearch status {tmp_path}" in done.stderr
+    worker = int(done.stdout)
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+
+
+def test_work_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
+    """The last resort goes when it is not needed any more."""
+    engine = LocalEngine(None, tmp_path / "worker.log")
+    with compose._ended_in_time(Timing(RunClock(), 60.0), engine, RunFolder(tmp_path)):
+        assert "last-resort" in {thread.name for thread in threading.enumerate()}
+    deadline = time.monotonic() + 10
+    while "last-resort" in {thread.name for thread in threading.enumerate()}:
+        assert time.monotonic() < deadline

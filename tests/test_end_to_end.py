@@ -210,7 +210,8 @@ def test_status_of_a_finished_run(finished: tuple[Path, str, float], workplace: 
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
-    """Ctrl-C: code 130, the resume line, a checkpointed segment; resume then finishes in time."""
+    """Ctrl-C: code 130, the resume line, a checkpointed segment. A scheduler starts it again and preempts it:
+    code 75; resume then finishes in time."""
     run = workplace / "runs" / "interrupted"
     process = command(workplace, "run", "--out", "runs/interrupted")
     until_segments(run / "ledger.sqlite", 2)
@@ -218,7 +219,17 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "budgetsearch resume runs/interrupted" in output
-    assert read_history(run / "ledger.sqlite").running == {}
+    stopped = read_history(run / "ledger.sqlite")
+    assert stopped.running == {}
+    process = command(workplace, "run", "--resume", "auto", "--out", "runs/interrupted")
+    until_segments(run / "ledger.sqlite", len(stopped.results) + 1)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "with its own settings" in output
+    closed = read_history(run / "ledger.sqlite").closed
+    assert closed is not None
+    assert (closed.state, closed.signal) == ("interrupted", "SIGUSR1")
     output, _ = command(workplace, "resume", "runs/interrupted").communicate(timeout=200)
     check_finished(run)
 

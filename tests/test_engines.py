@@ -9,13 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from budgetsearch.core.errors import EngineError
-from budgetsearch.core.records import Beat, WorkerSetup
+from budgetsearch.core.records import Beat, SegmentResult, WorkerSetup
 from budgetsearch.engines import local as local_engine
+from budgetsearch.engines import worker
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.testing import EngineContract, Harness, await_end, segment, train_job
@@ -134,3 +136,53 @@ while True:
     while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the worker outlived its driver"
         psutil.wait_procs([worker], timeout=0.5)
+
+
+class LostCard:
+    """Starts processes that find their card gone, as the worker reports it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started = 0
+        real = subprocess.Popen
+
+        def popen(arguments: list[str], **options: Any) -> Any:
+            self.started += 1
+            code = "import sys; sys.stdin.readline(); sys.stdin.readline(); sys.exit(3)"
+            return real([sys.executable, "-c", code], **options)
+
+        monkeypatch.setattr(local_engine.subprocess, "Popen", popen)
+
+
+def test_a_lost_card_is_no_fault_of_the_trial(
+    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its segments come back as if they had not begun; if it stays away the run ends with what to do."""
+    card = LostCard(monkeypatch)
+    engine = LocalEngine(setup, tmp_path / "worker.log")
+    started = segment(0, 400, start=200, checkpoint="trial0000-before")
+    for _ in range(2):
+        job = train_job(started)
+        engine.submit(job)
+        (result,) = await_end(engine, job.job_id).results
+        assert isinstance(result, SegmentResult)
+        assert (result.status, result.tokens) == ("cancelled", started.start_tokens)
+        assert result.checkpoint_out == started.checkpoint_in
+        assert "card is lost" in result.detail
+    with pytest.raises(EngineError, match=r"card does not answer.*budgetsearch resume RUN"):
+        engine.submit(train_job(started))
+    assert card.started == 2
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("CUDA error: GPU is lost. Reboot the system to recover this GPU", True),
+        ("No CUDA GPUs are available", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("shape '[2, 3]' is invalid for input of size 5", False),
+    ],
+)
+def test_what_says_that_the_card_is_gone(message: str, lost: bool) -> None:
+    """A bug of a kernel is the trial's own; a card that fell off the bus is nobody's."""
+    assert worker.is_lost(RuntimeError(message)) is lost

@@ -145,19 +145,32 @@ def test_what_a_block_keeps_is_what_autograd_keeps(
 
 @pytest.mark.parametrize("run", PUBLISHED, ids=lambda run: run.name)
 def test_published_peaks(run: Any) -> None:
-    """Within 15% of what others measured, or the table says why not."""
-    assert abs(difference(run)) <= (0.16 if run.why else 0.15)
+    """Within 15% of what others measured; where their trainer kept more, with that it is within 18%, and the
+    table shows both."""
+    assert bool(run.kept) == bool(run.why)
+    if run.kept:
+        assert -0.30 <= difference(run) < -0.15
+        assert abs(difference(run, as_kept=True)) <= 0.185
+    else:
+        assert abs(difference(run)) <= 0.15
 
 
 def test_the_documentation_has_the_table() -> None:
     """docs/memory.md says what the estimate says."""
     text = (Path(__file__).parents[1] / "docs/memory.md").read_text(encoding="utf-8")
     rows = {
-        cells[1].strip(): cells[-2].strip()
+        cells[1].strip(): (cells[-3].strip(), cells[-2].strip())
         for line in text.splitlines()
-        if len(cells := line.split("|")) > 5 and "%" in cells[-2]
+        if len(cells := line.split("|")) > 6 and "%" in cells[-3]
     }
-    assert {run.name: f"{difference(run):+.0%}" for run in PUBLISHED} == rows
+    expected = {
+        run.name: (
+            f"{difference(run):+.0%}",
+            f"{difference(run, as_kept=True):+.0%}" if run.kept else "",
+        )
+        for run in PUBLISHED
+    }
+    assert expected == rows
 
 
 def test_a_micro_batch_of_four_did_not_fit_where_the_table_says_so() -> None:

@@ -40,7 +40,7 @@ def test_foresight_leaves_out_what_cannot_fit() -> None:
     limit = math.ceil((1100 + 10 * 64) / DOUBT)
     found = foresee(RULE, limit, (8, 64, 128), 8, 100)
     assert found.ranks == (64, 8)
-    assert found.micro_batches == (0, 1)
+    assert found.micro_batches == ((0, 1), (2, 4))
     assert not found.refusal
 
 
@@ -55,7 +55,7 @@ def test_foresight_refuses_with_the_numbers() -> None:
 def test_where_nothing_is_known_everything_is_tried(footprint: Footprint | None, limit: int | None) -> None:
     """No shape, or no limit: the calibration finds out."""
     assert foresee(footprint, limit, (8, 64), 8, 100).ranks == (64, 8)
-    assert foresee(footprint, limit, (8, 64), 8, 100).micro_batches is None
+    assert foresee(footprint, limit, (8, 64), 8, 100).micro_batches == ()
 
 
 def test_a_hopeless_quantization_is_never_loaded(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_calibration_is_told_what_may_fit() -> None:
     )
     assert isinstance(job, CalibrateJob)
     assert job.ranks == (16, 8)
-    assert job.micro_batches == (4, 8)
+    assert job.micro_batches == ((4, 8), (4, 8))
 
 
 def plan_with(**changes: Any) -> Plan:
@@ -216,3 +216,45 @@ def test_infeasible_configurations_are_never_started(tmp_path: Path, sampler: An
         assert not large
     else:
         assert large
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        None,
+        {
+            "name": "one",
+            "dimensions": {
+                "quantization": {"kind": "constant", "value": "fp32"},
+                "rank": {"kind": "constant", "value": 8},
+                "learning_rate": {"kind": "float", "low": 1e-4, "high": 1e-2, "log": True},
+            },
+        },
+    ],
+    ids=["several ranks", "one rank"],
+)
+@pytest.mark.parametrize("full_share", [0.4, 0.9])
+def test_a_run_in_which_nothing_fits_ends(
+    tmp_path: Path, space: dict[str, Any] | None, full_share: float
+) -> None:
+    """Every trial runs out of memory all alone: the samples that are ruled out are not endless."""
+    world = SyntheticWorld(fate=lambda segment: "out_of_memory")
+    changes = {"full_share": full_share} | ({"space": space} if space else {})
+    driver = make_driver(tmp_path / "l", world, sampler=OptunaSampler(), **changes)
+    if space:
+        driver.quantizations = ["fp32"]
+    history = driver.run()
+    assert history.closed is not None
+    assert (history.closed.state, history.incumbent) == ("failed", None)
+    assert "fits into memory" in history.closed.reason
+    assert len(history.trials) < 80
+    assert history.spent <= 720
+
+
+def test_what_shrank_for_others_teaches_nothing() -> None:
+    """It may have its memory back with the next segment."""
+    ledger, history = history_of(16, 8, 32)
+    before = [history.trials[n].micro_batch for n in range(3)]
+    ended(ledger, 0, micro_batch=1, yielded=True)
+    assert [history.trials[n].micro_batch for n in range(3)] == before
+    assert history.gang_limits == {}

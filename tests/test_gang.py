@@ -479,6 +479,18 @@ def test_out_of_memory_is_survived(base: Any, shop: Shop, hungry: Hungry, width:
     assert "out of memory" in results[0].detail
 
 
+def test_what_one_rank_cannot_do_a_smaller_one_may_still(base: Any, shop: Shop) -> None:
+    """Of the members that are left, only those that need as much get the smaller micro-batch."""
+    training = GangTraining.set_up(base, [trial(2, micro_batch=4), trial(1), trial(0)], shop)
+    ranks = [int(member.segment.params["rank"]) for member in training.members]
+    assert ranks == [7, 2, 4]
+    for member in training.members:
+        member.micro_batch = 4
+    training.width = 1
+    training._make_smaller(training.members[2:], "out of memory")
+    assert [member.micro_batch for member in training.members] == [2, 4, 2]
+
+
 @pytest.mark.parametrize("hungry", [0], indirect=True)
 def test_a_sample_that_does_not_fit_is_infeasible(base: Any, shop: Shop, hungry: Hungry) -> None:
     """Each member says so, and the base is bare again."""

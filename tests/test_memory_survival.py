@@ -30,9 +30,11 @@ from budgetsearch.core.records import (
 )
 from budgetsearch.engines.worker import execute
 from budgetsearch.gpu.detect import Card
+from budgetsearch.gpu.estimate import CONTEXT_BYTES
 from budgetsearch.gpu.profiles import profile
 from budgetsearch.ledger import read_history
 from budgetsearch.training import checkpoints
+from budgetsearch.training.members import OTHERS, OWN
 from budgetsearch.training.recipe import GangTraining
 from budgetsearch.training.tokens import PreparedData
 from budgetsearch.training.workshop import Workshop
@@ -107,10 +109,9 @@ def allocator(workshop: Workshop, card: FakeCard) -> None:
 
 
 def own_use(workshop: Workshop, card: FakeCard) -> None:
-    """This process comes near its cap, as the watcher sees it."""
-    card.used = round(0.98 * LIMIT)
-    card.processes = [(os.getpid(), card.used)]
-    workshop.watcher.take()
+    """A step comes near the cap; between two steps nothing of it is left to be seen."""
+    peaks = iter([round(0.98 * LIMIT) - CONTEXT_BYTES])
+    workshop._meter.step = lambda: next(peaks, GIB)  # type: ignore[method-assign]
 
 
 def another_process(workshop: Workshop, card: FakeCard) -> None:
@@ -154,6 +155,9 @@ def test_a_segment_goes_on_as_if_nothing_had_been(
     assert any("went on with 1" in text for text in told)
     if trouble is another_process:
         assert any("nother process" in text for text in told)
+    expected = {allocator: "out of memory", own_use: OWN, another_process: OTHERS}[trouble]
+    assert all(expected in result.detail for result in rough)
+    assert {result.yielded for result in rough} == {trouble is another_process}
     for before, after in zip(calm, rough, strict=True):
         assert (before.tokens, before.steps) == (after.tokens, after.steps)
         assert before.loss == pytest.approx(after.loss, rel=1e-4)
@@ -286,14 +290,15 @@ def test_a_run_survives_a_neighbour_and_its_ledger_tells(
     assert result.spent_seconds <= 30
     history = read_history(result.ledger)
     told = " / ".join(text for _, text in history.notices)
-    assert "memory was nearly full" in told
+    assert OTHERS in told
     assert "nother process" in told
     first = history.results[0][1]
     assert first.status == "ok"
-    assert "memory was nearly full" in first.detail
+    assert OTHERS in first.detail
+    assert first.yielded
     assert all(state.dead is None for state in history.trials.values())
     assert sum(use.joules or 0.0 for use in history.uses) >= 1000 * len(history.uses)
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "Noticed on the way" in report
     assert "kWh" in report
-    assert "memory was nearly full" in str(budgetsearch.status(tmp_path / "run")["notices"])
+    assert OTHERS in str(budgetsearch.status(tmp_path / "run")["notices"])

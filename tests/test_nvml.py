@@ -239,7 +239,7 @@ def test_a_card_without_memory_of_its_own_uses_the_machines(
     monkeypatch.setattr("budgetsearch.gpu.nvml.host_memory", lambda: HostMemory(120 * GIB, 100 * GIB))
     card = FakeCard(name="NVIDIA GB10", errors={"nvmlDeviceGetMemoryInfo": 3})
     driver = install(FakePynvml(card))
-    assert (NvmlCard(0, "NVIDIA GB10", "GPU-aaaa0000", 120 * GIB, 100 * GIB),) == driver.cards()
+    assert (NvmlCard(0, "NVIDIA GB10", "GPU-aaaa0000", 120 * GIB, 100 * GIB, None, (8, 0)),) == driver.cards()
     reading = driver.sample(card.uuid, PID)
     assert reading is not None
     assert (120 * GIB, 100 * GIB, 20 * GIB) == (reading.total_bytes, reading.free_bytes, reading.used_bytes)
@@ -352,9 +352,9 @@ def test_in_mig_mode_the_slices_are_the_cards(install: Install) -> None:
     driver = install(FakePynvml(divided_card(), FakeCard("NVIDIA L4", "GPU-l4", 22 * GIB)))
     name = "NVIDIA A100-SXM4-40GB"
     assert (
-        NvmlCard(0, f"{name} MIG 3g.20gb", "MIG-3333", 20 * GIB, 18 * GIB, "GPU-aaaa0000"),
-        NvmlCard(0, f"{name} MIG 1g.5gb", "MIG-1111", 5 * GIB, 5 * GIB, "GPU-aaaa0000"),
-        NvmlCard(1, "NVIDIA L4", "GPU-l4", 22 * GIB, 22 * GIB),
+        NvmlCard(0, f"{name} MIG 3g.20gb", "MIG-3333", 20 * GIB, 18 * GIB, "GPU-aaaa0000", (8, 0)),
+        NvmlCard(0, f"{name} MIG 1g.5gb", "MIG-1111", 5 * GIB, 5 * GIB, "GPU-aaaa0000", (8, 0)),
+        NvmlCard(1, "NVIDIA L4", "GPU-l4", 22 * GIB, 22 * GIB, None, (8, 0)),
     ) == driver.cards()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,23 @@ def test_an_unknown_card_gets_the_nearest_and_the_list() -> None:
 def test_auto_recognises_a_card_by_its_name(name: str, gib: float, expected: str) -> None:
     """Names that look alike are told apart; a slice of a card is not the card."""
     assert expected == detect("auto", nvml=FakeNvml(card(name, gib))).profile.name
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "capability", "dtype"),
+    [
+        ("NVIDIA X", "auto", (7, 5), "fp16"),
+        ("Tesla V100-SXM2-32GB", "rtx3090", (7, 0), "fp16"),
+        ("NVIDIA X", "auto", (8, 9), "bf16"),
+        ("NVIDIA X", "auto", None, "bf16"),
+    ],
+)
+def test_16_bits_are_those_that_the_card_has_units_for(
+    name: str, gpu: str, capability: tuple[int, int] | None, dtype: str
+) -> None:
+    """By its compute capability, whatever profile it runs under."""
+    found = detect(gpu, nvml=FakeNvml(replace(card(name, 32), capability=capability)))
+    assert found.profile.dtype == dtype
 
 
 def test_auto_gives_an_unknown_card_a_model_that_fits() -> None:

@@ -69,9 +69,11 @@ def test_the_shell_commands_of_the_readme_work(place: Path) -> None:
     """Every ``budgetsearch`` line runs and exits with 0; the dashboard answers."""
     lines = [line for block in snippets("bash") for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("budgetsearch")]
-    assert {"run", "status", "report", "dashboard", "spaces", "resume"} <= {c[1] for c in commands}
+    expected = {"run", "status", "report", "dashboard", "spaces", "resume", "plan", "doctor"}
+    assert expected <= {c[1] for c in commands}
     for command in commands:
-        arguments = [HOURS if command[i - 1] == "--hours" else a for i, a in enumerate(command)]
+        shorter = command[1] != "plan"  # which spends nothing
+        arguments = [HOURS if shorter and command[i - 1] == "--hours" else a for i, a in enumerate(command)]
         arguments = [sys.executable, "-m", "budgetsearch", *arguments[1:]]
         if "a100" in arguments:
             continue  # needs the card

@@ -304,7 +304,7 @@ def test_a_card_that_is_slow_for_long_is_told_once_per_reason(bench: Bench) -> N
 
 def test_a_lost_card_is_told_once_and_presses_nobody(bench: Bench, host: Callable[[float], None]) -> None:
     """Looks go on without raising, on the process; the sums keep what the card gave."""
-    host(0.01)
+    host(0.005)
     watcher = bench.watcher(limit=10 * GIB)
     bench.hold(10 * GIB)
     watcher.begin()
@@ -331,7 +331,7 @@ def test_a_silent_driver_is_told_once_and_the_process_is_watched(
     assert 1_000_000 < use.peak_bytes < 100 * GIB
     assert (2, 0, None, None) == (use.samples, use.others_bytes, use.utilization, use.joules)
     assert not watcher.pressed()
-    host(0.02)
+    host(0.005)
     assert watcher.check()
     assert 1 == len(bench.said)
     assert "NVML does not answer for the card (Driver Not Loaded)" in bench.said[0]
@@ -359,9 +359,9 @@ def test_on_the_cpu_nothing_needs_saying(bench: Bench, host: Callable[[float], N
     watcher = bench.watcher(None)
     watcher.begin()
     assert not watcher.check()
-    host(0.031)
+    host(0.011)
     assert not watcher.check()
-    host(0.029)
+    host(0.009)
     assert watcher.check()
     watcher.close()
     assert ([], []) == (bench.said, bench.fake._calls)
@@ -470,3 +470,71 @@ def test_the_real_driver_is_shut_down(bench: Bench) -> None:
     watcher.close()
     assert 0 == bench.fake._users
     assert isinstance(watcher._nvml, Driver)
+
+
+def test_where_the_driver_names_nobody_the_process_says_what_it_holds(bench: Bench) -> None:
+    """In a container: a neighbour that grows is a neighbour, and not taken for our own use."""
+    held = [20 * GIB]
+    watcher = CardWatcher(
+        "GPU-aaaa0000",
+        limit_bytes=round(39.35 * GIB),
+        notify=bench.said.append,
+        now=lambda: bench.seconds,
+        own=lambda: held[0],
+    )
+    bench.card.total, bench.card.used, bench.card.processes = 80 * GIB, 20 * GIB, []
+    watcher.take()
+    bench.card.used = 50 * GIB
+    for _ in range(2):
+        watcher.take()
+    assert not watcher.pressed()
+    assert any("Another process took 30.00 GiB" in text for text in bench.said)
+    held[0] = 39 * GIB
+    assert watcher.check()
+
+
+class Stuck(Counting):
+    """A driver whose second look hangs until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.let_go = threading.Event()
+
+    def sample(self, uuid: str, pid: int) -> Reading | None:
+        found = super().sample(uuid, pid)
+        if self.looks == 2:
+            self.let_go.wait(30)
+        return found
+
+
+def test_a_look_that_hangs_does_not_hold_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks meanwhile gets the last look."""
+    monkeypatch.setattr("budgetsearch.gpu.watch.LOCK_SECONDS", 0.05)
+    driver = Stuck()
+    watcher = CardWatcher("GPU-1", nvml=driver, interval=0.001)
+    watcher.start()
+    assert driver.reached.wait(30)
+    assert watcher.take().used_bytes == MIB
+    driver.let_go.set()
+    watcher.close()
+
+
+class Odd(Counting):
+    """A driver whose third look fails in a way that nobody foresaw."""
+
+    def sample(self, uuid: str, pid: int) -> Reading | None:
+        found = super().sample(uuid, pid)
+        if self.looks == 3:
+            raise RuntimeError("what is this?")
+        return found
+
+
+def test_a_look_that_fails_oddly_does_not_end_the_watch() -> None:
+    """It is told once, and the next look counts again."""
+    said: list[str] = []
+    driver = Odd(6)
+    watcher = CardWatcher("GPU-1", nvml=driver, notify=said.append, interval=0.001)
+    watcher.start()
+    assert driver.reached.wait(30)
+    watcher.close()
+    assert len([text for text in said if "what is this?" in text]) == 1

@@ -76,6 +76,13 @@ class CostModel:
             margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(everything) / 4),
         )
 
+    @property
+    def reserve_rise(self) -> float:
+        """Seconds that the reserve must be larger than planned, since evaluations turned out dearer: base and
+        adapter are evaluated once more at the end."""
+        dearer = (self.overheads[n] - self.plan.overheads[n] for n in self.plan.reference_rates)
+        return 2.0 * max(0.0, *dearer)
+
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of training alone for so many tokens."""
         general, own = _keys(params)

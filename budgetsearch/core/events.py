@@ -36,6 +36,13 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class Rescheduled:
+    """The run may take so long from now on: it was resumed with another deadline."""
+
+    budget_seconds: float
+
+
+@dataclass(frozen=True)
 class Calibrated:
     calibration: Calibration
 
@@ -121,11 +128,14 @@ class Closed:
 
     state: Literal["finished", "interrupted", "failed"]
     reason: str
+    signal: str = ""
+    """The signal that asked for it, such as SIGTERM."""
 
 
 Event = (
     Opened
     | Resumed
+    | Rescheduled
     | Calibrated
     | Planned
     | TrialAdded

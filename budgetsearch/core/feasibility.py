@@ -22,8 +22,8 @@ class Foresight:
 
     ranks: tuple[int, ...]
     """Ranks that may fit, the largest first; none: not even the smallest does."""
-    micro_batches: tuple[int, int] | None
-    """The largest that may fit with the first rank, plain and with gradient checkpointing; None: unknown."""
+    micro_batches: tuple[tuple[int, int], ...] = ()
+    """The largest that may fit with each of them, plain and with gradient checkpointing; none: unknown."""
     refusal: str = ""
     """Why nothing fits."""
 
@@ -34,7 +34,7 @@ def foresee(
     """What may fit into ``limit`` bytes with rows of ``length`` tokens; everything where nothing is known."""
     wanted = tuple(sorted(set(ranks), reverse=True))
     if footprint is None or limit is None:
-        return Foresight(wanted, None)
+        return Foresight(wanted)
     room = DOUBT * limit
     needs = {rank: footprint.bytes(rank=rank, tokens=length, recompute=True) for rank in wanted}
     fitting = tuple(rank for rank in wanted if needs[rank] <= room)
@@ -42,22 +42,21 @@ def foresee(
         least = needs[wanted[-1]]
         return Foresight(
             (),
-            None,
+            (),
             f"foreseen: one row of {length} tokens at rank {wanted[-1]} needs {least / GIB:.1f} GiB, "
             f"and there are {limit / GIB:.1f} GiB",
         )
-    plain, again = (
-        footprint.micro_batch(room, rank=fitting[0], length=length, most=batch_size, recompute=recompute)
-        for recompute in (False, True)
-    )
-    return Foresight(fitting, (plain, again))
+    sizes = {"length": length, "most": batch_size}
+    plain = [footprint.micro_batch(room, rank=rank, recompute=False, **sizes) for rank in fitting]
+    again = [footprint.micro_batch(room, rank=rank, recompute=True, **sizes) for rank in fitting]
+    return Foresight(fitting, tuple(zip(plain, again, strict=True)))
 
 
 def problem(plan: Plan, refused: Sequence[Params], params: Params) -> str | None:
     """Why a configuration cannot fit, or None. ``refused`` are those that ran out of memory all alone."""
     name, rank = cost_class(params), params.get("rank")
     for other in refused:
-        if _needs_as_much(params, other):
+        if needs_as_much(params, other):
             return f"trial with rank {other.get('rank')} of {name} did not fit, and this one needs as much"
     if not isinstance(rank, int):
         return None
@@ -86,10 +85,10 @@ def micro_batch(plan: Plan, params: Params) -> int:
 
 def taught(shrunk: Sequence[tuple[Params, int]], params: Params, micro: int) -> int:
     """What is left of a micro-batch: not more than what something that needs no more memory went down to."""
-    return min([micro, *(size for other, size in shrunk if _needs_as_much(params, other))])
+    return min([micro, *(size for other, size in shrunk if needs_as_much(params, other))])
 
 
-def _needs_as_much(params: Params, other: Params) -> bool:
+def needs_as_much(params: Params, other: Params) -> bool:
     """Whether the first needs at least as much memory as the second, in every respect that counts."""
     return cost_class(params) == cost_class(other) and all(
         _number(params, name) >= _number(other, name) for name in ("rank", "dropout")

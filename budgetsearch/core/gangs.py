@@ -69,6 +69,8 @@ def _sociable(view: View, segment: Segment) -> bool:
 def _may_ask(view: View, after: View, decision: Decision | None, size: int) -> bool:
     """Whether another sample may bring a companion: a new trial is next, but none of its kind waits, and not
     a whole gang of others does."""
+    if not view.may_ask:
+        return False
     if isinstance(decision, NeedCandidates):
         return True
     enters = isinstance(decision, Run) and decision.job.segments[0].trial_id in {

@@ -107,7 +107,7 @@ def enter(view: View) -> Decision | None:
     if late and not nobody:
         return None
     if not view.candidates:
-        return NeedCandidates(1)
+        return NeedCandidates(1) if view.may_ask else None
     state = next_candidate(view)
     return _rung_segment(view, state, view.entry, f"new trial ({state.trial.origin})")
 
@@ -189,7 +189,7 @@ def _full_run_link(view: View, state: TrialState, reason: str) -> Run | None:
     schedule = Schedule(
         warmup_tokens=state.trial.warmup_tokens,
         stop_tokens=end,
-        cooldown_tokens=max(1, int(COOLDOWN_SHARE * end)),
+        cooldown_tokens=_cooldown_tokens(state, end),
     )
     link = _link_tokens(view, state)
     stop = end if state.tokens + 1.3 * link >= end else state.tokens + link
@@ -209,7 +209,7 @@ def _last_evaluation(view: View, state: TrialState) -> Run | None:
         return None
     if view.costs.overhead_seconds(state.trial.params) + view.load_seconds(state) > view.left:
         return None
-    schedule = Schedule(state.trial.warmup_tokens, planned, max(1, int(COOLDOWN_SHARE * planned)))
+    schedule = Schedule(state.trial.warmup_tokens, planned, _cooldown_tokens(state, planned))
     segment = _segment(view, state, view.plan.top_rung, state.tokens, schedule)
     return view.run(segment, "full run goes on: its last tokens are evaluated", view.left)
 
@@ -302,13 +302,26 @@ def _evaluation_tokens(view: View, state: TrialState) -> float:
 
 def _full_run_end(view: View, state: TrialState) -> int:
     """The full run's last token, re-planned at each link: R where the runner-up fits behind it, else
-    all the time that is left, ``max_epochs`` at most. Once it cools down it can only become shorter.
+    all the time that is left, ``max_epochs`` at most.
     """
+    room_for_two = _runner_up_fits(view, state)
+    goal = state.trial.rung_tokens[view.plan.top_rung] if room_for_two else state.trial.max_tokens
+    if _cools(state):  # nobody gives up what it has cooled down for
+        goal = max(goal, state.full_stop_tokens or 0)
+    return min(goal, _affordable_end(view, state))
+
+
+def _cools(state: TrialState) -> bool:
+    """Whether the full run's cooldown has begun."""
     planned = state.full_stop_tokens
-    if planned is None or state.tokens < (1 - COOLDOWN_SHARE) * planned:
-        room_for_two = _runner_up_fits(view, state)
-        planned = state.trial.rung_tokens[view.plan.top_rung] if room_for_two else state.trial.max_tokens
-    return min(planned, _affordable_end(view, state))
+    return planned is not None and state.tokens > planned - state.full_cooldown_tokens
+
+
+def _cooldown_tokens(state: TrialState, end: int) -> int:
+    """The last fifth of the full run; one that has begun keeps its beginning, wherever the end moves."""
+    if _cools(state) and state.full_stop_tokens is not None:
+        return max(1, end - (state.full_stop_tokens - state.full_cooldown_tokens))
+    return max(1, int(COOLDOWN_SHARE * end))
 
 
 def _affordable_end(view: View, state: TrialState) -> int:
@@ -361,7 +374,7 @@ def _wants_another(view: View) -> bool:
     if any(not s.dead and s.trial_id not in history.full_done for s in history.trials.values()):
         return False
     room = not _has_whole_full_run(view) or _full_run_seconds(view) * PESSIMISM <= view.left
-    return room and len(history.trials) < view.plan.max_trials
+    return room and view.may_ask and len(history.trials) < view.plan.max_trials
 
 
 def _why_finished(plan: Plan, history: History) -> str:
@@ -369,4 +382,6 @@ def _why_finished(plan: Plan, history: History) -> str:
         return "the full run is over"
     if history.incumbent is not None:
         return "no further segment fits into the time that is left"
+    if history.trials and all(s.dead == "infeasible" for s in history.trials.values()):
+        return "nothing of the search space fits into memory"
     return "no trial finished a segment"

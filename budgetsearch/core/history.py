@@ -19,6 +19,7 @@ from budgetsearch.core.events import (
     Noticed,
     Opened,
     Planned,
+    Rescheduled,
     Resumed,
     Scored,
     SegmentEnded,
@@ -76,6 +77,8 @@ class TrialState:
     """Validation loss after each link of the full run's chain."""
     full_stop_tokens: int | None = None
     """Where the full run ends, as last recorded; None before it starts."""
+    full_cooldown_tokens: int = 0
+    """How long before that its cooldown begins."""
     dead: str | None = None
     """Why it will never run again (diverged, infeasible, crashed, timeout), or None."""
     crashes: int = 0
@@ -234,6 +237,12 @@ class History:
     def _on_resumed(self, event: Resumed, at: float) -> None:
         self.closed = None
 
+    def _on_rescheduled(self, event: Rescheduled, at: float) -> None:
+        if self.opened is not None:
+            self.opened = replace(self.opened, budget_seconds=event.budget_seconds)
+        if self.plan is not None:
+            self.plan = replace(self.plan, budget_seconds=event.budget_seconds)
+
     def _on_calibrated(self, event: Calibrated, at: float) -> None:
         self.calibrations[event.calibration.quantization] = event.calibration
 
@@ -268,6 +277,7 @@ class History:
         self.last_quantization = cost_class(segment.params)
         if self.plan and segment.rung == self.plan.top_rung:
             state.full_stop_tokens = segment.schedule.stop_tokens
+            state.full_cooldown_tokens = segment.schedule.cooldown_tokens
             self.full_trial = segment.trial_id
 
     def _on_heartbeat(self, event: Heartbeat, at: float) -> None:
@@ -289,10 +299,12 @@ class History:
         state.seconds += sum(result.seconds.values())
         state.peak_bytes = max(state.peak_bytes, result.peak_bytes)
         state.steps += result.steps
-        if result.micro_batch is not None:
+        # Whoever made room for other processes may have it back next time.
+        if result.micro_batch is not None and not result.yielded:
             state.micro_batch = min(state.micro_batch, result.micro_batch)
             self._note_shrunk(segment, result.micro_batch)
-        self._note_gang(segment, result, self.job_sizes[event.job_id])
+        if not result.yielded:
+            self._note_gang(segment, result, self.job_sizes[event.job_id])
         alone = self.job_sizes[event.job_id] == 1
         if event.job_id not in self.running:
             del self.job_sizes[event.job_id]

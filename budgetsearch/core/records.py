@@ -20,8 +20,19 @@ Params = Mapping[str, ParamValue]
 
 Status = Literal["ok", "out_of_memory", "diverged", "timeout", "crashed", "cancelled"]
 Phase = Literal[
-    "setup", "calibrate", "load", "train", "evaluate", "checkpoint", "score", "export", "idle", "crash"
+    "setup",
+    "calibrate",
+    "load",
+    "train",
+    "evaluate",
+    "checkpoint",
+    "score",
+    "export",
+    "idle",
+    "crash",
+    "down",
 ]
+"""``down``: with a deadline, what passed between two processes of the run."""
 PHASES: tuple[Phase, ...] = typing.get_args(Phase)
 
 
@@ -137,8 +148,11 @@ class CalibrateJob:
     """The largest is measured, for it takes the most memory; the next one if it does not fit."""
     batch_size: int
     limit_seconds: float
-    micro_batches: tuple[int, int] | None = None
-    """What is foreseen to fit, plain and with gradient checkpointing; None: the whole effective batch."""
+    micro_batches: tuple[tuple[int, int], ...] = ()
+    """What is foreseen to fit at each of the ranks, plain and with gradient checkpointing; nothing: the whole
+    effective batch is tried."""
+    dropout: float = 0.0
+    """The largest that a configuration may ask for: it keeps masks and copies of its inputs."""
     limit_bytes: int | None = None
     max_gang: int = 1
     """So many members are tried at once, at most."""
@@ -197,6 +211,8 @@ class SegmentResult:
     """What it trained with in the end: less than the segment's where memory ran out."""
     gang: int = 1
     """How many trained at once in the end."""
+    yielded: bool = False
+    """Whether it went on with less because other processes left too little memory."""
     padding: float = 0.0
     """Share of the computed positions that were padding."""
 

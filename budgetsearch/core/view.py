@@ -13,6 +13,8 @@ from budgetsearch.core.records import Plan, Run, Segment, TrainJob, cost_class
 
 NO_RESULT = ("infeasible", "crashed")
 """Ends that say nothing about a configuration's loss."""
+RULED_OUT = 20
+"""When so many samples in a row cannot fit into memory, nothing of the space does."""
 TWO_FINALISTS_FROM = 6.0
 """Full runs that the budget must hold for a second finalist: if the first fails, or its rungs promised
 too much, there is another."""
@@ -31,7 +33,7 @@ class View:
     @property
     def left(self) -> float:
         """Seconds that may still be spent before the reserve."""
-        return seconds_left(self.plan, self.now)
+        return seconds_left(self.plan, self.now) - self.costs.reserve_rise
 
     @property
     def entry(self) -> int:
@@ -42,6 +44,14 @@ class View:
     def wanted_finalists(self) -> int:
         """How many trials shall run in full, at the least."""
         return 2 if self.plan.budget_seconds >= TWO_FINALISTS_FROM * self.plan.full_seconds else 1
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether another sample may be asked for: there is time, and not all of the last ones were ruled out
+        before they ran."""
+        last = list(self.history.trials.values())[-RULED_OUT:]
+        hopeless = len(last) == RULED_OUT and all(s.dead and not s.started for s in last)
+        return self.left > 0 and not hopeless
 
     def entered(self, rung: int) -> int:
         """How many trials have come to a rung; what fits in no memory has not competed."""

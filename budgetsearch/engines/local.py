@@ -27,9 +27,14 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.engines.worker import EXIT_DEVICE
 
 MAX_DEATHS = 5
 """A worker that died so often without finishing a job is not started again."""
+MAX_LOSSES = 1
+"""So many times in a row a new process may find the card gone again."""
+EXIT_SECONDS = 2.0
+"""A process whose output has ended gets so long to exit by itself, with its code."""
 CLOSE_SECONDS = 3.0
 SAFE_PATH = ("-P",)
 """Without it Python would import from the user's working folder first: a queue.py there would do."""
@@ -55,7 +60,7 @@ class LocalEngine:
         self._process: subprocess.Popen[str] | None = None
         self._reports: queue.Queue[tuple[int, Report | None]] = queue.Queue()
         self._job: Job | None = None
-        self._deaths = 0
+        self._deaths = self._losses = 0
         self._generation = 0
         self._introduced = False
 
@@ -106,6 +111,12 @@ class LocalEngine:
         if self._process is not None and self._job is not None and self._job.job_id == job_id:
             self._process.kill()
 
+    def end(self) -> None:
+        """Kill the process, from any thread and without waiting for anything."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process; safe to call twice."""
         process, self._process = self._process, None
@@ -129,6 +140,12 @@ class LocalEngine:
     def _ensure_process(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
+        if self._losses > MAX_LOSSES:
+            raise EngineError(
+                f"The card does not answer any more. The worker's last words: {self._last_words()}. Look at "
+                "nvidia-smi; a reset or a reboot may bring it back. Everything so far is kept, and "
+                "`budgetsearch resume RUN` goes on then."
+            )
         if self._deaths >= MAX_DEATHS:
             raise EngineError(
                 f"The worker process died {self._deaths} times without finishing a job. Its last words:\n"
@@ -173,17 +190,27 @@ class LocalEngine:
         if report is None:
             return self._died()
         if isinstance(report, JobEnded):
-            self._job, self._deaths = None, 0
+            self._job, self._deaths, self._losses = None, 0, 0
         return [report]
 
     def _died(self) -> list[Report]:
         job, self._job = self._job, None
+        code = None
         if self._process is not None:
-            self._process.kill()  # it may live on after a line that nobody understands
-            self._process.wait()
+            code = self._process.poll()
+            if code is None:  # its output has ended, so it is about to; or nobody understood a line of it
+                try:
+                    code = self._process.wait(EXIT_SECONDS)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    code = self._process.wait()
         self._deaths += 1
+        lost = code == EXIT_DEVICE
+        self._losses = self._losses + 1 if lost else 0
         if job is None:
             return []
+        if lost:  # the trial has done nothing wrong
+            return [JobEnded(job.job_id, lost_results(job, f"the card is lost: {self._last_words()}"))]
         return [JobEnded(job.job_id, crashed_results(job, f"the worker process died: {self._last_words()}"))]
 
     def _last_words(self) -> str:
@@ -192,6 +219,20 @@ class LocalEngine:
         except OSError:
             return ""
         return " / ".join(lines[-3:])[-500:]
+
+
+def lost_results(job: Job, detail: str) -> tuple[SegmentResult | Calibration | Score, ...]:
+    """What a job comes to whose card went away: a segment is issued again, and it counts for nothing."""
+    if isinstance(job, TrainJob):
+        return tuple(
+            SegmentResult(
+                *(s.trial_id, s.rung, "cancelled", s.start_tokens),
+                checkpoint_out=s.checkpoint_in,
+                detail=detail,
+            )
+            for s in job.segments
+        )
+    return crashed_results(job, detail)
 
 
 def crashed_results(job: Job, detail: str) -> tuple[SegmentResult | Calibration | Score, ...]:

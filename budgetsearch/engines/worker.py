@@ -36,7 +36,19 @@ from budgetsearch.core.records import (
 
 PR_SET_PDEATHSIG = 1
 EXIT_DEVICE = 3
-"""The process ended itself because its device answers nothing any more."""
+"""The process ended itself because its card is lost: no fault of what it was doing."""
+EXIT_BROKEN = 4
+"""... because its device answers nothing any more in this process, after an illegal access or the like."""
+LOST = (
+    "gpu is lost",
+    "no cuda-capable device",
+    "no cuda gpus are available",
+    "devices unavailable",
+    "uncorrectable",
+    "device not ready",
+    "fallen off the bus",
+)
+"""What CUDA and torch say of a card that is gone."""
 
 
 class Pipe:
@@ -85,7 +97,11 @@ class Inbox:
 
 def main() -> None:
     """Read the setup, then jobs, until the input ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, but the driver's to handle
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGUSR1,
+    ):  # sent to the whole group, but the driver's to handle
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
     pipe, inbox = Pipe(), Inbox()
@@ -95,7 +111,11 @@ def main() -> None:
     setup = inbox.orders.get()
     if not isinstance(setup, WorkerSetup):
         raise SystemExit("the first order must be the setup")
-    workshop = Workshop(setup, pipe.send, inbox.is_cancelled)
+    try:
+        workshop = Workshop(setup, pipe.send, inbox.is_cancelled)
+    except Exception as error:
+        traceback.print_exc()
+        os._exit(EXIT_DEVICE if is_lost(error) else EXIT_BROKEN)
     inbox.closing = workshop.close
     while True:
         job = inbox.orders.get()
@@ -117,8 +137,10 @@ def execute(workshop: Any, job: Job) -> tuple[SegmentResult | Calibration | Scor
         return (workshop.calibrate(job) if isinstance(job, CalibrateJob) else workshop.score(job),)
     except Exception as error:
         status, detail = _translate(error)
-        if status == "crashed" and _is_final(error):
+        if status == "crashed" and is_lost(error):
             os._exit(EXIT_DEVICE)
+        if status == "crashed" and _is_final(error):
+            os._exit(EXIT_BROKEN)
         workshop.forget(job.quantization)
         return _failed(job, status, detail, workshop.peak_bytes())
 
@@ -146,6 +168,11 @@ def _translate(error: Exception) -> tuple[Status, str]:
     traceback.print_exc()
     status: Status = "out_of_memory" if is_memory_error(error) else "crashed"
     return status, f"{type(error).__name__}: {error}"[:2000]
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an exception says that the card is gone."""
+    return any(word in str(error).lower() for word in LOST)
 
 
 def _is_final(error: Exception) -> bool:

@@ -20,6 +20,8 @@ BUSY_SHARE = 0.9
 holds 1 to 5%)."""
 CPU_SHARE = 0.8
 """The rest of the machine goes on living; a CPU run that swaps is as good as dead."""
+BF16_FROM = (8, 0)
+"""The first compute capability with bf16 units (Ampere)."""
 UUID_KINDS = ("GPU-", "MIG-")
 
 
@@ -159,8 +161,11 @@ def _gpu(wanted: CardProfile, card: NvmlCard) -> Card:
         )
     if usable < BUSY_SHARE * min(cap, card.total_bytes):
         notes.append(f"Other processes hold memory of the {card.name}; {gib(usable)} are left for this run.")
+    board = found if stand_in else found.on(card.name)
+    if card.capability is not None:  # what the card can do counts, whatever it stands in for
+        board = replace(board, dtype="bf16" if card.capability >= BF16_FROM else "fp16")
     return Card(
-        profile=found if stand_in else found.on(card.name),
+        profile=board,
         device="cuda:0",
         name=card.name,
         usable_bytes=usable,

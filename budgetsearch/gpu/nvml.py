@@ -51,6 +51,8 @@ class NvmlCard:
     """What no process and no part of the driver holds now."""
     parent_uuid: str | None = None
     """The card that this is a slice of."""
+    capability: tuple[int, int] | None = None
+    """CUDA compute capability; from (8, 0) on there are bf16 units. None where the driver does not say."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,12 @@ def _cards_at(nvml: ModuleType, index: int) -> list[NvmlCard]:
 
 def _card(nvml: ModuleType, handle: Any, index: int, uuid: str, parent: str | None) -> NvmlCard:
     total, free, _ = _memory(nvml, handle)
-    return NvmlCard(index, _text(nvml.nvmlDeviceGetName(handle)), uuid, total, free, parent)
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        capability = int(major), int(minor)
+    except nvml.NVMLError:
+        capability = None
+    return NvmlCard(index, _text(nvml.nvmlDeviceGetName(handle)), uuid, total, free, parent, capability)
 
 
 def _divided(nvml: ModuleType, handle: Any) -> bool:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from budgetsearch.gpu.estimate import GIB, Training, estimate
+from budgetsearch.gpu.estimate import GIB, Training, estimate, kept_per_token
 from budgetsearch.gpu.shapes import known_models, shape_of
 
 GB = 10**9
 LITGPT = "litgpt's table of fine-tuning runs, A100 40 GB"
 TORCHTUNE = "torchtune's recipe page, RTX 4090"
-KEEPS = (
-    "that release of bitsandbytes kept the input of every 4-bit product, which the installed one does not, "
-    "and litgpt holds all logits"
-)
+KEEPS = "its bitsandbytes kept the input of every 4-bit product, which the installed one does not"
 SEVEN, THIRTEEN, EIGHT = "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf", "meta-llama/Llama-3.1-8B"
 
 
@@ -26,17 +23,17 @@ class Published:
     training: Training
     peak_bytes: float
     source: str
+    kept: str = ""
+    """Layers whose inputs that trainer kept although they had no adapter; as ``Training.targets``."""
     why: str = ""
-    """Where the estimate must differ."""
+    """Why it kept them."""
 
 
 def _litgpt(name: str, model: str, quantization: str, gb: float, micro_batch: int = 1) -> Published:
     training = Training(quantization, 8, "q_proj,v_proj", micro_batch, 1304)
     if quantization == "bf16":
         return Published(name, model, training, gb * GB, LITGPT)
-    # Layers without an adapter kept their inputs as well, as if they had one.
-    kept = Training(quantization, 8, "all-linear", micro_batch, 1304)
-    return Published(name, model, kept, gb * GB, LITGPT, KEEPS)
+    return Published(name, model, training, gb * GB, LITGPT, "all-linear", KEEPS)
 
 
 PUBLISHED = (
@@ -64,7 +61,17 @@ PUBLISHED = (
 )
 
 
-def difference(run: Published) -> float:
-    """(estimate - published) / published, of what the allocator sees."""
-    parts = estimate(shape_of(known_models()[run.model], run.model), run.training)
-    return parts.allocated / run.peak_bytes - 1.0
+def estimated(run: Published, *, as_kept: bool) -> float:
+    """Bytes that the allocator would see; ``as_kept``: with the inputs that that trainer kept."""
+    shape = shape_of(known_models()[run.model], run.model)
+    found = estimate(shape, run.training).allocated
+    if as_kept and run.kept:
+        kept = replace(run.training, targets=run.kept)
+        more = kept_per_token(shape, kept) - kept_per_token(shape, run.training)
+        found += shape.layers * run.training.micro_batch * run.training.length * more
+    return found
+
+
+def difference(run: Published, *, as_kept: bool = False) -> float:
+    """(estimate - published) / published."""
+    return estimated(run, as_kept=as_kept) / run.peak_bytes - 1.0

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import ModelError
+from budgetsearch.core.errors import ModelError, SettingsError
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -135,6 +135,18 @@ class ModelShape:
         wanted = {name.strip() for name in targets.split(",")}
         return tuple(linear for linear in self.linears if linear.name in wanted)
 
+    def check_targets(self, targets: str) -> None:
+        """Insist that there are layers to put an adapter on.
+
+        Raises:
+            SettingsError: no layer has one of these names.
+        """
+        if not self.targeted(targets):
+            names = ", ".join(dict.fromkeys(linear.name for linear in self.linears))
+            raise SettingsError(
+                f"--targets {targets!r} names no layer of this model; use all-linear or some of {names}."
+            )
+
 
 def shape_of(config: Mapping[str, Any], name: str = "the model") -> ModelShape:
     """The shape that a config.json describes.
@@ -143,12 +155,15 @@ def shape_of(config: Mapping[str, Any], name: str = "the model") -> ModelShape:
         ModelError: a size is missing, or it is a mixture of experts, which nobody has checked here.
     """
     text = config.get("text_config")
-    if isinstance(text, Mapping) and "hidden_size" in text:
+    if isinstance(text, Mapping) and "hidden_size" in text:  # the language part of a model that also sees
         config = text
     family = str(config.get("model_type", "llama"))
-    experts = [key for key in EXPERTS if int(config.get(key) or 0) > 1]
+    experts = [key for key in EXPERTS if config.get(key) not in (None, 0, 1)]
     if experts:
-        raise ModelError(f"{name} is a mixture of experts ({experts[0]}), whose memory cannot be foreseen.")
+        raise ModelError(
+            f"{name} is a mixture of experts ({experts[0]}), whose memory cannot be foreseen. "
+            "`budgetsearch plan --probe` and `budgetsearch run` measure it."
+        )
     sizes = {key: _size(config, key, name) for key in ("hidden", "layers", "heads", "vocab")}
     heads, hidden = sizes["heads"], sizes["hidden"]
     head_width = _optional(config, "head_width") or hidden // heads
@@ -198,7 +213,12 @@ def read_config(path: Path) -> Mapping[str, Any]:
 
 def _optional(config: Mapping[str, Any], key: str) -> int | None:
     found = next((config[alias] for alias in ALIASES[key] if config.get(alias)), None)
-    return None if found is None else int(found)
+    if found is not None and (not isinstance(found, int) or isinstance(found, bool) or found < 1):
+        raise ModelError(
+            f"The config.json says {ALIASES[key][0]} = {found!r}: such a shape cannot be foreseen. "
+            "`budgetsearch plan --probe` and `budgetsearch run` measure it."
+        )
+    return found
 
 
 def _size(config: Mapping[str, Any], key: str, name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import psutil
 
@@ -22,8 +23,10 @@ large activation takes at once."""
 FREE_SHARE, FREE_BYTES = 0.01, 128 * MIB
 """A card with less free memory than the larger of these is full. Estimate: CUDA's libraries take workspaces
 of some dozen MB beside torch's allocator, and fail where they do not get them."""
-AVAILABLE_SHARE = 0.03
-"""The same for the machine's memory. Estimate: below this it swaps or kills."""
+AVAILABLE_SHARE, AVAILABLE_BYTES = 0.03, 1024 * MIB
+"""The same for the machine's memory, where the smaller counts. Estimate: below this it swaps or kills."""
+LOCK_SECONDS = 1.0
+"""Nobody waits longer for a look under way: NVML can hang, and then the last one has to do."""
 CLOSE_SECONDS = 5.0
 """So long the last look may take: NVML can hang on a lost card, and the worker must exit all the same."""
 
@@ -43,6 +46,7 @@ class CardWatcher:
         nvml: Nvml | None = None,
         now: Callable[[], float] = time.monotonic,
         interval: float = INTERVAL,
+        own: Callable[[], int] | None = None,
     ) -> None:
         """Watch a card or a slice of one from now on; call ``start`` before anything is put on it.
 
@@ -54,10 +58,11 @@ class CardWatcher:
             nvml: the driver; the real one if None.
             now: a clock that never runs back, in seconds.
             interval: seconds between two looks of the thread.
+            own: bytes that this process holds, for where the driver does not name it (in a container).
         """
         self._uuid, self._limit, self._notify = uuid, limit_bytes, notify
         self._nvml = nvml or Driver()
-        self._now, self._interval = now, interval
+        self._now, self._interval, self._own = now, interval, own
         self._process = psutil.Process()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -120,18 +125,31 @@ class CardWatcher:
         return self._pressed
 
     def _watch(self) -> None:
-        while not self._stop.wait(self._interval):
-            self.take()
-        self.take()
+        told = False
+        while True:
+            last = self._stop.wait(self._interval)
+            try:
+                self.take()
+            except Exception as error:  # one look that fails must not end the watch
+                self._pressed = False
+                if not told:
+                    told = True
+                    self._notify(f"The card could not be looked at ({type(error).__name__}: {error}).")
+            if last:
+                return
 
     def _look(self, begin: bool = False) -> Reading:
         messages: list[str] = []
-        with self._lock:
+        if not self._lock.acquire(timeout=LOCK_SECONDS if self._latest else -1) and self._latest:
+            return self._latest
+        try:
             if begin:
                 self._tally = Tally()
             if self._latest is None or not self._closed:
                 self._latest = self._judge(messages)
             reading = self._latest
+        finally:
+            self._lock.release()
         for message in messages:  # outside of the lock: whoever is told may ask back
             self._notify(message)
         return reading
@@ -141,7 +159,8 @@ class CardWatcher:
         reading, now = self._ask_card(messages), self._now()
         if reading is None:
             reading = self._ask_process()
-            self._pressed = not self._lost and reading.free_bytes < AVAILABLE_SHARE * reading.total_bytes
+            least = min(AVAILABLE_SHARE * reading.total_bytes, AVAILABLE_BYTES)
+            self._pressed = not self._lost and reading.free_bytes < least
             if not self._seen:  # never mix the memory of a card with that of a process
                 self._tally.add(reading, 0, now)
             return reading
@@ -166,6 +185,8 @@ class CardWatcher:
             return None
         if reading is not None:
             self._seen = True
+            if reading.own_bytes is None and self._own is not None:
+                return replace(reading, own_bytes=self._own())
             return reading
         if not self._told_silence:
             self._told_silence = True

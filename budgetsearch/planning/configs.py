@@ -49,15 +49,16 @@ def find_config(model: str, revision: str | None, cache: Path) -> tuple[Mapping[
 
 
 def _hub_config(model: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     try:
         found = try_to_load_from_cache(model, "config.json", revision=revision)
         if isinstance(found, str):
             return Path(found)
-        return Path(hf_hub_download(model, "config.json", revision=revision, etag_timeout=ETAG_SECONDS))
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        # A download is tried again and again; this is asked once.
+        HfApi().model_info(model, revision=revision, timeout=ETAG_SECONDS)
+        return Path(hf_hub_download(model, "config.json", revision=revision))
+    except Exception as error:  # of the Hub's client, or of whatever carries its requests
         known = ", ".join(name for name in known_models() if "/" in name)
         raise ModelError(
             f"--model {model}: its config.json is neither here nor to be had "

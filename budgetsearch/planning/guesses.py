@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+import json
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from budgetsearch.core.errors import DataError
 from budgetsearch.core.records import Calibration
 from budgetsearch.gpu.estimate import base_bytes
 from budgetsearch.gpu.profiles import CardProfile
@@ -15,6 +18,8 @@ from budgetsearch.gpu.shapes import ModelShape
 
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLED_LINES = 1000
+WHOLE_BYTES = 64 * 2**20
+"""Files up to this size are counted from end to end."""
 UNKNOWN_ROWS, UNKNOWN_TOKENS = 10_000, 250
 EFFICIENCY = 0.4
 """Share of a card's peak that training reaches."""
@@ -23,6 +28,13 @@ SPEEDS: Mapping[str, float] = {"bf16": 1.0, "fp32": 0.5, "int8": 0.6, "nf4": 0.7
 CPU_SPEEDS: Mapping[str, float] = {"fp32": 1.0, "bf16": 0.67, "int8": 0.62, "nf4": 0.66}
 CPU_FLOPS = 60e9
 """Of one core, in fp32."""
+CPU_BANDWIDTH = 20e9
+"""Bytes a second of a machine's memory."""
+UNKNOWN_TFLOPS, UNKNOWN_BANDWIDTH = 70.0, 600.0
+"""Of a card that no profile knows: those of an A10G."""
+ANSWER_TOKENS, ANSWERS_AT_ONCE = 128, 8
+ANSWER_EFFICIENCY = 0.5
+"""Share of the bandwidth that generating answers reaches: each token reads the whole base."""
 EVALUATION_SPEED = 2.0
 """Tokens per second of an evaluation, over those of training."""
 READ_BYTES, WRITE_BYTES = 1e9, 0.5e9
@@ -70,31 +82,46 @@ def _local(source: str) -> DataGuess | None:
     path = Path(source).expanduser()
     if not path.is_file():
         return None
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_metadata(path)
-        groups = (table.row_group(k).total_byte_size for k in range(table.num_row_groups))
-        rows, size = max(1, table.num_rows), float(sum(groups))
-        per_row = size / rows
-    elif path.suffix == ".json":
-        text = path.read_text(encoding="utf-8", errors="replace")
-        rows = max(1, text.count("{"))
-        per_row = len(text) / rows
-    else:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            head = [len(line.encode()) for line in itertools.islice(lines, SAMPLED_LINES) if line.strip()]
-        per_row = sum(head) / max(1, len(head))
-        rows = max(1, round(path.stat().st_size / max(1.0, per_row)))
+    rows, size = _count(path)
+    per_row = size / max(1, rows)
     tokens = per_row / CHARACTERS_PER_TOKEN
     return DataGuess(rows, max(1.0, tokens), f"size of {path.name}, at 4 characters a token")
+
+
+def _count(path: Path) -> tuple[int, float]:
+    """(rows, bytes of all of them) of a data file; large ones are extrapolated from their beginning.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    size = path.stat().st_size
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            table = pyarrow.parquet.read_metadata(path)
+            groups = (table.row_group(k).total_byte_size for k in range(table.num_row_groups))
+            return max(1, table.num_rows), float(sum(groups))
+        if size <= WHOLE_BYTES and path.suffix == ".json":
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return (len(found) if isinstance(found, list) else 1), float(size)
+        if size <= WHOLE_BYTES and path.suffix == ".csv":
+            with path.open(encoding="utf-8", newline="") as lines:
+                return max(1, sum(1 for _ in csv.reader(lines)) - 1), float(size)
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors
+        raise DataError(f"{path} cannot be read: {error}. Mend the file.") from error
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        head = [len(line.encode()) for line in itertools.islice(lines, SAMPLED_LINES) if line.strip()]
+    per_row = sum(head) / max(1, len(head))
+    return max(1, round(size / max(1.0, per_row))), float(size)
 
 
 def _gym(source: str) -> DataGuess | None:
     if not source.startswith("reasoning-gym:"):
         return None
     query = urllib.parse.parse_qs(urllib.parse.urlsplit(source).query)
-    rows = int(query.get("size", ["500"])[0])
+    size = query.get("size", ["500"])[0]
+    rows = int(size) if size.isdigit() else 500
     return DataGuess(rows, 100, "its size; the length of a row is a guess")
 
 
@@ -120,10 +147,19 @@ def guess_calibration(
         eval_seconds_per_example=tokens_per_row / (EVALUATION_SPEED * rate),
         checkpoint_seconds=slow * (0.2 + adapter_bytes / WRITE_BYTES),
         load_seconds=slow * (2.0 + base_bytes(shape, "bf16") / READ_BYTES),
+        answer_seconds=slow * _answer_seconds(shape, profile, quantization),
         micro_batch=micro_batch,
         rank=rank,
         recompute=recompute,
     )
+
+
+def _answer_seconds(shape: ModelShape, profile: CardProfile, quantization: str) -> float:
+    """Of one answer in a batch."""
+    on_cpu = profile.name == "cpu"
+    bandwidth = CPU_BANDWIDTH if on_cpu else 1e9 * (profile.bandwidth_gbs or UNKNOWN_BANDWIDTH)
+    token = base_bytes(shape, quantization, "cpu" if on_cpu else "cuda") / (ANSWER_EFFICIENCY * bandwidth)
+    return ANSWER_TOKENS * token / ANSWERS_AT_ONCE
 
 
 def tokens_per_second(
@@ -132,23 +168,28 @@ def tokens_per_second(
     """Of training where the card is saturated."""
     passes = 6.0 if recompute else 4.0
     work = passes * shape.block_weights + 4.0 * TARGET_SHARE * shape.vocab * shape.hidden
-    if profile.name == "cpu" or profile.tflops is None:
+    if profile.name == "cpu":
         return cores * CPU_FLOPS * CPU_SPEEDS[quantization] / work
-    return EFFICIENCY * profile.tflops * 1e12 * SPEEDS[quantization] / work
+    return EFFICIENCY * (profile.tflops or UNKNOWN_TFLOPS) * 1e12 * SPEEDS[quantization] / work
 
 
 def speed_guesses(profile: CardProfile, cores: int) -> list[Guess]:
     """What the seconds rest on."""
     reading = Guess("disk", "reads 1 GB/s, writes 0.5 GB/s", "a guess")
     evaluation = Guess("evaluation", "twice the speed of training", "measured on a CPU: 1.4 to 2.5 times")
-    if profile.name == "cpu" or profile.tflops is None:
+    answers = Guess("answers", f"{ANSWER_TOKENS} tokens each, half of the memory's bandwidth", "a guess")
+    if profile.name == "cpu":
         what = "SmolLM2-135M on 2 cores: 270 tokens/s in fp32, 180 bf16, 177 nf4, 168 int8"
         speed = Guess("speed", f"{cores} cores of {CPU_FLOPS / 1e9:.0f} GFLOP/s in fp32", what)
-        return [speed, evaluation, reading]
-    peak = f"{EFFICIENCY:.0%} of {profile.tflops:g} TFLOP/s"
+        return [speed, evaluation, answers, reading]
+    peak = f"{EFFICIENCY:.0%} of {profile.tflops or UNKNOWN_TFLOPS:g} TFLOP/s"
+    source = "between torchtune's 8210 tokens/s (3B, A100) and 3083 (8B, RTX 4090)"
+    if profile.tflops is None:
+        source = "this card has no profile: as an A10G. --probe measures it"
     return [
-        Guess("speed of bf16", peak, "between torchtune's 8210 tokens/s (3B, A100) and 3083 (8B, RTX 4090)"),
+        Guess("speed of bf16", peak, source),
         Guess("speed of nf4", "0.7 times bf16", "torchtune 0.78, litgpt 0.64"),
         evaluation,
+        answers,
         reading,
     ]

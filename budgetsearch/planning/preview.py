@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.clock import deadline_of, timing_of_new
 from budgetsearch.core.budget import EXIT_SECONDS, PlanRequest
-from budgetsearch.core.errors import DeviceError
+from budgetsearch.core.errors import DeviceError, ModelError
 from budgetsearch.core.feasibility import foresee
 from budgetsearch.core.records import Calibration
 from budgetsearch.core.space import Space
@@ -54,11 +55,15 @@ class Preview:
     """What a run would do, and what that rests on."""
 
     model: str
-    weights: int
+    weights: int | None
+    """None for a shape that nobody knows and a probe measured."""
     data: str
     rows: int
+    train_rows: int
     tokens_per_row: float
     card: str
+    note: str
+    """What the user should know of the card: that it stands in for another, or that others use it."""
     usable_bytes: int
     longest: int
     """Tokens of the longest row, for which memory is foreseen."""
@@ -84,27 +89,38 @@ class Inputs:
     settings: Settings
     card: CardProfile
     card_text: str
+    note: str
     usable_bytes: int
-    shape: ModelShape
+    shape: ModelShape | None
     shape_source: str
     space: Space
     data: DataGuess
 
 
-def gather(settings: Settings, cache: Path) -> Inputs:
+def gather(settings: Settings, cache: Path, *, need_shape: bool = True) -> Inputs:
     """Card, shape, space and data of the settings, without touching anything.
+
+    ``need_shape``: nothing else will tell what fits.
 
     Raises:
         UsageError: the model, the card or the space cannot be used.
     """
-    config, source = find_config(settings.model, settings.revision, cache)
-    card, text, usable = _card(settings)
+    shape, source = None, "unknown"
+    try:
+        config, source = find_config(settings.model, settings.revision, cache)
+        shape = shape_of(config, settings.model)
+        shape.check_targets(settings.targets)
+    except ModelError:
+        if need_shape:
+            raise
+    card, text, note, usable = _card(settings)
     return Inputs(
         settings=settings,
         card=card,
         card_text=text,
+        note=note,
         usable_bytes=usable,
-        shape=shape_of(config, settings.model),
+        shape=shape,
         shape_source=source,
         space=load_space(settings.space),
         data=guess_data(settings.data, settings.max_rows),
@@ -126,17 +142,19 @@ def preview(
     if measured:
         found = {name: slowed(calibration, slow) for name, calibration in found.items()}
     if all(calibration.status != "ok" for calibration in found.values()):
-        raise DeviceError(_nothing_fits(inputs, found))
+        raise _nothing_works(inputs, found)
     rehearsal = rehearse(request, found, SETUP_SECONDS * slow)
     plan = rehearsal.plan
     writes = max(c.checkpoint_seconds for c in found.values() if c.status == "ok")
     return Preview(
         model=inputs.settings.model,
-        weights=inputs.shape.weights,
+        weights=inputs.shape.weights if inputs.shape else None,
         data=inputs.settings.data,
         rows=request.train_rows + request.valid_rows,
+        train_rows=request.train_rows,
         tokens_per_row=request.train_tokens / request.train_rows,
         card=inputs.card_text,
+        note=inputs.note,
         usable_bytes=inputs.usable_bytes,
         longest=request.longest,
         fits=tuple(_fits(inputs, request)),
@@ -153,20 +171,22 @@ def preview(
     )
 
 
-def _card(settings: Settings) -> tuple[CardProfile, str, int]:
-    """(profile, what to call it, bytes): the card that is here, or the profile of one that is not."""
+def _card(settings: Settings) -> tuple[CardProfile, str, str, int]:
+    """(profile, its name, what to know of it, bytes): the card that is here, or the profile of one that is
+    not."""
     wanted = profile(settings.gpu)
     try:
         card: Card = detect(settings.gpu, settings.device)
     except DeviceError:
         if wanted.usable_bytes is None:
             raise
-        return wanted, f"{wanted.name} (not in this machine)", wanted.usable_bytes
-    return card.profile, card.name, card.usable_bytes
+        return wanted, f"{wanted.name} (not in this machine)", "", wanted.usable_bytes
+    return card.profile, card.name, card.note, card.usable_bytes
 
 
 def _request(inputs: Inputs) -> PlanRequest:
     settings, data = inputs.settings, inputs.data
+    deadline = deadline_of(settings.deadline) if settings.deadline else None
     valid = 0 if settings.valid else max(1, round(data.rows * settings.valid_share))
     if settings.valid:
         valid = guess_data(settings.valid, None).rows
@@ -174,7 +194,7 @@ def _request(inputs: Inputs) -> PlanRequest:
     tokens = min(data.tokens_per_row, settings.max_length)
     device = "cpu" if inputs.card.name == "cpu" else "cuda"
     return PlanRequest(
-        budget_seconds=settings.hours * 3600,
+        budget_seconds=timing_of_new(settings.hours, deadline, 0.0).budget_seconds,
         gpu=inputs.card.name,
         space=inputs.space.to_dict(),
         seed=settings.seed,
@@ -193,7 +213,7 @@ def _request(inputs: Inputs) -> PlanRequest:
         limit_bytes=inputs.usable_bytes,
         ranks=inputs.space.ranks,
         footprints=footprints(
-            inputs.shape,
+            _shape(inputs),
             inputs.space,
             targets=settings.targets,
             optimizer=settings.optimizer,
@@ -207,14 +227,13 @@ def _guessed(inputs: Inputs, request: PlanRequest, slow: float) -> dict[str, Cal
     found = {}
     for name in inputs.space.quantizations:
         limit, rule, length = inputs.usable_bytes, request.footprints[name], request.longest
-        needs = {rank: rule.bytes(rank=rank, tokens=length, recompute=True) for rank in request.ranks}
-        fitting = [rank for rank in request.ranks if needs[rank] <= limit]
-        if not fitting:
-            ahead = foresee(rule, limit, request.ranks, request.batch_size, length)
-            close = "foreseen: it needs a little more than there is; a run would try it all the same"
-            found[name] = Calibration(name, "out_of_memory", detail=ahead.refusal or close)
+        ahead = foresee(rule, limit, request.ranks, request.batch_size, length)
+        if ahead.refusal:
+            found[name] = Calibration(name, "out_of_memory", detail=ahead.refusal)
             continue
-        rank = max(fitting)
+        needs = {rank: rule.bytes(rank=rank, tokens=length, recompute=True) for rank in request.ranks}
+        # What is only a little too large, the run tries all the same.
+        rank = max((r for r in request.ranks if needs[r] <= limit), default=min(request.ranks))
         plain, again = (
             rule.micro_batch(limit, rank=rank, length=length, most=request.batch_size, recompute=recompute)
             for recompute in (False, True)
@@ -222,11 +241,11 @@ def _guessed(inputs: Inputs, request: PlanRequest, slow: float) -> dict[str, Cal
         # Half the speed for the recomputed third: worth it only where next to nothing fits without.
         recompute = plain == 0 or (plain == 1 and again >= 4)
         found[name] = guess_calibration(
-            inputs.shape,
+            _shape(inputs),
             inputs.card,
             name,
             cores=os.cpu_count() or 1,
-            micro_batch=again if recompute else plain,
+            micro_batch=max(1, again if recompute else plain),
             recompute=recompute,
             rank=rank,
             tokens_per_row=request.train_tokens / request.train_rows,
@@ -236,12 +255,20 @@ def _guessed(inputs: Inputs, request: PlanRequest, slow: float) -> dict[str, Cal
     return found
 
 
+def _shape(inputs: Inputs) -> ModelShape:
+    """The shape, where everything else was refused before."""
+    assert inputs.shape is not None
+    return inputs.shape
+
+
 def _weights_per_rank(inputs: Inputs) -> int:
-    layers = inputs.shape.targeted(inputs.settings.targets)
-    return inputs.shape.layers * sum(layer.inputs + layer.outputs for layer in layers)
+    layers = _shape(inputs).targeted(inputs.settings.targets)
+    return _shape(inputs).layers * sum(layer.inputs + layer.outputs for layer in layers)
 
 
 def _fits(inputs: Inputs, request: PlanRequest) -> list[FitRow]:
+    if inputs.shape is None:
+        return []
     sizes = [1]
     while sizes[-1] * 2 <= request.batch_size:
         sizes.append(sizes[-1] * 2)
@@ -254,10 +281,10 @@ def _fits(inputs: Inputs, request: PlanRequest) -> list[FitRow]:
 
 
 def _cell(inputs: Inputs, request: PlanRequest, name: str, rank: int, micro_batch: int) -> FitCell:
-    settings = inputs.settings
+    settings, shape = inputs.settings, _shape(inputs)
     plain, again = (
         estimate(
-            inputs.shape,
+            shape,
             Training(
                 name,
                 rank,
@@ -277,9 +304,11 @@ def _cell(inputs: Inputs, request: PlanRequest, name: str, rank: int, micro_batc
     return FitCell(micro_batch, again, again <= inputs.usable_bytes, True)
 
 
-def _nothing_fits(inputs: Inputs, found: Mapping[str, Calibration]) -> str:
+def _nothing_works(inputs: Inputs, found: Mapping[str, Calibration]) -> DeviceError:
     why = "; ".join(f"{name}: {c.detail}" for name, c in found.items())
-    return (
+    if any(c.status != "out_of_memory" for c in found.values()):
+        return DeviceError(f"{inputs.settings.model} cannot be trained here ({why}).")
+    return DeviceError(
         f"{inputs.settings.model} does not fit into {gib(inputs.usable_bytes)} ({why}). Use a smaller "
         "--model, a shorter --max-length, a --space with nf4, or a larger card."
     )
@@ -287,8 +316,9 @@ def _nothing_fits(inputs: Inputs, found: Mapping[str, Calibration]) -> str:
 
 def _guesses(inputs: Inputs, measured: bool) -> list[Guess]:
     data = inputs.data
+    weights = f"{inputs.shape.weights / 1e9:.2f}B weights" if inputs.shape else "not foreseen"
     known = [
-        Guess("shape of the model", f"{inputs.shape.weights / 1e9:.2f}B weights", inputs.shape_source),
+        Guess("shape of the model", weights, inputs.shape_source),
         Guess("memory of the card", gib(inputs.usable_bytes), inputs.card.source),
     ]
     if measured:

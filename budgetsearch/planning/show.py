@@ -19,8 +19,7 @@ def show(found: Preview) -> Group:
         Text(""),
         _phases(found),
         Text(""),
-        _fits(found),
-        Text("GiB at the peak of a step; green fits, (c): with gradient checkpointing, red does not."),
+        *_fits(found),
         *_refused(found),
         Text(""),
         _speed(found),
@@ -42,13 +41,15 @@ def clock(seconds: float) -> str:
 
 def _head(found: Preview) -> str:
     plan, rehearsal = found.rehearsal.plan, found.rehearsal
-    passes = rehearsal.full_tokens / max(1.0, found.tokens_per_row * found.rows)
+    passes = rehearsal.full_tokens / max(1.0, found.tokens_per_row * found.train_rows)
     slower = f" If everything takes {found.slow:g} times as long:" if found.slow != 1 else ""
+    size = f" ({found.weights / 1e9:.2f}B)" if found.weights else ""
     basis = "measured here" if found.measured else "foreseen; a run measures before it plans"
     return (
-        f"{found.model} ({found.weights / 1e9:.2f}B) on {found.card}, {found.usable_bytes / GIB:.2f} GiB, "
+        f"{found.model}{size} on {found.card}, {found.usable_bytes / GIB:.2f} GiB, "
         f"{clock(plan.budget_seconds)}\n"
-        f"{found.data}: {found.rows} rows of {found.tokens_per_row:.0f} tokens\n"
+        + (f"{found.note}\n" if found.note else "")
+        + f"{found.data}: {found.rows} rows of {found.tokens_per_row:.0f} tokens\n"
         f"This is {basis}.{slower}\n"
         f"About {rehearsal.trials[0]} configurations are tried; the best trains for "
         f"{rehearsal.full_tokens / 1e6:.3g}M tokens, {passes:.1f} times the data."
@@ -82,7 +83,9 @@ def _phases(found: Preview) -> Table:
     return table
 
 
-def _fits(found: Preview) -> Table:
+def _fits(found: Preview) -> list[RenderableType]:
+    if not found.fits:
+        return [Text("What fits was measured, for this shape cannot be foreseen.")]
     table = _table(f"What fits, with rows of {found.longest} tokens")
     table.add_column("quantization")
     table.add_column("rank", justify="right")
@@ -90,7 +93,8 @@ def _fits(found: Preview) -> Table:
         table.add_column(f"micro-batch {cell.micro_batch}", justify="right")
     for row in found.fits:
         table.add_row(row.quantization, str(row.rank), *map(_cell, row.cells))
-    return table
+    legend = "GiB at the peak of a step; green fits, (c): with gradient checkpointing, red does not."
+    return [table, Text(legend)]
 
 
 def _cell(cell: FitCell) -> Text:

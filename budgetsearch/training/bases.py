@@ -50,6 +50,10 @@ class BasePool:
         self._bytes.pop(quantization, None)
         free(self.device)
 
+    def bytes_of_others(self, quantization: str) -> int:
+        """What the copies beside this one hold."""
+        return sum(size for name, size in self._bytes.items() if name != quantization)
+
     def drop_others(self, quantization: str) -> bool:
         """Forget all copies but this one; whether there were any."""
         others = [name for name in self._models if name != quantization]

@@ -14,7 +14,7 @@ from budgetsearch.core.budget import OPTIONAL_SHARE
 from budgetsearch.core.records import CalibrateJob, Calibration, Params, Probe, Schedule, Segment
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
-from budgetsearch.training.memory import free, is_memory_error, start_peak
+from budgetsearch.training.memory import free, is_memory_error
 from budgetsearch.training.modes import training_mode
 from budgetsearch.training.recipe import GangTraining, Timer
 from budgetsearch.training.score import time_answers
@@ -128,19 +128,24 @@ class _Bench:
     def alone(self) -> list[Probe]:
         """One trial alone with the largest micro-batch that fits, plain and, where that lets more fit, with
         gradient checkpointing; at the largest rank that fits at all."""
-        for rank in self.job.ranks:
+        whole = (self.job.batch_size, self.job.batch_size)
+        foreseen = self.job.micro_batches or (whole,) * len(self.job.ranks)
+        for rank, most in zip(self.job.ranks, foreseen, strict=True):
             self.rank = rank
-            plain = self._largest(recompute=False)
+            plain = self._largest(most[0], recompute=False)
             if plain and plain[0].micro_batch >= self.job.batch_size:
                 return plain
-            again = self._recomputing(plain)
+            again = self._recomputing(most[1], plain)
+            if (
+                again is None and not plain and most[0] == 0
+            ):  # it can only be plain, so the foresight is tried
+                again = self._largest(1, recompute=False)
             if plain or again:
-                return plain + again
+                return plain + (again or [])
         raise MemoryError(f"one row alone does not fit at rank {self.rank}")
 
-    def _largest(self, *, recompute: bool) -> list[Probe]:
-        """The largest micro-batch that fits; nothing if none does."""
-        micro = (self.job.micro_batches or (self.job.batch_size,) * 2)[recompute]
+    def _largest(self, micro: int, *, recompute: bool) -> list[Probe]:
+        """The largest micro-batch from ``micro`` down that fits; nothing if none does."""
         while micro:
             try:
                 return [self.probe(1, micro, recompute)]
@@ -148,16 +153,18 @@ class _Bench:
                 if not is_memory_error(error):
                     raise
             free(self.shop.device)
-            micro //= 2
+            if not self.shop.make_room():  # another resident base goes first
+                micro //= 2
         return []
 
-    def _recomputing(self, plain: list[Probe]) -> list[Probe]:
-        """The same with gradient checkpointing, if that lets a larger micro-batch fit."""
+    def _recomputing(self, micro: int, plain: list[Probe]) -> list[Probe] | None:
+        """The same with gradient checkpointing, if that lets a larger micro-batch fit; None if the model
+        cannot."""
         try:
-            found = self._largest(recompute=True)
+            found = self._largest(micro, recompute=True)
         except Exception:  # not every model can; the plain probe stands
             traceback.print_exc()
-            return []
+            return None
         return [probe for probe in found if not plain or probe.micro_batch > plain[0].micro_batch]
 
     def gangs(self, alone: Probe) -> list[Probe]:
@@ -193,7 +200,7 @@ class _Bench:
 
     def probe(self, members: int, micro: int, recompute: bool) -> Probe:
         """Time real steps of so many members side by side."""
-        start_peak(self.shop.device)
+        self.shop.start_peak()
         segments = [_segment(self.job, self.rank, n, micro, recompute) for n in range(members)]
         self.last = training = GangTraining.set_up(self.base, segments, self.shop)
         gang = Gang(self.base, [m.adapter for m in training.members])
@@ -209,11 +216,12 @@ class _Bench:
                 if self.shop.stopping() or (step >= MIN_STEPS and late):
                     break
             passed = time.monotonic() - start
-        if self.shop.pressed():  # it would shrink at its first step
-            raise MemoryError("memory was nearly full")
+        if (members > 1 or micro > 1) and (why := self.shop.pressed()):  # it would shrink at once
+            raise MemoryError(why)
         rate, self._step_seconds = (self._tokens(training) - tokens) / passed, passed / step
         longest = self.shop.data.train.lengths[self._longest[0]]
-        return Probe(members, micro, recompute, longest, rate, self.shop.peak_bytes())
+        peak = max(0, self.shop.peak_bytes() - self.shop.other_bases())
+        return Probe(members, micro, recompute, longest, rate, peak)
 
     def _step(self, training: GangTraining, gang: Gang) -> None:
         """Passes until every member has taken its step."""
@@ -230,7 +238,12 @@ class _Bench:
 
 
 def _segment(job: CalibrateJob, rank: int, number: int, micro: int, recompute: bool) -> Segment:
-    params: Params = {"quantization": job.quantization, "rank": rank, "learning_rate": 1e-6}
+    params: Params = {
+        "quantization": job.quantization,
+        "rank": rank,
+        "learning_rate": 1e-6,
+        "dropout": job.dropout,
+    }
     segment = Segment(
         trial_id=PROBE_TRIAL + number,
         params=params,

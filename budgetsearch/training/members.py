@@ -48,16 +48,25 @@ class Shop:
     stopping: Callable[[], bool]
     """Whether the job was told to checkpoint and stop."""
     peak_bytes: Callable[[], int]
+    """Since the job began, or the last ``start_peak``."""
+    start_peak: Callable[[], None] = lambda: None
     optimizer: str = "adamw"
     torch_compile: bool = False
     half: str = "bf16"
     """The 16-bit type that the device computes in."""
     make_room: Callable[[], bool] = lambda: False
     """Give up what the job does not need, such as another resident base; whether there was anything."""
-    pressed: Callable[[], bool] = lambda: False
-    """Whether memory is nearly full, although what nobody holds was given back."""
+    pressed: Callable[[], str] = lambda: ""
+    """Whether memory is nearly full: OWN if this process comes near its cap in a step, OTHERS if others leave
+    too little although what nobody holds was given back; else nothing."""
+    other_bases: Callable[[], int] = lambda: 0
+    """Bytes of resident bases that the job does not need."""
     notice: Callable[[str], None] = lambda text: None
     """Tell the user something, in a sentence."""
+
+
+OWN, OTHERS = "memory was nearly full", "others left too little memory"
+"""Why less has to be done at a time before the allocator fails."""
 
 
 class Diverged(Exception):

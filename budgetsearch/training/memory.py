@@ -31,6 +31,33 @@ def peak_bytes(device: str) -> int:
         return int(psutil.Process().memory_info().rss)
 
 
+class PeakMeter:
+    """The peak of a job, and that of the time since the last look."""
+
+    def __init__(self, device: str) -> None:
+        self._device, self._highest = device, 0
+        self.start()
+
+    def start(self) -> None:
+        """A job begins."""
+        self._highest = 0
+        start_peak(self._device)
+
+    def job(self) -> int:
+        """Bytes of the job's peak so far."""
+        self._highest = max(self._highest, peak_bytes(self._device))
+        return self._highest
+
+    def step(self) -> int:
+        """Bytes of the card's peak since the last call of this; 0 on the CPU, where looking is too dear."""
+        if self._device == "cpu":
+            return 0
+        found = peak_bytes(self._device)
+        self._highest = max(self._highest, found)
+        start_peak(self._device)
+        return found
+
+
 def free(device: str) -> None:
     """Give back what nobody holds any more."""
     gc.collect()

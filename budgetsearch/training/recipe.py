@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from budgetsearch.core.errors import CheckpointError
+from budgetsearch.core.feasibility import needs_as_much
 from budgetsearch.core.records import Segment, SegmentResult
 from budgetsearch.training.batches import collate
 from budgetsearch.training.evaluate import EVAL_BATCH, example_losses, mean_loss
 from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import target_losses
-from budgetsearch.training.members import Diverged, Member, Shop
+from budgetsearch.training.members import OTHERS, Diverged, Member, Shop
 from budgetsearch.training.memory import free, is_memory_error
 from budgetsearch.training.modes import mixed, training_mode
 
@@ -64,6 +65,8 @@ class GangTraining:
     """By trial."""
     last_words: str = ""
     """Of whoever ran out of memory last."""
+    yielded: bool = False
+    """Whether anything shrank because of other processes, which says nothing of what fits."""
     broken: dict[int, SegmentResult] = field(default_factory=dict)
     """Trials whose checkpoint cannot be read, with their result."""
 
@@ -93,6 +96,7 @@ class GangTraining:
                     self._together(group)
                 except MemoryPressure as pressure:
                     cause = str(pressure)
+                    self.yielded = self.yielded or cause == OTHERS
                 except Exception as error:
                     if not is_memory_error(error):
                         raise
@@ -114,10 +118,13 @@ class GangTraining:
                     for member in group:
                         member.status = "cancelled"
                     return
-                if (len(group) > 1 or group[0].micro_batch > 1) and self.shop.pressed():
-                    raise MemoryPressure("memory was nearly full")
                 self.step_on(gang, group)
                 turn += 1
+                smaller = all(m.status is None for m in group) and (
+                    len(group) > 1 or group[0].micro_batch > 1
+                )
+                if smaller and (why := self.shop.pressed()):
+                    raise MemoryPressure(why)
                 shown = group[turn % len(group)]
                 loss = shown.recent[-1] if shown.recent else None
                 self.shop.beat(shown.segment.trial_id, "train", shown.tokens, loss)
@@ -167,7 +174,8 @@ class GangTraining:
             half = group[0].micro_batch // 2
             note = f"{cause} with a micro-batch of {group[0].micro_batch}; went on with {half}"
             for member in self._unfinished():  # what one cannot do its like cannot do either
-                member.micro_batch = min(member.micro_batch, half)
+                if needs_as_much(member.segment.params, group[0].segment.params):
+                    member.micro_batch = min(member.micro_batch, half)
         else:
             group[0].status = "out_of_memory"
             note = f"one sample alone does not fit: {self.last_words}"[:500]
@@ -253,6 +261,7 @@ class GangTraining:
             detail=member.detail,
             micro_batch=member.micro_batch,
             gang=self.width,
+            yielded=self.yielded,
             padding=1.0 - trained / member.positions if member.positions and trained else 0.0,
         )
 

@@ -22,11 +22,11 @@ from budgetsearch.core.records import (
     WorkerSetup,
 )
 from budgetsearch.gpu.estimate import CONTEXT_BYTES
-from budgetsearch.gpu.watch import CardWatcher
+from budgetsearch.gpu.watch import LIMIT_SHARE, CardWatcher
 from budgetsearch.training import memory
 from budgetsearch.training.bases import BasePool
 from budgetsearch.training.calibrate import calibrate
-from budgetsearch.training.members import Shop
+from budgetsearch.training.members import OTHERS, OWN, Shop
 from budgetsearch.training.recipe import train_gang
 from budgetsearch.training.score import score
 from budgetsearch.training.tokens import load_tokenizer, open_prepared
@@ -48,7 +48,13 @@ class Workshop:
         self._send, self._stopping = send, stopping
         self._job_id, self._last_beat, self._quantization = 0, 0.0, ""
         self._relieved = -RELIEF_SECONDS
-        self.watcher = CardWatcher(setup.card_uuid, limit_bytes=setup.limit_bytes, notify=self._notice)
+        self._meter = memory.PeakMeter(setup.device)
+        self.watcher = CardWatcher(
+            setup.card_uuid,
+            limit_bytes=setup.limit_bytes,
+            notify=self._notice,
+            own=None if setup.device == "cpu" else self._held_bytes,
+        )
         self.watcher.start()
         self.bases = BasePool(
             setup.model_path,
@@ -74,6 +80,8 @@ class Workshop:
             half=setup.half,
             make_room=lambda: self.bases.drop_others(self._quantization),
             pressed=self._pressed,
+            start_peak=self._meter.start,
+            other_bases=lambda: self.bases.bytes_of_others(self._quantization),
             notice=self._notice,
         )
         if setup.device != "cpu" and setup.limit_bytes:
@@ -115,30 +123,38 @@ class Workshop:
     def peak_bytes(self) -> int:
         """Peak memory of this process since the job began: the allocator's and the context beside it, or the
         resident set."""
-        return memory.peak_bytes(self.setup.device) + self._context_bytes()
+        return self._meter.job() + self._context_bytes()
 
     def _context_bytes(self) -> int:
         """What the card holds for this process beside the allocator's blocks, as NVML sees it."""
         if self.setup.device == "cpu":
             return 0
         own = self.watcher.take().own_bytes
-        if own is None:
-            return CONTEXT_BYTES
-        return max(0, own - int(torch.cuda.memory_reserved(self.setup.device)))
+        return CONTEXT_BYTES if own is None else max(0, own - self._reserved_bytes())
+
+    def _reserved_bytes(self) -> int:
+        return int(torch.cuda.memory_reserved(self.setup.device))
+
+    def _held_bytes(self) -> int:
+        """What this process holds of the card where the driver does not say, as in a container."""
+        return self._reserved_bytes() + CONTEXT_BYTES
 
     def _begin(self, job: Job) -> None:
         self._job_id, self._quantization = job.job_id, job.quantization
-        memory.start_peak(self.setup.device)
+        self._meter.start()
         self.watcher.begin()
 
-    def _pressed(self) -> bool:
-        """Whether memory is nearly full even after what nobody holds was given back."""
+    def _pressed(self) -> str:
+        """Whether memory is nearly full: see ``Shop.pressed``."""
+        peak = self._meter.step()
+        if peak and self.setup.limit_bytes and peak + CONTEXT_BYTES > LIMIT_SHARE * self.setup.limit_bytes:
+            return OWN
         now = time.monotonic()
         if not self.watcher.pressed() or now - self._relieved < RELIEF_SECONDS:
-            return False
+            return ""
         self._relieved = now
-        memory.free(self.setup.device)
-        return self.watcher.check()
+        memory.free(self.setup.device)  # what the allocator keeps for later counts as used
+        return OTHERS if self.watcher.check() else ""
 
     def _notice(self, text: str) -> None:
         self._send(Notice(self._job_id, text))

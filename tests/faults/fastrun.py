@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from budgetsearch import api
+from budgetsearch import api, clock
 from budgetsearch.clock import RunClock
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.errors import RunFolderError
@@ -65,12 +65,17 @@ dimensions:
 """
 
 
+CLOCKS: list[LeapClock] = []
+"""All that were made; the last one counts."""
+
+
 class LeapClock(RunClock):
     """The run's clock, which may be told that time has passed."""
 
-    def __init__(self, spent: float = 0.0, already: float = 0.0) -> None:
-        super().__init__(spent, already)
+    def __init__(self, spent: float = 0.0, already: float = 0.0, *, wall: bool = False) -> None:
+        super().__init__(spent, already, wall=wall)
         self.leapt = 0.0
+        CLOCKS.append(self)
 
     def now(self) -> float:
         """Real and leapt seconds."""
@@ -285,22 +290,13 @@ class FastEngine(LocalEngine):
         return found
 
 
-CLOCKS: list[LeapClock] = [LeapClock()]
-
-
-class _Clock(LeapClock):
-    def __init__(self, spent: float = 0.0, already: float = 0.0) -> None:
-        super().__init__(spent, already)
-        CLOCKS.append(self)
-
-
 def install(*, workshop_too: bool = True) -> None:
     """From now on runs of this process are fast ones. For processes that do nothing else."""
     local.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
         Popen=ForkedProcess, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
     )
     local.LocalEngine = FastEngine  # type: ignore[misc]
-    api.RunClock = _Clock  # type: ignore[misc]
+    clock.RunClock = LeapClock  # type: ignore[misc]
     if workshop_too:
         workshop.Workshop = FastWorkshop  # type: ignore[misc,assignment]
     torch.set_num_threads(1)

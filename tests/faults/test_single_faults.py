@@ -101,6 +101,7 @@ def test_a_forward_pass_that_sleeps_cannot_hold_the_device(place: fastrun.Place,
         )  # fmt: skip
         model = str(place.model)
         setup = WorkerSetup(model, model, str(data.folder), str(tmp_path), "cpu", "all-linear", 0)
+        fastrun.LeapClock()
         engine = fastrun.FastEngine(setup, tmp_path / "worker.log")
         job = train_job(segment(0, 400))
         engine.submit(job)
