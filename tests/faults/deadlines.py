@@ -96,9 +96,9 @@ def summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def budgets_of(runs: int, seed: int = 0) -> list[float]:
+def budgets_of(runs: int, longest: float = LONGEST, seed: int = 0) -> list[float]:
     """Lengths from 45 to 180 s, evenly spread, in random order."""
-    step = (LONGEST - SHORTEST) / max(1, runs - 1)
+    step = (longest - SHORTEST) / max(1, runs - 1)
     budgets = [SHORTEST + step * i for i in range(runs)]
     random.Random(seed).shuffle(budgets)
     return budgets
@@ -109,8 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--load", type=int, default=LOAD)
+    parser.add_argument("--longest", type=float, default=LONGEST, help="Budget of the longest run, in s.")
     given = parser.parse_args(arguments)
-    print(json.dumps(campaign(budgets_of(given.runs), given.load), indent=1))
+    print(json.dumps(campaign(budgets_of(given.runs, given.longest), given.load), indent=1))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ KILLS_PER_RUN = 8
 TIMED_SHARE = 0.3
 """Of the kills: at any moment, from outside."""
 VICTIMS: tuple[Victim, ...] = ("driver", "driver", "worker", "both")
-RESUMED = "driver: after the clock in driver._search"
+RESUMED = "driver: after a statement in ledger.append for driver._ended"
 """Where the run dies whose resume is surveyed."""
 SPACING = 0.001
 """Real seconds in the middle of a segment, so that timed kills find some."""
@@ -86,7 +86,7 @@ class Campaign:
         """A run that lives, and one that is resumed: which points there are, how often each is passed."""
         path = self.place.path / "points.txt"
         out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        lives: Sequence[Shot | None] = (None, Shot("driver", "driver", RESUMED, 60), None)
+        lives: Sequence[Shot | None] = (None, Shot("driver", "driver", RESUMED, 14), None)
         for number, shot in zip((0, 1, 1), lives, strict=True):
             run = self.place.path / "runs" / f"survey{number}"
             self._await_lock(run)

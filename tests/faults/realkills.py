@@ -25,7 +25,7 @@ from budgetsearch.ledger import read_history
 from tests.faults.proofs import check_after_kill, check_end
 from tests.faults.realrun import Workplace, await_free
 
-BUDGET = 100.0
+BUDGET = 80.0
 KILLS_PER_RUN = 4
 """Each costs the budget a start of the program."""
 LONGEST_WAIT = 16.0

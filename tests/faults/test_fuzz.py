@@ -30,7 +30,7 @@ FUZZ = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 REMEDIES = (
-    r"\b(use|give|name|fill|remove|mend|must|takes?|correct|check|save|needs?|write|try|choose|convert|make|add)\b"
+    r"\b(use|give|name|fill|remove|mend|must|takes?|correct|check|save|needs?|write|try|choose|convert|make|add|drop)\b"
     r"|one of|did you mean|such as|what works|the settings are|at least|--help|is not a valid|\bis needed"
 )
 

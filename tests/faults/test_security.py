@@ -332,9 +332,9 @@ def test_a_password_is_never_printed(secretive: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        f"postgresql://me:{SECRET}@localhost/db",
+        f"postgresql+nodriver://me:{SECRET}@localhost/db",
         f"mysql+nodriver://me:{SECRET}@localhost/db",
-        f"postgresql://me:{SECRET}@[broken/db",
+        f"postgresql+nodriver://me:{SECRET}@[broken/db",
         f"nonsense me:{SECRET}@x",
     ],
 )
