@@ -53,6 +53,7 @@ def one(place: Workplace, number: int, budget: float, load: int) -> dict[str, An
     assert history.closed is not None
     well = sum(r.status == "ok" and r.loss is not None for _, r in history.results)
     found |= {"state": history.closed.state, "segments": len(history.results), "well": well}
+    found["leaving"] = round(seconds - history.spent, 2)  # after the last entry: report, sweep, exit
     found["adapter"] = (run / "adapter").is_dir()
     found["charged"] = {k: round(v, 2) for k, v in history.charged.items()}
     if well:

@@ -41,7 +41,7 @@ from tests.simulation import SPACE, RandomSampler
 MOODS = ("calm", "slow", "throttled", "rough", "hostile")
 """How bad the world is; a run has one. Slow is each job for itself; throttled is the whole machine, from
 some moment on for good."""
-LEAVE_SECONDS = 0.5
+LEAVE_SECONDS = 0.3
 """Writing the report and ending the process, on a machine that is not throttled."""
 FACTORS = (1.0, 1.3, 2.0, 3.0, 5.0, 10.0)
 STATUSES: tuple[Status, ...] = ("diverged", "out_of_memory", "crashed")

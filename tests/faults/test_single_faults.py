@@ -77,6 +77,7 @@ def test_a_worker_that_hangs_is_told_then_killed_and_its_segment_issued_again(
 
     def arrange() -> None:
         fastrun.BEHAVIOUR.during = during
+        fastrun.FastEngine.empty_poll = 0.005
 
     assert place.whole_life(run, arrange, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]
     check_end(run)
