@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.clock import deadline_of, local_time, timing_of_new, timing_of_resumed
-from budgetsearch.compose import Say, bring_study_level, cache_folder, drive, start, storage_url
-from budgetsearch.core.errors import RunFolderError, SettingsError, UsageError
+from budgetsearch.compose import Say, cache_folder, drive, finish_leaving, start, storage_url
+from budgetsearch.core.errors import (
+    BudgetsearchError,
+    LedgerError,
+    RunFolderError,
+    SettingsError,
+    UsageError,
+)
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
@@ -218,9 +224,9 @@ def resume(
     try:
         history = read_history(folder.ledger)
         if history.opened is None:
-            raise RunFolderError(f"{folder.path} was never opened. Delete it and start again.")
+            raise _never_began(folder)
         if history.closed is not None and history.closed.state == "finished":
-            bring_study_level(folder, history)
+            finish_leaving(folder, history)
             return _conclude(folder)
         settings = Settings.model_validate(dict(history.opened.settings))
         timing = timing_of_resumed(
@@ -234,6 +240,19 @@ def resume(
         return _conclude(folder)
     finally:
         lock.release()
+
+
+def _never_began(folder: RunFolder) -> BudgetsearchError:
+    """What a ledger without an event means: beside what only a search can have left it has lost them."""
+    if folder.adapter.exists() or any(folder.checkpoints.glob("trial*")):
+        return LedgerError(
+            f"The ledger {folder.ledger} holds no event, but there are checkpoints or an adapter beside it. "
+            "Restore it from a copy; the adapter can be used as it is."
+        )
+    return RunFolderError(
+        f"{folder.path} was stopped before it began, so there is nothing to go on with. Start it "
+        f"again with `budgetsearch run --out {folder.path}` and its other options."
+    )
 
 
 resume_run = resume
@@ -271,8 +290,8 @@ def report(run: str | os.PathLike[str]) -> Path:
 
     folder = RunFolder(Path(run))
     folder.check_run()
-    entries = list(read_entries(folder.ledger))
-    write_report(entries, open_history(run), folder.report)
+    history = open_history(run)
+    write_report(list(read_entries(folder.ledger)), history, folder.report)
     return folder.report
 
 
@@ -296,11 +315,14 @@ def open_history(run: str | os.PathLike[str]) -> History:
     """The history of a run, read from its ledger.
 
     Raises:
-        RunFolderError: there is no run in the folder.
+        RunFolderError: there is no run in the folder, or it has not begun.
     """
     folder = RunFolder(Path(run))
     folder.check_run()
-    return read_history(folder.ledger)
+    history = read_history(folder.ledger)
+    if history.opened is None:
+        raise folder.being_prepared() if folder.in_use() else _never_began(folder)
+    return history
 
 
 def _conclude(folder: RunFolder) -> Result:

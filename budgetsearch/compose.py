@@ -289,10 +289,19 @@ def _mirror(storage: str | None, folder: RunFolder, opened: Opened, history: His
     return mirror
 
 
-def bring_study_level(folder: RunFolder, history: History) -> None:
-    """Catch up the study of a run that is over, if its process was killed before it could."""
-    assert history.opened is not None
-    _mirror(history.opened.settings.get("storage"), folder, history.opened, history)
+def finish_leaving(folder: RunFolder, history: History) -> None:
+    """What the process of a run that is over may not have come to, if it was killed right then: the study's
+    last lines, and removing what nobody needs any more."""
+    from budgetsearch.exporter import AdapterExporter
+
+    opened = history.opened
+    assert opened is not None
+    _mirror(opened.settings.get("storage"), folder, opened, history)
+    keep = bool(opened.settings.get("keep_checkpoints"))
+    nowhere = Path()  # nothing is exported any more
+    exporter = AdapterExporter(folder.path.absolute(), folder.checkpoints, {}, {}, nowhere, keep)
+    exporter.sweep(history)
+    folder.tidy()
 
 
 def storage_url(given: str | None, folder: RunFolder) -> str:

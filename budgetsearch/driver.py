@@ -265,7 +265,8 @@ class Driver:
 
     def _score(self, plan: Plan, best: TrialState) -> None:
         for job in score_jobs(plan, best, self.history.next_job):
-            limit = self._score_seconds(plan)
+            # One that hears nothing is killed within the scores' own time: the export's stays whole.
+            limit = self._score_seconds(plan) - self._patience(job)
             if limit > 0:
                 outcome = self._execute(replace(job, limit_seconds=limit))
                 assert isinstance(outcome, Score)

@@ -1,8 +1,8 @@
 """Puts the best adapter where the user finds it, and removes the checkpoints that nothing needs.
 
 The exported folder is always whole: a new one is built and synced beside it, then the two change
-places by renaming. A crash between the two renames leaves the old one under another name; the next
-process puts it back.
+places, on Linux in one step. Elsewhere it takes two renames: a crash between them leaves the old one under
+another name, and the next process puts it back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.core.history import History, TrialState
-from budgetsearch.folders import sync
+from budgetsearch.folders import exchange, sync
 from budgetsearch.report.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -124,8 +124,10 @@ class AdapterExporter:
 
     def _swap(self) -> None:
         shutil.rmtree(self._old, ignore_errors=True)
-        if self.target.exists():
-            os.replace(self.target, self._old)
-        os.replace(self._new, self.target)
+        if not (self.target.exists() and exchange(self._new, self.target)):
+            if self.target.exists():
+                os.replace(self.target, self._old)
+            os.replace(self._new, self.target)
         sync(self.run_folder)
-        shutil.rmtree(self._old, ignore_errors=True)
+        for leftover in (self._old, self._new):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -164,6 +164,8 @@ class MemoryLedger(Ledger):
 def _rows(connection: sqlite3.Connection, path: Path) -> Iterator[Entry]:
     seq = 0
     try:
+        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return  # its process was killed between the file and its table
         for seq, at, wall, body in connection.execute("SELECT seq, at, wall, body FROM events ORDER BY seq"):
             yield Entry(seq, at, wall, decode(Event, json.loads(body)))
     except (sqlite3.DatabaseError, ValueError) as error:

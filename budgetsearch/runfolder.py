@@ -7,15 +7,18 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import RunFolderError
+from budgetsearch.core.errors import LedgerError, RunFolderError
+from budgetsearch.core.secrets import shown_settings
+from budgetsearch.ledger import read_entries
 
-OWN = ("lock", "worker.log", "checkpoints", "settings.json", "versions.lock")
-"""What a run that was stopped before its first event may have left."""
+OWN = ("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite")
+"""What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class RunFolder:
 
     @property
     def settings(self) -> Path:
-        """Every setting, defaults included."""
+        """Every setting, defaults included; without passwords."""
         return self.path / "settings.json"
 
     @property
@@ -76,13 +79,21 @@ class RunFolder:
             self._check_writable()
             return
         self.check_not_in_use()
-        if self.ledger.exists():
+        if self.ledger.exists() and self._has_begun():
             raise RunFolderError(
                 f"--out {self.path} already holds a run. Go on with `budgetsearch resume {self.path}`, or "
                 "name another folder."
             )
-        if any(path.name not in OWN for path in self.path.iterdir()):
+        names = {re.sub(r"(?<=\.sqlite)-(wal|shm|journal)$", "", path.name) for path in self.path.iterdir()}
+        if names - set(OWN):
             raise RunFolderError(f"--out {self.path} is not empty and holds no run. Name another folder.")
+
+    def _has_begun(self) -> bool:
+        """Whether the ledger holds an event, or may have held one."""
+        try:
+            return next(read_entries(self.ledger), None) is not None
+        except LedgerError:
+            return True
 
     def _check_writable(self) -> None:
         parent = next(p for p in self.path.absolute().parents if p.exists())
@@ -98,10 +109,14 @@ class RunFolder:
             RunFolderError: there is none.
         """
         if not self.ledger.is_file() and self.path.is_dir() and self.in_use():
-            raise RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")
+            raise self.being_prepared()
         if not self.ledger.is_file():
             what = "has no ledger.sqlite, so it is not a run" if self.path.is_dir() else "does not exist"
             raise RunFolderError(f"{self.path} {what}. `budgetsearch run --out FOLDER` starts one.")
+
+    def being_prepared(self) -> RunFolderError:
+        """What to say of a run that has not begun yet."""
+        return RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")
 
     def in_use(self) -> bool:
         """Whether a process works on the run."""
@@ -123,12 +138,19 @@ class RunFolder:
     def prepare(self, settings: dict[str, Any]) -> None:
         """Make what a run needs before its first event: folders, settings, versions."""
         self.checkpoints.mkdir(exist_ok=True)
-        self.settings.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        self.tidy()
+        shown = json.dumps(shown_settings(settings), indent=2)
+        self.settings.write_text(shown + "\n", encoding="utf-8")
         self._write_versions()
+
+    def tidy(self) -> None:
+        """Remove what a process left that was killed while it wrote the report."""
+        for leftover in self.path.glob(f".{self.report.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
 
     def _write_versions(self) -> None:
         """Write down the Python and every installed package: what a repetition needs."""
-        if self.versions.exists():
+        if self.versions.exists() and self.versions.stat().st_size:
             return  # a resume: what the run began with is what counts
         found = {(d.metadata["Name"] or "?").lower(): d.version for d in importlib.metadata.distributions()}
         lines = [f"# Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
@@ -157,7 +179,13 @@ class RunLock:
             RunFolderError: another process holds it.
         """
         path = folder.path / "lock"
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder.path} cannot be written ({error.strerror}). Mend its permissions, or mount its "
+                "disk for writing."
+            ) from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -14,6 +14,8 @@ from budgetsearch.core.errors import SpaceError, UsageError, nearest
 from budgetsearch.core.space import Space
 
 SUFFIXES = (".yaml", ".yml")
+MOST_VALUES = 100_000
+"""No file of settings or of a search space holds as many."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,28 @@ def read_yaml(path: Path, error: type[UsageError]) -> Mapping[str, Any]:
         raise error(f"{path}: cannot be read ({problem.strerror}); check the path.") from problem
     except UnicodeDecodeError as problem:
         raise error(f"{path}: is not text in UTF-8; save it as YAML.") from problem
+    except (ValueError, OverflowError, RecursionError) as problem:  # a date of month 99, endless brackets
+        raise error(f"{path}: holds a value that cannot be read ({problem}); correct the YAML.") from problem
     except yaml.YAMLError as problem:
         raise error(f"{path}{_place(problem)}; correct the YAML.") from problem
+    if _is_endless(loaded):
+        raise error(f"{path}: its aliases unfold to more than {MOST_VALUES} values; write fewer of them.")
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise error(f"{path}: must hold a mapping (key: value), not a {type(loaded).__name__}.")
     return loaded
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether aliases of aliases make a few lines hold more than anybody wrote."""
+    waiting, seen = [value], 0
+    while waiting and seen <= MOST_VALUES:
+        one = waiting.pop()
+        seen += 1
+        if isinstance(one, (dict, list)):
+            waiting += one if isinstance(one, list) else [*one, *one.values()]
+    return seen > MOST_VALUES
 
 
 def list_spaces() -> list[SpaceInfo]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from budgetsearch import exporter as exporter_module
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.exporter import AdapterExporter
 from tests.factories import FACTS, MODEL, Story, params, whole_run
@@ -154,6 +155,7 @@ def test_a_crash_while_swapping_leaves_an_adapter(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", die)
+        patch.setattr(exporter_module, "exchange", lambda one, other: False)
         with pytest.raises(KeyboardInterrupt):
             exporter.export(story.history, best(story), final=True)
     house.exporter()

@@ -11,6 +11,7 @@ from typing import Any
 from budgetsearch.core.events import Decided, Entry
 from budgetsearch.core.history import History
 from budgetsearch.core.records import Run, TrainJob
+from budgetsearch.core.secrets import shown_settings
 from budgetsearch.report.card import load_snippet
 from budgetsearch.report.tables import (
     card_row,
@@ -262,7 +263,7 @@ def _settings(entries: Sequence[Entry], history: History) -> list[str]:
     return [
         "Settings:",
         "",
-        *_json(history.opened.settings),
+        *_json(shown_settings(history.opened.settings)),
         "",
         "Found at the start (model, data, card, versions):",
         "",

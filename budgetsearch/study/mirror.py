@@ -27,6 +27,7 @@ from budgetsearch.core.events import (
 )
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import Plan
+from budgetsearch.core.secrets import without_secrets
 from budgetsearch.core.space import Space
 from budgetsearch.study.distributions import quiet, shown
 
@@ -97,7 +98,8 @@ class StudyMirror:
             self._level = False
             self._retry_at = time.monotonic() + RETRY_SECONDS
             if not self._warned:
-                LOGGER.warning("Optuna study %s: %s. The search goes on without it.", self._shown, error)
+                why = without_secrets(str(error))
+                LOGGER.warning("Optuna study %s: %s. The search goes on without it.", self._shown, why)
             self._warned = True
 
     def _connect(self) -> None:
@@ -290,11 +292,10 @@ def without_password(url: str) -> str:
     import sqlalchemy
 
     try:
-        parsed = sqlalchemy.engine.make_url(url)
-        parsed.get_dialect()
-        return parsed.render_as_string(hide_password=True)
+        sqlalchemy.engine.make_url(url).get_dialect()
+        return without_secrets(url)
     except sqlalchemy.exc.ArgumentError as error:
         raise SettingsError(
-            f"--storage {url!r} is no database that Optuna can use ({error}). "
-            "Use something like sqlite:///study.sqlite, or leave it out."
+            f"--storage {without_secrets(url)!r} is no database that Optuna can use "
+            f"({without_secrets(str(error))}). Use something like sqlite:///study.sqlite, or leave it out."
         ) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from budgetsearch.core.errors import CheckpointError
@@ -24,6 +24,8 @@ ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 STATE_FILE = "trainer.safetensors"
 META_FILE = "state.json"
+SUMMED = (ADAPTER_FILE, STATE_FILE, CONFIG_FILE)
+"""Whose sums stand in ``state.json``."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def save(
         save_file(tensors, temporary / STATE_FILE)
         text = json.dumps(config, indent=2, sort_keys=True)
         (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
-        sums = {name: _sha256(temporary / name) for name in (ADAPTER_FILE, STATE_FILE, CONFIG_FILE)}
+        sums = {name: _sha256(temporary / name) for name in SUMMED}
         meta = {**asdict(progress), "sha256": sums}
         (temporary / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
@@ -74,13 +76,17 @@ def load(folder: Path) -> Saved:
     """
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-        for name, expected in meta["sha256"].items():
-            if _sha256(folder / name) != expected:
+        if set(meta["sha256"]) != set(SUMMED):  # names of a stranger's choice are no files to open
+            raise CheckpointError(f"The checkpoint {folder} is damaged: {META_FILE} lists other files.")
+        for name in SUMMED:
+            if _sha256(folder / name) != meta["sha256"][name]:
                 raise CheckpointError(f"The checkpoint {folder} is damaged: {name} has changed.")
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         progress = Progress(int(meta["tokens"]), int(meta["steps"]))
+        with safe_open(folder / ADAPTER_FILE, framework="pt"):
+            pass  # PEFT reads it when it is scored
         return Saved(progress, load_file(folder / STATE_FILE), config)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
 
 

@@ -58,7 +58,7 @@ def load_examples(source: str) -> list[Example]:
     """
     examples = list(_examples(source))
     if not examples:
-        raise DataError(f"{source} holds no rows")
+        raise DataError(f"{source} holds no rows; give a file with rows")
     return examples
 
 
@@ -73,7 +73,7 @@ def check_data(source: str) -> None:
     elif source.startswith(HUB):
         _hub_parts(source)
     elif next(_examples(source), None) is None:
-        raise DataError(f"{source} holds no rows")
+        raise DataError(f"{source} holds no rows; give a file with rows")
 
 
 def split(
@@ -131,7 +131,7 @@ def _local_file(source: str) -> Path:
     if path.suffix.lower() not in EXTENSIONS:
         raise DataError(f"{path} is none of {', '.join(EXTENSIONS)}; convert it to JSONL")
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty")
+        raise DataError(f"{path} is empty; give a file with rows")
     return path
 
 
@@ -161,7 +161,7 @@ def _filled(row: Row, column: str, place: str) -> str:
 def _optional(row: Row, column: str, place: str) -> str:
     value = row.get(column)
     if isinstance(value, (dict, list)):
-        raise DataError(f"{place}: {column!r} is a {type(value).__name__}, not text")
+        raise DataError(f"{place}: {column!r} is a {type(value).__name__}, not text; make it text")
     return "" if value is None else _sound(str(value), place)
 
 

@@ -36,7 +36,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
             raise DataError(f"{path} holds an object with {len(lists)} lists; one list of rows is needed")
         value = next(iter(lists.values()))
     if not isinstance(value, list):
-        raise DataError(f"{path} holds neither a list of rows nor an object with one")
+        raise DataError(f"{path} holds neither a list of rows nor an object with one; save its rows as JSONL")
     for number, row in enumerate(value, start=1):
         yield f"row {number}", _object(row, path, f"row {number}")
 
@@ -49,11 +49,15 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
         start = reader.line_num + 1
         for row in reader:
             if None in row or None in row.values():
-                raise DataError(f"{path}:{start} does not have the {len(columns)} columns of the header")
+                raise DataError(
+                    f"{path}:{start} does not have the {len(columns)} columns of the header; mend it"
+                )
             yield str(start), row
             start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}:{start} is not valid CSV: {error}") from error
+        raise DataError(
+            f"{path}:{start} is not valid CSV: {error}; mend its quotes, or save it as JSONL"
+        ) from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -68,7 +72,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
                     number += 1
                     yield f"row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet after row {number}: {error}") from error
+        raise DataError(
+            f"{path} cannot be read as Parquet after row {number}: {error}; write it again as JSONL"
+        ) from error
 
 
 def _text(path: Path) -> str:
@@ -86,11 +92,17 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
 def _parse(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{line + error.lineno - 1} is not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, json.JSONDecodeError):  # thousands of digits, or of brackets
+            raise DataError(f"{path}:{line} cannot be read: {error}; mend or remove it") from error
+        raise DataError(
+            f"{path}:{line + error.lineno - 1} is not valid JSON: {error.msg}; mend it there"
+        ) from error
 
 
 def _object(value: Any, path: Path, place: str) -> Row:
     if not isinstance(value, dict):
-        raise DataError(f"{path}:{place} is a {type(value).__name__}, not an object with columns")
+        raise DataError(
+            f"{path}:{place} is a {type(value).__name__}, not an object with columns; mend or remove it"
+        )
     return value

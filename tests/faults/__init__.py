@@ -1,0 +1,1 @@
+"""What may go wrong, done to real parts: kills, slow machines, deadlines, full disks, hostile files."""
