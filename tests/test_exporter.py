@@ -165,6 +165,25 @@ def test_a_crash_while_swapping_leaves_an_adapter(
     assert {p.name for p in run.iterdir()} == {"adapter", "checkpoints"}
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="one step needs Linux")
+def test_old_and_new_change_places_in_one_step(
+    house: House, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a second export replaces the first one, an adapter stands at its place at every moment."""
+    exporter = house.exporter()
+    path = Path(exporter.export(story.history, story.history.trials[2], final=False))
+    rename, stood = os.replace, []
+
+    def watched(source: Any, target: Any) -> None:
+        rename(source, target)
+        stood.append(path.is_dir())
+
+    monkeypatch.setattr(os, "replace", watched)
+    exporter.export(story.history, best(story), final=True)
+    assert all(stood)
+    assert (path / "adapter_model.safetensors").read_text(encoding="utf-8").startswith("trial0003")
+
+
 def test_a_missing_checkpoint_is_one_clear_error(house: House, story: Story) -> None:
     """The old adapter stays, and the message names the checkpoint."""
     exporter = house.exporter()

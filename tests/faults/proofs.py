@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.events import Charged, Entry, Exported
+from budgetsearch.core.events import Charged, Decided, Entry
 from budgetsearch.core.history import History, fold
 from budgetsearch.ledger import read_entries
 from budgetsearch.runfolder import RunFolder
@@ -48,12 +48,26 @@ def check_after_kill(run: Path, before: Sequence[Entry]) -> list[Entry]:
     assert list(before) == entries[: len(before)], "the ledger lost or changed what it held"
     assert [e.seq for e in entries] == list(range(1, len(entries) + 1)), "an entry is missing"
     check_charges(entries)
-    if any(isinstance(e.event, Exported) for e in entries):
-        assert (run / "adapter").is_dir(), "there was an adapter, and now there is none"
-        check_adapter(run / "adapter")
+    check_standing(run, entries)
     for name in sorted(fold(entries).needed_checkpoints()):
         checkpoints.load(folder.checkpoints / name)
     return entries
+
+
+def check_standing(run: Path, entries: Sequence[Entry]) -> None:
+    """The best adapter stands whole, from the decision after the first segment that finished well."""
+    history, known = History(), set[tuple[int, int] | None]()
+    for entry in entries:
+        if isinstance(entry.event, Decided):
+            known = set()  # whatever was found before it stands by now
+        history.apply(entry)
+        best = history.incumbent
+        known.add((best.trial_id, best.best_tokens) if best else None)
+    if None in known or not known:
+        return
+    assert (run / "adapter").is_dir(), "there is no adapter, though a segment has finished well"
+    manifest = check_adapter(run / "adapter")
+    assert (manifest["trial_id"], manifest["tokens"]) in known, "another adapter stands than the best"
 
 
 def check_charges(entries: Sequence[Entry]) -> None:

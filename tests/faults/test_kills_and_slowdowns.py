@@ -27,6 +27,11 @@ def test_simulated_machines_that_misbehave_pass_no_deadline_and_lose_no_adapter(
     assert {"hung", "deaf", "diverged", "out_of_memory", "crashed", "slowed 10 times"} <= set(found["faults"])
 
 
+def test_a_short_segment_that_hangs_near_the_end_is_stopped_by_what_is_left() -> None:
+    """Its own limit, four times what it should take, lies behind the deadline; the seed has such a one."""
+    play(156)
+
+
 @pytest.mark.parametrize("seed", [5, 211, 316, 598, 602, 1071])
 def test_a_machine_that_becomes_ten_times_as_slow_at_the_end_is_still_in_time(seed: int) -> None:
     """These once passed their deadline: the kill of a score job that heard nothing had eaten the export's

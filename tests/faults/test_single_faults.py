@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from budgetsearch import api
 from budgetsearch.cli import app
 from budgetsearch.core.errors import LedgerError, RunFolderError
-from budgetsearch.core.events import SegmentEnded, SegmentStarted
+from budgetsearch.core.events import Charged, SegmentEnded, SegmentStarted
+from budgetsearch.core.history import fold
 from budgetsearch.core.records import Segment
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
@@ -208,6 +209,23 @@ def killed_run(place: fastrun.Place, run: Path, passes: int = 14) -> None:
     while RunFolder(run).in_use():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_what_was_not_charged_when_the_driver_was_killed_is_charged_as_a_crash(
+    place: fastrun.Place, run: Path
+) -> None:
+    """Killed between a segment's result and its seconds: they are charged once, by the process after it."""
+    killed_run(place, run, passes=13)
+    before = list(read_entries(run / "ledger.sqlite"))
+    history = fold(before)
+    gap = history.spent - sum(history.charged.values())
+    assert isinstance(before[-1].event, SegmentEnded)
+    assert gap > 1.0
+    assert place.whole_life(run, **TRIALS) == 0
+    check_end(run)
+    charges = [e.event for e in read_entries(run / "ledger.sqlite") if isinstance(e.event, Charged)]
+    after = charges[sum(isinstance(e.event, Charged) for e in before) :]
+    assert after[0] == Charged("crash", pytest.approx(gap))
 
 
 def cut(name: str) -> Callable[[Path], None]:
