@@ -179,6 +179,9 @@ def test_a_lost_card_is_no_fault_of_the_trial(
     [
         ("CUDA error: GPU is lost. Reboot the system to recover this GPU", True),
         ("No CUDA GPUs are available", True),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", True),
+        ("CUDA error: uncorrectable ECC error encountered", True),
+        ("CUDA error: device not ready", False),
         ("CUDA error: an illegal memory access was encountered", False),
         ("shape '[2, 3]' is invalid for input of size 5", False),
     ],

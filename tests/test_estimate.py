@@ -15,8 +15,8 @@ from budgetsearch.core.feasibility import DOUBT
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.records import Probe
 from budgetsearch.gpu.estimate import GIB, Training, estimate, footprint, kept_per_token
-from budgetsearch.gpu.published import PUBLISHED, difference
 from budgetsearch.gpu.shapes import known_models, shape_of
+from tests.published import PUBLISHED, difference
 
 SMALL = {
     "hidden_size": 128,

@@ -43,9 +43,8 @@ LOST = (
     "gpu is lost",
     "no cuda-capable device",
     "no cuda gpus are available",
-    "devices unavailable",
+    "busy or unavailable",
     "uncorrectable",
-    "device not ready",
     "fallen off the bus",
 )
 """What CUDA and torch say of a card that is gone."""
