@@ -159,8 +159,9 @@ def plan(
     Raises:
         UsageError: a setting, the model or the card cannot be used, nothing fits, or the hours are too few.
     """
-    from budgetsearch.compose import check_inputs, probe_here
+    from budgetsearch.compose import check_inputs
     from budgetsearch.planning.preview import gather, preview
+    from budgetsearch.probing import probe_here
     from budgetsearch.settings import load_settings
 
     if not 0.1 <= slow <= 100:

@@ -5,19 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
-import signal
-import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.clock import Timing
-from budgetsearch.core.budget import OPTIONAL_SHARE, PlanRequest, calibration_job
+from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.errors import (
     DataError,
     ModelError,
@@ -28,11 +23,12 @@ from budgetsearch.core.errors import (
 )
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History
-from budgetsearch.core.ports import Engine, Watcher
-from budgetsearch.core.records import CalibrateJob, Calibration, JobEnded, WorkerSetup
+from budgetsearch.core.ports import Watcher
+from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space import Space
 from budgetsearch.ledger import Ledger, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
+from budgetsearch.stopping import ended_in_time, stop_signals
 
 if TYPE_CHECKING:
     from budgetsearch.core.footprint import Footprint
@@ -46,10 +42,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 """Takes one line about what is going on."""
-EXIT_OVERDUE = 3
-"""Exit code of a process that hung until its time was over."""
-PROBE_SECONDS = 60.0
-"""What `plan --probe` may take for its probes, loading aside."""
 PACKAGES = ("budgetsearch", "torch", "transformers", "peft", "bitsandbytes", "optuna")
 """Whose versions stand in the ledger; all of them stand in versions.lock."""
 
@@ -64,7 +56,7 @@ def start(
     """
     assert settings.out is not None
     folder = RunFolder(settings.out)
-    _check(settings)
+    check(settings)
     settings = _anchored(settings)
     try:
         folder.check_free()
@@ -104,7 +96,12 @@ def _anchored(settings: Settings) -> Settings:
     return settings.model_copy(update=local)
 
 
-def _check(settings: Settings) -> None:
+def check(settings: Settings) -> None:
+    """Check everything that can be checked without fetching or writing anything.
+
+    Raises:
+        UsageError: the card, the model's source or another input cannot be used.
+    """
     from budgetsearch.gpu.detect import detect
     from budgetsearch.training.sources import check_source
 
@@ -168,12 +165,12 @@ def drive(
     def planned() -> bool:
         return any(driver.history.plan is not None for driver in drivers)
 
-    watched = _ended_in_time(timing, engine, folder, planned) if last_resort else nullcontext()
-    with _stop_signals() as signals, watched:
+    watched = ended_in_time(timing, engine, folder, planned) if last_resort else nullcontext()
+    with stop_signals() as signals, watched:
         try:
             engine.warm_up()
-            base, prepared = _prepare(settings, say)
-            engine.prepare(_worker_setup(settings, folder, card, base, prepared))
+            base, prepared = prepare_inputs(settings, say)
+            engine.prepare(worker_setup(settings, folder, card, base, prepared))
             driver = _driver(settings, folder, card, base, prepared, engine, timing)
             drivers.append(driver)
             driver.stop_requested = signals.gently
@@ -185,66 +182,6 @@ def drive(
                 driver.ledger.close()
         finally:
             engine.close()
-
-
-def probe_here(settings: Settings, say: Say) -> tuple[PlanRequest, dict[str, Calibration]]:
-    """Load the base model and measure real steps of each quantization, for a minute in all if that suffices;
-    everything that was written is gone afterwards.
-
-    Raises:
-        UsageError: the model, the data or the card cannot be used.
-    """
-    from budgetsearch.engines.local import LocalEngine
-    from budgetsearch.gpu.detect import detect
-    from budgetsearch.spaces import load_space
-
-    _check(settings)
-    card, space = detect(settings.gpu, settings.device), load_space(settings.space)
-    with tempfile.TemporaryDirectory(prefix="budgetsearch-probe-") as scratch:
-        folder = RunFolder(Path(scratch))
-        folder.checkpoints.mkdir()
-        engine = LocalEngine(None, folder.worker_log, environment=card.environment)
-        try:
-            engine.warm_up()
-            base, prepared = _prepare(settings, say)
-            engine.prepare(_worker_setup(settings, folder, card, base, prepared))
-            request = _request(settings, settings.hours * 3600, card, space, prepared, base)
-            return request, dict(measure(engine, request, space.quantizations, PROBE_SECONDS, say))
-        finally:
-            engine.close()
-
-
-def measure(
-    engine: Engine, request: PlanRequest, quantizations: Sequence[str], seconds: float, say: Say
-) -> dict[str, Calibration]:
-    """Calibrate each quantization outside of a run; what is optional in it stops after its share of the
-    seconds."""
-    found = {}
-    for number, name in enumerate(quantizations):
-        job = calibration_job(request, name, number, seconds / len(quantizations) / OPTIONAL_SHARE)
-        if isinstance(job, Calibration):
-            found[name] = job
-            continue
-        say(f"measuring {name}")
-        engine.submit(job)
-        found[name] = _answer(engine, job)
-    return found
-
-
-def _answer(engine: Engine, job: CalibrateJob) -> Calibration:
-    """The result of a job, or that it was too slow: then it is ended."""
-    until = time.monotonic() + job.limit_seconds
-    ended = False
-    while True:
-        for report in engine.poll(1.0):
-            if isinstance(report, JobEnded):
-                result = report.results[0]
-                assert isinstance(result, Calibration)
-                late = f"took more than {job.limit_seconds:.0f} s"
-                return dataclasses.replace(result, status="timeout", detail=late) if ended else result
-        if time.monotonic() > until and not ended:
-            engine.kill(job.job_id)
-            ended = True
 
 
 def _driver(
@@ -274,7 +211,7 @@ def _driver(
         exporter=_exporter(settings, folder, base, opened),
         clock=timing.clock,
         down_seconds=timing.down_seconds,
-        request=_request(settings, timing.budget_seconds, card, space, prepared, base),
+        request=request_of(settings, timing.budget_seconds, card, space, prepared, base),
         opened=opened,
         quantizations=space.quantizations,
         grace_seconds=settings.grace_seconds,
@@ -318,7 +255,12 @@ def cache_folder() -> Path:
     return (Path(base).absolute() if base else Path.home() / ".cache") / "budgetsearch"
 
 
-def _prepare(settings: Settings, say: Say) -> tuple[BaseModel, PreparedData]:
+def prepare_inputs(settings: Settings, say: Say) -> tuple[BaseModel, PreparedData]:
+    """Fetch and convert the base model, tokenize the data; both are cached.
+
+    Raises:
+        UsageError: the model or the data cannot be used.
+    """
     from budgetsearch.training.sources import resolve_model
     from budgetsearch.training.tokens import prepare
 
@@ -344,9 +286,10 @@ def _prepare(settings: Settings, say: Say) -> tuple[BaseModel, PreparedData]:
     return base, prepared
 
 
-def _worker_setup(
+def worker_setup(
     settings: Settings, folder: RunFolder, card: Card, base: BaseModel, prepared: PreparedData
 ) -> WorkerSetup:
+    """What a worker process works on, whatever its jobs are."""
     return WorkerSetup(
         model_path=str(base.path),
         model_name=base.loadable,
@@ -364,7 +307,7 @@ def _worker_setup(
     )
 
 
-def _request(
+def request_of(
     settings: Settings,
     budget_seconds: float,
     card: Card,
@@ -372,6 +315,7 @@ def _request(
     prepared: PreparedData,
     base: BaseModel,
 ) -> PlanRequest:
+    """What the plan rests on, beside what is still to be measured."""
     return PlanRequest(
         budget_seconds=budget_seconds,
         gpu=card.profile.name,
@@ -467,79 +411,3 @@ def _check_same_inputs(opened: Opened, facts: Mapping[str, Any]) -> None:
                 f"The {what} has changed since this run began, so its trials could not be compared any "
                 f"more. Bring the old {what} back, or start a new run with another --out."
             )
-
-
-LAST_SECONDS = 1.0
-"""So long before the end a process that hangs is ended: what it has earned is on disk."""
-WATCH_SECONDS = 0.5
-PREPARATION_SECONDS = 180.0
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""SIGUSR1 is how schedulers announce that a job will be preempted."""
-
-
-@contextmanager
-def _ended_in_time(
-    timing: Timing, engine: LocalEngine, folder: RunFolder, planned: Callable[[], bool]
-) -> Iterator[None]:
-    """Inside, this process ends before its time is over, whatever hangs in it: a download, a disk, a lock.
-
-    The driver keeps the deadline by itself; this is for what it cannot see. Before the run is ``planned`` it
-    gets PREPARATION_SECONDS in any case: a budget that is too small is to be refused with what would do.
-    """
-    over = threading.Event()
-
-    def watch() -> None:
-        while True:
-            limit = timing.budget_seconds - LAST_SECONDS
-            left = (limit if planned() else max(limit, PREPARATION_SECONDS)) - timing.clock.now()
-            if left <= 0:
-                break
-            if over.wait(min(left, WATCH_SECONDS)):
-                return
-        engine.end()
-        message = (
-            f"error: the time is over and the process hangs, so it ends here. What was earned is safe in "
-            f"{folder.path}; `budgetsearch status {folder.path}` shows it.\n"
-        )
-        os.write(2, message.encode())
-        os._exit(EXIT_OVERDUE)
-
-    threading.Thread(target=watch, name="last-resort", daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
-
-
-class _Signals:
-    """What a signal means: at once while preparing, gently once the driver runs."""
-
-    def __init__(self) -> None:
-        self._asked = ""
-        self._gentle = False
-
-    def gently(self) -> str:
-        """The signal that asked to stop, if any; from the first call on, the first one is only a request."""
-        self._gentle = True
-        return self._asked
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler; a second signal stops at once as well."""
-        if self._asked or not self._gentle:
-            raise KeyboardInterrupt
-        self._asked = signal.Signals(number).name
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Signals]:
-    """Inside, the stopping signals are handled; outside the main thread they are left alone."""
-    signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    before = {number: signal.signal(number, signals.handle) for number in STOPPING}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

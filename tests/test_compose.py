@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from budgetsearch import compose
+from budgetsearch import compose, stopping
 from budgetsearch.clock import RunClock, Timing
 from budgetsearch.core.errors import DataError, RunFolderError
 from budgetsearch.core.events import Opened
@@ -65,7 +65,7 @@ def test_what_a_killed_preparation_left_does_not_block_the_next_run(tmp_path: Pa
 
 def test_the_first_signal_is_a_request_only_once_the_driver_runs() -> None:
     """While preparing it stops at once; then the first one asks and the second one stops."""
-    signals = compose._Signals()
+    signals = stopping.Signals()
     with pytest.raises(KeyboardInterrupt):
         signals.handle(signal.SIGINT, None)
     assert signals.gently() == ""
@@ -113,7 +113,7 @@ def test_a_process_that_hangs_is_ended_when_its_time_is_over(tmp_path: Path) -> 
     code = f"""
 import subprocess, sys, time
 from pathlib import Path
-from budgetsearch import compose
+from budgetsearch import stopping
 from budgetsearch.clock import RunClock, Timing
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.runfolder import RunFolder
@@ -121,7 +121,7 @@ from budgetsearch.runfolder import RunFolder
 engine = LocalEngine(None, Path({str(tmp_path / "worker.log")!r}))
 engine._process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], text=True)
 print(engine._process.pid, flush=True)
-with compose._ended_in_time(
+with stopping.ended_in_time(
     Timing(RunClock(), 2.0), engine, RunFolder(Path({str(tmp_path)!r})), lambda: True
 ):
     time.sleep(600)
@@ -130,7 +130,7 @@ with compose._ended_in_time(
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == compose.EXIT_OVERDUE
+    assert done.returncode == stopping.EXIT_OVERDUE
     assert time.monotonic() - started < 30
     assert f"budgetsearch status {tmp_path}" in done.stderr
     worker = int(done.stdout)
@@ -142,7 +142,7 @@ def test_a_budget_that_is_too_small_gets_the_time_to_be_refused(tmp_path: Path) 
     engine = LocalEngine(None, tmp_path / "worker.log")
     ended: list[int] = []
     engine.end = lambda: ended.append(1)  # type: ignore[method-assign]
-    with compose._ended_in_time(Timing(RunClock(), 0.1), engine, RunFolder(tmp_path), lambda: False):
+    with stopping.ended_in_time(Timing(RunClock(), 0.1), engine, RunFolder(tmp_path), lambda: False):
         time.sleep(1.0)  # the thread would have looked twice
     assert not ended
 
@@ -150,7 +150,7 @@ def test_a_budget_that_is_too_small_gets_the_time_to_be_refused(tmp_path: Path) 
 def test_work_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
     """The last resort goes when it is not needed any more."""
     engine = LocalEngine(None, tmp_path / "worker.log")
-    with compose._ended_in_time(Timing(RunClock(), 60.0), engine, RunFolder(tmp_path), lambda: True):
+    with stopping.ended_in_time(Timing(RunClock(), 60.0), engine, RunFolder(tmp_path), lambda: True):
         assert "last-resort" in {thread.name for thread in threading.enumerate()}
     deadline = time.monotonic() + 10
     while "last-resort" in {thread.name for thread in threading.enumerate()}:

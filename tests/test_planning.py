@@ -301,7 +301,7 @@ def test_a_probe_measures_instead_of_guessing(
 ) -> None:
     """The real worker trains real steps; afterwards nothing is left but the cache."""
     monkeypatch.setenv("BUDGETSEARCH_CACHE", str(session_cache))
-    monkeypatch.setattr("budgetsearch.compose.PROBE_SECONDS", 4.0)
+    monkeypatch.setattr("budgetsearch.probing.PROBE_SECONDS", 4.0)
     said: list[str] = []
     found = plan(
         gpu="cpu", model=str(tiny_model), data=str(rows_file), hours=0.2, max_length=128, probe=True,
@@ -317,7 +317,7 @@ def test_a_probe_measures_instead_of_guessing(
 
 def test_a_probe_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker is killed, and the plan says that it took too long."""
-    from budgetsearch import compose
+    from budgetsearch import probing
     from budgetsearch.core.records import Calibration, JobEnded
     from tests.simulation import request
 
@@ -335,8 +335,8 @@ def test_a_probe_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
             self.killed = True
 
     times = iter(range(0, 10**6, 30))
-    monkeypatch.setattr(compose.time, "monotonic", lambda: float(next(times)))
+    monkeypatch.setattr(probing.time, "monotonic", lambda: float(next(times)))
     asked: PlanRequest = request()
-    found = compose.measure(Stuck(), asked, ["fp32"], 6.0, lambda line: None)  # type: ignore[arg-type]
+    found = probing.measure(Stuck(), asked, ["fp32"], 6.0, lambda line: None)  # type: ignore[arg-type]
     assert found["fp32"].status == "timeout"
     assert "took more than 40 s" in found["fp32"].detail
