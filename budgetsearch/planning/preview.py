@@ -16,13 +16,14 @@ from budgetsearch.core.feasibility import foresee
 from budgetsearch.core.records import Calibration
 from budgetsearch.core.space import Space
 from budgetsearch.gpu.detect import Card, detect
-from budgetsearch.gpu.estimate import Training, estimate, footprints
+from budgetsearch.gpu.estimate import Training, estimate
 from budgetsearch.gpu.host import gib
 from budgetsearch.gpu.profiles import CardProfile, profile
 from budgetsearch.gpu.shapes import ModelShape, shape_of
 from budgetsearch.planning.configs import find_config
 from budgetsearch.planning.guesses import DataGuess, Guess, guess_calibration, guess_data, speed_guesses
 from budgetsearch.planning.rehearsal import SETUP_SECONDS, Rehearsal, rehearse, slowed
+from budgetsearch.request import DataSize, request_for
 from budgetsearch.settings import Settings
 from budgetsearch.spaces import load_space
 
@@ -192,34 +193,16 @@ def _request(inputs: Inputs) -> PlanRequest:
         valid = guess_data(settings.valid, None).rows
     train = data.rows if settings.valid else max(1, data.rows - valid)
     tokens = min(data.tokens_per_row, settings.max_length)
-    device = "cpu" if inputs.card.name == "cpu" else "cuda"
-    return PlanRequest(
+    return request_for(
+        settings,
         budget_seconds=timing_of_new(settings.hours, deadline, 0.0).budget_seconds,
-        gpu=inputs.card.name,
-        space=inputs.space.to_dict(),
-        seed=settings.seed,
-        eta=settings.eta,
-        first_rung=settings.first_rung,
-        full_share=settings.full_share,
-        max_epochs=settings.max_epochs,
-        eval_share=settings.eval_share,
-        batch_size=settings.batch_size,
-        train_tokens=max(1, round(train * tokens)),
-        train_rows=train,
-        valid_rows=valid,
-        task_examples=settings.task_examples,
-        max_trials=settings.max_trials,
+        card=inputs.card.name,
+        device="cpu" if inputs.card.name == "cpu" else "cuda",
+        usable_bytes=inputs.usable_bytes,
+        space=inputs.space,
+        data=DataSize(max(1, round(train * tokens)), train, valid, settings.max_length),
+        shape=_shape(inputs),
         max_gang=1,  # what gangs gain is measured, never guessed
-        limit_bytes=inputs.usable_bytes,
-        ranks=inputs.space.ranks,
-        footprints=footprints(
-            _shape(inputs),
-            inputs.space,
-            targets=settings.targets,
-            optimizer=settings.optimizer,
-            device=device,
-        ),
-        longest=settings.max_length,
     )
 
 
