@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test lint clean bench-policy bench-training
+.PHONY: help setup quickstart test lint docs clean bench-policy bench-training
 
 help:
 	@echo "make quickstart   set up, then search on a real small model for 0.2 hours"
 	@echo "make test         set up, then run every check"
 	@echo "make bench-policy CURVES=FOLDER   compare budget policies on recorded curves"
 	@echo "make bench-training   gangs against PEFT + Trainer, rungs, the useful share of a search; about 2 hours"
+	@echo "make docs         build the documentation into site/"
 	@echo "make setup        make .venv and install the project with its tools"
 
 setup: $(STAMP)
@@ -50,6 +51,9 @@ bench-training: setup
 	$(BIN)/python -m benchmarks.training.search --minutes 10 --gpu $(if $(filter cpu,$(DEVICE)),cpu,auto)
 	$(BIN)/python -m benchmarks.training.rungs --device $(DEVICE)
 
+docs: setup
+	$(BIN)/mkdocs build --strict
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,4 +64,4 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

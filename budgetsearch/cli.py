@@ -49,6 +49,13 @@ ConfigOption = Annotated[
     Path | None, typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there")
 ]
 
+LogOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Log scalars to tensorboard, wandb or trackio as well (by commas).", show_default="none"
+    ),
+]
+
 
 @app.callback(invoke_without_command=True)
 def root(
@@ -146,7 +153,7 @@ def run(
         typer.Option(help="Evaluation as a share of a first rung, at most.", show_default="0.08"),
     ] = None,
     task_examples: Annotated[
-        int | None, typer.Option(help="Answers behind the accuracy, at most 32.", show_default="32")
+        int | None, typer.Option(help="Answers behind the accuracy; more if time is left.", show_default="32")
     ] = None,
     targets: Annotated[
         str | None,
@@ -186,21 +193,26 @@ def run(
         str,
         typer.Option(help="auto: go on with the run in --out if there is one, as after a requeue."),
     ] = "never",
+    log: LogOption = None,
 ) -> None:
     """Search for the best adapter within the budget, and export it before the deadline.
 
     What is not given comes from budgetsearch.yaml, then from the card's profile, then from defaults.
     """
     given = dict(locals())
-    config_file = given.pop("config")
+    config_file, loggers = given.pop("config"), given.pop("log")
     with _errors(), _progress() as (watchers, say):
         from budgetsearch import api
 
         result = api.run(
-            **given, config=config_file, watchers=watchers, say=say, already_seconds=process_age(),
-            last_resort=True,
+            **given, config=config_file, watchers=[*watchers, *_loggers(loggers)], say=say,
+            already_seconds=process_age(), last_resort=True,
         )  # fmt: skip
     _conclude(result)
+
+
+OF_RUNS = ("resume", "log")
+"""Options of ``run`` that mean nothing where nothing runs."""
 
 
 def _as_run(command: Callable[..., None]) -> Callable[..., None]:
@@ -211,7 +223,7 @@ def _as_run(command: Callable[..., None]) -> Callable[..., None]:
         for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
-    every = {**own, **{name: parameter for name, parameter in shared.items() if name != "resume"}}
+    every = {**own, **{name: parameter for name, parameter in shared.items() if name not in OF_RUNS}}
     command.__signature__ = inspect.Signature(list(every.values()))  # type: ignore[attr-defined]
     command.__annotations__ = {name: parameter.annotation for name, parameter in every.items()}
     return command
@@ -250,14 +262,15 @@ def resume(
     deadline: Annotated[
         str | None, typer.Option(help="Another deadline: 2026-11-24T18:00, or slurm.")
     ] = None,
+    log: LogOption = None,
 ) -> None:
     """Go on with an interrupted run, with what is left of its budget."""
     with _errors(), _progress() as (watchers, say):
         from budgetsearch import api
 
         result = api.resume(
-            run, deadline=deadline, watchers=watchers, say=say, already_seconds=process_age(),
-            last_resort=True,
+            run, deadline=deadline, watchers=[*watchers, *_loggers(log)], say=say,
+            already_seconds=process_age(), last_resort=True,
         )  # fmt: skip
     _conclude(result)
 
@@ -438,6 +451,14 @@ def _progress() -> Iterator[tuple[list[Watcher], Any]]:
     else:
         plain = PlainProgress(lambda line: print(line, flush=True))
         yield [plain], plain.say
+
+
+def _loggers(names: str | None) -> list[Watcher]:
+    if not names:
+        return []
+    from budgetsearch.loggers import logger
+
+    return [logger(name.strip()) for name in names.split(",")]
 
 
 def _console() -> Console:

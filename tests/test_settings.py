@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def test_the_card_of_the_file_gives_the_defaults(tmp_path: Path) -> None:
     assert ("mistralai/Mistral-7B-v0.1", "lora", 16, 1024) == (
         found.model, found.space, found.batch_size, found.max_length,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("gpu", ["a100", "rtx4090"])
+def test_the_24_hour_default_is_pinned(tmp_path: Path, gpu: str) -> None:
+    """Model and data are the same commits tomorrow; another model does not inherit the revision."""
+    found = load(tmp_path, {"gpu": gpu})
+    assert 24 == found.hours
+    assert re.fullmatch("[0-9a-f]{40}", found.revision or "")
+    assert re.search("@[0-9a-f]{40}$", found.data)
+    assert load(tmp_path, {"gpu": gpu, "model": "Qwen/Qwen2.5-7B"}).revision is None
+    assert "main" == load(tmp_path, {"gpu": gpu, "revision": "main"}).revision
 
 
 def test_auto_takes_the_defaults_of_the_card_that_is_here(tmp_path: Path) -> None:

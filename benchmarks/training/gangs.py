@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from benchmarks.training.common import device_name, fetch, say, write
 from budgetsearch.core.records import Schedule, Segment
 from budgetsearch.training.bases import load_base
-from budgetsearch.training.calibrate import MIN_GAIN
+from budgetsearch.training.calibrate import saturated
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
 from budgetsearch.training.memory import free, is_memory_error, peak_bytes, start_peak
@@ -243,9 +243,8 @@ def judge(rows: list[dict[str, Any]]) -> None:
         best = max(row["sequential"]["tokens_per_second"] for row in mine)
         for row in mine:
             rates = {int(k): v["tokens_per_second"] for k, v in row["gangs"].items()}
-            chosen = 1
-            while 2 * chosen in rates and rates[2 * chosen] >= MIN_GAIN * rates[chosen]:
-                chosen *= 2
+            sizes = sorted(rates)
+            chosen = sizes[saturated([rates[size] for size in sizes])[0]]
             gain = rates[chosen] / row["sequential"]["tokens_per_second"]
             limit = best / row["sequential"]["tokens_per_second"]
             row["chosen"] = chosen

@@ -25,7 +25,9 @@ WARMUP_STEPS = 20
 MIN_EVAL_EXAMPLES = 16
 MAX_EVAL_EXAMPLES = 512
 TASK_SHARE = 0.06
-"""Share of the budget that generating answers for the accuracy may take, 600 s at most."""
+"""Share of the budget that generating answers for the accuracy may take, ..."""
+MAX_ANSWER_SECONDS = 600.0
+"""... and this at most."""
 ANSWER_FACTOR = 1.2
 """Answers by base and adapter may take so much longer than the calibration's by the bare base, which were of
 full length; those that do not fit are left out of the accuracy."""
@@ -287,12 +289,17 @@ def checkpoint_interval(budget_seconds: float) -> float:
 def _reserve(request: PlanRequest, examples: int, measured: _Measured) -> tuple[float, float]:
     """(seconds for the final scores, the whole reserve)."""
     losses = measured.load + 2 * examples * measured.example * LOSS_FACTOR
-    answers = min(600.0, TASK_SHARE * request.budget_seconds) if request.task_examples else 0.0
+    answers = answer_seconds(request.budget_seconds) if request.task_examples else 0.0
     if measured.answer:
         answers = min(answers, ANSWER_FACTOR * 2 * request.task_examples * measured.answer)
     score = losses + answers
     leave = max(EXIT_SECONDS, min(30.0, 0.005 * request.budget_seconds))
     return score, score + 2 * measured.write + leave
+
+
+def answer_seconds(budget_seconds: float) -> float:
+    """What answers for the accuracy may take."""
+    return min(MAX_ANSWER_SECONDS, TASK_SHARE * budget_seconds)
 
 
 def seconds_left(plan: Plan, now: float) -> float:
@@ -313,7 +320,8 @@ def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
 
 def score_jobs(plan: Plan, best: TrialState, job_id: int) -> list[ScoreJob]:
     """The final scores of a trial's best checkpoint, still without their limits: the losses first; then,
-    in a job of its own that may fail alone, answers while there is time."""
+    in a job of its own that may fail alone, answers while there is time. Seconds that would be idle go to
+    more answers, within the share of the budget that answers may take."""
     losses = ScoreJob(
         job_id=job_id,
         quantization=cost_class(best.trial.params),
@@ -323,7 +331,13 @@ def score_jobs(plan: Plan, best: TrialState, job_id: int) -> list[ScoreJob]:
         micro_batch=best.micro_batch,
         limit_seconds=0.0,
     )
-    answers = replace(losses, job_id=job_id + 1, eval_examples=0, task_examples=plan.task_examples)
+    answers = replace(
+        losses,
+        job_id=job_id + 1,
+        eval_examples=0,
+        task_examples=plan.task_examples,
+        further_seconds=answer_seconds(plan.budget_seconds),
+    )
     return [losses, answers] if plan.task_examples else [losses]
 
 

@@ -177,6 +177,8 @@ class ScoreJob:
     """What fits: no pass takes more sequences."""
     limit_seconds: float
     """Answers are generated while this lasts."""
+    further_seconds: float = 0.0
+    """What is left of so many seconds goes to further answers: the more, the surer the accuracy."""
 
 
 Job = TrainJob | CalibrateJob | ScoreJob

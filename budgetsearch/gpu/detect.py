@@ -13,7 +13,7 @@ from budgetsearch.gpu.profiles import PROFILES, CardProfile, profile
 
 SEVEN_B_BYTES = 20 * GIB
 """A 7B in bf16 with adapters and a short micro-batch needs about this much (litgpt: 21.3 GB)."""
-SMALL_MODEL = PROFILES["t4"].model
+SMALL = PROFILES["t4"]
 """For an unknown card on which a 7B does not fit."""
 BUSY_SHARE = 0.9
 """With less than this share of its memory free, a card is in use by others (estimate: an empty desktop
@@ -183,7 +183,9 @@ def _recognise(card: NvmlCard) -> CardProfile:
         if known.fits(card.name) and card.total_bytes >= (known.usable_bytes or 0):
             return known
     unknown = PROFILES["auto"]
-    return unknown if card.total_bytes >= SEVEN_B_BYTES else replace(unknown, model=SMALL_MODEL)
+    if card.total_bytes >= SEVEN_B_BYTES:
+        return unknown
+    return replace(unknown, model=SMALL.model, revision=SMALL.revision)
 
 
 def _absence(everything: Sequence[NvmlCard], silence: str) -> str:

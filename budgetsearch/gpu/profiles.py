@@ -38,6 +38,8 @@ class CardProfile:
     """Longest row in tokens."""
     source: str
     """Where ``usable_bytes`` comes from."""
+    revision: str | None = None
+    """Commit of ``model`` on the Hub."""
     pattern: str = ""
     """Regular expression that the NVML device name must contain; empty: any."""
     usable_bytes: int | None = None
@@ -70,10 +72,13 @@ class CardProfile:
 def read_profiles(path: Path = CARDS) -> Mapping[str, CardProfile]:
     """The profiles of a file, by name and in its order."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {name: _profile(name, {**content["defaults"], **card}) for name, card in content["cards"].items()}
+    return {name: _profile(name, content["defaults"], card) for name, card in content["cards"].items()}
 
 
-def _profile(name: str, card: dict[str, Any]) -> CardProfile:
+def _profile(name: str, defaults: Mapping[str, Any], own: Mapping[str, Any]) -> CardProfile:
+    card = {**defaults, **own}
+    if "model" in own:
+        card["revision"] = own.get("revision")
     usable_gib = card.pop("usable_gib", None)
     usable_bytes = None if usable_gib is None else int(usable_gib * GIB)
     return CardProfile(name=name, usable_bytes=usable_bytes, **card)

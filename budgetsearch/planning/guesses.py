@@ -73,7 +73,7 @@ KNOWN_DATA: Mapping[str, DataGuess] = {
 
 def guess_data(source: str, max_rows: int | None) -> DataGuess:
     """Rows and tokens of a data source, from its size or from what is known of it."""
-    found = KNOWN_DATA.get(source) or _local(source) or _gym(source)
+    found = KNOWN_DATA.get(source.partition("@")[0]) or _local(source) or _gym(source)
     found = found or DataGuess(UNKNOWN_ROWS, UNKNOWN_TOKENS, "a guess: what is not here cannot be counted")
     return DataGuess(min(found.rows, max_rows or found.rows), found.tokens_per_row, found.source)
 

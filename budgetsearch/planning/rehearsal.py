@@ -114,7 +114,8 @@ class _World:
             return (found,), found.load_seconds + PROBES * (max(2 * step, job.probe_seconds) + step)
         if isinstance(job, ScoreJob):
             losses = 2 * job.eval_examples * found.eval_seconds_per_example
-            answers = min(2 * job.task_examples * found.answer_seconds, job.limit_seconds)
+            planned = 2 * job.task_examples * found.answer_seconds
+            answers = min(max(planned, job.further_seconds), job.limit_seconds)
             score = Score("ok", job.quantization, 2.0, 1.0)
             return (score,), losses if job.eval_examples else answers
         results = tuple(self._train(segment, found, job.eval_examples) for segment in job.segments)

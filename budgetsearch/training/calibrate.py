@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -22,7 +23,9 @@ from budgetsearch.training.score import time_answers
 MIN_STEPS = 2
 EVAL_EXAMPLES = 16
 MIN_GAIN = 1.03
-"""A gang twice as large must give so many times the tokens per second, or the smaller one is taken."""
+"""A larger gang must give so many times the tokens per second of the largest that paid, or that is taken."""
+MISSES = 2
+"""After so many doublings in a row that did not pay no larger gang is tried: a single timing may be off."""
 RECOMPUTE_GAIN = 1.02
 """Gradient checkpointing must give so many times the tokens per second of the smaller micro-batch."""
 GANGLESS = ("int8",)
@@ -46,7 +49,8 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
     probes = bench.alone()
     alone = max(probes, key=lambda p: p.tokens_per_second / (RECOMPUTE_GAIN if p.recompute else 1.0))
     gangs = [alone, *bench.gangs(alone)]
-    chosen = _saturated(gangs)
+    paid, _ = saturated([probe.tokens_per_second for probe in gangs])
+    chosen = gangs[paid]
     timer.lap("train")
     count = min(EVAL_EXAMPLES, len(shop.data.valid))
     training = bench.last
@@ -87,14 +91,18 @@ def _answer_seconds(base: Any, shop: Shop, micro_batch: int, job: CalibrateJob) 
     return 0.0
 
 
-def _saturated(gangs: list[Probe]) -> Probe:
-    """The last probe that was worth its doubling."""
-    chosen = gangs[0]
-    for probe in gangs[1:]:
-        if probe.tokens_per_second < MIN_GAIN * chosen.tokens_per_second:
-            break
-        chosen = probe
-    return chosen
+def saturated(rates: Sequence[float]) -> tuple[int, bool]:
+    """(which of these rates, each of twice as many members as the one before, is the last that paid; whether
+    it is of no use to try more)."""
+    chosen, misses = 0, 0
+    for place, rate in enumerate(rates):
+        if rate >= MIN_GAIN * rates[chosen]:
+            chosen, misses = place, 0
+        elif place:
+            misses += 1
+        if misses == MISSES:
+            return chosen, True
+    return chosen, False
 
 
 def flops_per_token(base: Any, training: GangTraining) -> float:
@@ -168,8 +176,8 @@ class _Bench:
         return [probe for probe in found if not plain or probe.micro_batch > plain[0].micro_batch]
 
     def gangs(self, alone: Probe) -> list[Probe]:
-        """Twice as many members each time, while that pays and memory lasts."""
-        found, before = [], alone
+        """Twice as many members each time, while that may pay and memory lasts."""
+        found, before = [alone], alone
         most = 1 if self.job.quantization in GANGLESS else self.job.max_gang
         while 2 * before.members <= most and self._has_room(before) and self.has_time(self._double()):
             try:
@@ -178,11 +186,11 @@ class _Bench:
                 traceback.print_exc()
                 break
             found.append(probe)
-            if probe.tokens_per_second < MIN_GAIN * before.tokens_per_second or self.shop.stopping():
+            if saturated([p.tokens_per_second for p in found])[1] or self.shop.stopping():
                 break
             before = probe
         free(self.shop.device)
-        return found
+        return found[1:]
 
     def _double(self) -> float:
         """Seconds of a probe with twice as many members: a first step, and those that are timed."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ANSWER_BATCH = 8
 ANSWER_SHARE = 0.85
 """Of the limit: the rest is for the token under way when it ends, on a machine that stutters."""
+MAX_ANSWERS = 512
+"""More of them would hardly make the accuracy surer."""
 MAX_NEW_TOKENS = 512
 SAMPLES = 4
 """Answers shown in the report."""
@@ -45,7 +47,7 @@ def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> Score:
         result = _measured(model, job, shop, result)
         timer.lap("evaluate")
     if job.task_examples:
-        result = _answered(model, job, shop, started + ANSWER_SHARE * job.limit_seconds, result)
+        result = _answered(model, job, shop, started, result)
         timer.lap("score")
     model.unload()
     return replace(result, seconds=timer.seconds)
@@ -66,10 +68,14 @@ def _measured(model: Any, job: ScoreJob, shop: Shop, result: Score) -> Score:
     )
 
 
-def _answered(model: Any, job: ScoreJob, shop: Shop, deadline: float, result: Score) -> Score:
+def _answered(model: Any, job: ScoreJob, shop: Shop, started: float, result: Score) -> Score:
     answers, detail = Answers(), ""
+    limit = ANSWER_SHARE * job.limit_seconds
+    further = min(limit, ANSWER_SHARE * job.further_seconds)
     try:
-        _answer(model, job, shop, deadline, answers)
+        _answer(model, job.micro_batch, shop, (job.task_examples, started + limit), answers)
+        if len(answers.adapter) == job.task_examples:
+            _answer(model, job.micro_batch, shop, (MAX_ANSWERS, started + further), answers)
     except Exception as error:  # the answers so far stand
         detail = f"answers ended early: {type(error).__name__}: {error}"[:500]
     return replace(
@@ -91,12 +97,14 @@ def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[in
     return losses, targets
 
 
-def _answer(model: Any, job: ScoreJob, shop: Shop, deadline: float, answers: Answers) -> None:
-    """Greedy answers in small batches while the time lasts; a batch that is cut off does not count."""
+def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], answers: Answers) -> None:
+    """Greedy answers in small batches, on from those that are there ``until`` there are so many or it is so
+    late; a batch that is cut off does not count."""
     from budgetsearch.training.data import answer_is_right
     from budgetsearch.training.tokens import load_tokenizer, render_prompt
 
-    examples = shop.data.valid_examples[: job.task_examples]
+    count, deadline = until
+    examples = shop.data.valid_examples[:count]
     tokenizer = load_tokenizer(shop.model_path)
     length = _answer_length(shop)
 
@@ -104,8 +112,8 @@ def _answer(model: Any, job: ScoreJob, shop: Shop, deadline: float, answers: Ans
         shop.beat(None, "answers", 0, None)
         return shop.stopping() or time.monotonic() > deadline
 
-    batch = answer_batch(job.micro_batch)
-    for start in range(0, len(examples), batch):
+    batch = answer_batch(micro_batch)
+    for start in range(len(answers.adapter), len(examples), batch):
         some = examples[start : start + batch]
         prompts = [render_prompt(tokenizer, example) for example in some]
         ask = partial(
