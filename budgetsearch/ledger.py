@@ -353,7 +353,7 @@ def _structure(connection: sqlite3.Connection, path: Path) -> str:
     if _is_empty(connection):
         return ""
     found = [str(sql) for (sql,) in connection.execute("SELECT sql FROM sqlite_master")]
-    if found != list(SCHEMA):
+    if sorted(found) != sorted(SCHEMA):
         return "its table or its triggers are not as they were made"
     if (verdict := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
         return str(verdict)
