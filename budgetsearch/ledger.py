@@ -307,7 +307,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         with closing(connection):
             connection.text_factory = lambda data: data.decode("utf-8", "replace")
             yield connection
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:  # a name in its schema may be no text any more
         code = getattr(error, "sqlite_errorcode", 1)
         if code & 0xFF in BLOCKED and code not in UNREADABLE:
             raise LedgerError(

@@ -211,6 +211,13 @@ def unguarded(path: Path) -> None:
         connection.execute("DROP TRIGGER no_delete")
 
 
+def misspelt(path: Path) -> None:
+    """The name of a column is no text any more."""
+    data = path.read_bytes()
+    assert data.count(b"    kind TEXT") == 1
+    path.write_bytes(data.replace(b"    kind TEXT", b"    k\xb5nd TEXT"))
+
+
 def readonly(path: Path) -> None:
     """The version of SQLite that may write it is one that there is not."""
     with path.open("r+b") as file:
@@ -219,7 +226,19 @@ def readonly(path: Path) -> None:
 
 
 DAMAGE = [
-    *(truncated, zeroed, emptied, deleted, altered, holed, beheaded, renumbered, unguarded, readonly),
+    *(
+        truncated,
+        zeroed,
+        emptied,
+        deleted,
+        altered,
+        holed,
+        beheaded,
+        renumbered,
+        unguarded,
+        misspelt,
+        readonly,
+    ),
 ]
 
 
@@ -267,7 +286,7 @@ def go_on(path: Path, entries: list[Entry]) -> None:
 
 
 @pytest.mark.parametrize("ending", ["-wal", ""])
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_bytes_that_change_anywhere_lose_nothing_while_the_backup_is_whole(
     killed: tuple[Path, list[Entry]], closed: Path, tmp_path: Path, ending: str, seed: int
 ) -> None:
@@ -293,7 +312,7 @@ def test_a_log_that_was_deleted_is_found_missing(killed: tuple[Path, list[Entry]
     assert killed[1] == entries_of(run / "ledger.sqlite")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_damaged_backup_costs_nothing_while_the_database_is_whole(
     killed: tuple[Path, list[Entry]], closed: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -529,7 +548,7 @@ def test_a_backup_that_cannot_be_written_does_not_stop_the_run(
 
 
 @pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_run_whose_ledger_was_mended_goes_on_to_its_end(tmp_path: Path, both: bool, seed: int) -> None:
     """Killed, then damaged in one file or in both: the mended run keeps every invariant, charges each second
     once, and replays."""
