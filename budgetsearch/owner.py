@@ -46,14 +46,9 @@ class Owner:
     def this_process(cls) -> Owner:
         """Of the process that asks, with the passwords of its command hidden."""
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        return cls(
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            boot=_boot(),
-            started=psutil.Process().create_time(),
-            taken=time.time(),
-            command=without_secrets(command)[:COMMAND_LENGTH],
-        )
+        shown = without_secrets(command)[:COMMAND_LENGTH]
+        began = psutil.Process().create_time()
+        return cls(os.getpid(), socket.gethostname(), _boot(), began, time.time(), shown)
 
     def to_json(self) -> str:
         """What the lock file holds."""
