@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgetsearch.core.seals import Row, longest, row_of
+from budgetsearch.core.seals import Row, row_of
 from budgetsearch.folders import replace_file, sync
 
 LOGGER = logging.getLogger("budgetsearch.ledger")
@@ -35,8 +35,8 @@ class Copy:
     """All that can be read, whole or not."""
     lines: int = 0
     """All that were begun."""
-    flaw: str = ""
-    """What is wrong before its last line; a torn last line is what a power cut leaves."""
+    torn: bool = False
+    """Whether its last line has no end, as a power cut leaves it."""
 
 
 def read_copy(path: Path) -> Copy:
@@ -46,13 +46,12 @@ def read_copy(path: Path) -> Copy:
         OSError: the file is there and cannot be read.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        content = path.read_bytes()
     except FileNotFoundError:
         return Copy([])
+    lines = content.splitlines()
     rows = [row for line in lines if (row := _row(line)) is not None]
-    whole = len(longest(rows))
-    flaw = f"line {whole + 1} is not as it was written" if whole < len(lines) - 1 else ""
-    return Copy(rows, len(lines), flaw)
+    return Copy(rows, len(lines), bool(content) and not content.endswith(b"\n"))
 
 
 def last_seq(path: Path) -> int:
@@ -82,16 +81,14 @@ def write_copy(path: Path, rows: Sequence[Row]) -> None:
 class Backup:
     """The backup of a ledger that is being written."""
 
-    def __init__(self, path: Path, rows: Sequence[Row]) -> None:
-        """Bring the backup level with the ledger's ``rows`` and keep it open.
+    def __init__(self, path: Path, rows: Sequence[Row], there: Copy) -> None:
+        """Bring the backup, which holds what is ``there``, level with the ledger's ``rows`` and keep it open.
 
         Raises:
             OSError: it cannot be written.
         """
         self.path = path
-        there = read_copy(path)
-        torn = bool(there.lines) and not path.read_bytes().endswith(b"\n")
-        level = not there.flaw and not torn and there.rows == list(rows[: there.lines])
+        level = not there.torn and there.rows == list(rows[: there.lines])
         if not level:
             write_copy(path, rows)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

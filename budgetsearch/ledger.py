@@ -78,6 +78,8 @@ class Survey:
     """What is wrong with the database."""
     lost: int = 0
     """Later events that are to be seen and whole in neither; there may have been more."""
+    flaw: str = ""
+    """What is wrong with the backup; a torn last line, which a power cut leaves, is not."""
     copy: Copy = field(default_factory=lambda: Copy([]))
 
 
@@ -90,14 +92,17 @@ def read_entries(path: Path, after: int = 0) -> Iterator[Entry]:
         LedgerError: there is no ledger, or it cannot be read.
     """
     for row in _whole_rows(path, after):
-        try:
-            event = decode(Event, json.loads(row.body))
-        except ValueError as error:
-            raise LedgerError(
-                f"Entry {row.seq} of the ledger {path} cannot be understood ({error}): another version of "
-                "budgetsearch wrote it. Use that version."
-            ) from error
-        yield Entry(row.seq, row.at, row.wall, event)
+        yield _entry(row, path)
+
+
+def _entry(row: Row, path: Path) -> Entry:
+    try:
+        return Entry(row.seq, row.at, row.wall, decode(Event, json.loads(row.body)))
+    except ValueError as error:
+        raise LedgerError(
+            f"Entry {row.seq} of the ledger {path} cannot be understood ({error}): another version of "
+            "budgetsearch wrote it. Use that version."
+        ) from error
 
 
 def read_history(path: Path) -> History:
@@ -130,12 +135,19 @@ def survey(path: Path) -> Survey:
             problem = "its format number is not as it was written"
     rows = longest(stored, copy.rows)
     lost = max(0, max(len(stored), copy.lines) - len(rows))
-    whole = len(longest(stored))
+    whole, copied = _agreeing(rows, stored), _agreeing(rows, copy.rows)
     if not problem and whole < len(stored):
         problem = f"entry {whole + 1} is not as it was written"
     elif not problem and (whole < len(rows) or lost):
         problem = f"it ends with entry {whole}, before its end"
-    return Survey(rows, problem, lost, copy)
+    flaw = f"line {copied + 1} is not as it was written" if copied < copy.lines - 1 else ""
+    return Survey(rows, problem, lost, flaw, copy)
+
+
+def _agreeing(rows: list[Row], other: list[Row]) -> int:
+    """How many of them are the same from the beginning on."""
+    pairs = enumerate(zip(rows, other, strict=False))
+    return next((number for number, (one, two) in pairs if one != two), min(len(rows), len(other)))
 
 
 class Ledger:
@@ -156,11 +168,11 @@ class Ledger:
         self._seq, self._seal = len(there.rows), last_seal(there.rows)
         try:
             self._connection = connect(path)
-            self._backup = Backup(backup_of(path), there.rows)
+            self._backup = Backup(backup_of(path), there.rows, there.copy)
         except (sqlite3.Error, OSError) as error:
             raise LedgerError(_unwritable(path, error)) from error
-        for entry in read_entries(path):
-            self.history.apply(entry)
+        for row in there.rows:
+            self.history.apply(_entry(row, path))
 
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of every entry from now on."""

@@ -41,10 +41,10 @@ def mend(path: Path) -> Mended | None:
         LedgerError: nothing in it or its backup is whole, or the disk cannot be written; nothing is lost.
     """
     found = survey(path)
-    if not found.problem and not found.copy.flaw:
+    if not found.problem and not found.flaw:
         return None
     if not found.rows:
-        raise LedgerError(damaged(path, found.problem or found.copy.flaw))
+        raise LedgerError(damaged(path, found.problem or found.flaw))
     try:
         kept = _mend(path, found)
     except OSError as error:
@@ -60,7 +60,7 @@ def _mend(path: Path, found: Survey) -> list[str]:
     kept = []
     backup = backup_of(path)
     aside = _free_name(path)
-    if found.copy.flaw:
+    if found.flaw:
         target = backup_of(aside)
         shutil.copyfile(backup, target)
         sync(target)
@@ -114,8 +114,8 @@ def _build(path: Path, rows: list[Row]) -> None:
 def _line(found: Survey, kept: list[str]) -> str:
     last = found.rows[-1]
     what = f"The ledger was damaged ({found.problem})" if found.problem else "The ledger is whole"
-    if found.copy.flaw:
-        what += f", {'and' if found.problem else 'but'} its backup was damaged ({found.copy.flaw})"
+    if found.flaw:
+        what += f", {'and' if found.problem else 'but'} its backup was damaged ({found.flaw})"
     lost = (
         f"At least {found.lost} later events are lost: what they told is done again"
         if found.lost

@@ -20,10 +20,11 @@ from budgetsearch import driver
 from budgetsearch.aftermath import Facts, after_failure, aftermath, keep_traceback, marked, run_of
 from budgetsearch.cli import app
 from budgetsearch.clock import local_time
-from budgetsearch.core.errors import EngineError
+from budgetsearch.core.errors import EngineError, RunFolderError
 from budgetsearch.core.history import History
 from budgetsearch.core.records import Segment
 from budgetsearch.ledger import read_history
+from budgetsearch.runfolder import RunFolder
 from tests.factories import Story, params, whole_run
 from tests.faults import fastrun
 from tests.faults.kills import preload
@@ -213,20 +214,29 @@ def test_a_run_that_fails_says_what_is_safe_and_its_command_goes_on_to_the_end(
     check_end(run, loads=False)
 
 
-def test_a_damaged_ledger_is_said_by_status_and_mended_by_resume(place: fastrun.Place) -> None:
+def cut(ledger: Path) -> None:
+    """Its last pages are gone."""
+    os.truncate(ledger, ledger.stat().st_size - 5000)
+
+
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+def test_a_damaged_ledger_is_said_by_status_and_mended_by_resume(
+    place: fastrun.Place, damage: Callable[[Path], None]
+) -> None:
     """Both say it on the screen; ``status`` leaves everything as it is."""
-    run, log = place.path / "runs" / "damaged", place.path / "damaged.log"
+    run, log = place.path / "runs" / damage.__name__, place.path / "damaged.log"
     assert command(place, log, start(place, run), failing(EngineError("gone"))) == 1
-    size = (run / "ledger.sqlite").stat().st_size
-    os.truncate(run / "ledger.sqlite", size - 5000)
-    before = (run / "ledger.sqlite").read_bytes()
+    damage(run / "ledger.sqlite")
+    before = {path.name: path.read_bytes() for path in run.glob("ledger.*")}
     seen = subprocess.run(
         [sys.executable, "-m", "budgetsearch", "status", str(run)], capture_output=True, text=True, check=True
     )
     assert "trials, failed" in seen.stdout
     assert seen.stderr.count("is damaged") == 1
     assert f"budgetsearch resume {shlex.quote(str(run))}" in seen.stderr
-    assert before == (run / "ledger.sqlite").read_bytes()
+    assert before == {name: (run / name).read_bytes() for name in before}
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        RunFolder(run).check_free()
     again = place.path / "again.log"
     assert command(place, again, ["resume", str(run)], lambda: None) == 0, again.read_text(encoding="utf-8")
     assert "The ledger was damaged" in again.read_text(encoding="utf-8")

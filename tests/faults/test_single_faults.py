@@ -6,11 +6,13 @@ import ctypes
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from budgetsearch.core.errors import LedgerError, RunFolderError
 from budgetsearch.core.events import Charged, SegmentEnded, SegmentStarted
 from budgetsearch.core.history import fold
 from budgetsearch.core.records import Segment
-from budgetsearch.ledger import read_entries, read_history
+from budgetsearch.ledger import SCHEMA, read_entries, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
 from tests.faults import fastrun, killing
 from tests.faults.killing import Shot
@@ -417,6 +419,33 @@ def test_what_a_torn_log_lost_comes_back_from_the_backup(place: fastrun.Place, r
     said = place.log.read_bytes()[before:].decode()
     assert "The ledger was damaged" in said
     assert "Nothing is known to be lost" in said
+
+
+def test_events_that_both_files_lost_are_said_and_done_again(place: fastrun.Place, run: Path) -> None:
+    """What the longest whole beginning tells is kept, and the run goes on from there to an end at which each
+    second is charged once, each token trained once, and the study shows the ledger's trials."""
+    killed_run(place, run, passes=40)
+    whole = list(read_entries(run / "ledger.sqlite"))
+    kept = len(whole) // 3
+    with closing(sqlite3.connect(run / "ledger.sqlite")) as connection:
+        connection.execute("DROP TRIGGER no_delete")
+        connection.execute("DELETE FROM events WHERE seq > ?", (kept,))
+        connection.execute(SCHEMA[2])
+        connection.commit()
+    lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    lines[kept] = lines[kept].replace(b"1", b"2")
+    (run / "ledger.jsonl").write_bytes(b"".join(lines))
+    with closing(sqlite3.connect(run / "study.sqlite")) as connection:
+        connection.execute("CREATE TABLE stale (x)")
+        connection.commit()
+    before = place.log.stat().st_size
+    assert place.whole_life(run, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]
+    check_end(run, mended=True)
+    with closing(sqlite3.connect(run / "study.sqlite")) as connection:
+        assert ("stale",) not in connection.execute("SELECT name FROM sqlite_master").fetchall()
+    assert list(read_entries(run / "ledger.sqlite"))[:kept] == whole[:kept]
+    lost = f"At least {len(lines) - kept} later events are lost"
+    assert lost in place.log.read_bytes()[before:].decode()
 
 
 def tear_log(run: Path, share: float) -> None:
