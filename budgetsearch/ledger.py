@@ -13,7 +13,6 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,37 +34,21 @@ from budgetsearch.core.events import (
 )
 from budgetsearch.core.history import History
 from budgetsearch.core.ports import Clock, Watcher
-from budgetsearch.core.seals import FORMAT, GENESIS, Row, follows, last_seal, longest, row_of, sealed
+from budgetsearch.core.seals import FORMAT, GENESIS, Row, follows, last_seal, longest, sealed
+from budgetsearch.database import (
+    SCHEMA,
+    Damage,
+    OtherFormat,
+    format_of,
+    is_empty,
+    reading,
+    scan,
+    structure_of,
+)
 
 LOGGER = logging.getLogger("budgetsearch.ledger")
-SCHEMA = (
-    """CREATE TABLE events (
-    seq INTEGER PRIMARY KEY,
-    at REAL NOT NULL,
-    wall REAL NOT NULL,
-    kind TEXT NOT NULL,
-    body TEXT NOT NULL,
-    seal TEXT NOT NULL
-)""",
-    """CREATE TRIGGER no_update BEFORE UPDATE ON events
-BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
-    """CREATE TRIGGER no_delete BEFORE DELETE ON events
-BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
-)
 DEAR = (Opened, Calibrated, Planned, SegmentEnded, Scored, Exported, Resumed, Closed)
 """Events behind which the backup is forced to the disk: what they tell cost time, or is a promise."""
-BLOCKED = frozenset({3, 5, 6, 7, 8, 10, 13, 14, 23})
-"""SQLite's PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN, AUTH: it could not look."""
-UNREADABLE = frozenset({266, 8202, 8458})
-"""... but IOERR_READ, IOERR_DATA and IOERR_CORRUPTFS are a disk that has lost something."""
-
-
-class OtherFormat(LedgerError):
-    """Another version of budgetsearch wrote the ledger."""
-
-
-class _Damage(Exception):
-    """What is wrong with the database."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +225,7 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
-    if _is_empty(connection):
+    if is_empty(connection):
         statements = (f"PRAGMA user_version={FORMAT}", *SCHEMA)
         connection.executescript(f"BEGIN; {'; '.join(statements)}; COMMIT;")
     return connection
@@ -263,7 +246,7 @@ def _whole_rows(path: Path, after: int) -> Iterator[Row]:
             last = row.seq
         if last >= least:
             return
-    except _Damage:
+    except Damage:
         pass
     found = survey(path)
     if not found.rows:
@@ -277,14 +260,14 @@ def _chained(path: Path, after: int) -> Iterator[Row]:
     """The rows of the database behind ``after``, each one checked; those of an older format cannot be."""
     if not path.is_file():
         return
-    with _reading(path) as connection:
-        old, problem = _format(connection, path)
+    with reading(path) as connection:
+        old, problem = format_of(connection, path)
         if problem:
-            raise _Damage(problem)
+            raise Damage(problem)
         seal = GENESIS
-        for number, row in enumerate(_scan(connection, after, old=old), start=max(1, after)):
+        for number, row in enumerate(scan(connection, after, old=old), start=max(1, after)):
             if row is None or not (old or number == after or follows(seal, row)):
-                raise _Damage(f"entry {number} is not as it was written")
+                raise Damage(f"entry {number} is not as it was written")
             seal = row.seal
             if row.seq > after:
                 yield row
@@ -293,86 +276,17 @@ def _chained(path: Path, after: int) -> Iterator[Row]:
 def _gather(path: Path, rows: list[Row]) -> str:
     """Add all rows of the database that can be read, whole or not; returns what is wrong with it."""
     try:
-        with _reading(path) as connection:
-            old, problem = _format(connection, path)
+        with reading(path) as connection:
+            old, problem = format_of(connection, path)
             if old:
                 raise OtherFormat(
                     f"{path} was written by an older budgetsearch and cannot go on. Resume it with that "
                     "version, or start a new run with another --out."
                 )
-            rows.extend(row for row in _scan(connection, 0) if row is not None)
-            return problem or _structure(connection, path)
-    except _Damage as damage:
+            rows.extend(row for row in scan(connection, 0) if row is not None)
+            return problem or structure_of(connection, path)
+    except Damage as damage:
         return str(damage)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """The database, for reading only.
-
-    Raises:
-        _Damage: what SQLite says of it.
-        LedgerError: SQLite could not look at it.
-    """
-    try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
-        with closing(connection):
-            connection.text_factory = lambda data: data.decode("utf-8", "replace")
-            yield connection
-    except (sqlite3.Error, UnicodeError) as error:  # a name in its schema may be no text any more
-        code = getattr(error, "sqlite_errorcode", 1)
-        if code & 0xFF in BLOCKED and code not in UNREADABLE:
-            raise LedgerError(
-                f"The ledger {path} cannot be read now ({error}). Mend the folder's permissions or its disk, "
-                "or make room, and try again."
-            ) from error
-        raise _Damage(str(error)) from error
-
-
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    """Whether its process was killed between the file and its table."""
-    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-
-
-def _format(connection: sqlite3.Connection, path: Path) -> tuple[bool, str]:
-    """Whether the database is of an older format, and what is wrong with its format number.
-
-    Raises:
-        OtherFormat: a newer version wrote it.
-    """
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == FORMAT or _is_empty(connection):
-        return False, ""
-    if "seal" in (column[1] for column in connection.execute("PRAGMA table_info(events)")):
-        first = next(_scan(connection, 0), None)
-        if first is not None and follows(GENESIS, first):
-            return False, "its format number is not as it was written"
-    if version > FORMAT:
-        raise OtherFormat(f"{path} was written by a newer budgetsearch (format {version}).")
-    return True, ""
-
-
-def _scan(connection: sqlite3.Connection, after: int, *, old: bool = False) -> Iterator[Row | None]:
-    """Each row from number ``after`` on; None for one that cannot be a row."""
-    seal = "''" if old else "seal"
-    query = f"SELECT seq, at, wall, kind, body, {seal} FROM events WHERE seq >= ? ORDER BY seq"
-    for values in () if _is_empty(connection) else connection.execute(query, (after,)):
-        yield row_of(values)
-
-
-def _structure(connection: sqlite3.Connection, path: Path) -> str:
-    """What is wrong with the database beside its rows."""
-    if _is_empty(connection):
-        return ""
-    found = [str(sql) for (sql,) in connection.execute("SELECT sql FROM sqlite_master")]
-    if sorted(found) != sorted(SCHEMA):
-        return "its table or its triggers are not as they were made"
-    if (verdict := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-        return str(verdict)
-    with path.open("rb") as file:
-        if not set(file.read(20)[18:]) <= {1, 2}:  # the versions of SQLite that may write and read it
-            return "its header is not as it was written"
-    return ""
 
 
 def damaged(path: Path, problem: str, readable: int = 0, lost: int = 0) -> str:

@@ -22,8 +22,9 @@ from budgetsearch.core.events import Charged, Closed, Entry, Heartbeat, Noticed,
 from budgetsearch.core.history import History, fold
 from budgetsearch.core.records import Beat
 from budgetsearch.core.seals import GENESIS, Row, follows, longest, row_of, sealed
+from budgetsearch.database import SCHEMA
 from budgetsearch.engines.simulator import VirtualClock
-from budgetsearch.ledger import SCHEMA, Ledger, read_entries, survey
+from budgetsearch.ledger import Ledger, read_entries, survey
 from budgetsearch.mending import mend
 from tests.simulation import Killed, Killer, make_driver
 from tests.test_driver import check_invariants

@@ -24,7 +24,8 @@ from budgetsearch.core.errors import LedgerError, RunFolderError
 from budgetsearch.core.events import Charged, SegmentEnded, SegmentStarted
 from budgetsearch.core.history import fold
 from budgetsearch.core.records import Segment
-from budgetsearch.ledger import SCHEMA, read_entries, read_history
+from budgetsearch.database import SCHEMA
+from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
 from tests.faults import fastrun, killing
 from tests.faults.killing import Shot
