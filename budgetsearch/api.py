@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetsearch.aftermath import marked
 from budgetsearch.clock import deadline_of, local_time, timing_of_new, timing_of_resumed
 from budgetsearch.compose import Say, cache_folder, drive, finish_leaving, start, storage_url
 from budgetsearch.core.errors import (
@@ -21,6 +22,7 @@ from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
 from budgetsearch.ledger import read_entries, read_history
+from budgetsearch.mending import mend
 from budgetsearch.runfolder import RunFolder, RunLock
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def run(
     if resume == "auto":
         if not (out or names_out(Path(config) if config else None)):
             raise SettingsError("--resume auto needs --out: the folder in which the run is, or will be.")
-        if RunFolder(folder).ledger.is_file():
+        if RunFolder(folder).has_ledger():
             say(f"going on with the run in {folder}, with its own settings")
             return resume_run(
                 folder, deadline=deadline, watchers=watchers, say=say,
@@ -140,7 +142,8 @@ def run(
     if until is not None:
         settings = settings.model_copy(update={"deadline": local_time(until)})
     start(settings, timing, watchers, say, last_resort=last_resort)
-    return _conclude(RunFolder(folder))
+    with marked(folder):
+        return _conclude(RunFolder(folder))
 
 
 def plan(
@@ -215,37 +218,57 @@ def resume(
 
     Raises:
         RunFolderError: there is no run in the folder, or it is in use.
+        LedgerError: neither its ledger nor the backup can be used.
     """
-    from budgetsearch.settings import Settings
-
     folder = RunFolder(Path(run))
     folder.check_run()
     lock = RunLock(folder)
+    if lock.left_behind is not None and not lock.left_behind.lives():
+        say(f"{lock.left_behind} had this run and was ended from outside")
     lock.sign()
     try:
-        history = read_history(folder.ledger)
-        if history.opened is None:
-            raise _never_began(folder)
-        if history.closed is not None and history.closed.state == "finished":
-            finish_leaving(folder, history)
-            return _conclude(folder)
-        settings = Settings.model_validate(dict(history.opened.settings))
-        timing = timing_of_resumed(
-            history.spent,
-            history.opened.budget_seconds,
-            _began(folder) if settings.deadline else None,
-            deadline_of(deadline) if deadline else None,
-            already_seconds,
-        )
-        drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
-        return _conclude(folder)
+        with marked(folder.path):
+            return _go_on(folder, lock, deadline, watchers, say, already_seconds, last_resort)
     finally:
         lock.release()
 
 
+def _go_on(
+    folder: RunFolder,
+    lock: RunLock,
+    deadline: str | None,
+    watchers: Sequence[Watcher],
+    say: Say,
+    already_seconds: float,
+    last_resort: bool,
+) -> Result:
+    from budgetsearch.settings import Settings
+
+    if (mended := mend(folder.ledger)) is not None:
+        say(mended.line)
+        if mended.lost:
+            folder.forget_study()
+    history = read_history(folder.ledger)
+    if history.opened is None:
+        raise _never_began(folder)
+    if history.closed is not None and history.closed.state == "finished":
+        finish_leaving(folder, history)
+        return _conclude(folder)
+    settings = Settings.model_validate(dict(history.opened.settings))
+    timing = timing_of_resumed(
+        history.spent,
+        history.opened.budget_seconds,
+        _began(folder) if settings.deadline else None,
+        deadline_of(deadline) if deadline else None,
+        already_seconds,
+    )
+    drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
+    return _conclude(folder)
+
+
 def _never_began(folder: RunFolder) -> BudgetsearchError:
     """What a ledger without an event means: beside what only a search can have left it has lost them."""
-    if folder.adapter.exists() or any(folder.checkpoints.glob("trial*")):
+    if folder.has_earned():
         return LedgerError(
             f"The ledger {folder.ledger} holds no event, but there are checkpoints or an adapter beside it. "
             "Restore it from a copy; the adapter can be used as it is."

@@ -6,11 +6,12 @@ import atexit
 import inspect
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +19,7 @@ from rich.console import Console
 from budgetsearch.clock import process_age
 from budgetsearch.core.errors import BudgetsearchError, UsageError
 from budgetsearch.core.ports import Watcher
+from budgetsearch.core.secrets import without_secrets
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -290,7 +292,8 @@ def status(
         else:
             _console().print(summary(api.open_history(run)))
             if api.status(run)["phase"] == "stopped":
-                typer.echo(f"No process works on it. Go on with:  budgetsearch resume {run}")
+                where = shlex.quote(str(run))
+                typer.echo(f"No process works on it. Go on with:  budgetsearch resume {where}")
 
 
 @app.command(epilog="Example:  budgetsearch report runs/mine")
@@ -426,18 +429,35 @@ def main() -> None:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Every error of ours is one message; wrong input exits with 2, anything else with 1."""
+    """Every error is one message, and what is safe; wrong input exits with 2, anything else with 1."""
     try:
         yield
     except UsageError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_USAGE) from error
+        _fail(error, f"error: {error}", EXIT_USAGE)
     except BudgetsearchError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
-    except KeyboardInterrupt:
-        typer.echo("stopped at once; `budgetsearch resume RUN` goes on with a run that had begun", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        _fail(error, f"error: {error}", EXIT_FAILED)
+    except KeyboardInterrupt as error:
+        _fail(error, "stopped at once", EXIT_INTERRUPTED)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        from budgetsearch.aftermath import keep_traceback, run_of
+
+        run = run_of(error)
+        kept = keep_traceback(error, run) if run is not None else None
+        if kept is None:
+            raise
+        what = without_secrets(f"{type(error).__name__}: {error}")
+        _fail(error, f"error: {what}. The traceback is in {kept}.", EXIT_FAILED)
+
+
+def _fail(error: BaseException, message: str, code: int) -> NoReturn:
+    from budgetsearch.aftermath import after_failure, run_of
+
+    run = run_of(error)
+    for line in (message, *(after_failure(run) if run is not None else ())):
+        typer.echo(line, err=True)
+    raise typer.Exit(code) from error
 
 
 @contextmanager
@@ -476,8 +496,10 @@ def _conclude(result: Any) -> None:
     if result.state == "finished":
         typer.echo(f"report   {result.run / 'report.md'}")
         return
-    typer.echo(f"{result.state}: {result.reason}. Everything so far is kept in {result.run}.")
-    typer.echo(f"Go on with:  budgetsearch resume {result.run}")
+    from budgetsearch.aftermath import after_failure
+
+    for line in (f"{result.state}: {result.reason}", *after_failure(result.run)):
+        typer.echo(line)
     if result.state != "interrupted":
         raise typer.Exit(EXIT_FAILED)
     raise typer.Exit(EXIT_INTERRUPTED if result.signal == "SIGINT" else EXIT_PREEMPTED)

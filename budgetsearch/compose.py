@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetsearch.aftermath import marked
 from budgetsearch.clock import Timing
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.errors import (
@@ -66,7 +67,8 @@ def start(
         raise RunFolderError(f"--out {folder.path} cannot be made: {error}. Name another folder.") from error
     lock.sign()
     try:
-        return drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
+        with marked(folder.path):
+            return drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
     except (UsageError, KeyboardInterrupt):
         if not _has_trials(folder):
             folder.clear(remove=not existed)
@@ -77,7 +79,7 @@ def start(
 
 def _has_trials(folder: RunFolder) -> bool:
     """Whether anything was earned that must be kept."""
-    return folder.ledger.exists() and bool(read_history(folder.ledger).trials)
+    return folder.has_ledger() and bool(read_history(folder.ledger).trials)
 
 
 def _anchored(settings: Settings) -> Settings:

@@ -54,6 +54,7 @@ from budgetsearch.core.records import (
     SegmentResult,
     TrainJob,
 )
+from budgetsearch.core.secrets import without_secrets
 from budgetsearch.ledger import Ledger
 
 LOGGER = logging.getLogger("budgetsearch.driver")
@@ -126,7 +127,7 @@ class Driver:
             raise
         except Exception as error:
             self._abandon()
-            self._close("failed", f"{type(error).__name__}: {error}")
+            self._close("failed", without_secrets(f"{type(error).__name__}: {error}"))
             raise
         return self.history
 

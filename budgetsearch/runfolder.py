@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.backup import backup_of
 from budgetsearch.core.errors import LedgerError, RunFolderError
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.ledger import read_entries
+from budgetsearch.owner import Owner, read_owner, seconds_to_wait
 
-OWN = ("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite")
+OWN = (
+    *("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite"),
+    *("ledger.jsonl", "traceback.log"),
+)
 """What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
 
 
@@ -31,6 +36,11 @@ class RunFolder:
     def ledger(self) -> Path:
         """The append-only record: the truth."""
         return self.path / "ledger.sqlite"
+
+    @property
+    def backup(self) -> Path:
+        """The same once more, in a file that only grows."""
+        return backup_of(self.ledger)
 
     @property
     def study(self) -> Path:
@@ -67,6 +77,15 @@ class RunFolder:
         """What the worker process and its libraries printed."""
         return self.path / "worker.log"
 
+    @property
+    def traceback(self) -> Path:
+        """Where errors happened that nobody foresaw."""
+        return self.path / "traceback.log"
+
+    def has_ledger(self) -> bool:
+        """Whether the ledger is there, or its backup, from which it can be made again."""
+        return self.ledger.is_file() or self.backup.is_file()
+
     def check_free(self) -> None:
         """Refuse a folder that a new run must not write into.
 
@@ -79,7 +98,7 @@ class RunFolder:
             self._check_writable()
             return
         self.check_not_in_use()
-        if self.ledger.exists() and self._has_begun():
+        if self.has_ledger() and self._has_begun():
             raise RunFolderError(
                 f"--out {self.path} already holds a run. Go on with `budgetsearch resume {self.path}`, or "
                 "name another folder."
@@ -107,12 +126,29 @@ class RunFolder:
 
         Raises:
             RunFolderError: there is none.
+            LedgerError: there was one, but its ledger is gone.
         """
-        if not self.ledger.is_file() and self.path.is_dir() and self.in_use():
+        if self.has_ledger():
+            return
+        if self.path.is_dir() and self.in_use():
             raise self.being_prepared()
-        if not self.ledger.is_file():
-            what = "has no ledger.sqlite, so it is not a run" if self.path.is_dir() else "does not exist"
-            raise RunFolderError(f"{self.path} {what}. `budgetsearch run --out FOLDER` starts one.")
+        if self.has_earned():
+            raise LedgerError(
+                f"The ledger {self.ledger} is gone, and its backup {self.backup.name} too, but there "
+                "are checkpoints or an adapter beside them. Restore one of the two files from a copy; the "
+                "adapter can be used as it is."
+            )
+        what = "has no ledger.sqlite, so it is not a run" if self.path.is_dir() else "does not exist"
+        raise RunFolderError(f"{self.path} {what}. `budgetsearch run --out FOLDER` starts one.")
+
+    def has_earned(self) -> bool:
+        """Whether there is what only a search can have left."""
+        return self.adapter.exists() or any(self.checkpoints.glob("trial*"))
+
+    def forget_study(self) -> None:
+        """Remove the study, which may know more than a mended ledger; it is made again from that."""
+        for end in ("-wal", "-shm", "-journal", ""):
+            Path(f"{self.study}{end}").unlink(missing_ok=True)
 
     def being_prepared(self) -> RunFolderError:
         """What to say of a run that has not begun yet."""
@@ -176,33 +212,66 @@ class RunLock:
         """Take the lock.
 
         Raises:
-            RunFolderError: another process holds it.
+            RunFolderError: another process holds it, or may hold it on another machine.
         """
-        path = folder.path / "lock"
+        self._path = folder.path / "lock"
+        self._signed = False
         try:
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunFolderError(
                 f"{folder.path} cannot be written ({error.strerror}). Mend its permissions, or mount its "
                 "disk for writing."
             ) from error
         try:
+            self._take(folder)
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self, folder: RunFolder) -> None:
+        owner = self._owner()
+        try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = path.read_text(encoding="utf-8").strip() or "unknown"
-            os.close(self.fd)
-            raise RunFolderError(
-                f"{folder.path} is in use by process {owner}. Wait for it, stop it with Ctrl-C there, or "
-                "name another folder."
-            ) from error
+        except (BlockingIOError, PermissionError) as error:
+            raise self._in_use(folder, owner) from error
+        except OSError as error:  # a file system without locks: the record is all there is
+            if owner is not None and (owner.elsewhere() or owner.lives()):
+                raise self._in_use(folder, owner, f" If it has ended, remove {self._path}.") from error
+        wait = seconds_to_wait(owner, folder.path, self._path)
+        if wait > 0:
+            raise self._in_use(
+                folder,
+                owner,
+                " That is another machine, whose locks may not be seen here, and the folder was written a "
+                f"moment ago. If that process has ended, try again in {wait:.0f} s, or remove {self._path}.",
+            )
+        self.left_behind = owner
+        """Who had the lock and ended without letting go of it: killed, or its machine went down."""
+
+    def _owner(self) -> Owner | None:
+        return read_owner(os.pread(self.fd, 4096, 0).decode("utf-8", "replace"))
+
+    def _in_use(self, folder: RunFolder, owner: Owner | None, more: str = "") -> RunFolderError:
+        if owner is not None and not owner.elsewhere() and not owner.lives():
+            more = more or " That process has ended, but its worker has not yet; try again in a moment."
+        who = owner or "a process that is starting or ending"
+        return RunFolderError(
+            f"{folder.path} is in use by {who}. Wait for it, stop it "
+            f"with Ctrl-C there, or name another folder.{more}"
+        )
 
     def sign(self) -> None:
-        """Write the owner's process number into the lock."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, str(os.getpid()).encode(), 0)
+        """Write down who has the lock."""
+        record = Owner.this_process().to_json().encode()
+        os.pwrite(self.fd, record, 0)
+        os.ftruncate(self.fd, len(record))
+        self._signed = True
 
     def release(self) -> None:
         """Let go of this process's share; safe to call twice."""
         if self.fd >= 0:
+            if self._signed:
+                os.ftruncate(self.fd, 0)
             os.close(self.fd)
             self.fd = -1

@@ -122,7 +122,8 @@ def _worker() -> int:
 
 SERVANTS = (
     *("ledger.append", "driver._append", "driver._charge", "driver._charge_rest", "driver._append_export"),
-    *("folders.sync", "folders.fresh_folder", "engines.local._write", "engines.local._ensure_process"),
+    *("folders.sync", "folders.fresh_folder", "folders.replace_file", "backup.append"),
+    *("engines.local._write", "engines.local._ensure_process"),
 )
 """Functions that many others call: a point in one of them is also told apart by who called it."""
 

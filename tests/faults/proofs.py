@@ -17,7 +17,7 @@ from budgetsearch.training import checkpoints
 
 KNOWN = (
     *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "study.sqlite", "adapter", "checkpoints"),
-    *("report.md", "settings.json", "versions.lock", "worker.log", "lock"),
+    *("report.md", "settings.json", "versions.lock", "worker.log", "lock", "ledger.jsonl"),
 )
 """All that a finished run leaves."""
 SLACK = 0.2
@@ -42,7 +42,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 def check_after_kill(run: Path, before: Sequence[Entry]) -> list[Entry]:
     """What must hold at any moment, however the process died; returns the ledger's entries."""
     folder = RunFolder(run)
-    if not folder.ledger.is_file():
+    if not folder.has_ledger():
         return []
     entries = list(read_entries(folder.ledger))
     assert list(before) == entries[: len(before)], "the ledger lost or changed what it held"
@@ -96,8 +96,8 @@ def check_segments(history: History) -> None:
         assert state.tokens == reached.get(number, 0)
 
 
-def check_end(run: Path, *, loads: bool = True) -> History:
-    """A run that was killed and resumed, at its end."""
+def check_end(run: Path, *, loads: bool = True, mended: bool = False) -> History:
+    """A run that was killed and resumed, at its end; ``mended``: its ledger had been damaged."""
     folder = RunFolder(run)
     entries = list(read_entries(folder.ledger))
     history = fold(entries)
@@ -119,6 +119,8 @@ def check_end(run: Path, *, loads: bool = True) -> History:
     assert folder.versions.stat().st_size > 0
     json.loads(folder.settings.read_text(encoding="utf-8"))
     strays = [path.name for path in run.iterdir() if path.name not in KNOWN]
+    if mended:
+        strays = [name for name in strays if not name.startswith("ledger.damaged-")]
     assert not strays, f"left behind: {strays}"
     names = {path.name for path in folder.checkpoints.iterdir()}
     assert names == {best.best_checkpoint}, f"checkpoints that nothing needs: {names}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -55,10 +56,15 @@ def good(tiny_model: Path, rows_file: Path) -> list[str]:
     return ["--model", str(tiny_model), "--data", str(rows_file), "--gpu", "cpu", "--hours", "0.01"]
 
 
+def began(result: Result) -> bool:
+    """Whether the run would have begun; of an error that nobody foresaw the command line makes one line."""
+    return result.exit_code == 1 and result.output.startswith("error: Began: .")
+
+
 def refused(arguments: list[str], place: str) -> str | None:
     """What the command said, or None where the input was good; anything else is a failure."""
     result = CliRunner().invoke(app, arguments)
-    if isinstance(result.exception, Began):
+    if began(result):
         return None
     assert result.exception is None or isinstance(result.exception, SystemExit), (arguments, result.exception)
     assert result.exit_code == 2, (arguments, result.exit_code, result.output)
@@ -372,7 +378,7 @@ def test_any_words_on_the_command_line_never_give_a_traceback(command: str, word
     if command == "doctor" and len(words) < 2:
         return  # it would look at this machine, which takes its time
     result = CliRunner().invoke(app, [command, *words])
-    if isinstance(result.exception, Began):
+    if began(result):
         return
     assert result.exception is None or isinstance(result.exception, SystemExit), (words, result.exception)
     assert result.exit_code in (0, 1, 2)

@@ -6,11 +6,13 @@ import ctypes
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from budgetsearch.core.errors import LedgerError, RunFolderError
 from budgetsearch.core.events import Charged, SegmentEnded, SegmentStarted
 from budgetsearch.core.history import fold
 from budgetsearch.core.records import Segment
+from budgetsearch.database import SCHEMA
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
 from tests.faults import fastrun, killing
@@ -72,13 +75,26 @@ def asleep(segment: Segment) -> None:
 
 @pytest.mark.parametrize("during", [stopped, asleep])
 def test_a_worker_that_hangs_is_told_then_killed_and_its_segment_issued_again(
-    place: fastrun.Place, run: Path, during: Callable[[Segment], None]
+    place: fastrun.Place, run: Path, tmp_path: Path, during: Callable[[Segment], None]
 ) -> None:
     """Stopped by SIGSTOP, or stuck for good and deaf: the run ends in time and the trial goes on."""
 
+    hanging = tmp_path / "hanging"
+
+    def mark(segment: Segment) -> None:
+        if segment.trial_id == 1 and segment.attempt == 0:
+            hanging.write_text(str(os.getpid()), encoding="utf-8")
+        during(segment)
+
+    def patience(engine: fastrun.FastEngine) -> float:
+        # Time is leapt over only while the worker really hangs: one that a loaded machine slows is awaited.
+        process = engine._process
+        hangs = process is not None and hanging.exists() and hanging.read_text() == str(process.pid)
+        return 0.005 if hangs else 0.5
+
     def arrange() -> None:
-        fastrun.BEHAVIOUR.during = during
-        fastrun.FastEngine.empty_poll = 0.005
+        fastrun.BEHAVIOUR.during = mark
+        fastrun.FastEngine.empty_poll = property(patience)  # type: ignore[assignment]
 
     assert place.whole_life(run, arrange, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]
     check_end(run)
@@ -376,14 +392,12 @@ def test_a_folder_without_write_permission_is_refused_and_left_alone(
 def test_power_that_fails_while_the_ledger_writes_costs_the_last_events_alone(
     place: fastrun.Place, run: Path, share: float
 ) -> None:
-    """The write-ahead log torn at any byte: what was there before the tear is read, and the run goes on
-    from there to its end."""
+    """The write-ahead log torn at any byte, and no backup: what was there before the tear is read, and the
+    run goes on from there to its end."""
     killed_run(place, run)
     whole = list(read_entries(_copy(run, "whole") / "ledger.sqlite"))
-    log = run / "ledger.sqlite-wal"
-    assert log.stat().st_size > 0
-    os.truncate(log, int(share * log.stat().st_size))
-    (run / "ledger.sqlite-shm").unlink(missing_ok=True)
+    tear_log(run, share)
+    (run / "ledger.jsonl").unlink()
     kept = list(read_entries(_copy(run, "torn") / "ledger.sqlite"))
     assert whole[: len(kept)] == kept
     if share > 0.3:
@@ -392,12 +406,63 @@ def test_power_that_fails_while_the_ledger_writes_costs_the_last_events_alone(
     check_end(run)
 
 
+def test_what_a_torn_log_lost_comes_back_from_the_backup(place: fastrun.Place, run: Path) -> None:
+    """The same tear with the backup beside it: only the event between whose two writes the process was killed
+    is gone; the user is told, and the run goes on to its end."""
+    killed_run(place, run)
+    whole = list(read_entries(run / "ledger.sqlite"))
+    tear_log(run, 0.5)
+    before = place.log.stat().st_size if place.log.exists() else 0
+    assert place.whole_life(run, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]
+    check_end(run, mended=True)
+    assert list(read_entries(run / "ledger.sqlite"))[: len(whole) - 1] == whole[:-1]
+    assert (run / "ledger.damaged-1.sqlite").is_file()
+    said = place.log.read_bytes()[before:].decode()
+    assert "The ledger was damaged" in said
+    assert "Nothing is known to be lost" in said
+
+
+def test_events_that_both_files_lost_are_said_and_done_again(place: fastrun.Place, run: Path) -> None:
+    """What the longest whole beginning tells is kept, and the run goes on from there to an end at which each
+    second is charged once, each token trained once, and the study shows the ledger's trials."""
+    killed_run(place, run, passes=40)
+    whole = list(read_entries(run / "ledger.sqlite"))
+    kept = len(whole) // 3
+    with closing(sqlite3.connect(run / "ledger.sqlite")) as connection:
+        connection.execute("DROP TRIGGER no_delete")
+        connection.execute("DELETE FROM events WHERE seq > ?", (kept,))
+        connection.execute(SCHEMA[2])
+        connection.commit()
+    lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    lines[kept] = lines[kept].replace(b"1", b"2")
+    (run / "ledger.jsonl").write_bytes(b"".join(lines))
+    with closing(sqlite3.connect(run / "study.sqlite")) as connection:
+        connection.execute("CREATE TABLE stale (x)")
+        connection.commit()
+    before = place.log.stat().st_size
+    assert place.whole_life(run, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]
+    check_end(run, mended=True)
+    with closing(sqlite3.connect(run / "study.sqlite")) as connection:
+        assert ("stale",) not in connection.execute("SELECT name FROM sqlite_master").fetchall()
+    assert list(read_entries(run / "ledger.sqlite"))[:kept] == whole[:kept]
+    lost = f"At least {len(lines) - kept} later events are lost"
+    assert lost in place.log.read_bytes()[before:].decode()
+
+
+def tear_log(run: Path, share: float) -> None:
+    """Cut the write-ahead log there."""
+    log = run / "ledger.sqlite-wal"
+    assert log.stat().st_size > 0
+    os.truncate(log, int(share * log.stat().st_size))
+    (run / "ledger.sqlite-shm").unlink(missing_ok=True)
+
+
 def test_a_ledger_that_lost_everything_is_not_taken_for_a_run_that_never_began(
     place: fastrun.Place, run: Path
 ) -> None:
     """Where there are checkpoints or an adapter nobody is told to start again, and nothing is cleared."""
     killed_run(place, run)
-    for file in run.glob("ledger.sqlite-*"):
+    for file in (*run.glob("ledger.sqlite-*"), run / "ledger.jsonl"):
         file.unlink()
     os.truncate(run / "ledger.sqlite", 0)
     listing = sorted(run.rglob("*"))
@@ -405,6 +470,10 @@ def test_a_ledger_that_lost_everything_is_not_taken_for_a_run_that_never_began(
         api.resume(run)
     with pytest.raises(RunFolderError, match="not empty"):
         RunFolder(run).check_free()
+    (run / "ledger.sqlite").unlink()
+    with pytest.raises(LedgerError, match="is gone"):
+        api.resume(run)
+    listing.remove(run / "ledger.sqlite")
     assert listing == sorted(path for path in run.rglob("*") if "ledger.sqlite-" not in path.name)
 
 

@@ -1,0 +1,107 @@
+"""The ledger's SQLite file as it is found: its rows, its format, and whether SQLite finds it whole."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from budgetsearch.core.errors import LedgerError
+from budgetsearch.core.seals import FORMAT, GENESIS, Row, follows, row_of
+
+SCHEMA = (
+    """CREATE TABLE events (
+    seq INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    wall REAL NOT NULL,
+    kind TEXT NOT NULL,
+    body TEXT NOT NULL,
+    seal TEXT NOT NULL
+)""",
+    """CREATE TRIGGER no_update BEFORE UPDATE ON events
+BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
+    """CREATE TRIGGER no_delete BEFORE DELETE ON events
+BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
+)
+BLOCKED = frozenset({3, 5, 6, 7, 8, 10, 13, 14, 23})
+"""SQLite's PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN, AUTH: it could not look."""
+UNREADABLE = frozenset({266, 8202, 8458})
+"""... but IOERR_READ, IOERR_DATA and IOERR_CORRUPTFS are a disk that has lost something."""
+
+
+class OtherFormat(LedgerError):
+    """Another version of budgetsearch wrote the ledger."""
+
+
+class Damage(Exception):
+    """What is wrong with the database."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """The database, for reading only.
+
+    Raises:
+        Damage: what SQLite says of it.
+        LedgerError: SQLite could not look at it.
+    """
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+        with closing(connection):
+            connection.text_factory = lambda data: data.decode("utf-8", "replace")
+            yield connection
+    except (sqlite3.Error, UnicodeError) as error:  # a name in its schema may be no text any more
+        code = getattr(error, "sqlite_errorcode", 1)
+        if code & 0xFF in BLOCKED and code not in UNREADABLE:
+            raise LedgerError(
+                f"The ledger {path} cannot be read now ({error}). Mend the folder's permissions or its disk, "
+                "or make room, and try again."
+            ) from error
+        raise Damage(str(error)) from error
+
+
+def is_empty(connection: sqlite3.Connection) -> bool:
+    """Whether its process was killed between the file and its table."""
+    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+def format_of(connection: sqlite3.Connection, path: Path) -> tuple[bool, str]:
+    """Whether the database is of an older format, and what is wrong with its format number.
+
+    Raises:
+        OtherFormat: a newer version wrote it.
+    """
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == FORMAT or is_empty(connection):
+        return False, ""
+    if "seal" in (column[1] for column in connection.execute("PRAGMA table_info(events)")):
+        first = next(scan(connection, 0), None)
+        if first is not None and follows(GENESIS, first):
+            return False, "its format number is not as it was written"
+    if version > FORMAT:
+        raise OtherFormat(f"{path} was written by a newer budgetsearch (format {version}).")
+    return True, ""
+
+
+def scan(connection: sqlite3.Connection, after: int, *, old: bool = False) -> Iterator[Row | None]:
+    """Each row from number ``after`` on; None for one that cannot be a row."""
+    seal = "''" if old else "seal"
+    query = f"SELECT seq, at, wall, kind, body, {seal} FROM events WHERE seq >= ? ORDER BY seq"
+    for values in () if is_empty(connection) else connection.execute(query, (after,)):
+        yield row_of(values)
+
+
+def structure_of(connection: sqlite3.Connection, path: Path) -> str:
+    """What is wrong with the database beside its rows."""
+    if is_empty(connection):
+        return ""
+    found = [str(sql) for (sql,) in connection.execute("SELECT sql FROM sqlite_master")]
+    if sorted(found) != sorted(SCHEMA):
+        return "its table or its triggers are not as they were made"
+    if (verdict := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        return str(verdict)
+    with path.open("rb") as file:
+        if not set(file.read(20)[18:]) <= {1, 2}:  # the versions of SQLite that may write and read it
+            return "its header is not as it was written"
+    return ""
