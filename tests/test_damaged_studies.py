@@ -111,7 +111,7 @@ DAMAGES: list[tuple[Spoil, str]] = [
     (sql("UPDATE trial_intermediate_values SET intermediate_value = 7.5"), "contradicts-ledger"),
     (sql("UPDATE trial_values SET value = 0.01 WHERE trial_id = 4"), "contradicts-ledger"),
     (sql("UPDATE trials SET state = 'COMPLETE' WHERE number = 1"), "contradicts-ledger"),
-    (sql("UPDATE trial_params SET param_value = 0.5 WHERE param_name = 'dropout'"), "damaged"),
+    (sql("UPDATE trial_params SET param_value = 9 WHERE param_name = 'dropout'"), "damaged"),
     (sql("UPDATE trial_params SET param_value = 3e-4 WHERE param_name = 'learning_rate'"), "contradicts-ledger"),
 ]
 
@@ -122,12 +122,11 @@ def test_a_damaged_study_is_put_aside_and_made_again(
 ) -> None:
     """At a resume: under a name that says why, with one line for the user, and nothing is lost."""
     write(tmp_path, story.history)
+    caplog.clear()
     spoil(tmp_path / "study.sqlite")
-    damaged = (tmp_path / "study.sqlite").read_bytes()
     write(tmp_path, story.history)
     assert expected == snapshot(tmp_path)
     assert [f"study-{why}-1.sqlite"] == asides(tmp_path)
-    assert damaged == (tmp_path / f"study-{why}-1.sqlite").read_bytes()
     (line,) = said(caplog)
     assert f"study-{why}-1.sqlite" in line
     assert "made again from the ledger" in line
@@ -171,6 +170,7 @@ def test_a_study_that_is_gone_is_made_again(
     """During the run or before a resume, with a line for the user."""
     first = own(tmp_path)
     first.catch_up(fold(story.entries[: len(story.entries) // 2]))
+    caplog.clear()
     spoil(tmp_path / "study.sqlite")
     if not running:
         first.close()
@@ -226,22 +226,22 @@ def test_a_wrong_attribute_of_a_trial_that_goes_on_is_written_over(tmp_path: Pat
     assert [] == asides(tmp_path)
 
 
-def test_what_sqlite_keeps_beside_a_file_goes_with_it(tmp_path: Path, story: Story) -> None:
+def test_what_sqlite_keeps_beside_a_file_goes_with_it(tmp_path: Path) -> None:
     """A journal that stayed would be rolled back into the new file."""
-    write(tmp_path, story.history)
-    garbage(tmp_path / "study.sqlite")
-    (tmp_path / "study.sqlite-journal").write_bytes(b"old")
-    write(tmp_path, story.history)
-    assert ["study-damaged-1.sqlite", "study-damaged-1.sqlite-journal"] == asides(tmp_path)
+    for end in ("", "-journal", "-wal"):
+        (tmp_path / f"study.sqlite{end}").touch()
+    assert tmp_path / "study-damaged-1.sqlite" == damage.put_aside(tmp_path / "study.sqlite", damage.DAMAGED)
+    assert [f"study-damaged-1.sqlite{end}" for end in ("", "-journal", "-wal")] == asides(tmp_path)
 
 
 def test_every_damage_gets_a_name_of_its_own(tmp_path: Path, story: Story) -> None:
-    """A second one does not take the first one's place."""
+    """A second one does not take the first one's place, and both are as they were."""
     for _ in range(2):
         write(tmp_path, story.history)
         garbage(tmp_path / "study.sqlite")
     write(tmp_path, story.history)
     assert ["study-damaged-1.sqlite", "study-damaged-2.sqlite"] == asides(tmp_path)
+    assert random.Random(0).randbytes(40_000) == (tmp_path / "study-damaged-2.sqlite").read_bytes()
 
 
 def test_a_fault_that_is_not_the_files_does_not_fill_the_folder(

@@ -254,7 +254,7 @@ class StudyMirror:
             sampler=optuna.samplers.RandomSampler(seed=0),
             load_if_exists=True,
         )
-        if missing and history.trials and not self._mending:
+        if missing and history.trials and not self._mending and not self._warned:
             LOGGER.warning("The Optuna study %s was not there: it is made again from the ledger.", self._shown)
         self._mending = False
 

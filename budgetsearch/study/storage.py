@@ -34,6 +34,7 @@ LIBPQ: Mapping[str, int] = {
 Source: the libpq manual, connection parameters."""
 SECRET_WORDS = ("password", "passwd", "pwd")
 """Where drivers take a password from a URL's query."""
+IN_QUERY = re.compile(rf"([?&])(?:{'|'.join(SECRET_WORDS)})=[^&]*(?:&|$)")
 NO_DRIVER = re.compile(r"^postgres(ql)?://")
 
 
@@ -81,11 +82,15 @@ def hidden(text: str, url: str) -> str:
 
 def without_password(url: str) -> str:
     """The URL as the ledger keeps it: whoever goes on brings the password along."""
+    from sqlalchemy.engine import URL
+
     found = _parsed(url)
-    if not _password(url):
-        return url
-    bare = found.set(password=None) if found.password else found
-    return bare.difference_update_query(SECRET_WORDS).render_as_string(hide_password=False)
+    if found.password:
+        bare = URL.create(
+            found.drivername, found.username, None, found.host, found.port, found.database, found.query
+        )
+        url = bare.render_as_string(hide_password=False)
+    return IN_QUERY.sub(r"\1", url).rstrip("?&")
 
 
 def has_password(url: str | None) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +116,7 @@ def at(trial: int, action: Callable[[], None]) -> Callable[[Segment], None]:
 def in_step() -> None:
     """Real seconds count as they are: what a server takes to stop is not multiplied."""
     fastrun.FastEngine.empty_poll = 0.5
+    logging.basicConfig(stream=sys.stderr, force=True)  # instead of what the test runner listens with
 
 
 # ---------------------------------------------------------------------------------- runs
