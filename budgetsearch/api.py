@@ -219,9 +219,9 @@ def resume(
 ) -> Result:
     """Go on with an interrupted run, with its own settings and what is left of its budget.
 
-    ``deadline``: another one than before, or the first. ``storage``: the study's URL again, with its password,
-    which stands nowhere in the run. ``last_resort``: end this process when the time is over, whatever hangs in
-    it.
+    ``deadline``: another one than before, or the first. ``storage``: the study's URL again, with its
+    password, which stands nowhere in the run. ``last_resort``: end this process when the time is over,
+    whatever hangs in it.
 
     Raises:
         RunFolderError: there is no run in the folder, or it is in use.

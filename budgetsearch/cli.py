@@ -264,8 +264,8 @@ def resume(
         from budgetsearch import api
 
         result = api.resume(
-            run, deadline=deadline, storage=storage, watchers=watchers, say=say, already_seconds=process_age(),
-            last_resort=True,
+            run, deadline=deadline, storage=storage, watchers=watchers, say=say,
+            already_seconds=process_age(), last_resort=True,
         )  # fmt: skip
     _conclude(result)
 

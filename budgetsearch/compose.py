@@ -263,7 +263,7 @@ def finish_leaving(folder: RunFolder, history: History, storage: str | None = No
 
 
 def resumed_storage(opened: Opened, given: str | None) -> str | None:
-    """The Optuna storage of a run that goes on; ``given``: its URL again, as its password is not written down.
+    """The Optuna storage of a run that goes on; ``given``: its URL again, with its password.
 
     Raises:
         SettingsError: the URL cannot be used, or its password is missing.

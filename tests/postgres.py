@@ -28,7 +28,8 @@ HOW = "`apt-get install postgresql` as root brings it"
 def find() -> Path | None:
     """The folder with the newest server's programs."""
     places = sorted(
-        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(re.sub(r"\D", "", p.parts[-3]) or 0)
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"),
+        key=lambda p: int(re.sub(r"\D", "", p.parts[-3]) or 0),
     )
     on_path = shutil.which("initdb")
     return places[-1].parent if places else Path(on_path).resolve().parent if on_path else None
@@ -101,8 +102,10 @@ class Server:
             port = free.getsockname()[1]
         server = cls(folder, port, password)
         server._call(
-            [str(place / "initdb"), "-D", "data", "-U", USER, "-A", "scram-sha-256", "--pwfile", str(secret)]
-            + ["--no-sync", "-E", "UTF8", "--locale=C"]
+            [
+                *(str(place / "initdb"), "-D", "data", "-U", USER, "-A", "scram-sha-256"),
+                *("--pwfile", str(secret), "--no-sync", "-E", "UTF8", "--locale=C"),
+            ]
         )
         secret.unlink()
         server.start()

@@ -112,13 +112,21 @@ DAMAGES: list[tuple[Spoil, str]] = [
     (sql("UPDATE trial_values SET value = 0.01 WHERE trial_id = 4"), "contradicts-ledger"),
     (sql("UPDATE trials SET state = 'COMPLETE' WHERE number = 1"), "contradicts-ledger"),
     (sql("UPDATE trial_params SET param_value = 9 WHERE param_name = 'dropout'"), "damaged"),
-    (sql("UPDATE trial_params SET param_value = 3e-4 WHERE param_name = 'learning_rate'"), "contradicts-ledger"),
+    (
+        sql("UPDATE trial_params SET param_value = 3e-4 WHERE param_name = 'learning_rate'"),
+        "contradicts-ledger",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "why"), DAMAGES, ids=[spoil.__name__ for spoil, _ in DAMAGES])
 def test_a_damaged_study_is_put_aside_and_made_again(
-    tmp_path: Path, story: Story, expected: list[Any], caplog: pytest.LogCaptureFixture, spoil: Spoil, why: str
+    tmp_path: Path,
+    story: Story,
+    expected: list[Any],
+    caplog: pytest.LogCaptureFixture,
+    spoil: Spoil,
+    why: str,
 ) -> None:
     """At a resume: under a name that says why, with one line for the user, and nothing is lost."""
     write(tmp_path, story.history)
@@ -142,7 +150,12 @@ RUNNING = [
 
 @pytest.mark.parametrize(("spoil", "why"), RUNNING, ids=[spoil.__name__ for spoil, _ in RUNNING])
 def test_a_study_that_is_damaged_during_the_run_is_whole_at_its_end(
-    tmp_path: Path, story: Story, expected: list[Any], caplog: pytest.LogCaptureFixture, spoil: Spoil, why: str
+    tmp_path: Path,
+    story: Story,
+    expected: list[Any],
+    caplog: pytest.LogCaptureFixture,
+    spoil: Spoil,
+    why: str,
 ) -> None:
     """The mirror has it open while it happens."""
     follower, history = own(tmp_path), History()
@@ -165,7 +178,12 @@ def emptied(file: Path) -> None:
 @pytest.mark.parametrize("spoil", [Path.unlink, emptied], ids=["deleted", "emptied"])
 @pytest.mark.parametrize("running", [True, False])
 def test_a_study_that_is_gone_is_made_again(
-    tmp_path: Path, story: Story, expected: list[Any], caplog: pytest.LogCaptureFixture, spoil: Spoil, running: bool
+    tmp_path: Path,
+    story: Story,
+    expected: list[Any],
+    caplog: pytest.LogCaptureFixture,
+    spoil: Spoil,
+    running: bool,
 ) -> None:
     """During the run or before a resume, with a line for the user."""
     first = own(tmp_path)
@@ -220,7 +238,9 @@ def test_a_wrong_attribute_of_a_trial_that_goes_on_is_written_over(tmp_path: Pat
     """What can be mended in place is."""
     write(tmp_path, fold(story.entries[:20]))
     before = snapshot(tmp_path)
-    sql("UPDATE trial_user_attributes SET value_json = '\"asleep\"' WHERE key = 'status'")(tmp_path / "study.sqlite")
+    sql("UPDATE trial_user_attributes SET value_json = '\"asleep\"' WHERE key = 'status'")(
+        tmp_path / "study.sqlite"
+    )
     write(tmp_path, fold(story.entries[:20]))
     assert before == snapshot(tmp_path)
     assert [] == asides(tmp_path)

@@ -132,7 +132,7 @@ def silent_server() -> Iterator[int]:
 def test_the_search_does_not_wait_for_a_server_that_hangs(
     silent_server: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While an attempt to connect hangs, every event is told at once; the end waits for its time and no longer."""
+    """While an attempt to connect hangs, every event is told at once; the end waits only for its time."""
     pytest.importorskip("psycopg")
     monkeypatch.setattr(follower, "CLOSING_SECONDS", 0.5)
     story = Story.planned()
@@ -171,9 +171,10 @@ def test_a_follower_that_fails_says_so_and_leaves_the_run_alone(
     assert ended(one)
     story.watchers.append(one)
     tell_run(story)
-    assert ["The Optuna study is not followed any more; the search goes on without it", mirror.INCOMPLETE] == [
-        record.getMessage() for record in caplog.records
-    ]
+    assert [
+        "The Optuna study is not followed any more; the search goes on without it",
+        mirror.INCOMPLETE,
+    ] == [record.getMessage() for record in caplog.records]
 
 
 def test_closing_twice_is_harmless_and_ends_the_thread(tmp_path: Path) -> None:

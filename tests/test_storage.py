@@ -38,7 +38,10 @@ def nobody_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("postgresql://me:s%40cr%2Fet@host:5432/db?sslmode=require", f"{BARE}?sslmode=require"),
         ("postgresql://host/db?password=secret&user=me", "postgresql://host/db?user=me"),
         ("mysql+pymysql://me:secret@host/db", "mysql+pymysql://me@host/db"),
-        ("sqlite:///file:/a/b.db?mode=rwc&uri=true&password=secret", "sqlite:///file:/a/b.db?mode=rwc&uri=true"),
+        (
+            "sqlite:///file:/a/b.db?mode=rwc&uri=true&password=secret",
+            "sqlite:///file:/a/b.db?mode=rwc&uri=true",
+        ),
         ("sqlite:////a/b {x}.db", "sqlite:////a/b {x}.db"),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
     ],

@@ -42,6 +42,7 @@ def measure(url: str, entries: list[Entry]) -> dict[str, float]:
             ending = took
         else:
             following += took
+    assert mirror.level
     fresh = StudyMirror(url, f"bench-{time.time_ns()}")
     began = time.perf_counter()
     fresh.catch_up(history)

@@ -126,5 +126,5 @@ def close(one: float | None, other: float | None) -> bool:
 
 def reason(error: BaseException) -> str:
     """What the database's driver said, in a line; libraries wrap it in advice of their own."""
-    said = next((e.orig for e in _chain(error) if getattr(e, "orig", None) is not None), error)
+    said = next((found for e in _chain(error) if (found := getattr(e, "orig", None)) is not None), error)
     return str(said).strip().partition("\n")[0]

@@ -25,9 +25,9 @@ class Follower:
     """Tells a mirror of what has happened, from a thread of its own; implements the port ``Watcher``.
 
     The driver's history changes while the thread reads. So the follower keeps one for itself: it replays what
-    the ledger held before, and applies each entry that it is handed. An entry never changes. Signs of life are
-    left out, and however many entries wait, they are written at one go: what waits during an outage is no more
-    than what the driver's history holds anyway.
+    the ledger held before, and applies each entry that it is handed. An entry never changes. Signs of life
+    are left out, and however many entries wait, they are written at one go: what waits during an outage is
+    no more than what the driver's history holds anyway.
     """
 
     def __init__(self, mirror: StudyMirror, past: Iterable[Entry] = ()) -> None:

@@ -57,10 +57,12 @@ FIRST_RETRY_SECONDS = 1.0
 MOST_MENDS = 3
 """So often a process makes the study anew; a fault that comes again and again is not the file's."""
 TOGETHER = 25
-"""So many trials are written in one transaction: a few round trips each, and nobody waits long for the lock."""
+"""So many trials are written in one transaction: nobody waits long for the lock."""
 SILENT = (Heartbeat, Charged, Decided)
 """Events that change nothing in the study."""
-INCOMPLETE = "The Optuna study is not complete; the ledger is. `budgetsearch resume` of this run brings it level."
+INCOMPLETE = (
+    "The Optuna study is not complete; the ledger is. `budgetsearch resume` of this run brings it level."
+)
 KINDS = {
     DAMAGED: "it is damaged",
     OTHER_VERSION: "another version of Optuna made it",
@@ -255,7 +257,9 @@ class StudyMirror:
             load_if_exists=True,
         )
         if missing and history.trials and not self._mending and not self._warned:
-            LOGGER.warning("The Optuna study %s was not there: it is made again from the ledger.", self._shown)
+            LOGGER.warning(
+                "The Optuna study %s was not there: it is made again from the ledger.", self._shown
+            )
         self._mending = False
 
     def _current_name(self) -> str:
@@ -398,14 +402,21 @@ class StudyMirror:
             known.attrs[key] = value
 
     def _tell(self, state: TrialState, winners: set[int]) -> None:
-        number = self._known[state.trial_id].number
         if state.trial_id in winners:
-            self._study.tell(number, state.best_loss, skip_if_finished=True)
+            self._end(state.trial_id, "COMPLETE", state.best_loss)
         elif state.dead and (state.dead != "timeout" or not state.losses):
-            self._study.tell(number, state=_state("FAIL"), skip_if_finished=True)
+            self._end(state.trial_id, "FAIL")
         else:
-            self._study.tell(number, state=_state("PRUNED"), skip_if_finished=True)
+            self._end(state.trial_id, "PRUNED")
         self._told.add(state.trial_id)
+
+    def _end(self, trial_id: int, state: str, value: float | None = None) -> None:
+        """What Optuna's ``tell`` does after reading all of the trial; a pruned one has its last loss."""
+        known = self._known[trial_id]
+        if state == "PRUNED" and known.values:
+            value = known.values[max(known.values)]
+        values = None if value is None else [value]
+        self._study._storage.set_trial_state_values(known.storage_id, _state(state), values)
 
 
 # ---------------------------------------------------------------- what a trial looks like

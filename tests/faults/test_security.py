@@ -312,7 +312,7 @@ def _arguments(place: fastrun.Place, run: Path) -> list[str]:
 
 
 def test_a_password_reaches_nothing_that_a_run_writes(secretive: tuple[Path, str]) -> None:
-    """Not the ledger, the settings, the report, the adapter's manifest and card, the worker's log, nor the study."""
+    """Not the ledger, settings, report, the adapter's manifest and card, the worker's log, nor the study."""
     run, _ = secretive
     leaks = [
         str(path.relative_to(run))
