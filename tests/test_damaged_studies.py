@@ -16,10 +16,14 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import optuna
 import pytest
 
+from budgetsearch.core.events import Entry
 from budgetsearch.core.history import History, fold
+from budgetsearch.core.records import Segment, Status
+from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.study import damage, mirror, storage
 from budgetsearch.study.mirror import StudyMirror
 from tests.factories import Story, params, whole_run
+from tests.simulation import make_driver
 from tests.test_mirror import snapshot, study, url
 
 Spoil = Callable[[Path], object]
@@ -439,3 +443,41 @@ def test_the_dashboard_shows_a_study_that_was_made_again(
     with urllib.request.urlopen(f"{address}/api/studies/{summary['study_id']}", timeout=30) as answer:
         trials = json.load(answer)["trials"]
     assert ["Pruned", "Pruned", "Pruned", "Complete", "Fail", "Fail"] == [trial["state"] for trial in trials]
+
+
+# -------------------------------------------------------------------------- the real policy
+
+
+def fate(segment: Segment) -> Status:
+    """Some trials diverge, some do not fit, some lose their worker."""
+    kinds: dict[int, Status] = {3: "diverged", 7: "out_of_memory", 11: "crashed", 13: "timeout"}
+    return kinds.get(segment.trial_id % 17, "ok") if segment.rung or segment.trial_id % 2 else "ok"
+
+
+@pytest.mark.parametrize(("seed", "budget"), [(0, 720.0), (1, 1800.0), (2, 4000.0)])
+def test_what_the_real_policy_does_never_contradicts_a_trial_that_has_ended(
+    tmp_path: Path, seed: int, budget: float
+) -> None:
+    """Followed event by event, and looked at anew in between, the study is that of its end."""
+    driver = make_driver(
+        tmp_path / "ledger.sqlite", SyntheticWorld(seed=seed, fate=fate, overhead_seconds=0.5), budget=budget,
+        seed=seed,
+    )  # fmt: skip
+    entries: list[Entry] = []
+    live = own(tmp_path)
+
+    class Watch:
+        def see(self, entry: Entry, history: History) -> None:
+            entries.append(entry)
+            live.see(entry, history)
+            if entry.seq % 150 == 0:
+                live.close()  # the next event takes stock of what is there
+
+    driver.ledger.watch(Watch())
+    driver.run()
+    assert live.level
+    assert driver.history.dropped, "nothing was told early"
+    (tmp_path / "late").mkdir()
+    write(tmp_path / "late", fold(entries))
+    assert snapshot(tmp_path / "late") == snapshot(tmp_path)
+    assert [] == [name for name in asides(tmp_path) if name.startswith("study-")]
