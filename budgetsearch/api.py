@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.aftermath import marked
 from budgetsearch.clock import deadline_of, local_time, timing_of_new, timing_of_resumed
-from budgetsearch.compose import Say, cache_folder, drive, finish_leaving, start, storage_url
+from budgetsearch.compose import (
+    Say,
+    cache_folder,
+    drive,
+    finish_leaving,
+    resumed_storage,
+    start,
+    storage_url,
+)
 from budgetsearch.core.errors import (
     BudgetsearchError,
     LedgerError,
@@ -134,7 +142,7 @@ def run(
         if RunFolder(folder).has_ledger():
             say(f"going on with the run in {folder}, with its own settings")
             return resume_run(
-                folder, deadline=deadline, watchers=watchers, say=say,
+                folder, deadline=deadline, storage=settings.storage, watchers=watchers, say=say,
                 already_seconds=already_seconds, last_resort=last_resort,
             )  # fmt: skip
     until = deadline_of(settings.deadline) if settings.deadline else None
@@ -206,6 +214,7 @@ def resume(
     run: str | os.PathLike[str],
     *,
     deadline: str | None = None,
+    storage: str | None = None,
     watchers: Sequence[Watcher] = (),
     say: Say = lambda line: None,
     already_seconds: float = 0.0,
@@ -213,12 +222,14 @@ def resume(
 ) -> Result:
     """Go on with an interrupted run, with its own settings and what is left of its budget.
 
-    ``deadline``: another one than before, or the first. ``last_resort``: end this process when the time is
-    over, whatever hangs in it.
+    ``deadline``: another one than before, or the first. ``storage``: the study's URL again, with its
+    password, which stands nowhere in the run. ``last_resort``: end this process when the time is over,
+    whatever hangs in it.
 
     Raises:
         RunFolderError: there is no run in the folder, or it is in use.
         LedgerError: neither its ledger nor the backup can be used.
+        SettingsError: the study's storage needs a password, and nobody says which.
     """
     folder = RunFolder(Path(run))
     folder.check_run()
@@ -228,7 +239,7 @@ def resume(
     lock.sign()
     try:
         with marked(folder.path):
-            return _go_on(folder, lock, deadline, watchers, say, already_seconds, last_resort)
+            return _go_on(folder, lock, deadline, storage, watchers, say, already_seconds, last_resort)
     finally:
         lock.release()
 
@@ -237,6 +248,7 @@ def _go_on(
     folder: RunFolder,
     lock: RunLock,
     deadline: str | None,
+    storage: str | None,
     watchers: Sequence[Watcher],
     say: Say,
     already_seconds: float,
@@ -252,9 +264,10 @@ def _go_on(
     if history.opened is None:
         raise _never_began(folder)
     if history.closed is not None and history.closed.state == "finished":
-        finish_leaving(folder, history)
+        finish_leaving(folder, history, storage)
         return _conclude(folder)
     settings = Settings.model_validate(dict(history.opened.settings))
+    settings = settings.model_copy(update={"storage": resumed_storage(history.opened, storage)})
     timing = timing_of_resumed(
         history.spent,
         history.opened.budget_seconds,
@@ -319,18 +332,23 @@ def report(run: str | os.PathLike[str]) -> Path:
     return folder.report
 
 
-def dashboard(run: str | os.PathLike[str], port: int) -> None:
+def dashboard(run: str | os.PathLike[str], port: int, storage: str | None = None) -> None:
     """Serve the run's study on loopback until the process is interrupted.
+
+    ``storage``: as for ``resume``.
 
     Raises:
         RunFolderError: there is no run in the folder.
     """
     from optuna_dashboard import run_server
 
+    from budgetsearch.study.storage import connectable
+
     opened = open_history(run).opened
-    given = opened.settings.get("storage") if opened else None
+    assert opened is not None
+    url = storage_url(resumed_storage(opened, storage), RunFolder(Path(run)))
     try:
-        run_server(storage_url(given, RunFolder(Path(run))), host="127.0.0.1", port=port)
+        run_server(connectable(url), host="127.0.0.1", port=port)
     except OSError as error:
         raise UsageError(f"Port {port} cannot be used ({error}). Name another one with --port.") from error
 

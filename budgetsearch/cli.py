@@ -47,6 +47,10 @@ CardOption = Annotated[
     str | None, typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Index or UUID of the card, if there are several.")]
+StorageAgain = Annotated[
+    str | None,
+    typer.Option("--storage", help="The run's Optuna storage URL again: its password is not written down."),
+]
 ConfigOption = Annotated[
     Path | None, typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there")
 ]
@@ -188,7 +192,10 @@ def run(
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Optuna storage URL.", show_default="SQLite in the run folder"),
+        typer.Option(
+            help="Optuna storage URL; its password may come from BUDGETSEARCH_STORAGE_PASSWORD instead.",
+            show_default="SQLite in the run folder",
+        ),
     ] = None,
     config: ConfigOption = None,
     resume: Annotated[
@@ -265,13 +272,14 @@ def resume(
         str | None, typer.Option(help="Another deadline: 2026-11-24T18:00, or slurm.")
     ] = None,
     log: LogOption = None,
+    storage: StorageAgain = None,
 ) -> None:
     """Go on with an interrupted run, with what is left of its budget."""
     with _errors(), _progress() as (watchers, say):
         from budgetsearch import api
 
         result = api.resume(
-            run, deadline=deadline, watchers=[*watchers, *_loggers(log)], say=say,
+            run, deadline=deadline, storage=storage, watchers=[*watchers, *_loggers(log)], say=say,
             already_seconds=process_age(), last_resort=True,
         )  # fmt: skip
     _conclude(result)
@@ -309,6 +317,7 @@ def report(run: RunArgument) -> None:
 def dashboard(
     run: RunArgument,
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 8080,
+    storage: StorageAgain = None,
 ) -> None:
     """Serve the run's study with optuna-dashboard, on loopback only. Ctrl-C ends it."""
     with _errors():
@@ -316,7 +325,7 @@ def dashboard(
 
         api.open_history(run)
         typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
-        api.dashboard(run, port)
+        api.dashboard(run, port, storage)
 
 
 @app.command(

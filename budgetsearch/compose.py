@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from budgetsearch.core.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space import Space
-from budgetsearch.ledger import Ledger, read_history
+from budgetsearch.ledger import Ledger, read_entries, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.stopping import ended_in_time, stop_signals
 
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
     from budgetsearch.exporter import AdapterExporter
     from budgetsearch.gpu.detect import Card
     from budgetsearch.settings import Settings
+    from budgetsearch.study.mirror import StudyMirror
     from budgetsearch.training.sources import BaseModel
     from budgetsearch.training.tokens import PreparedData
 
+LOGGER = logging.getLogger("budgetsearch.compose")
 Say = Callable[[str], None]
 """Takes one line about what is going on."""
 PACKAGES = ("budgetsearch", "torch", "transformers", "peft", "bitsandbytes", "optuna")
@@ -84,17 +87,21 @@ def _has_trials(folder: RunFolder) -> bool:
 
 def _anchored(settings: Settings) -> Settings:
     """The same settings with absolute paths, so that a resume works from any folder."""
-    local = {
+    local: dict[str, Any] = {
         name: str(Path(source).expanduser().absolute())
         for name in ("model", "data", "valid", "space")
         if (source := getattr(settings, name)) and Path(source).expanduser().exists()
     }
     if not Path(settings.space).suffix:
         local.pop("space", None)  # a name that comes with the package
-    prefix, _, path = (settings.storage or "").partition("sqlite:///")
-    if path and not prefix:
-        local["storage"] = f"sqlite:///{Path(path).expanduser().absolute()}"
+    local["storage"] = anchored_storage(settings.storage)
     return settings.model_copy(update=local)
+
+
+def anchored_storage(url: str | None) -> str | None:
+    """The same storage with an absolute path."""
+    prefix, _, path = (url or "").partition("sqlite:///")
+    return f"sqlite:///{Path(path).expanduser().absolute()}" if path and not prefix else url
 
 
 def check(settings: Settings) -> None:
@@ -118,7 +125,7 @@ def check_inputs(settings: Settings) -> None:
         UsageError: the space, the targets, the data or the storage cannot be used.
     """
     from budgetsearch.spaces import load_space
-    from budgetsearch.study.mirror import without_password
+    from budgetsearch.study.storage import check_url
     from budgetsearch.training.data import check_data
 
     space = load_space(settings.space)
@@ -137,7 +144,7 @@ def check_inputs(settings: Settings) -> None:
         except OSError as error:
             raise DataError(f"{source[:200]} cannot be read: {error.strerror or error}.") from error
     if settings.storage:
-        without_password(settings.storage)
+        check_url(settings.storage)
 
 
 def drive(
@@ -156,6 +163,7 @@ def drive(
     """
     from budgetsearch.engines.local import LocalEngine
     from budgetsearch.gpu.detect import detect
+    from budgetsearch.study.follower import Follower
 
     card = detect(settings.gpu, settings.device)
     if card.note:
@@ -175,11 +183,13 @@ def drive(
             driver = _driver(settings, folder, card, base, prepared, engine, timing)
             drivers.append(driver)
             driver.stop_requested = signals.gently
-            for watcher in (_mirror(settings.storage, folder, driver.opened, driver.history), *watchers):
+            follower = Follower(_mirror(settings.storage, folder, driver.opened), read_entries(folder.ledger))
+            for watcher in (*watchers, follower):
                 driver.ledger.watch(watcher)
             try:
                 return driver.run()
             finally:
+                follower.close()
                 driver.ledger.close()
         finally:
             engine.close()
@@ -203,7 +213,7 @@ def _driver(
     ledger = Ledger(folder.ledger)
     plan = ledger.history.plan
     space = Space.parse(plan.space) if plan else load_space(settings.space)
-    opened = ledger.history.opened or Opened(timing.budget_seconds, settings.model_dump(mode="json"), facts)
+    opened = ledger.history.opened or Opened(timing.budget_seconds, _to_write_down(settings), facts)
     _check_same_inputs(opened, facts)
     return Driver(
         ledger=ledger,
@@ -219,22 +229,34 @@ def _driver(
     )
 
 
-def _mirror(storage: str | None, folder: RunFolder, opened: Opened, history: History) -> Watcher:
+def _to_write_down(settings: Settings) -> dict[str, Any]:
+    """All settings, but no password."""
+    from budgetsearch.study.storage import without_password
+
+    written = settings.model_dump(mode="json")
+    return {**written, "storage": without_password(settings.storage) if settings.storage else None}
+
+
+def _mirror(storage: str | None, folder: RunFolder, opened: Opened) -> StudyMirror:
     from budgetsearch.study.mirror import StudyMirror
 
-    mirror = StudyMirror(storage_url(storage, folder), str(opened.facts["study"]))
-    mirror.catch_up(history)
-    return mirror
+    own = None if storage else folder.study
+    return StudyMirror(storage_url(storage, folder), str(opened.facts["study"]), own)
 
 
-def finish_leaving(folder: RunFolder, history: History) -> None:
+def finish_leaving(folder: RunFolder, history: History, storage: str | None = None) -> None:
     """What the process of a run that is over may not have come to, if it was killed right then: the study's
     last lines, and removing what nobody needs any more."""
     from budgetsearch.exporter import AdapterExporter
 
     opened = history.opened
     assert opened is not None
-    _mirror(opened.settings.get("storage"), folder, opened, history)
+    try:
+        mirror = _mirror(resumed_storage(opened, storage), folder, opened)
+        mirror.catch_up(history)
+        mirror.close()
+    except SettingsError as error:
+        LOGGER.warning("The Optuna study is not looked at. %s", error)
     keep = bool(opened.settings.get("keep_checkpoints"))
     nowhere = Path()  # nothing is exported any more
     exporter = AdapterExporter(folder.path.absolute(), folder.checkpoints, {}, {}, nowhere, keep)
@@ -242,9 +264,24 @@ def finish_leaving(folder: RunFolder, history: History) -> None:
     folder.tidy()
 
 
+def resumed_storage(opened: Opened, given: str | None) -> str | None:
+    """The Optuna storage of a run that goes on; ``given``: its URL again, with its password.
+
+    Raises:
+        SettingsError: the URL cannot be used, or its password is missing.
+    """
+    from budgetsearch.study.storage import of_resumed
+
+    written = opened.settings.get("storage")
+    if not written:
+        return None  # its study lies in its folder
+    return of_resumed(str(written), anchored_storage(given), bool(opened.facts.get("storage_password")))
+
+
 def storage_url(given: str | None, folder: RunFolder) -> str:
     """The Optuna storage of a run: what ``--storage`` says, else SQLite in its folder."""
-    return given or f"sqlite:///{folder.study}"
+    # Optuna fills in what stands in braces.
+    return given or f"sqlite:///{folder.study}".replace("{", "{{").replace("}", "}}")
 
 
 def cache_folder() -> Path:
@@ -355,10 +392,13 @@ def _facts(
     settings: Settings, folder: RunFolder, card: Card, base: BaseModel, prepared: PreparedData
 ) -> dict[str, Any]:
     """What was found before the first job, for the ledger, the report and the card."""
+    from budgetsearch.study.storage import has_password
+
     # A storage that several runs share holds one study for each.
     study = f"{folder.path.name}-{uuid.uuid4().hex[:8]}" if settings.storage else folder.path.name
     return {
         "study": study,
+        "storage_password": has_password(settings.storage),
         "card": {
             "name": card.name,
             "device": card.device,

@@ -185,7 +185,10 @@ class Settings(BaseModel):
         False, description="Whether the checkpoints of losing trials stay on disk. Default: false."
     )
     storage: str | None = Field(
-        None, min_length=1, description="Optuna storage URL. Default: SQLite inside the run folder."
+        None,
+        min_length=1,
+        description="Optuna storage URL; its password may come from BUDGETSEARCH_STORAGE_PASSWORD instead. "
+        "Default: SQLite inside the run folder.",
     )
 
     @field_validator("*", mode="before")

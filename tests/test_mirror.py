@@ -126,17 +126,19 @@ def test_a_crash_after_any_event_is_caught_up(tmp_path: Path) -> None:
         assert snapshot(folder) == expected
 
 
-def test_a_trial_that_was_enqueued_but_not_asked_for_is_not_doubled(tmp_path: Path) -> None:
-    """A crash between enqueue and ask leaves a waiting trial, which the next mirror takes up."""
+def test_trials_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
+    """Whatever other programs put into the study, the ledger's trials are there once."""
     story = Story.planned()
     story.trial()
-    StudyMirror(url(tmp_path), "run")
-    study(tmp_path).enqueue_trial(
-        {"quantization": "fp32", "rank": 8, "learning_rate": 1e-3, "dropout": 0.0}, user_attrs={"trial_id": 0}
-    )
-    StudyMirror(url(tmp_path), "run").catch_up(story.history)
+    StudyMirror(url(tmp_path), "run").catch_up(Story.planned().history)
+    study(tmp_path).enqueue_trial({"rank": 8})
+    study(tmp_path).ask()
+    study(tmp_path).enqueue_trial({"rank": 4})
+    for _ in range(2):
+        StudyMirror(url(tmp_path), "run").catch_up(story.history)
     trials = study(tmp_path).trials
-    assert [(t.state.name, t.user_attrs["trial_id"]) for t in trials] == [("RUNNING", 0)]
+    assert [None, None, 0] == [trial.user_attrs.get("trial_id") for trial in trials]
+    assert ["RUNNING", "WAITING", "RUNNING"] == [trial.state.name for trial in trials]
 
 
 def test_an_interrupted_run_keeps_its_trials_open(tmp_path: Path) -> None:

@@ -210,6 +210,8 @@ class History:
             return "dropped" if state.started else "not tried"
         if state.running:
             return "promoted" if state.goal > 0 else "running"
+        if state.trial_id in self.dropped:
+            return "dropped"
         return "paused" if state.started else "waiting"
 
     # ---------------------------------------------------------------------- apply

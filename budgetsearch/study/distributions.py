@@ -7,6 +7,7 @@ their order; only choices without an order stay categories.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -73,16 +74,33 @@ def _categories(space: Space) -> dict[str, Choice]:
     return {d.name: d for d in space.dimensions if isinstance(d, Choice) and d.searched and not d.ordered}
 
 
+_QUIET = threading.Lock()
+_BEFORE: list[tuple[int, warnings.catch_warnings[None]]] = []
+"""What ``quiet`` found, once for every thread that is inside: the first one out must not undo it."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, Optuna tells neither of new studies nor of experimental features."""
+    """Inside, Optuna tells neither of new studies nor of experimental features, in any thread."""
     import optuna
 
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _QUIET:
+        _BEFORE.append(_BEFORE[0] if _BEFORE else _hushed())
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
+        yield
     finally:
-        optuna.logging.set_verbosity(before)
+        with _QUIET:
+            verbosity, caught = _BEFORE.pop()
+            if not _BEFORE:
+                caught.__exit__(None, None, None)
+                optuna.logging.set_verbosity(verbosity)
+
+
+def _hushed() -> tuple[int, warnings.catch_warnings[None]]:
+    import optuna
+
+    before, caught = optuna.logging.get_verbosity(), warnings.catch_warnings()
+    caught.__enter__()
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return before, caught

@@ -9,148 +9,334 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import SettingsError
 from budgetsearch.core.events import (
     Charged,
     Closed,
     Decided,
     Entry,
     Heartbeat,
-    Planned,
-    SegmentEnded,
-    SegmentStarted,
-    TrialAdded,
 )
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import Plan
-from budgetsearch.core.secrets import without_secrets
 from budgetsearch.core.space import Space
+from budgetsearch.study.damage import (
+    CONTRADICTS,
+    DAMAGED,
+    OTHER_VERSION,
+    Contradiction,
+    check_trial,
+    check_whole,
+    close,
+    damage,
+    put_aside,
+    reason,
+)
 from budgetsearch.study.distributions import quiet, shown
+from budgetsearch.study.storage import (
+    check_url,
+    close_storage,
+    connectable,
+    hidden,
+    one_transaction,
+    open_storage,
+)
+from budgetsearch.study.storage import shown as shown_url
 
 LOGGER = logging.getLogger("budgetsearch.study")
-LOCK_SECONDS = 2.0
-"""The search waits so long for a study that somebody else has locked; later it tries again."""
 RETRY_SECONDS = 60.0
-"""A storage that failed is left alone for so long: each attempt may block for seconds."""
+"""A storage that failed is left alone for so long at most: each attempt may take seconds."""
+FIRST_RETRY_SECONDS = 1.0
+"""After the first failure; each further one doubles it."""
+MOST_MENDS = 3
+"""So often a process makes the study anew; a fault that comes again and again is not the file's."""
+TOGETHER = 25
+"""So many trials are written in one transaction: nobody waits long for the lock."""
 SILENT = (Heartbeat, Charged, Decided)
 """Events that change nothing in the study."""
+INCOMPLETE = (
+    "The Optuna study is not complete; the ledger is. `budgetsearch resume` of this run brings it level."
+)
+KINDS = {
+    DAMAGED: "it is damaged",
+    OTHER_VERSION: "another version of Optuna made it",
+    CONTRADICTS: "it contradicts the ledger",
+}
 CONSTRAINT = "memory"
 
 
+class _Stopped(Exception):
+    """Whoever called has no more time."""
+
+
+@dataclass
+class _Known:
+    """What the study has of one trial."""
+
+    number: int
+    storage_id: int
+    attrs: dict[str, Any] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)
+    constrained: bool = False
+
+
 class StudyMirror:
-    """Keeps a persisted Optuna study level with the ledger; implements the port ``Watcher``.
+    """Brings a persisted Optuna study level with a history; implements the port ``Watcher``.
 
     A storage that fails is no reason to stop a search: there is one warning, and the mirror catches
-    up at the next event that works.
+    up later. It writes when it is called, which takes as long as the storage takes: in a search a
+    ``Follower`` calls it, from a thread of its own.
     """
 
-    def __init__(self, storage_url: str, study_name: str) -> None:
-        """Open or make the study.
+    def __init__(
+        self,
+        storage_url: str,
+        study_name: str,
+        own: Path | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Nothing is opened yet.
+
+        ``own``: the study's file, if it is the run's and nobody else's: a damaged one is put aside and made
+        again. ``stopped``: whether to give up between two transactions.
 
         Raises:
             SettingsError: the URL is none that Optuna understands.
         """
-        self._url, self._name = storage_url, study_name
+        check_url(storage_url)
+        self._url, self._shown = connectable(storage_url), shown_url(storage_url)
+        self._name, self._own = study_name, own
+        self.stopped = stopped
+        self._storage: Any = None
         self._study: Any = None
-        self._numbers: dict[int, int] = {}
-        self._attrs: dict[int, dict[str, Any]] = {}
+        self._file: tuple[int, int] | None = None
+        self._known: dict[int, _Known] = {}
         self._told: set[int] = set()
-        self._level = False
+        self.level = False
+        """Whether the study has all of the last history that it was given."""
+        self._generation = 1
+        self._mends, self._mending = 0, False
         self._warned = False
+        self._failures = 0
+        self._longest_pause = RETRY_SECONDS
         self._retry_at = 0.0
-        self._shown = without_password(storage_url)
-        self._guarded(self._connect)
 
     def see(self, entry: Entry, history: History) -> None:
         """Bring the study level with an event."""
-        event = entry.event
-        if isinstance(event, SILENT):
+        if isinstance(entry.event, SILENT):
             return
-        if isinstance(event, Closed):
+        if isinstance(entry.event, Closed):
             self._retry_at = 0.0
-        if not self._level:
-            self.catch_up(history)
-        elif isinstance(event, (TrialAdded, SegmentStarted, SegmentEnded)):
-            self._guarded(lambda: self._follow([history.trials[_trial_of(event)]], history))
-        elif isinstance(event, (Planned, Closed)):
-            self._guarded(lambda: self._follow(history.trials.values(), history))
-        if isinstance(event, Closed) and not self._level:
-            LOGGER.warning("The Optuna study is not complete; the ledger is. `resume` brings it level.")
+        self.catch_up(history)
+        if isinstance(entry.event, Closed) and not self.level:
+            LOGGER.warning(INCOMPLETE)
 
     def catch_up(self, history: History) -> None:
-        """Bring the study level with all of the history; does nothing where it is level already."""
-        self._guarded(lambda: self._catch_up(history))
+        """Bring the study level with all of the history; does nothing where it is level already, or where
+        the storage failed a moment ago."""
+        if self.pause > 0:
+            return
+        try:
+            self._attempt(history)
+        except _Stopped:
+            self._let_go()
+        except Exception as error:
+            # Any database, driver or network can stand behind the URL, so any error can come.
+            self._let_go()
+            if self._mend(error):
+                self._attempt_again(history)
+            else:
+                self._postpone(error)
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the storage is tried again; 0: now."""
+        return max(0.0, self._retry_at - time.monotonic())
+
+    def hurry(self, longest_pause: float) -> None:
+        """Try again now, and then often: little time is left."""
+        self._retry_at, self._longest_pause = 0.0, longest_pause
+
+    def close(self) -> None:
+        """Close every connection; ``catch_up`` opens them again."""
+        self._let_go()
+
+    # ----------------------------------------------------------------------- failures
+
+    def _attempt(self, history: History) -> None:
+        with quiet():
+            if self._file is not None and self._file != self._identity():
+                self._let_go()  # the file was deleted, or another one put in its place
+            if self._study is None:
+                self._connect(history)
+            if not self.level:
+                self._compare(history)
+            self._follow(history)
+        if self._warned:
+            LOGGER.warning("The Optuna study %s is level with the ledger again.", self._shown)
+        self.level, self._warned, self._failures = True, False, 0
+
+    def _attempt_again(self, history: History) -> None:
+        try:
+            self._attempt(history)
+        except _Stopped:
+            self._let_go()
+        except Exception as error:
+            self._let_go()
+            self._postpone(error)
+
+    def _postpone(self, error: Exception) -> None:
+        pause = FIRST_RETRY_SECONDS * 2.0 ** min(self._failures, 10)
+        self._failures += 1
+        self._retry_at = time.monotonic() + min(pause, self._longest_pause, RETRY_SECONDS)
+        if not self._warned:
+            why = hidden(reason(error), self._url)
+            LOGGER.warning(
+                "Optuna study %s: %s. The search goes on without it; the study is brought level when that "
+                "works again.",
+                self._shown,
+                why,
+            )
+        self._warned = True
+
+    def _mend(self, error: Exception) -> bool:
+        """Make room for a study that is made again from the ledger, and say so; False where that is no help.
+
+        The run's own file is put aside. A storage that others use keeps what it has: there the study gets a
+        new name.
+        """
+        why = damage(error)
+        if not why or self._mends == MOST_MENDS:
+            return False
+        if self._own is not None and self._own.exists():
+            try:
+                aside = put_aside(self._own, why)
+            except OSError:
+                return False
+            what = f"It is kept as {aside.name}, and made again from the ledger"
+        elif self._own is None and why == CONTRADICTS:
+            self._generation += 1
+            what = f"It stays as it is, and {self._numbered()} is made from the ledger"
+        else:
+            return False
+        self._mends, self._mending = self._mends + 1, True
+        text = hidden(reason(error), self._url)
+        LOGGER.warning("The Optuna study %s: %s (%s). %s.", self._shown, KINDS[why], text, what)
+        return True
+
+    def _let_go(self) -> None:
+        """Forget the study and all that was known of it: the next attempt looks anew."""
+        self.level = False
+        storage, self._storage, self._study, self._file = self._storage, None, None, None
+        self._known, self._told = {}, set()
+        if storage is not None:
+            close_storage(storage)
 
     # ------------------------------------------------------------------------- the study
 
-    def _guarded(self, work: Callable[[], None]) -> None:
-        if time.monotonic() < self._retry_at:
-            return
-        try:
-            with quiet():
-                work()
-        except Exception as error:
-            # Any database, driver or network can stand behind the URL, so any error can come.
-            self._level = False
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-            if not self._warned:
-                why = without_secrets(str(error))
-                LOGGER.warning("Optuna study %s: %s. The search goes on without it.", self._shown, why)
-            self._warned = True
-
-    def _connect(self) -> None:
+    def _connect(self, history: History) -> None:
         import optuna
 
-        options: dict[str, Any] = {}
-        if self._url.startswith("sqlite"):
-            options["connect_args"] = {"timeout": LOCK_SECONDS}
-        storage = optuna.storages.RDBStorage(self._url, engine_kwargs=options)
-        if self._url.startswith("sqlite"):
-            _hurry(storage.engine)
-        # Nothing is sampled here, so the sampler is one that does not look at the trials.
+        missing = self._own is not None and not (self._own.exists() and self._own.stat().st_size)
+        self._storage = open_storage(self._url)
+        if self._own is not None:
+            check_whole(self._storage)
+        self._file = self._identity()
         self._study = optuna.create_study(
-            storage=storage,
-            study_name=self._name,
+            storage=self._storage,
+            study_name=self._current_name(),
             direction="minimize",
+            # Nothing is sampled here, so the sampler is one that does not look at the trials.
             sampler=optuna.samplers.RandomSampler(seed=0),
             load_if_exists=True,
         )
+        if missing and history.trials and not self._mending and not self._warned:
+            LOGGER.warning(
+                "The Optuna study %s was not there: it is made again from the ledger.", self._shown
+            )
+        self._mending = False
 
-    def _catch_up(self, history: History) -> None:
-        if self._study is None:
-            self._connect()
-        self._numbers, self._attrs, self._told = {}, {}, set()
+    def _current_name(self) -> str:
+        """The last of the names that the run's study has had in a storage that others use too."""
+        while self._own is None and self._holds(self._numbered(1)):
+            self._generation += 1
+        return self._numbered()
+
+    def _numbered(self, further: int = 0) -> str:
+        number = self._generation + further
+        return self._name if number == 1 else f"{self._name}-{number}"
+
+    def _holds(self, name: str) -> bool:
+        try:
+            self._storage.get_study_id_from_name(name)
+        except KeyError:
+            return False
+        return True
+
+    def _identity(self) -> tuple[int, int] | None:
+        if self._own is None or not self._own.exists():
+            return None
+        found = os.stat(self._own)
+        return found.st_dev, found.st_ino
+
+    def _compare(self, history: History) -> None:
+        """Take stock of what the study has.
+
+        Raises:
+            Contradiction: it has what the ledger does not, or has it otherwise.
+        """
+        self._known, self._told = {}, set()
+        winners = _winners(history)
         for frozen in self._study.get_trials(deepcopy=False):
             trial_id = frozen.user_attrs.get("trial_id")
-            # A trial that was enqueued when the process died is still waiting; `ask` will pop it.
             if trial_id is None or frozen.state.name == "WAITING":
-                continue
-            self._numbers[trial_id] = frozen.number
-            self._attrs[trial_id] = dict(frozen.user_attrs)
+                continue  # somebody else's
+            state = history.trials.get(trial_id)
+            values = _values(state, history) if state is not None and history.plan is not None else {}
+            check_trial(frozen, state, values)
+            assert state is not None
+            if trial_id in self._known:
+                raise Contradiction(f"trials {self._known[trial_id].number} and {frozen.number} are the same")
             if frozen.state.is_finished():
+                _check_end(frozen, state, history, winners)
                 self._told.add(trial_id)
-        self._follow(history.trials.values(), history)
-        self._level, self._warned = True, False
+            self._known[trial_id] = _Known(
+                frozen.number,
+                frozen._trial_id,
+                dict(frozen.user_attrs),
+                dict(frozen.intermediate_values),
+                bool(frozen.constraints),
+            )
 
-    def _follow(self, states: Iterable[TrialState], history: History) -> None:
+    def _follow(self, history: History) -> None:
+        """Ask of each trial what the history says now, and write the difference."""
         if history.plan is None:
             return
         self._describe(history.plan)
-        frozen = self._study.get_trials(deepcopy=False)
-        ends = history.closed is not None and history.closed.state == "finished"
-        winners = _winners(history) if ends else set()
-        for state in sorted(states, key=lambda state: state.trial_id):
-            if state.trial_id in self._told:
-                continue
-            if state.trial_id not in self._numbers:
-                self._create(state, history.plan)
-                frozen = self._study.get_trials(deepcopy=False)
-            self._note(state, history, frozen[self._numbers[state.trial_id]])
-            if ends:
+        open_ = [state for number, state in sorted(history.trials.items()) if number not in self._told]
+        for first in range(0, len(open_), TOGETHER):
+            if self.stopped():
+                raise _Stopped
+            with one_transaction(self._storage):
+                self._write(open_[first : first + TOGETHER], history)
+        if _is_over(history) and self._own is not None:
+            check_whole(self._storage)
+
+    def _write(self, states: Sequence[TrialState], history: History) -> None:
+        assert history.plan is not None
+        winners, best = _winners(history), history.incumbent
+        for state in states:
+            if state.trial_id in self._known:
+                self._note(state, history)
+            else:
+                self._create(state, history, history.plan)
+            if _is_over(history) or (state is not best and _is_settled(state, history)):
                 self._tell(state, winners)
 
     def _describe(self, plan: Plan) -> None:
@@ -170,8 +356,10 @@ class StudyMirror:
 
     # ------------------------------------------------------------------------- one trial
 
-    def _create(self, state: TrialState, plan: Plan) -> None:
-        """Enqueue the configuration and ask for it: Optuna's trial of it is running from now on."""
+    def _create(self, state: TrialState, history: History, plan: Plan) -> None:
+        """Add a trial with all that is known of it; it is running from now on."""
+        import optuna
+
         trial = state.trial
         distributions = shown(Space.parse(plan.space), trial.params)
         attrs = {
@@ -179,47 +367,56 @@ class StudyMirror:
             "origin": trial.origin,
             "params": dict(trial.params),
             "rung_tokens": list(trial.rung_tokens),
+            **_attributes(state, history),
         }
-        if not any(t.user_attrs.get("trial_id") == trial.trial_id for t in self._waiting()):
-            self._study.enqueue_trial({name: trial.params[name] for name in distributions}, user_attrs=attrs)
-        asked = self._study.ask(fixed_distributions=distributions)
-        if asked.user_attrs.get("trial_id") != trial.trial_id:
-            self._study.tell(asked, state=_state("FAIL"))
-            raise RuntimeError(f"the study holds trials that budgetsearch did not enqueue ({asked.number})")
-        self._numbers[trial.trial_id] = asked.number
-        self._attrs[trial.trial_id] = dict(asked.user_attrs)
+        values = _values(state, history)
+        whole = optuna.trial.create_trial(
+            state=_state("RUNNING"),
+            params={name: trial.params[name] for name in distributions},
+            distributions=distributions,
+            user_attrs=attrs,
+            intermediate_values=values,
+            constraints={CONSTRAINT: attrs["constraints"][0]} if "constraints" in attrs else None,
+        )
+        storage = self._study._storage
+        storage_id = storage.create_new_trial(self._study._study_id, template_trial=whole)
+        number = storage.get_trial_number_from_id(storage_id)
+        self._known[trial.trial_id] = _Known(number, storage_id, attrs, values, "constraints" in attrs)
 
-    def _waiting(self) -> list[Any]:
-        return list(self._study.get_trials(deepcopy=False, states=(_state("WAITING"),)))
-
-    def _note(self, state: TrialState, history: History, frozen: Any) -> None:
+    def _note(self, state: TrialState, history: History) -> None:
         """Write the attributes, values and constraints that the study does not have yet."""
         import optuna
 
-        known = self._attrs[state.trial_id]
-        news = {key: value for key, value in _attributes(state, history).items() if known.get(key) != value}
-        values = _values(state, history)
-        missing = {step: value for step, value in values.items() if step not in frozen.intermediate_values}
-        if not news and not missing:
-            return
-        live = optuna.trial.Trial(self._study, frozen._trial_id)
-        for step, value in missing.items():
-            live.report(value, step)
-        if "constraints" in news and hasattr(live, "set_constraint") and not frozen.constraints:
-            live.set_constraint(CONSTRAINT, news["constraints"][0])
-        for key, value in news.items():
-            live.set_user_attr(key, value)
-            known[key] = value
+        known, storage = self._known[state.trial_id], self._study._storage
+        for step, value in _values(state, history).items():
+            if not close(known.values.get(step), value):
+                storage.set_trial_intermediate_value(known.storage_id, step, value)
+                known.values[step] = value
+        for key, value in _attributes(state, history).items():
+            if known.attrs.get(key) == value:
+                continue
+            if key == "constraints" and not known.constrained:
+                optuna.trial.Trial(self._study, known.storage_id).set_constraint(CONSTRAINT, value[0])
+                known.constrained = True
+            storage.set_trial_user_attr(known.storage_id, key, value)
+            known.attrs[key] = value
 
     def _tell(self, state: TrialState, winners: set[int]) -> None:
-        number = self._numbers[state.trial_id]
         if state.trial_id in winners:
-            self._study.tell(number, state.best_loss, skip_if_finished=True)
+            self._end(state.trial_id, "COMPLETE", state.best_loss)
         elif state.dead and (state.dead != "timeout" or not state.losses):
-            self._study.tell(number, state=_state("FAIL"), skip_if_finished=True)
+            self._end(state.trial_id, "FAIL")
         else:
-            self._study.tell(number, state=_state("PRUNED"), skip_if_finished=True)
+            self._end(state.trial_id, "PRUNED")
         self._told.add(state.trial_id)
+
+    def _end(self, trial_id: int, state: str, value: float | None = None) -> None:
+        """What Optuna's ``tell`` does after reading all of the trial; a pruned one has its last loss."""
+        known = self._known[trial_id]
+        if state == "PRUNED" and known.values:
+            value = known.values[max(known.values)]
+        values = None if value is None else [value]
+        self._study._storage.set_trial_state_values(known.storage_id, _state(state), values)
 
 
 # ---------------------------------------------------------------- what a trial looks like
@@ -260,42 +457,36 @@ def _winners(history: History) -> set[int]:
     return ran or ({best.trial_id} if best is not None else set())
 
 
-def _trial_of(event: TrialAdded | SegmentStarted | SegmentEnded) -> int:
-    if isinstance(event, TrialAdded):
-        return event.trial.trial_id
-    return event.segment.trial_id if isinstance(event, SegmentStarted) else event.result.trial_id
+def _is_over(history: History) -> bool:
+    return history.closed is not None and history.closed.state == "finished"
+
+
+def _is_settled(state: TrialState, history: History) -> bool:
+    """Whether nothing that is said of a trial can change before the run is over, the best one's end apart:
+    it is dead, or its checkpoint was given up so that it cannot be promoted any more."""
+    if state.running or state.trial_id == history.full_trial:
+        return False
+    if state.dead:
+        return True
+    scout = history.plan is not None and state.trial_id < history.plan.scouts and state.goal == 0
+    return state.trial_id in history.dropped and not state.full_losses and not scout
+
+
+def _check_end(frozen: Any, state: TrialState, history: History, winners: set[int]) -> None:
+    """Compare a trial that was told with what would be told now.
+
+    Raises:
+        Contradiction: they differ.
+    """
+    name = f"trial {frozen.number}"
+    if not _is_over(history) and not _is_settled(state, history):
+        raise Contradiction(f"{name} has ended, but may still go on")
+    won = state.trial_id in winners
+    if (frozen.state.name == "COMPLETE") != won or (won and not close(frozen.value, state.best_loss)):
+        raise Contradiction(f"{name} has another end")
 
 
 def _state(name: str) -> Any:
     import optuna
 
     return optuna.trial.TrialState[name]
-
-
-def _hurry(engine: Any) -> None:
-    """Write without waiting for the disk: the study can be made again from the ledger at any time."""
-    import sqlalchemy
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def set_pragmas(connection: Any, record: Any) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    engine.dispose()  # connections made so far would wait
-
-
-def without_password(url: str) -> str:
-    """The URL as it may stand in a log.
-
-    Raises:
-        SettingsError: the URL cannot be read, or its database has no driver here.
-    """
-    import sqlalchemy
-
-    try:
-        sqlalchemy.engine.make_url(url).get_dialect()
-        return without_secrets(url)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise SettingsError(
-            f"--storage {without_secrets(url)!r} is no database that Optuna can use "
-            f"({without_secrets(str(error))}). Use something like sqlite:///study.sqlite, or leave it out."
-        ) from error

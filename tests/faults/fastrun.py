@@ -48,6 +48,7 @@ from budgetsearch.core.records import (
 from budgetsearch.engines import local
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import SyntheticWorld
+from budgetsearch.study import follower
 from budgetsearch.training import checkpoints, workshop
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.bases import load_base
@@ -297,6 +298,7 @@ def install(*, workshop_too: bool = True) -> None:
     )
     local.LocalEngine = FastEngine  # type: ignore[misc]
     clock.RunClock = LeapClock  # type: ignore[misc]
+    follower.CLOSING_SECONDS = 20.0  # of a machine with other work
     if workshop_too:
         workshop.Workshop = FastWorkshop  # type: ignore[misc,assignment]
     torch.set_num_threads(1)

@@ -10,6 +10,7 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -46,7 +47,8 @@ class _State:
     out: int = -1
     """Where points are written down; -1: nowhere."""
     armed: bool = False
-    busy: bool = False
+    busy: threading.local = field(default_factory=threading.local)
+    """Whether a thread is at a point already; the study has a thread of its own."""
 
 
 STATE = _State()
@@ -66,7 +68,7 @@ def _in_worker() -> None:
 
 
 def _audited(event: str, arguments: tuple[Any, ...]) -> None:
-    if not STATE.armed or STATE.busy:
+    if not STATE.armed or getattr(STATE.busy, "here", False):
         return
     if event == "open":
         path, _, flags = arguments
@@ -78,9 +80,9 @@ def _audited(event: str, arguments: tuple[Any, ...]) -> None:
 
 def point(what: str) -> None:
     """The process may be killed here."""
-    if not STATE.armed or STATE.busy:
+    if not STATE.armed or getattr(STATE.busy, "here", False):
         return
-    STATE.busy = True
+    STATE.busy.here = True
     try:
         site = f"{STATE.role}: {what} in {_caller()}"
         STATE.counts[site] = STATE.counts.get(site, 0) + 1
@@ -94,7 +96,7 @@ def point(what: str) -> None:
         if STATE.counts[site] == shot.nth:
             _shoot(shot)
     finally:
-        STATE.busy = False
+        STATE.busy.here = False
 
 
 MARKER = ""
