@@ -34,7 +34,7 @@ class Copy:
     rows: list[Row]
     """All that can be read, whole or not."""
     lines: int = 0
-    """All that were begun."""
+    """All that are known to have been begun."""
     torn: bool = False
     """Whether its last line has no end, as a power cut leaves it."""
 
@@ -49,9 +49,19 @@ def read_copy(path: Path) -> Copy:
         content = path.read_bytes()
     except FileNotFoundError:
         return Copy([])
-    lines = content.splitlines()
-    rows = [row for line in lines if (row := _row(line)) is not None]
-    return Copy(rows, len(lines), bool(content) and not content.endswith(b"\n"))
+    pieces = [piece for piece in content.split(b"\n") if piece]
+    found = [_row(piece) for piece in pieces]
+    rows = [row for row in found if row is not None]
+    return Copy(rows, _begun(pieces, found), bool(content) and not content.endswith(b"\n"))
+
+
+def _begun(pieces: Sequence[bytes], found: Sequence[Row | None]) -> int:
+    """How many rows were begun: up to the highest number that can be read, and what lies behind it. One line
+    that a changed byte broke in two is one."""
+    last = max((place for place, row in enumerate(found) if row is not None), default=-1)
+    behind = pieces[last + 1 :]
+    unread = max(1, sum(piece.startswith(b"[") for piece in behind)) if behind else 0
+    return max((row.seq for row in found if row is not None), default=0) + unread
 
 
 def last_seq(path: Path) -> int:

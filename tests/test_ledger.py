@@ -313,6 +313,23 @@ def test_a_log_that_was_deleted_is_found_missing(killed: tuple[Path, list[Entry]
     assert killed[1] == entries_of(run / "ledger.sqlite")
 
 
+@pytest.mark.parametrize("place", [120, -1])
+@pytest.mark.parametrize("byte", [b"\n", b"\r"])
+def test_a_line_of_the_backup_that_was_broken_in_two_is_one_line(
+    killed: tuple[Path, list[Entry]], closed: Path, tmp_path: Path, place: int, byte: bytes
+) -> None:
+    """A byte that became the end of a line does not make the ledger look as if it had lost an event."""
+    run = tmp_path / "run"
+    shutil.copytree(closed, run)
+    backup = run / "ledger.jsonl"
+    lines = backup.read_bytes().splitlines(keepends=True)
+    lines[place] = lines[place][:40] + byte + lines[place][41:]
+    backup.write_bytes(b"".join(lines))
+    mended = mend(run / "ledger.sqlite")
+    assert 0 == (mended.lost if mended else 0)
+    go_on(run / "ledger.sqlite", killed[1])
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_damaged_backup_costs_nothing_while_the_database_is_whole(
     killed: tuple[Path, list[Entry]], closed: Path, tmp_path: Path, seed: int
