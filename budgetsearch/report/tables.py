@@ -258,15 +258,20 @@ def final_lines(history: History) -> list[str]:
         budget = history.opened.budget_seconds
         kept = "kept" if history.spent <= budget else "PASSED"
         lines.append(f"budget  {history.spent:.0f} of {budget:.0f} s spent, deadline {kept}")
-    tried = sum(1 for state in history.trials.values() if state.started)
-    promoted = sum(1 for state in history.trials.values() if state.goal > 0)
-    lines.append(f"trials  {tried} tried, {promoted} promoted, {_full_runs(history)} in full")
+    tried, promoted, in_full = trial_counts(history)
+    lines.append(f"trials  {tried} tried, {promoted} promoted, {in_full} in full")
     return lines
 
 
-def _full_runs(history: History) -> int:
+def trial_counts(history: History) -> tuple[int, int, int]:
+    """How many trials have started, how many of them were promoted, and how many ran in full."""
+    goals = [state.goal for state in history.trials.values()]
     top = history.plan.top_rung if history.plan else -1
-    return sum(1 for state in history.trials.values() if state.goal == top)
+    return (
+        sum(1 for goal in goals if goal >= 0),
+        sum(1 for goal in goals if goal > 0),
+        sum(1 for goal in goals if goal == top >= 0),
+    )
 
 
 def answer_lines(history: History) -> list[str]:

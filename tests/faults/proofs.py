@@ -17,7 +17,7 @@ from budgetsearch.training import checkpoints
 
 KNOWN = (
     *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "study.sqlite", "adapter", "checkpoints"),
-    *("report.md", "settings.json", "versions.lock", "worker.log", "lock"),
+    *("report.md", "report.json", "report.html", "settings.json", "versions.lock", "worker.log", "lock"),
 )
 """All that a finished run leaves."""
 SLACK = 0.2
