@@ -13,10 +13,10 @@ from budgetsearch.core.history import History
 from budgetsearch.runfolder import RunFolder
 
 LOGGER = logging.getLogger("budgetsearch.reporting")
-LEAVE_SECONDS = 3.0
+LEAVE_SECONDS = 2.0
 """Kept for what comes after the reports: the last lines and the exit."""
-PAGE_SECONDS = 4.0
-"""With less time than this beside, report.json and report.html are not begun: they took 2 s on a slow machine."""
+PAGE_SECONDS = 1.0
+"""With less time than this beside, report.json and report.html are not begun."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -209,7 +210,7 @@ def test_the_figures_show_the_numbers() -> None:
 
 
 def test_hostile_names_stay_text() -> None:
-    """Scripts in a model's name, a path, a parameter, a reason, a detail, a sample: all are shown, none runs."""
+    """Scripts in a model's name, a path, a parameter, a reason, a detail, a sample: shown, never run."""
     story = Story()
     story.add(Opened(720.0, {"data": EVIL}, {**FACTS, "model": {"source": EVIL}, "card": {"name": EVIL}}))
     story.open()
@@ -219,7 +220,8 @@ def test_hostile_names_stay_text() -> None:
     story.end(story.start(story.trial(evil)), status="crashed", detail=EVIL)
     samples = tuple({"prompt": EVIL, "reference": EVIL, "base": EVIL, "adapter": EVIL} for _ in range(2))
     story.add(Scored(Score("ok", EVIL, 2.0, 1.0, samples=samples)), Closed("failed", EVIL))
-    story.history.opened = replace(story.history.opened, facts={**FACTS, "model": {"source": EVIL}})  # type: ignore[type-var]
+    assert story.history.opened is not None
+    story.history.opened = replace(story.history.opened, facts={**FACTS, "model": {"source": EVIL}})
     text = html_text(numbers(story), [EVIL])
     found = Outline(text)
     assert EVIL not in text
@@ -249,14 +251,22 @@ def test_every_stage_of_a_run_has_a_page() -> None:
 # ------------------------------------------------------------------------- the files
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> RunFolder:
-    """The folder of a run that was played on virtual time."""
-    folder = RunFolder(tmp_path / "run")
-    folder.path.mkdir()
-    driver = make_driver(folder.ledger, budget=1800.0, max_gang=4)
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ledger of a run that was played on virtual time."""
+    path = tmp_path_factory.mktemp("played") / "ledger.sqlite"
+    driver = make_driver(path, budget=1800.0, max_gang=4)
     driver.run()
     driver.ledger.close()
+    return path
+
+
+@pytest.fixture
+def run_folder(played: Path, tmp_path: Path) -> RunFolder:
+    """A run folder with nothing but its ledger."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    shutil.copy(played, folder.ledger)
     return folder
 
 
@@ -297,8 +307,8 @@ def test_with_time_left_everything_is_written_at_the_end(run_folder: RunFolder) 
 
 
 def test_without_time_there_is_report_md_and_word_of_how_to_get_the_rest(run_folder: RunFolder) -> None:
-    """Five seconds before the deadline no library is begun with."""
-    assert f"`budgetsearch report {run_folder.path}` writes it" in written(run_folder, 5.0)
+    """Two seconds before the deadline no library is begun with."""
+    assert f"`budgetsearch report {run_folder.path}` writes it" in written(run_folder, 2.0)
     assert run_folder.report.is_file()
     assert not run_folder.report_html.exists()
 

@@ -7,20 +7,27 @@ from collections.abc import Mapping, Sequence
 
 from budgetsearch.report.drawing import (
     BEST,
-    GIB,
+    BLUE,
+    FINALISTS,
     INK,
     OTHER,
-    PROMOTED,
+    SOFT,
     Figure,
     Json,
+    Key,
+    above,
     layout_of,
+    memory_unit,
     trial_colours,
+    trial_legend,
     trial_words,
 )
 from budgetsearch.report.numbers import Numbers, TrialNumbers
 
-MAX_NAMED = 10
-"""Promoted trials that the legend names; the others are named where one points at them."""
+MAX_NAMED = 12
+"""More points than this are not named but where one points at them."""
+REACHES = (("full run", "star", "★"), ("promoted", "diamond", "◆"), ("first rung only", "circle", "●"))
+"""How far a trial got, plotly's symbol for it, and the legend's."""
 
 
 def ladder(numbers: Numbers) -> Figure | None:
@@ -32,9 +39,9 @@ def ladder(numbers: Numbers) -> Figure | None:
     behind = [t for t in trials if colours.get(t.trial_id, OTHER) == OTHER]
     ahead = [t for t in trials if t not in behind]
     data = [_stayed(behind)] if behind else []
-    # The best is drawn last, so that it lies on top.
-    ahead = sorted(ahead, key=lambda t: colours[t.trial_id] == BEST)
-    data += [_climb(t, colours[t.trial_id], numbers, named=len(ahead) <= MAX_NAMED) for t in ahead]
+    # The best is drawn last, so that it lies on top; before it what also ran in full.
+    ahead = sorted(ahead, key=lambda t: (colours[t.trial_id] == BEST, colours[t.trial_id] != SOFT))
+    data += [_climb(t, colours[t.trial_id], numbers) for t in ahead]
     losses = [x for t in trials for x in t.rung_losses_nats_per_token if x is not None]
     layout = layout_of("", "validation loss (nats per token)", height=400, losses=losses)
     rungs = numbers.rungs
@@ -44,8 +51,9 @@ def ladder(numbers: Numbers) -> Figure | None:
         "range": [-0.3, len(rungs) - 0.7],
         "zeroline": False,
     }
-    words = f"Losses of {len(trials)} trials at {len(rungs)} rungs; {len(ahead)} were promoted."
-    return Figure("ladder", data, layout, words)
+    promoted = numbers.answer.trials_promoted
+    words = f"Losses of {len(trials)} trials at {len(rungs)} rungs; {promoted} were promoted.{above(losses)}"
+    return Figure("ladder", data, layout, words, tuple(trial_legend(numbers, "●")))
 
 
 def _rung_tick(rung: int, count: int, seconds: float) -> str:
@@ -66,15 +74,14 @@ def _stayed(trials: Sequence[TrialNumbers]) -> Json:
     }
 
 
-def _climb(trial: TrialNumbers, colour: str, numbers: Numbers, *, named: bool) -> Json:
+def _climb(trial: TrialNumbers, colour: str, numbers: Numbers) -> Json:
     points = [(k, x) for k, x in enumerate(trial.rung_losses_nats_per_token) if x is not None]
     reasons = {p.to_rung: p.reason for p in numbers.promotions if p.trial_id == trial.trial_id}
     best = colour == BEST
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": f"trial {trial.trial_id}" + (" (the adapter)" if best else ""),
-        "showlegend": named or best,
+        "name": f"trial {trial.trial_id}",
         "x": [k for k, _ in points],
         "y": [x for _, x in points],
         "line": {"color": colour, "width": 3.5 if best else 1.5},
@@ -91,28 +98,30 @@ def memory_front(numbers: Numbers) -> Figure | None:
         return None
     colours, top = trial_colours(numbers), len(numbers.rungs) - 1
     front = sorted((t for t in trials if t.on_memory_front), key=lambda t: t.peak_bytes or 0)
+    unit, size = memory_unit(max(t.peak_bytes or 0 for t in trials))
+    legend = [Key("┄", INK, "Pareto front")]
     data: list[Json] = [
         {
             "type": "scatter",
             "mode": "lines",
             "name": "Pareto front",
-            "x": [(t.peak_bytes or 0) / GIB for t in front],
+            "x": [(t.peak_bytes or 0) / size for t in front],
             "y": [t.best_loss_nats_per_token for t in front],
             "line": {"color": INK, "width": 1.5, "shape": "hv", "dash": "dot"},
             "hoverinfo": "skip",
         }
     ]
-    shapes = (("full run", "star"), ("promoted", "diamond"), ("first rung only", "circle"))
-    for name, symbol in shapes:
+    for name, symbol, mark in REACHES:
         some = [t for t in trials if _reach(t, top) == name]
         if some:
-            data.append(_memory_points(name, symbol, some, colours))
+            data.append(_memory_points((name, symbol), some, colours, (unit, size)))
+            legend.append(Key(mark, INK, name))
     losses = [t.best_loss_nats_per_token for t in trials if t.best_loss_nats_per_token is not None]
     layout = layout_of(
-        "peak memory (GiB)", "best validation loss (nats per token)", height=380, losses=losses
+        f"peak memory ({unit})", "best validation loss (nats per token)", height=380, losses=losses
     )
-    words = f"{len(front)} of {len(trials)} trials lie on the Pareto front of loss and peak memory."
-    return Figure("memory_front", data, layout, words)
+    words = f"{len(front)} of {len(trials)} trials lie on the Pareto front.{above(losses)}"
+    return Figure("memory_front", data, layout, words, tuple(legend))
 
 
 def _reach(trial: TrialNumbers, top: int) -> str:
@@ -120,13 +129,17 @@ def _reach(trial: TrialNumbers, top: int) -> str:
 
 
 def _memory_points(
-    name: str, symbol: str, trials: Sequence[TrialNumbers], colours: Mapping[int, str]
+    reach: tuple[str, str],
+    trials: Sequence[TrialNumbers],
+    colours: Mapping[int, str],
+    memory: tuple[str, int],
 ) -> Json:
+    (name, symbol), (unit, size) = reach, memory
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "x": [(t.peak_bytes or 0) / GIB for t in trials],
+        "x": [(t.peak_bytes or 0) / size for t in trials],
         "y": [t.best_loss_nats_per_token for t in trials],
         "marker": {
             "symbol": symbol,
@@ -134,7 +147,7 @@ def _memory_points(
             "color": [colours.get(t.trial_id, OTHER) for t in trials],
         },
         "text": [trial_words(t) for t in trials],
-        "hovertemplate": "%{x:.2f} GiB, loss %{y:.4f}<br>%{text}<extra></extra>",
+        "hovertemplate": f"%{{x:.2f}} {unit}, loss %{{y:.4f}}<br>%{{text}}<extra></extra>",
     }
 
 
@@ -152,7 +165,7 @@ def importance(numbers: Numbers) -> Figure | None:
             "text": [f"{share:.0%}" for _, share in shares],
             "textposition": "outside",
             "cliponaxis": False,
-            "marker": {"color": "#1F5FA8"},
+            "marker": {"color": BLUE},
             "hoverinfo": "skip",
         }
     ]
@@ -165,7 +178,8 @@ def importance(numbers: Numbers) -> Figure | None:
 
 def rank_agreement(numbers: Numbers) -> Figure | None:
     """Each trial's loss at a rung against that at the next."""
-    data, losses = [], []
+    data: list[Json] = []
+    legend, losses = [], []
     for pair in numbers.rank_correlations:
         both = [
             (t, t.rung_losses_nats_per_token[pair.lower_rung], t.rung_losses_nats_per_token[pair.upper_rung])
@@ -175,18 +189,20 @@ def rank_agreement(numbers: Numbers) -> Figure | None:
         if len(known) < 2:
             continue
         losses += [x for _, a, b in known for x in (a, b)]
+        colour = FINALISTS[len(data) % len(FINALISTS)]
         upper = "the full run" if pair.upper_rung == len(numbers.rungs) - 1 else f"rung {pair.upper_rung}"
+        legend.append(Key("●", colour, f"rung {pair.lower_rung} and {upper}"))
         data.append(
             {
                 "type": "scatter",
-                "mode": "markers+text",
+                "mode": "markers+text" if len(known) <= MAX_NAMED else "markers",
                 "name": f"rung {pair.lower_rung} and {upper}",
                 "x": [a for _, a, _ in known],
                 "y": [b for _, _, b in known],
                 "text": [str(t.trial_id) for t, _, _ in known],
                 "textposition": "top center",
                 "textfont": {"size": 11, "color": "#5B6672"},
-                "marker": {"size": 9, "color": PROMOTED[len(data) % len(PROMOTED)]},
+                "marker": {"size": 9, "color": colour},
                 "hovertemplate": "trial %{text}: %{x:.4f}, then %{y:.4f}<extra></extra>",
             }
         )
@@ -195,7 +211,8 @@ def rank_agreement(numbers: Numbers) -> Figure | None:
     layout = layout_of(
         "loss at the lower rung (nats per token)", "loss at the upper rung", height=360, losses=losses
     )
-    layout["xaxis"] |= {
-        key: layout["yaxis"][key] for key in ("type", "dtick", "tickformat") if key in layout["yaxis"]
-    }
-    return Figure("rank_agreement", data, layout, "Losses of the same trials at neighbouring rungs.")
+    log = {key: layout["yaxis"][key] for key in ("type", "dtick", "tickformat") if key in layout["yaxis"]}
+    layout["xaxis"] |= log
+    layout["yaxis"].pop("range", None)
+    words = "Losses of the same trials at neighbouring rungs."
+    return Figure("rank_agreement", data, layout, words, tuple(legend))

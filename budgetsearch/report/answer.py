@@ -20,8 +20,8 @@ from budgetsearch.report.intervals import (
 from budgetsearch.report.tables import padding_share, phase_rows, trial_counts
 
 CAVEAT = (
-    "The validation examples also chose the trial, so its numbers are a little optimistic; data that the search "
-    "never saw would tell more."
+    "The validation examples also chose the trial, so its numbers are a little optimistic; data that the "
+    "search never saw would tell more."
 )
 
 BOOTSTRAP = (

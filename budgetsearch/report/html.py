@@ -12,14 +12,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from budgetsearch.report.drawing import Figure
+from budgetsearch.core.space import Space
+from budgetsearch.report.drawing import Figure, memory_unit
 from budgetsearch.report.figures import figures_of
 from budgetsearch.report.intervals import CONFIDENCE, Estimate
 from budgetsearch.report.numbers import Numbers
-from budgetsearch.report.tables import gib, loss_text, params_text
+from budgetsearch.report.tables import loss_text, params_text, value_text
 
 SAMPLE_CHARACTERS = 600
 """A sample answer is cut there."""
+FIRST_TRIALS = 20
+"""So many rows of a table are seen at once; the others are folded away."""
 TEMPLATE = "report.html.j2"
 DRAW = """
 const figures = JSON.parse(document.getElementById("figures").textContent);
@@ -65,6 +68,8 @@ def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
         script_hashes=[_hash(library), _hash(DRAW)],
         confidence=f"{CONFIDENCE:.0%}",
         snippet=snippet or [],
+        knobs=_knobs(numbers),
+        first_trials=FIRST_TRIALS,
         facts=json.dumps(_facts(numbers), indent=2, default=str),
     )
 
@@ -87,6 +92,11 @@ def _script_json(value: Any) -> str:
 
 def _hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _knobs(numbers: Numbers) -> tuple[str, ...]:
+    """What the search could choose: the columns of the trials' table."""
+    return Space.parse(numbers.run.space).searched if numbers.run.space else ()
 
 
 def _facts(numbers: Numbers) -> dict[str, Any]:
@@ -117,7 +127,7 @@ def _share_interval(estimate: Estimate) -> str:
 def _duration(seconds: float) -> str:
     """Seconds as people say them."""
     if seconds < 300:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.2f} h"
 
 
@@ -127,7 +137,25 @@ def _cut(text: object) -> str:
 
 
 def _memory(count: int | None) -> str:
-    return "not measured" if count is None else gib(count)
+    if count is None:
+        return "not measured"
+    unit, size = memory_unit(count)
+    return f"{count / size:.1f} {unit}" if unit == "MiB" else f"{count / size:.2f} {unit}"
+
+
+def _name(source: object) -> str:
+    """A model's name: of a folder or a file its last part."""
+    text = str(source or "a base model")
+    return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith(("/", ".", "~")) else text
+
+
+def _short(rung_name: str) -> str:
+    """A rung's name without its seconds."""
+    return rung_name.partition(" (")[0]
+
+
+def _value(value: object) -> str:
+    return "-" if value is None else value_text(value)
 
 
 def _percent(share: float) -> str:
@@ -154,4 +182,7 @@ FILTERS = {
     "percent": _percent,
     "params": _params,
     "loss": loss_text,
+    "value": _value,
+    "name": _name,
+    "short": _short,
 }

@@ -1,7 +1,7 @@
 """How sure a number is: 95% intervals, the same at every call.
 
-Losses are resampled (BCa bootstrap: Efron 1987, JASA 82), accuracies have Wilson's interval, and their difference
-Newcombe's, which is built from the two (Newcombe 1998, Statistics in Medicine 17, method 10).
+Losses are resampled (BCa bootstrap: Efron 1987, JASA 82), accuracies have Wilson's interval, and their
+difference Newcombe's, which is built from the two (Newcombe 1998, Statistics in Medicine 17, method 10).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 CONFIDENCE = 0.95
 Z = 1.959963984540054
@@ -46,7 +47,7 @@ def bootstrapped(values: Sequence[float], weights: Sequence[float]) -> Estimate:
     import numpy as np
     from scipy.stats import bootstrap
 
-    def statistic(some: np.ndarray, weight: np.ndarray, axis: int = -1) -> np.ndarray:
+    def statistic(some: Any, weight: Any, axis: int = -1) -> Any:
         return np.sum(some * weight, axis=axis) / np.sum(weight, axis=axis)
 
     with warnings.catch_warnings():

@@ -156,7 +156,8 @@ def _useful(budget: Budget) -> list[str]:
         train = sum(row.charged_seconds for row in budget.phases if row.phase == "train")
         lines.append(
             f"Training took {budget.training_share_of_budget:.1%} of the budget; overhead (everything else "
-            f"that was spent) was {1 - train / budget.wall_seconds:.1%} of the {budget.wall_seconds:.0f} s spent."
+            f"that was spent) was {1 - train / budget.wall_seconds:.1%} of the "
+            f"{budget.wall_seconds:.0f} s spent."
         )
     if budget.padding_share is not None:
         lines.append(

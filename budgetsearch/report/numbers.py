@@ -1,7 +1,7 @@
 """Every number of a report, once: report.json holds them, report.html and report.md show them.
 
-They come from the ledger alone. The names carry the units: seconds, bytes, tokens, nats. Where something was not
-measured there is None, never a zero that looks like a measurement.
+They come from the ledger alone. The names carry the units: seconds, bytes, tokens, nats. Where something was
+not measured there is None, never a zero that looks like a measurement.
 """
 
 from __future__ import annotations

@@ -6,28 +6,35 @@ import html
 
 from budgetsearch.report.drawing import (
     BEST,
-    GIB,
-    INK,
+    BLUE,
     GRID,
+    INK,
     OTHER,
+    RED,
     Figure,
     Json,
+    Key,
+    above,
     layout_of,
     line_of,
+    memory_unit,
     note,
     time_unit,
     trial_colours,
+    trial_legend,
 )
 from budgetsearch.report.numbers import Numbers
 from budgetsearch.report.timeline import Span
 
 PHASE_GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("setting up, measuring", "#C3CEDA", ("setup", "calibrate")),
-    ("training", "#1F5FA8", ("train",)),
+    ("training", BLUE, ("train",)),
     ("evaluating, scoring", "#7FB2E5", ("evaluate", "score")),
     ("loading, writing", "#F0B429", ("load", "checkpoint", "export")),
-    ("lost", "#D64545", ("idle", "crash", "down")),
+    ("lost", RED, ("idle", "crash", "down")),
 )
+LIMIT_REACH = 3.0
+"""A limit that is more than so many times the peak is told, not drawn: all else would lie flat below it."""
 BAR = 0.84
 """Of a row's height."""
 
@@ -56,8 +63,16 @@ def timeline(numbers: Numbers) -> Figure | None:
     }
     layout |= {"barmode": "overlay", "shapes": [], "annotations": []}
     _draw_deadline(layout, numbers, divisor)
-    words = f"{len(spans)} segments of {numbers.answer.trials_tried} trials over {numbers.budget.wall_seconds:.0f} s."
-    return Figure("timeline", data, layout, words)
+    tried, seconds = numbers.answer.trials_tried, numbers.budget.wall_seconds
+    words = f"{len(spans)} segments of {tried} trials over {seconds:.0f} s."
+    phase_keys = [Key("■", colour, name) for name, colour, _ in PHASE_GROUPS if _charged(numbers, name)]
+    marks = [Key("▼", INK, "promotion")] if numbers.promotions else []
+    return Figure("timeline", data, layout, words, (*phase_keys, *trial_legend(numbers, "■"), *marks))
+
+
+def _charged(numbers: Numbers, group: str) -> bool:
+    phases = next(phases for name, _, phases in PHASE_GROUPS if name == group)
+    return any(span.phase in phases for span in numbers.timeline.phases)
 
 
 def _worker_names(numbers: Numbers) -> list[str]:
@@ -84,18 +99,14 @@ def _phase_bars(numbers: Numbers, group: tuple[str, str, tuple[str, ...]], divis
 
 
 def _segment_bars(numbers: Numbers, first: int, divisor: float) -> list[Json]:
-    """One trace for each kind of trial, so that the legend explains the colours."""
-    colours = trial_colours(numbers)
-    kinds: dict[str, list[Span]] = {"became the adapter": [], "promoted": [], "not promoted": []}
-    for span in numbers.timeline.spans:
-        colour = colours.get(span.trial_id, OTHER)
-        kind = "became the adapter" if colour == BEST else "not promoted" if colour == OTHER else "promoted"
-        kinds[kind].append(span)
+    colours, spans = trial_colours(numbers), numbers.timeline.spans
+    if not spans:
+        return []
     return [
         {
             "type": "bar",
             "orientation": "h",
-            "name": kind,
+            "name": "segments",
             "y": [first + span.worker + BAR * ((span.member + 0.5) / span.members - 0.5) for span in spans],
             "base": [span.start_seconds / divisor for span in spans],
             "x": [(span.stop_seconds - span.start_seconds) / divisor for span in spans],
@@ -111,8 +122,6 @@ def _segment_bars(numbers: Numbers, first: int, divisor: float) -> list[Json]:
             "customdata": [_span_words(span) for span in spans],
             "hovertemplate": "%{customdata}<extra></extra>",
         }
-        for kind, spans in kinds.items()
-        if spans
     ]
 
 
@@ -197,8 +206,9 @@ def progress(numbers: Numbers) -> Figure | None:
     title = f"charged {_gpu(numbers)}time ({unit})"
     layout = layout_of(title, "validation loss (nats per token)", height=380, losses=losses)
     layout["xaxis"]["range"] = [0, end * 1.02]
-    words = f"The best loss fell from {best[0]:.4f} to {best[-1]:.4f}."
-    return Figure("progress", data, layout, words)
+    words = f"The best loss fell from {best[0]:.4f} to {best[-1]:.4f}.{above(losses)}"
+    legend = (Key("━", INK, "best so far"), *trial_legend(numbers, "●"))
+    return Figure("progress", data, layout, words, legend)
 
 
 def memory_over_time(numbers: Numbers) -> Figure | None:
@@ -208,24 +218,28 @@ def memory_over_time(numbers: Numbers) -> Figure | None:
         return None
     unit, divisor = time_unit(numbers)
     times = [sample.wall_seconds / divisor for sample in samples]
+    peak = max(sample.used_bytes for sample in samples)
+    size_unit, size = memory_unit(peak)
+    legend = [Key("━", BLUE, "memory in use")]
     data: list[Json] = [
         {
             "type": "scatter",
             "mode": "lines",
             "name": "memory in use",
             "x": times,
-            "y": [sample.used_bytes / GIB for sample in samples],
-            "line": {"color": "#1F5FA8", "width": 2},
+            "y": [sample.used_bytes / size for sample in samples],
+            "line": {"color": BLUE, "width": 2},
             "fill": "tozeroy",
             "fillcolor": "rgba(31, 95, 168, 0.12)",
-            "hovertemplate": "%{y:.2f} GiB<extra></extra>",
+            "hovertemplate": f"%{{y:.2f}} {size_unit}<extra></extra>",
         }
     ]
-    layout = layout_of(f"time since the start ({unit})", "memory (GiB)", height=320)
+    layout = layout_of(f"time since the start ({unit})", f"memory ({size_unit})", height=320)
     layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
-    if numbers.limit_bytes:
-        limit = numbers.limit_bytes / GIB
-        line = {"color": "#D64545", "width": 2, "dash": "dash"}
+    if numbers.limit_bytes and numbers.limit_bytes < LIMIT_REACH * peak:
+        limit = numbers.limit_bytes / size
+        legend.append(Key("╍", RED, "limit"))
+        line = {"color": RED, "width": 2, "dash": "dash"}
         data.append(line_of("limit", [0.0, times[-1]], [limit, limit], line))
     busy = [(t, s.utilization) for t, s in zip(times, samples, strict=True) if s.utilization is not None]
     if busy:
@@ -233,6 +247,7 @@ def memory_over_time(numbers: Numbers) -> Figure | None:
             line_of("utilization", [t for t, _ in busy], [u for _, u in busy], {"color": BEST, "width": 2})
         )
         data[-1]["yaxis"] = "y2"
+        legend.append(Key("━", BEST, "utilization"))
         layout["height"] = 460
         layout["yaxis"]["domain"] = [0.42, 1.0]
         layout["yaxis2"] = {
@@ -244,8 +259,8 @@ def memory_over_time(numbers: Numbers) -> Figure | None:
             "title": {"text": "card busy"},
         }
         layout["xaxis"]["anchor"] = "y2"
-    peak = max(sample.used_bytes for sample in samples) / GIB
-    return Figure("memory_over_time", data, layout, f"At most {peak:.2f} GiB were in use.")
+    words = f"At most {peak / size:.2f} {size_unit} were in use."
+    return Figure("memory_over_time", data, layout, words, tuple(legend))
 
 
 def _gpu(numbers: Numbers) -> str:

@@ -310,7 +310,7 @@ def trial_table(history: History, limit: int = SHOWN_TRIALS) -> Table:
     table.add_column("seconds", justify="right")
     table.add_column("status")
     for row in rows[:limit]:
-        values = [_value_text(row.params.get(name, "-")) for name in knobs]
+        values = [value_text(row.params.get(name, "-")) for name in knobs]
         losses = [loss_text(loss) for loss in row.losses]
         table.add_row(str(row.trial_id), *values, *losses, f"{row.seconds:.0f}", row.status)
     if len(rows) > limit:
@@ -331,10 +331,11 @@ def rung_names(history: History) -> list[str]:
 
 def params_text(params: Params) -> str:
     """A configuration on one line."""
-    return " ".join(f"{name}={_value_text(value)}" for name, value in params.items())
+    return " ".join(f"{name}={value_text(value)}" for name, value in params.items())
 
 
-def _value_text(value: object) -> str:
+def value_text(value: object) -> str:
+    """A parameter's value, with three digits where it is real."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

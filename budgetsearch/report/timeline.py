@@ -1,7 +1,7 @@
 """When everything happened: segments, phases, losses and memory along the ledger.
 
-Wall seconds are those of the run, from its beginning. Charged seconds are what the budget was charged with; where
-several workers run at once they are more than the wall's.
+Wall seconds are those of the run, from its beginning. Charged seconds are what the budget was charged with;
+where several workers run at once they are more than the wall's.
 """
 
 from __future__ import annotations

@@ -9,16 +9,16 @@ from budgetsearch.core.space import Space
 from budgetsearch.study.distributions import quiet, shown
 
 GOOD_TRIALS = 5
-"""So many trials count as the best, at the least: with fewer the evaluator is unsteady (its documentation)."""
+"""So many trials count as the best, at the least: its documentation asks for them, to be steady."""
 GOOD_SHARE = 0.1
 """... or this share of them, where that is more."""
 
 
 def importances(space: Space, results: Sequence[tuple[Params, float]]) -> dict[str, float]:
-    """Each searched parameter's share, the largest first; together 1, or nothing where none can be told apart.
+    """Each searched parameter's share, the largest first; together 1.
 
-    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the best trials' values of a parameter lie from
-    those of all trials. ``results`` are configurations with their losses, all at the same rung.
+    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the best trials' values of a parameter lie
+    from those of all trials. ``results`` are configurations with their losses, all at the same rung.
     """
     import optuna
 
