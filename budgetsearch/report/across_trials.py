@@ -24,8 +24,6 @@ from budgetsearch.report.drawing import (
 )
 from budgetsearch.report.numbers import Numbers, TrialNumbers
 
-MAX_NAMED = 12
-"""More points than this are not named but where one points at them."""
 REACHES = (("full run", "star", "★"), ("promoted", "diamond", "◆"), ("first rung only", "circle", "●"))
 """How far a trial got, plotly's symbol for it, and the legend's."""
 
@@ -195,13 +193,11 @@ def rank_agreement(numbers: Numbers) -> Figure | None:
         data.append(
             {
                 "type": "scatter",
-                "mode": "markers+text" if len(known) <= MAX_NAMED else "markers",
+                "mode": "markers",
                 "name": f"rung {pair.lower_rung} and {upper}",
                 "x": [a for _, a, _ in known],
                 "y": [b for _, _, b in known],
                 "text": [str(t.trial_id) for t, _, _ in known],
-                "textposition": "top center",
-                "textfont": {"size": 11, "color": "#5B6672"},
                 "marker": {"size": 9, "color": colour},
                 "hovertemplate": "trial %{text}: %{x:.4f}, then %{y:.4f}<extra></extra>",
             }

@@ -1,8 +1,8 @@
 """What the figures of report.html share: colours, units, and a layout that a phone and a printer can show.
 
-A figure is plotly's JSON, data and layout, drawn by plotly.js in the reader's browser. Figures are plain
-dicts, for building them through plotly's classes costs seconds at the end of a budget; the tests hold every one
-of them against those classes.
+A figure is plotly's JSON, data and layout, drawn by plotly.js in the reader's browser. Figures are plain dicts:
+building them through plotly's classes costs seconds at the end of a budget. The tests hold every one of them
+against those classes.
 """
 
 from __future__ import annotations

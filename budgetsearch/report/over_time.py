@@ -62,6 +62,7 @@ def timeline(numbers: Numbers) -> Figure | None:
         "zeroline": False,
     }
     layout |= {"barmode": "overlay", "shapes": [], "annotations": []}
+    layout["uniformtext"] = {"minsize": 9, "mode": "hide"}
     _draw_deadline(layout, numbers, divisor)
     tried, seconds = numbers.answer.trials_tried, numbers.budget.wall_seconds
     words = f"{len(spans)} segments of {tried} trials over {seconds:.0f} s."
