@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.aftermath import marked
-from budgetsearch.clock import deadline_of, local_time, timing_of_new, timing_of_resumed
+from budgetsearch.clock import Timing, deadline_of, local_time, timing_of_new, timing_of_resumed
 from budgetsearch.compose import (
     Say,
     cache_folder,
@@ -26,16 +26,21 @@ from budgetsearch.core.errors import (
     SettingsError,
     UsageError,
 )
-from budgetsearch.core.history import History
+from budgetsearch.core.history import History, fold
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.mending import mend
+from budgetsearch.reporting import Reports, write_in_time, write_reports
 from budgetsearch.runfolder import RunFolder, RunLock
 
 if TYPE_CHECKING:
     from budgetsearch.doctor.check import Check
     from budgetsearch.planning.preview import Preview
+
+
+AMPLE_SECONDS = 600.0
+"""For the reports of a run that was over before this process began."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def run(
         settings = settings.model_copy(update={"deadline": local_time(until)})
     start(settings, timing, watchers, say, last_resort=last_resort)
     with marked(folder):
-        return _conclude(RunFolder(folder))
+        return _conclude(RunFolder(folder), say, timing)
 
 
 def plan(
@@ -265,7 +270,7 @@ def _go_on(
         raise _never_began(folder)
     if history.closed is not None and history.closed.state == "finished":
         finish_leaving(folder, history, storage)
-        return _conclude(folder)
+        return _conclude(folder, say)
     settings = Settings.model_validate(dict(history.opened.settings))
     settings = settings.model_copy(update={"storage": resumed_storage(history.opened, storage)})
     timing = timing_of_resumed(
@@ -276,7 +281,7 @@ def _go_on(
         already_seconds,
     )
     drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
-    return _conclude(folder)
+    return _conclude(folder, say, timing)
 
 
 def _never_began(folder: RunFolder) -> BudgetsearchError:
@@ -312,24 +317,30 @@ def status(run: str | os.PathLike[str]) -> dict[str, Any]:
 
     history = open_history(run)
     found = status_dict(history)
-    if history.closed is None and not RunFolder(Path(run)).in_use():
+    folder = RunFolder(Path(run))
+    if history.closed is None and not folder.in_use():
         found["phase"] = "stopped"
+    reports = (folder.report_html, folder.report, folder.report_json)
+    found["reports"] = [str(path) for path in reports if path.is_file()]
     return found
 
 
-def report(run: str | os.PathLike[str]) -> Path:
-    """Write ``report.md`` from the ledger again; returns its path.
+def report(run: str | os.PathLike[str]) -> Reports:
+    """Write report.md, report.json and report.html from the ledger again; returns their paths.
 
     Raises:
-        RunFolderError: there is no run in the folder.
+        RunFolderError: there is no run in the folder, or it cannot be written.
     """
-    from budgetsearch.report.markdown import write_report
-
     folder = RunFolder(Path(run))
-    folder.check_run()
-    history = open_history(run)
-    write_report(list(read_entries(folder.ledger)), history, folder.report)
-    return folder.report
+    open_history(run)
+    entries = list(read_entries(folder.ledger))
+    try:
+        return write_reports(folder, entries, fold(entries))
+    except OSError as error:
+        raise RunFolderError(
+            f"The reports in {folder.path} cannot be written ({error.strerror or error}). Make room, or mend "
+            "the folder's permissions."
+        ) from error
 
 
 def dashboard(run: str | os.PathLike[str], port: int, storage: str | None = None) -> None:
@@ -367,9 +378,14 @@ def open_history(run: str | os.PathLike[str]) -> History:
     return history
 
 
-def _conclude(folder: RunFolder) -> Result:
-    report(folder.path)
-    return _result(folder, read_history(folder.ledger))
+def _conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> Result:
+    """Write the reports, within what is left of the time, and say what the run came to."""
+    entries = list(read_entries(folder.ledger))
+    history = fold(entries)
+    left = timing.budget_seconds - timing.clock.now() if timing else AMPLE_SECONDS
+    if untold := write_in_time(folder, entries, history, left):
+        say(untold)
+    return _result(folder, history)
 
 
 def _result(folder: RunFolder, history: History) -> Result:

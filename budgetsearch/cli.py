@@ -299,18 +299,28 @@ def status(
             typer.echo(json.dumps(api.status(run), indent=2))
         else:
             _console().print(summary(api.open_history(run)))
-            if api.status(run)["phase"] == "stopped":
+            found = api.status(run)
+            for path in found["reports"][:1]:
+                typer.echo(f"report  {path}")
+            if found["phase"] == "stopped":
                 where = shlex.quote(str(run))
                 typer.echo(f"No process works on it. Go on with:  budgetsearch resume {where}")
 
 
 @app.command(epilog="Example:  budgetsearch report runs/mine")
-def report(run: RunArgument) -> None:
-    """Write report.md from the ledger again, and say where it is."""
+def report(
+    run: RunArgument,
+    show: Annotated[bool, typer.Option("--open", help="Open report.html in the browser.")] = False,
+) -> None:
+    """Write report.html, report.md and report.json from the ledger again, and say where they are."""
     with _errors():
         from budgetsearch import api
 
-        typer.echo(api.report(run))
+        written = api.report(run)
+        for path in (written.html, written.markdown, written.json):
+            typer.echo(path)
+        if show:
+            typer.launch(str(written.html))
 
 
 @app.command(epilog="Example:  budgetsearch dashboard runs/mine --port 8080")
@@ -503,7 +513,8 @@ def _conclude(result: Any) -> None:
     if result.adapter_path is not None:
         typer.echo(f"adapter  {result.adapter_path}")
     if result.state == "finished":
-        typer.echo(f"report   {result.run / 'report.md'}")
+        page = result.run / "report.html"
+        typer.echo(f"report   {page if page.is_file() else result.run / 'report.md'}")
         return
     from budgetsearch.aftermath import after_failure
 

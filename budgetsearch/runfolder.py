@@ -73,6 +73,16 @@ class RunFolder:
         return self.path / "report.md"
 
     @property
+    def report_html(self) -> Path:
+        """The report with figures, one page that needs no network."""
+        return self.path / "report.html"
+
+    @property
+    def report_json(self) -> Path:
+        """The report's numbers, for programs."""
+        return self.path / "report.json"
+
+    @property
     def worker_log(self) -> Path:
         """What the worker process and its libraries printed."""
         return self.path / "worker.log"
@@ -180,8 +190,8 @@ class RunFolder:
         self._write_versions()
 
     def tidy(self) -> None:
-        """Remove what a process left that was killed while it wrote the report."""
-        for leftover in self.path.glob(f".{self.report.name}.*.tmp"):
+        """Remove what a process left that was killed while it wrote a report."""
+        for leftover in self.path.glob(f".{self.report.stem}.*.tmp"):
             leftover.unlink(missing_ok=True)
 
     def _write_versions(self) -> None:

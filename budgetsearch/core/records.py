@@ -275,6 +275,8 @@ class Score:
     adapter_loss: float | None = None
     base_example_losses: tuple[float, ...] = ()
     adapter_example_losses: tuple[float, ...] = ()
+    example_tokens: tuple[int, ...] = ()
+    """Completion tokens of each of these examples: what it weighs in the mean losses."""
     base_accuracy: float | None = None
     adapter_accuracy: float | None = None
     task_examples: int = 0

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.events import Decided, Entry
+from budgetsearch.core.events import Entry
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Run, TrainJob
+from budgetsearch.core.records import cost_class
 from budgetsearch.core.secrets import shown_settings
+from budgetsearch.report.answer import Budget, answer_of, budget_of
 from budgetsearch.report.card import load_snippet
+from budgetsearch.report.files import replace_file
+from budgetsearch.report.intervals import CONFIDENCE, Estimate
+from budgetsearch.report.numbers import failures_of, promotions_of, speed_of
 from budgetsearch.report.tables import (
     card_row,
     gib,
     loss_text,
-    padding_share,
     params_text,
     phase_of,
-    phase_rows,
     rank_correlations,
     rung_names,
     trial_rows,
 )
+from budgetsearch.report.timeline import timeline_of
 
 SAMPLE_CHARACTERS = 600
 """A sample answer is cut there."""
@@ -32,13 +34,7 @@ SAMPLE_CHARACTERS = 600
 
 def write_report(entries: Iterable[Entry], history: History, path: Path) -> Path:
     """Write the report of a run, finished or not, over an older one; returns ``path``."""
-    text = report_text(list(entries), history)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return path
+    return replace_file(path, report_text(list(entries), history))
 
 
 def report_text(entries: Sequence[Entry], history: History) -> str:
@@ -73,27 +69,50 @@ def _answer(entries: Sequence[Entry], history: History) -> list[str]:
 
 
 def _score_table(history: History) -> list[str]:
-    score = history.score
-    if score is None or score.base_loss is None or score.adapter_loss is None:
+    answer = answer_of(history)
+    loss, accuracy = answer.loss, answer.accuracy
+    if loss is None:
         return []
-    rows = [["validation loss", f"{score.base_loss:.4f}", f"{score.adapter_loss:.4f}"]]
-    if score.base_accuracy is not None and score.adapter_accuracy is not None:
-        name = f"task accuracy (n = {score.task_examples})"
-        rows.append([name, f"{score.base_accuracy:.1%}", f"{score.adapter_accuracy:.1%}"])
+    rows = [
+        [
+            "validation loss",
+            f"{loss.base_nats_per_token.value:.4f}",
+            f"{loss.adapter_nats_per_token.value:.4f}",
+        ]
+    ]
+    notes = [_sureness("loss", loss.difference_nats_per_token, ".4f", loss.method)]
+    if accuracy is not None:
+        name = f"task accuracy (n = {accuracy.answers})"
+        rows.append([name, f"{accuracy.base.value:.1%}", f"{accuracy.adapter.value:.1%}"])
+        notes.append(_sureness("accuracy", accuracy.difference, ".1%", accuracy.method))
     under = (
-        f"Base and adapter were scored on the same validation examples under {score.quantization}; "
+        f"Base and adapter were scored on the same validation examples under {answer.quantization}; "
         "losses are in nats per completion token."
     )
-    return [*_table(["", "base", "adapter"], rows), "", under, ""]
+    return [*_table(["", "base", "adapter"], rows), "", under, *notes, answer.caveat, ""]
+
+
+def _sureness(what: str, difference: Estimate, form: str, method: str) -> str:
+    if difference.low is None or difference.high is None:
+        return f"Of the difference in {what} there is {method}."
+    ends = f"{difference.low:{form}} to {difference.high:{form}}"
+    return (
+        f"The difference in {what} is {difference.value:{form}}, {CONFIDENCE:.0%} interval {ends}: {method}."
+    )
 
 
 def _loading(entries: Sequence[Entry], history: History) -> list[str]:
+    lines = load_lines(history)
+    return ["```python", *lines, "```"] if lines else []
+
+
+def load_lines(history: History) -> list[str]:
+    """Lines of Python that load the adapter; none before there is one."""
     best, exported = history.incumbent, history.exported
     if best is None or exported is None or history.opened is None:
         return []
     model = history.opened.facts.get("model", {})
-    quantization = str(best.trial.params["quantization"])
-    return ["```python", *load_snippet(model, quantization, exported.path, history), "```"]
+    return load_snippet(model, cost_class(best.trial.params), exported.path, history)
 
 
 def _trials(entries: Sequence[Entry], history: History) -> list[str]:
@@ -115,64 +134,53 @@ def _trials(entries: Sequence[Entry], history: History) -> list[str]:
 
 
 def _promotions(entries: Sequence[Entry], history: History) -> list[str]:
-    rows = []
-    for at, run in _runs(entries):
-        for segment, reason in zip(run.job.segments, run.reasons, strict=True):
-            # What only goes on was decided when it began.
-            if segment.rung > 0 and "goes on" not in reason:
-                rows.append([f"{at:.1f}", str(segment.trial_id), str(segment.rung), reason])
+    rows = [
+        [f"{one.wall_seconds:.1f}", str(one.trial_id), str(one.to_rung), one.reason]
+        for one in promotions_of(timeline_of(entries), history)
+    ]
     return _table(["second", "trial", "to rung", "why"], rows) if rows else []
 
 
-def _runs(entries: Sequence[Entry]) -> list[tuple[float, Run]]:
-    decided = [e.event for e in entries if isinstance(e.event, Decided)]
-    runs = [(event.now, event.decision) for event in decided if isinstance(event.decision, Run)]
-    return [(at, run) for at, run in runs if isinstance(run.job, TrainJob)]
-
-
 def _budget(entries: Sequence[Entry], history: History) -> list[str]:
-    rows = [[row.phase, f"{row.seconds:.1f}", f"{row.share:.1%}"] for row in phase_rows(history)]
-    total = sum(row.seconds for row in phase_rows(history))
+    budget = budget_of(history)
+    rows = [[row.phase, f"{row.charged_seconds:.1f}", f"{row.share:.1%}"] for row in budget.phases]
+    total = sum(row.charged_seconds for row in budget.phases)
     table = _table(["phase", "seconds", "share"], [*rows, ["together", f"{total:.1f}", "100.0%"]])
-    return [*table, "", *_useful(history)]
+    return [*table, "", *_useful(budget)]
 
 
-def _useful(history: History) -> list[str]:
+def _useful(budget: Budget) -> list[str]:
     """What of the time was training, and what of the training was padding."""
-    if not history.spent or history.opened is None:
-        return []
-    train = history.charged.get("train", 0.0)
-    lines = [
-        f"Training took {train / history.opened.budget_seconds:.1%} of the budget; overhead (everything else "
-        f"that was spent) was {1 - train / history.spent:.1%} of the {history.spent:.0f} s spent."
-    ]
-    share = padding_share(history)
-    if share is not None:
-        lines.append(f"Padding was {share:.1%} of the positions that were computed in training.")
+    lines = []
+    if budget.training_share_of_budget is not None and budget.wall_seconds:
+        train = sum(row.charged_seconds for row in budget.phases if row.phase == "train")
+        lines.append(
+            f"Training took {budget.training_share_of_budget:.1%} of the budget; overhead (everything else "
+            f"that was spent) was {1 - train / budget.wall_seconds:.1%} of the "
+            f"{budget.wall_seconds:.0f} s spent."
+        )
+    if budget.padding_share is not None:
+        lines.append(
+            f"Padding was {budget.padding_share:.1%} of the positions that were computed in training."
+        )
     return lines
 
 
 def _speed(entries: Sequence[Entry], history: History) -> list[str]:
-    card = history.opened.facts.get("card", {}) if history.opened else {}
-    peak = None if card.get("stand_in") else card.get("tflops")  # another card's says nothing here
-    rows = []
-    for name, found in sorted(history.calibrations.items()):
-        for probe in found.probes:
-            flops = probe.tokens_per_second * found.flops_per_token
-            chosen = probe.members == found.gang and probe.recompute == found.recompute
-            rows.append(
-                [
-                    name,
-                    str(probe.members),
-                    str(probe.micro_batch),
-                    "yes" if probe.recompute else "no",
-                    f"{probe.tokens_per_second:.0f}",
-                    f"{flops / 1e12:.3f}",
-                    f"{flops / 1e12 / peak:.1%}" if peak else "-",
-                    gib(probe.peak_bytes),
-                    "yes" if chosen else "",
-                ]
-            )
+    rows = [
+        [
+            one.quantization,
+            str(one.trials_at_once),
+            str(one.micro_batch),
+            "yes" if one.checkpointing else "no",
+            f"{one.tokens_per_second:.0f}",
+            f"{one.tflops:.3f}",
+            "-" if one.mfu is None else f"{one.mfu:.1%}",
+            gib(one.peak_bytes),
+            "yes" if one.chosen else "",
+        ]
+        for one in speed_of(history)
+    ]
     heads = ["quantization", "trials at once", "micro-batch", "checkpointing"]
     heads += ["tokens/s", "TFLOP/s", "MFU", "peak", "chosen"]
     why = (
@@ -242,17 +250,7 @@ def _samples(entries: Sequence[Entry], history: History) -> list[str]:
 
 
 def _failures(entries: Sequence[Entry], history: History) -> list[str]:
-    rows = [
-        ["calibration", name, calibration.status, calibration.detail]
-        for name, calibration in history.calibrations.items()
-        if calibration.status != "ok"
-    ]
-    for segment, result in history.results:
-        if result.status != "ok":
-            what = f"trial {result.trial_id}, attempt {segment.attempt}"
-            rows.append([what, f"rung {result.rung}", result.status, result.detail])
-    if history.score is not None and history.score.status != "ok":
-        rows.append(["score", "", history.score.status, history.score.detail])
+    rows = [[one.what, one.where, one.status, one.why] for one in failures_of(history)]
     return _table(["what", "where", "status", "why"], rows) if rows else ["Nothing failed."]
 
 

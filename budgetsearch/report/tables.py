@@ -258,15 +258,20 @@ def final_lines(history: History) -> list[str]:
         budget = history.opened.budget_seconds
         kept = "kept" if history.spent <= budget else "PASSED"
         lines.append(f"budget  {history.spent:.0f} of {budget:.0f} s spent, deadline {kept}")
-    tried = sum(1 for state in history.trials.values() if state.started)
-    promoted = sum(1 for state in history.trials.values() if state.goal > 0)
-    lines.append(f"trials  {tried} tried, {promoted} promoted, {_full_runs(history)} in full")
+    tried, promoted, in_full = trial_counts(history)
+    lines.append(f"trials  {tried} tried, {promoted} promoted, {in_full} in full")
     return lines
 
 
-def _full_runs(history: History) -> int:
+def trial_counts(history: History) -> tuple[int, int, int]:
+    """How many trials have started, how many of them were promoted, and how many ran in full."""
+    goals = [state.goal for state in history.trials.values()]
     top = history.plan.top_rung if history.plan else -1
-    return sum(1 for state in history.trials.values() if state.goal == top)
+    return (
+        sum(1 for goal in goals if goal >= 0),
+        sum(1 for goal in goals if goal > 0),
+        sum(1 for goal in goals if goal == top >= 0),
+    )
 
 
 def answer_lines(history: History) -> list[str]:
@@ -305,7 +310,7 @@ def trial_table(history: History, limit: int = SHOWN_TRIALS) -> Table:
     table.add_column("seconds", justify="right")
     table.add_column("status")
     for row in rows[:limit]:
-        values = [_value_text(row.params.get(name, "-")) for name in knobs]
+        values = [value_text(row.params.get(name, "-")) for name in knobs]
         losses = [loss_text(loss) for loss in row.losses]
         table.add_row(str(row.trial_id), *values, *losses, f"{row.seconds:.0f}", row.status)
     if len(rows) > limit:
@@ -326,10 +331,11 @@ def rung_names(history: History) -> list[str]:
 
 def params_text(params: Params) -> str:
     """A configuration on one line."""
-    return " ".join(f"{name}={_value_text(value)}" for name, value in params.items())
+    return " ".join(f"{name}={value_text(value)}" for name, value in params.items())
 
 
-def _value_text(value: object) -> str:
+def value_text(value: object) -> str:
+    """A parameter's value, with three digits where it is real."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

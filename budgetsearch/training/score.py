@@ -65,6 +65,7 @@ def _measured(model: Any, job: ScoreJob, shop: Shop, result: Score) -> Score:
         adapter_loss=mean_loss(adapter_losses, targets),
         base_example_losses=tuple(base_losses),
         adapter_example_losses=tuple(adapter_losses),
+        example_tokens=tuple(targets),
     )
 
 

@@ -17,7 +17,8 @@ from budgetsearch.training import checkpoints
 
 KNOWN = (
     *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "study.sqlite", "adapter", "checkpoints"),
-    *("report.md", "settings.json", "versions.lock", "worker.log", "lock", "ledger.jsonl"),
+    *("report.md", "report.json", "report.html", "settings.json", "versions.lock", "worker.log", "lock"),
+    "ledger.jsonl",
 )
 """All that a finished run leaves."""
 SLACK = 0.2

@@ -1,0 +1,188 @@
+"""``report.html``: one file that needs no network, with the answer first.
+
+Every string of the run goes through jinja2's autoescaping, or through JSON whose ``<`` is escaped; a content
+security policy lets nothing run but the two scripts below, and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from budgetsearch.core.space import Space
+from budgetsearch.report.drawing import Figure, memory_unit
+from budgetsearch.report.figures import figures_of
+from budgetsearch.report.intervals import CONFIDENCE, Estimate
+from budgetsearch.report.numbers import Numbers
+from budgetsearch.report.tables import loss_text, params_text, value_text
+
+SAMPLE_CHARACTERS = 600
+"""A sample answer is cut there."""
+FIRST_TRIALS = 20
+"""So many rows of a table are seen at once; the others are folded away."""
+TEMPLATE = "report.html.j2"
+DRAW = """
+const figures = JSON.parse(document.getElementById("figures").textContent);
+const options = {responsive: true, displayModeBar: false};
+for (const [name, figure] of Object.entries(figures)) {
+  const place = document.getElementById("figure-" + name);
+  place.textContent = "";
+  Plotly.newPlot(place, figure.data, figure.layout, options);
+}
+const each = (width) => {
+  for (const name of Object.keys(figures)) {
+    const place = document.getElementById("figure-" + name);
+    if (width) Plotly.relayout(place, {width: width, autosize: false});
+    else Plotly.relayout(place, {width: null, autosize: true});
+  }
+};
+addEventListener("beforeprint", () => each(640));
+addEventListener("afterprint", () => each(0));
+"""
+"""Figures have a width of their own in pixels: on paper they get one that fits."""
+
+
+def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
+    """The whole page; ``snippet``: lines of Python that load the adapter."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("budgetsearch.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= FILTERS
+    figures = figures_of(numbers)
+    library = _plotly()
+    return environment.get_template(TEMPLATE).render(
+        n=numbers,
+        figures=figures,
+        figure_json=_script_json({name: _drawable(figure) for name, figure in figures.items()}),
+        plotly=library,
+        draw=DRAW,
+        script_hashes=[_hash(library), _hash(DRAW)],
+        confidence=f"{CONFIDENCE:.0%}",
+        snippet=snippet or [],
+        knobs=_knobs(numbers),
+        first_trials=FIRST_TRIALS,
+        facts=json.dumps(_facts(numbers), indent=2, default=str),
+    )
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _drawable(figure: Figure) -> dict[str, Any]:
+    return {"data": figure.data, "layout": figure.layout}
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _knobs(numbers: Numbers) -> tuple[str, ...]:
+    """What the search could choose: the columns of the trials' table."""
+    return Space.parse(numbers.run.space).searched if numbers.run.space else ()
+
+
+def _facts(numbers: Numbers) -> dict[str, Any]:
+    run = numbers.run
+    names = ("settings", "model", "data", "card", "versions", "space")
+    return {name: dict(getattr(run, name)) for name in names}
+
+
+# ---------------------------------------------------------------------------- words
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    return f"{estimate.low:.4f} to {estimate.high:.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _share_interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    return f"{estimate.low:.1%} to {estimate.high:.1%}".replace("-", "\N{MINUS SIGN}")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 300:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.2f} h"
+
+
+def _cut(text: object) -> str:
+    whole = str(text)
+    return whole[:SAMPLE_CHARACTERS] + (" ..." if len(whole) > SAMPLE_CHARACTERS else "")
+
+
+def _memory(count: int | None) -> str:
+    if count is None:
+        return "not measured"
+    unit, size = memory_unit(count)
+    return f"{count / size:.1f} {unit}" if unit == "MiB" else f"{count / size:.2f} {unit}"
+
+
+def _name(source: object) -> str:
+    """A model's name: of a folder or a file its last part."""
+    text = str(source or "a base model")
+    return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith(("/", ".", "~")) else text
+
+
+def _short(rung_name: str) -> str:
+    """A rung's name without its seconds."""
+    return rung_name.partition(" (")[0]
+
+
+def _value(value: object) -> str:
+    return "-" if value is None else value_text(value)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _params(params: Mapping[str, Any]) -> str:
+    return params_text(params)
+
+
+def _capitalized(text: str) -> str:
+    """Only the first letter: the others may be names."""
+    return text[:1].upper() + text[1:]
+
+
+FILTERS = {
+    "capitalize_first": _capitalized,
+    "signed": _signed,
+    "interval": _interval,
+    "share_interval": _share_interval,
+    "duration": _duration,
+    "cut": _cut,
+    "memory": _memory,
+    "percent": _percent,
+    "params": _params,
+    "loss": loss_text,
+    "value": _value,
+    "name": _name,
+    "short": _short,
+}

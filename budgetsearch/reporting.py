@@ -1,0 +1,85 @@
+"""The three reports of a run: report.md, report.json, report.html."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from budgetsearch.core.events import Entry
+from budgetsearch.core.history import History
+from budgetsearch.runfolder import RunFolder
+
+LOGGER = logging.getLogger("budgetsearch.reporting")
+LEAVE_SECONDS = 2.0
+"""Kept for what comes after the reports: the last lines and the exit."""
+PAGE_SECONDS = 1.0
+"""With less time than this beside, report.json and report.html are not begun."""
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where the reports of a run lie."""
+
+    markdown: Path
+    json: Path
+    html: Path
+
+
+def write_reports(folder: RunFolder, entries: Sequence[Entry], history: History) -> Reports:
+    """Write all three from the ledger, over older ones; report.md, which costs least, first."""
+    from budgetsearch.report.markdown import write_report
+
+    write_report(entries, history, folder.report)
+    _write_page(folder, entries, history, lambda: False)
+    return Reports(folder.report, folder.report_json, folder.report_html)
+
+
+def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History, left: float) -> str:
+    """Write report.md, then the others if they are done within the ``left`` seconds; returns what to tell.
+
+    Whatever happens to the others, the run has ended well: they can be written at any time.
+    """
+    from budgetsearch.report.markdown import write_report
+
+    write_report(entries, history, folder.report)
+    failed: list[Exception] = []
+    over = threading.Event()
+
+    def work() -> None:
+        try:
+            _write_page(folder, entries, history, over.is_set)
+        except Exception as error:
+            LOGGER.warning("report.html could not be written", exc_info=True)
+            failed.append(error)
+
+    later = f"`budgetsearch report {folder.path}` writes it."
+    if left < PAGE_SECONDS + LEAVE_SECONDS:
+        return f"There was no time left for report.html; {later}"
+    # A thread, for nothing else lets go of a library that takes its time.
+    thread = threading.Thread(target=work, name="report", daemon=True)
+    thread.start()
+    thread.join(left - LEAVE_SECONDS)
+    over.set()
+    if thread.is_alive():
+        return f"The time was over before report.html was written; {later}"
+    return f"report.html could not be written ({failed[0]}); {later}" if failed else ""
+
+
+def _write_page(
+    folder: RunFolder, entries: Sequence[Entry], history: History, over: Callable[[], bool]
+) -> None:
+    from budgetsearch.report.files import replace_file
+    from budgetsearch.report.html import html_text
+    from budgetsearch.report.markdown import load_lines
+    from budgetsearch.report.numbers import as_json, numbers_of
+    from budgetsearch.study.importance import importances
+
+    numbers = numbers_of(entries, history, importances)
+    if not over():
+        replace_file(folder.report_json, as_json(numbers))
+        page = html_text(numbers, load_lines(history))
+        if not over():
+            replace_file(folder.report_html, page)
