@@ -353,9 +353,7 @@ def verify(
     from budgetsearch.stopping import stop_signals
 
     with stop_signals():
-        return check(
-            Path(run), score=score, given=Given(model, data, valid), tolerance=tolerance, say=say
-        )
+        return check(Path(run), score=score, given=Given(model, data, valid), tolerance=tolerance, say=say)
 
 
 def dashboard(run: str | os.PathLike[str], port: int) -> None:

@@ -347,9 +347,7 @@ def test_alone_it_agrees_within_the_tolerance_and_says_why(made: MadeRun) -> Non
     assert rows["validation loss of the adapter"]["tolerance"] == "0.50%"
 
 
-def test_ctrl_c_leaves_nothing(
-    made: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_leaves_nothing(made: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a half adapter nor a folder of checkpoints; the exit code is that of Ctrl-C."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)

@@ -56,14 +56,10 @@ class Bench:
             EngineError: they could not be measured.
         """
         count = len(scores.adapter_example_losses)
-        job = ScoreJob(
-            self._next(), scores.quantization, checkpoint, count, 0, scores.micro_batch, NO_LIMIT
-        )
+        job = ScoreJob(self._next(), scores.quantization, checkpoint, count, 0, scores.micro_batch, NO_LIMIT)
         found = self._score(job, scores)
         if scores.task_examples:
-            answers = replace(
-                job, job_id=self._next(), eval_examples=0, task_examples=scores.task_examples
-            )
+            answers = replace(job, job_id=self._next(), eval_examples=0, task_examples=scores.task_examples)
             found = found.joined(self._score(answers, scores))
         return found
 
@@ -85,9 +81,7 @@ class Bench:
         self._jobs += 1
         return self._jobs
 
-    def _perform(
-        self, job: Job, threads: str | None, hear: Callable[[Beat], None]
-    ) -> tuple[object, ...]:
+    def _perform(self, job: Job, threads: str | None, hear: Callable[[Beat], None]) -> tuple[object, ...]:
         engine = self._started(threads)
         engine.submit(job)
         while True:

@@ -245,7 +245,7 @@ def _name(source: str) -> str:
 def _versions(path: Path) -> dict[str, str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     pairs = [line.split("==", 1) for line in lines if "==" in line and not line.startswith("#")]
-    return {name: version for name, version in pairs}
+    return dict(pairs)
 
 
 def _files(folder: Path) -> Iterator[File]:

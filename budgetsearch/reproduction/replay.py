@@ -95,9 +95,7 @@ def ready(found: Found, given: Given, say: Say, *, anyway: bool) -> Inputs:
     """
     way_on = "Bring it back, or go on with --anyway: then the result says what differs."
     if found.expected != found.found and not anyway:
-        raise UsageError(
-            f"{found.path} changed: sha256 {found.found}, expected {found.expected}. {way_on}"
-        )
+        raise UsageError(f"{found.path} changed: sha256 {found.found}, expected {found.expected}. {way_on}")
     inputs = look(found, given, say)
     if inputs.well or anyway:
         tokenize(inputs, found.manifest, say)
