@@ -49,6 +49,17 @@ DeviceOption = Annotated[str | None, typer.Option(help="Index or UUID of the car
 ConfigOption = Annotated[
     Path | None, typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there")
 ]
+ManifestArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run, its adapter, or a manifest.json.", show_default=False),
+]
+ModelPlace = Annotated[str | None, typer.Option(help="Where the base model lies now.")]
+DataPlace = Annotated[str | None, typer.Option(help="Where the training data lie now.")]
+ValidPlace = Annotated[str | None, typer.Option(help="Where the validation data lie now.")]
+ToleranceOption = Annotated[
+    float | None,
+    typer.Option(help="Of a loss, as a share of it.", show_default="0 if all is equal, else 0.005 or 0.02"),
+]
 
 LogOption = Annotated[
     str | None,
@@ -317,19 +328,6 @@ def dashboard(
         api.dashboard(run, port)
 
 
-ManifestArgument = Annotated[
-    Path,
-    typer.Argument(metavar="RUN", help="A run, its adapter, or a manifest.json.", show_default=False),
-]
-ModelOption = Annotated[str | None, typer.Option(help="Where the base model lies now.")]
-DataOption = Annotated[str | None, typer.Option(help="Where the training data lie now.")]
-ValidOption = Annotated[str | None, typer.Option(help="Where the validation data lie now.")]
-ToleranceOption = Annotated[
-    float | None,
-    typer.Option(help="Of a loss, as a share of it.", show_default="0 if all is equal, else 0.005 or 0.02"),
-]
-
-
 @app.command(epilog="Example:  budgetsearch reproduce runs/mine --out runs/mine-again")
 def reproduce(
     run: ManifestArgument,
@@ -338,9 +336,9 @@ def reproduce(
         bool, typer.Option("--alone", help="Train without the trials that trained beside the winner.")
     ] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Go on although an input has changed.")] = False,
-    data: DataOption = None,
-    valid: ValidOption = None,
-    model: ModelOption = None,
+    data: DataPlace = None,
+    valid: ValidPlace = None,
+    model: ModelPlace = None,
     tolerance: ToleranceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -369,9 +367,9 @@ def reproduce(
 def verify(
     run: ManifestArgument,
     score: Annotated[bool, typer.Option("--score/--no-score", help="Score the adapter again.")] = True,
-    data: DataOption = None,
-    valid: ValidOption = None,
-    model: ModelOption = None,
+    data: DataPlace = None,
+    valid: ValidPlace = None,
+    model: ModelPlace = None,
     tolerance: ToleranceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

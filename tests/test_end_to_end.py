@@ -235,7 +235,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
 
 
 def test_an_interrupted_run_is_reproduced_from_its_manifest(workplace: Path, tmp_path: Path) -> None:
-    """Stopped twice, resumed twice: without its ledger and checkpoints its winner comes out equal to the bit."""
+    """Stopped twice, resumed twice, and without ledger and checkpoints: equal to the bit."""
     made = workplace / "runs" / "interrupted" / "manifest.json"
     (tmp_path / "manifest.json").write_bytes(made.read_bytes())
     place = json.loads(made.read_text(encoding="utf-8"))["base"]["path"]

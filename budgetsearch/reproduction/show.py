@@ -31,9 +31,9 @@ def show_verified(outcome: Verified) -> RenderableType:
     lines = [Text(finding.line) for finding in bad]
     count = len(outcome.findings) - len(bad)
     lines.append(Text(f"{count} of {len(outcome.findings)} unchanged"))
-    table = [_table(outcome.rows), *_reasons(outcome.reasons)] if outcome.rows else []
+    parts: list[RenderableType] = [_table(outcome.rows)] if outcome.rows else []
     verdict = "verified" if outcome.passes else "NOT verified"
-    return Group(*lines, *table, Text(verdict))
+    return Group(*lines, *parts, *_reasons(outcome.reasons), Text(verdict))
 
 
 def _table(rows: Iterable[Row]) -> Table:
