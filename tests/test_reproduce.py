@@ -48,8 +48,8 @@ from budgetsearch.reproduction import compare
 from budgetsearch.reproduction.bench import Bench, Talk
 from budgetsearch.reproduction.inputs import Given
 from budgetsearch.reproduction.manifest import _chain, write_manifest
-from budgetsearch.reproduction.replay import NO_COURSE_NOTE, reasons_of
-from budgetsearch.reproduction.schema import Manifest, digest, read
+from budgetsearch.reproduction.replay import NO_COURSE_NOTE, reasons_of, score_rows
+from budgetsearch.reproduction.schema import Manifest, Scores, digest, read
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.settings import load_settings
 from tests.conftest import write_rows
@@ -475,6 +475,19 @@ def test_other_versions_threads_and_cards_are_reasons(made: MadeRun) -> None:
     links = [link.model_copy(update={"course": ()}) for link in manifest.training]
     untold = manifest.model_copy(update={"training": tuple(links)})
     assert [NO_COURSE_NOTE] == reasons_of(untold, results(), alone=False)
+
+
+@pytest.mark.parametrize(("answers", "first", "binds"), [(24, 8, True), (5, 6, True), (29, 5, None)])
+def test_answers_in_other_batches_do_not_bind(answers: int, first: int, binds: bool | None) -> None:
+    """Further answers began with a batch of their own; where that is another one now, a greedy answer may
+    turn, so the accuracy is only shown."""
+    known = Scores(
+        final=True, quantization="fp32", micro_batch=4, base_loss=1.0, adapter_loss=0.5,
+        base_example_losses=(1.0,), adapter_example_losses=(0.5,), adapter_accuracy=0.5,
+        task_examples=answers, first_answers=first,
+    )  # fmt: skip
+    score = Score("ok", "fp32", 1.0, 0.5, (1.0,), (0.5,), adapter_accuracy=0.5, task_examples=answers)
+    assert binds is score_rows(known, score, exact=True, tolerance=None)[-1].agrees
 
 
 def test_an_existing_folder_is_not_overwritten(made: MadeRun, tmp_path: Path) -> None:

@@ -167,8 +167,10 @@ def _scores(history: History, last: SegmentResult) -> Scores | None:
     }
     scored = best is not None and best.best_checkpoint == done.checkpoint and _measured(score)
     if score is not None and scored:
-        names = set(Scores.model_fields) - {"final", "micro_batch"}
-        return Scores(final=True, **{**common, **{name: getattr(score, name) for name in names}})
+        first = history.plan.task_examples if history.plan else 0
+        names = set(Scores.model_fields) - {"final", "micro_batch", "first_answers"}
+        found = {name: getattr(score, name) for name in names}
+        return Scores(final=True, first_answers=first, **{**common, **found})
     if last.loss is None:
         return None
     return Scores(

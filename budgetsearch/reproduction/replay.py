@@ -223,9 +223,17 @@ def score_rows(
         thens, nows = (getattr(score, f"{side}_example_losses") for score in (expected, found))
         rows.append(compare.examples_row(f"each example's, {side}", thens, nows, exact=exact))
         then, now = (getattr(score, f"{side}_accuracy") for score in (expected, found))
-        what = f"task accuracy of the {side}"
-        rows.append(compare.accuracy_row(what, then, now, expected.task_examples, exact=exact))
+        what, same = f"task accuracy of the {side}", exact and _same_batches(expected)
+        rows.append(compare.accuracy_row(what, then, now, expected.task_examples, exact=same))
     return [row for row in rows if row is not None]
+
+
+def _same_batches(scores: Scores) -> bool:
+    """Whether answers come in the batches of then: those in idle seconds began with a batch of their own."""
+    from budgetsearch.training.score import answer_batch
+
+    first = scores.first_answers
+    return scores.task_examples <= first or first % answer_batch(scores.micro_batch) == 0
 
 
 def installed() -> dict[str, str]:

@@ -100,7 +100,8 @@ class Scores(Part):
     adapter_example_losses: tuple[float, ...]
     base_accuracy: float | None = None
     adapter_accuracy: float | None = None
-    task_examples: int = 0
+    task_examples: int = Field(0, description="Answers behind the accuracies.")
+    first_answers: int = Field(0, description="So many were asked for; the others filled idle seconds.")
     computed_on: dict[str, str] = Field(default_factory=dict)
 
 
