@@ -7,7 +7,7 @@
 
 from importlib.metadata import version as _version
 
-from budgetsearch.api import Best, Result, plan, report, resume, run, status
+from budgetsearch.api import Best, Result, plan, report, reproduce, resume, run, status, verify
 from budgetsearch.core.errors import (
     BudgetError,
     BudgetsearchError,
@@ -38,7 +38,9 @@ __all__ = [
     "UsageError",
     "plan",
     "report",
+    "reproduce",
     "resume",
     "run",
     "status",
+    "verify",
 ]

@@ -37,6 +37,8 @@ from budgetsearch.runfolder import RunFolder, RunLock
 if TYPE_CHECKING:
     from budgetsearch.doctor.check import Check
     from budgetsearch.planning.preview import Preview
+    from budgetsearch.reproduction.replay import Reproduced
+    from budgetsearch.reproduction.verify import Verified
 
 
 AMPLE_SECONDS = 600.0
@@ -343,6 +345,64 @@ def report(run: str | os.PathLike[str]) -> Reports:
         ) from error
 
 
+def reproduce(
+    run: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    alone: bool = False,
+    anyway: bool = False,
+    data: str | None = None,
+    valid: str | None = None,
+    model: str | None = None,
+    tolerance: float | None = None,
+    say: Say = lambda line: None,
+) -> Reproduced:
+    """Train the winner of a run again, from its manifest alone, and say what agrees.
+
+    ``run``: a run, its adapter, or a manifest. ``out``: a folder for the reproduced adapter. ``alone``:
+    without the trials that trained beside it. ``anyway``: although an input has changed. ``data``,
+    ``valid``, ``model``: where they lie now. ``tolerance``: of a loss, as a share of it.
+
+    Raises:
+        UsageError: there is no manifest, or an input has changed or is missing; it is named.
+        EngineError: the worker cannot train here.
+    """
+    from budgetsearch.reproduction.inputs import Given
+    from budgetsearch.reproduction.replay import reproduce as replay
+    from budgetsearch.stopping import stop_signals
+
+    with stop_signals():
+        return replay(
+            Path(run), out=Path(out) if out else None, alone=alone, anyway=anyway,
+            given=Given(model, data, valid), tolerance=tolerance, say=say,
+        )  # fmt: skip
+
+
+def verify(
+    run: str | os.PathLike[str],
+    *,
+    score: bool = True,
+    data: str | None = None,
+    valid: str | None = None,
+    model: str | None = None,
+    tolerance: float | None = None,
+    say: Say = lambda line: None,
+) -> Verified:
+    """Check every hash in a run's manifest, and score its adapter again unless ``score`` is off.
+
+    The arguments are those of ``reproduce``.
+
+    Raises:
+        UsageError: there is no manifest, or it cannot be read.
+    """
+    from budgetsearch.reproduction.inputs import Given
+    from budgetsearch.reproduction.verify import verify as check
+    from budgetsearch.stopping import stop_signals
+
+    with stop_signals():
+        return check(Path(run), score=score, given=Given(model, data, valid), tolerance=tolerance, say=say)
+
+
 def dashboard(run: str | os.PathLike[str], port: int, storage: str | None = None) -> None:
     """Serve the run's study on loopback until the process is interrupted.
 
@@ -379,9 +439,12 @@ def open_history(run: str | os.PathLike[str]) -> History:
 
 
 def _conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> Result:
-    """Write the reports, within what is left of the time, and say what the run came to."""
+    """Write manifest and reports, within what is left of the time, and say what the run came to."""
+    from budgetsearch.reproduction.manifest import write_manifest
+
     entries = list(read_entries(folder.ledger))
     history = fold(entries)
+    write_manifest(folder, history)
     left = timing.budget_seconds - timing.clock.now() if timing else AMPLE_SECONDS
     if untold := write_in_time(folder, entries, history, left):
         say(untold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import inspect
 import json
 import os
@@ -53,6 +54,17 @@ StorageAgain = Annotated[
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there")
+]
+ManifestArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run, its adapter, or a manifest.json.", show_default=False),
+]
+ModelPlace = Annotated[str | None, typer.Option(help="Where the base model lies now.")]
+DataPlace = Annotated[str | None, typer.Option(help="Where the training data lie now.")]
+ValidPlace = Annotated[str | None, typer.Option(help="Where the validation data lie now.")]
+ToleranceOption = Annotated[
+    float | None,
+    typer.Option(help="Of a loss, as a share of it.", show_default="0 if all is equal, else 0.005 or 0.02"),
 ]
 
 LogOption = Annotated[
@@ -338,6 +350,70 @@ def dashboard(
         api.dashboard(run, port, storage)
 
 
+@app.command(epilog="Example:  budgetsearch reproduce runs/mine --out runs/mine-again")
+def reproduce(
+    run: ManifestArgument,
+    out: Annotated[Path | None, typer.Option(help="Keep the reproduced adapter in this new folder.")] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Train without the trials that trained beside the winner.")
+    ] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Go on although an input has changed.")] = False,
+    data: DataPlace = None,
+    valid: ValidPlace = None,
+    model: ModelPlace = None,
+    tolerance: ToleranceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a run's winner again from its manifest alone, and say what agrees and what differs.
+
+    The same tokens in the same order beside the same neighbours. The exit code is 1 if it differs beyond the
+    tolerance, 2 if an input has changed.
+    """
+    with _errors(), _unfinished():
+        from budgetsearch import api
+
+        outcome = api.reproduce(
+            run, out=out, alone=alone, anyway=anyway, data=data, valid=valid, model=model,
+            tolerance=tolerance, say=_say,
+        )  # fmt: skip
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
+        else:
+            from budgetsearch.reproduction.show import show_reproduced
+
+            _console().print(show_reproduced(outcome))
+    raise typer.Exit(0 if outcome.agrees else EXIT_FAILED)
+
+
+@app.command(epilog="Example:  budgetsearch verify runs/mine --no-score")
+def verify(
+    run: ManifestArgument,
+    score: Annotated[bool, typer.Option("--score/--no-score", help="Score the adapter again.")] = True,
+    data: DataPlace = None,
+    valid: ValidPlace = None,
+    model: ModelPlace = None,
+    tolerance: ToleranceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check the hashes of adapter, base, data, ledger and manifest, and score the adapter again.
+
+    Whatever has changed is named. The exit code is 1 then.
+    """
+    with _errors(), _unfinished():
+        from budgetsearch import api
+
+        outcome = api.verify(
+            run, score=score, data=data, valid=valid, model=model, tolerance=tolerance, say=_say
+        )
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2))
+        else:
+            from budgetsearch.reproduction.show import show_verified
+
+            _console().print(show_verified(outcome))
+    raise typer.Exit(0 if outcome.passes else EXIT_FAILED)
+
+
 @app.command(
     epilog="Example:  budgetsearch doctor --gpu a100 --model mistralai/Mistral-7B-v0.1 --out runs/mine"
 )
@@ -498,6 +574,21 @@ def _loggers(names: str | None) -> list[Watcher]:
     from budgetsearch.loggers import logger
 
     return [logger(name.strip()) for name in names.split(",")]
+
+
+def _say(line: str) -> None:
+    """Progress, apart from what is asked for."""
+    typer.echo(line, err=True)
+
+
+@contextmanager
+def _unfinished() -> Iterator[None]:
+    """Ctrl-C ends a check, and nothing of it remains."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; nothing was kept", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _console() -> Console:

@@ -393,6 +393,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What was found before the first job, for the ledger, the report and the card."""
     from budgetsearch.study.storage import has_password
+    from budgetsearch.training.inputs import input_facts
 
     # A storage that several runs share holds one study for each.
     study = f"{folder.path.name}-{uuid.uuid4().hex[:8]}" if settings.storage else folder.path.name
@@ -421,6 +422,7 @@ def _facts(
             "valid": dataclasses.asdict(prepared.valid_stats),
             "prepared": prepared.folder.name,
         },
+        "inputs": input_facts(base, prepared, {"data": settings.data, "valid": settings.valid}),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 

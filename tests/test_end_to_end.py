@@ -234,6 +234,20 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
     check_finished(run)
 
 
+def test_an_interrupted_run_is_reproduced_from_its_manifest(workplace: Path, tmp_path: Path) -> None:
+    """Stopped twice, resumed twice, and without ledger and checkpoints: equal to the bit."""
+    made = workplace / "runs" / "interrupted" / "manifest.json"
+    (tmp_path / "manifest.json").write_bytes(made.read_bytes())
+    place = json.loads(made.read_text(encoding="utf-8"))["base"]["path"]
+    process = command(
+        *(workplace, "reproduce", str(tmp_path / "manifest.json"), "--data", "train.jsonl"),
+        *("--model", str(made.parent / place)),
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "reproduced to the bit" in output
+
+
 def test_a_run_killed_with_signal_9_resumes(workplace: Path) -> None:
     """kill -9 of the driver in the middle of a segment: nothing but that segment is done again, also
     when the resume comes from another folder."""

@@ -115,6 +115,8 @@ class History:
     running: dict[int, list[Segment]] = field(default_factory=dict)
     """Segments under way, by job."""
     results: list[tuple[Segment, SegmentResult]] = field(default_factory=list)
+    result_jobs: list[int] = field(default_factory=list)
+    """The job that each of the results comes from."""
     charged: dict[str, float] = field(default_factory=dict)
     """Seconds by phase."""
     spent: float = 0.0
@@ -296,6 +298,7 @@ class History:
         result = event.result
         segment = self._take_running(event.job_id, result.trial_id)
         self.results.append((segment, result))
+        self.result_jobs.append(event.job_id)
         state = self.trials[result.trial_id]
         state.running = False
         state.seconds += sum(result.seconds.values())

@@ -123,6 +123,19 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Stint:
+    """So many passes of the same trials side by side: a gang from one change of its members to the next."""
+
+    trial_ids: tuple[int, ...]
+    """In their order in the batch."""
+    micro_batches: tuple[int, ...]
+    """Sequences of each, in the steps that begin here."""
+    passes: int
+    cut: bool = False
+    """Whether memory ran out, or nearly, after these passes: steps that were not complete were given up."""
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """Train and evaluate segments on one resident base model, all of them at once: a gang."""
 
@@ -131,6 +144,8 @@ class TrainJob:
     eval_examples: int
     limit_seconds: float
     limit_bytes: int | None = None
+    course: tuple[Stint, ...] = ()
+    """Train exactly so, as it was done before; nothing: as it turns out."""
 
     @property
     def quantization(self) -> str:
@@ -217,6 +232,11 @@ class SegmentResult:
     """Whether it went on with less because other processes left too little memory."""
     padding: float = 0.0
     """Share of the computed positions that were padding."""
+    course: tuple[Stint, ...] = ()
+    """Of its whole job: who trained side by side, and for how long. With the segments it makes the job
+    repeatable, whatever memory did."""
+    computed_on: Mapping[str, str] = field(default_factory=dict)
+    """What decides how sums round: processor or card, threads, versions (training.machine)."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +305,8 @@ class Score:
     """A few examples: prompt, reference, base answer, adapter answer."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
+    computed_on: Mapping[str, str] = field(default_factory=dict)
+    """As in a ``SegmentResult``."""
 
     def joined(self, answers: Score) -> Score:
         """These losses with the accuracies of a later score; a failed one changes only the detail."""

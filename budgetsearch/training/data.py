@@ -76,6 +76,17 @@ def check_data(source: str) -> None:
         raise DataError(f"{source} holds no rows; give a file with rows")
 
 
+def source_file(source: str) -> Path | None:
+    """The file that a source is read from; None for one that is generated.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if source.startswith(GYM):
+        return None
+    return _hub_file(source) if source.startswith(HUB) else _local_file(source)
+
+
 def split(
     examples: Sequence[Example], seed: int, valid_share: float = 0.1, max_valid: int = 500
 ) -> tuple[list[Example], list[Example]]:

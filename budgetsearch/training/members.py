@@ -124,6 +124,12 @@ class Member:
         member.scale = LOSS_SCALE if shop.half == "fp16" and shop.device != "cpu" else 1.0
         return member
 
+    def skip_to(self, tokens: int) -> None:
+        """Go to a place in the data without training."""
+        while self.tokens < tokens:
+            self.tokens += sum(self.order.lengths[row] for row in self.order.step_rows(self.steps))
+            self.steps += 1
+
     # ------------------------------------------------------------------------- a step
 
     def next_rows(self) -> list[int]:

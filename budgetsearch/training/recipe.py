@@ -13,7 +13,7 @@ import torch
 
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.core.feasibility import needs_as_much
-from budgetsearch.core.records import Segment, SegmentResult
+from budgetsearch.core.records import Segment, SegmentResult, Stint
 from budgetsearch.training.batches import collate
 from budgetsearch.training.evaluate import EVAL_BATCH, example_losses, mean_loss
 from budgetsearch.training.gang import Gang, Pass
@@ -69,6 +69,10 @@ class GangTraining:
     """Whether anything shrank because of other processes, which says nothing of what fits."""
     broken: dict[int, SegmentResult] = field(default_factory=dict)
     """Trials whose checkpoint cannot be read, with their result."""
+    course: list[Stint] = field(default_factory=list)
+    """Who trained side by side so far, and for how long."""
+    _passes: int = 0
+    """Of the stint under way."""
 
     @classmethod
     def set_up(cls, base: Any, segments: Sequence[Segment], shop: Shop) -> GangTraining:
@@ -92,6 +96,7 @@ class GangTraining:
         """Until every member has a status: ok, cancelled if told to stop, diverged, out of memory."""
         with training_mode(self.base, recompute=self.recompute, torch_compile=self.shop.torch_compile):
             while group := self._unfinished()[: self.width]:
+                sizes, cause, self._passes = tuple(m.micro_batch for m in group), "", 0
                 try:
                     self._together(group)
                 except MemoryPressure as pressure:
@@ -101,9 +106,44 @@ class GangTraining:
                     if not is_memory_error(error):
                         raise
                     cause, self.last_words = "out of memory", str(error)
-                else:
-                    continue
-                self._make_smaller(group, cause)  # outside, where the traceback holds no tensors any more
+                trials = tuple(m.segment.trial_id for m in group)
+                self.course.append(Stint(trials, sizes, self._passes, cut=bool(cause)))
+                if cause:  # outside, where the traceback holds no tensors any more
+                    self._make_smaller(group, cause)
+
+    def repeat(self, course: Sequence[Stint]) -> None:
+        """Train as it was done before: the same passes with the same neighbours, whatever memory did then.
+
+        A member that had been trained before and comes without its checkpoint stands in for itself: fresh
+        weights at its place in the data. Nothing of it reaches its neighbours but the shape of the batch.
+        """
+        members = {m.segment.trial_id: m for m in self.members}
+        for member in self.members:
+            if not member.segment.checkpoint_in:
+                member.skip_to(member.segment.start_tokens)
+        with training_mode(self.base, recompute=self.recompute, torch_compile=self.shop.torch_compile):
+            for stint in course:
+                group = [members[number] for number in stint.trial_ids]
+                for member, size in zip(group, stint.micro_batches, strict=True):
+                    member.micro_batch = size
+                self._repeat(group, stint.passes)
+                if stint.cut:
+                    for member in group:
+                        member.clear()
+        self.course = list(course)
+        for member in self.members:
+            member.status = member.status or "cancelled"
+
+    def _repeat(self, group: list[Member], passes: int) -> None:
+        gang = Gang(self.base, [m.adapter for m in group])
+        with gang.worn():
+            for turn in range(passes):
+                if self.shop.stopping():
+                    return
+                self.step_on(gang, group)
+                shown = group[turn % len(group)]
+                loss = shown.recent[-1] if shown.recent else None
+                self.shop.beat(shown.segment.trial_id, "train", shown.tokens, loss)
 
     def _unfinished(self) -> list[Member]:
         return [m for m in self.members if m.status is None]
@@ -119,7 +159,7 @@ class GangTraining:
                         member.status = "cancelled"
                     return
                 self.step_on(gang, group)
-                turn += 1
+                self._passes = turn = turn + 1
                 smaller = all(m.status is None for m in group) and (
                     len(group) > 1 or group[0].micro_batch > 1
                 )
@@ -263,6 +303,7 @@ class GangTraining:
             gang=self.width,
             yielded=self.yielded,
             padding=1.0 - trained / member.positions if member.positions and trained else 0.0,
+            course=tuple(self.course),
         )
 
     def _saved(self, member: Member) -> str | None:
@@ -276,18 +317,26 @@ class GangTraining:
 
 
 def train_gang(
-    base: Any, segments: Sequence[Segment], shop: Shop, eval_examples: int, load_seconds: float = 0.0
+    base: Any,
+    segments: Sequence[Segment],
+    shop: Shop,
+    eval_examples: int,
+    load_seconds: float = 0.0,
+    course: Sequence[Stint] = (),
 ) -> list[SegmentResult]:
     """Train the segments together; results in their order. Afterwards the base is bare again.
 
     A diverged trial is a result, and so is one that does not fit into memory. Every other exception is
     the caller's to translate, and the base must then be loaded again. ``load_seconds``: what loading the
-    base took, for the members to share.
+    base took, for the members to share. ``course``: train exactly so, and not as it turns out.
     """
     timer = Timer()
     training = GangTraining.set_up(base, segments, shop)
     training.share("load", load_seconds + timer.lap("load"))
-    training.train()
+    if not course:
+        training.train()
+    elif not training.broken:
+        training.repeat(course)
     timer.lap("train")
     if shop.stopping():  # the time is for the checkpoints; what is missing is evaluated when they go on
         for member in training.members:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -56,6 +56,7 @@ class BaseModel:
     revision: str | None  # commit of a Hub model
     sha256: str  # over the hashes of weights, configuration and tokenizer files
     licence: str | None
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)  # SHA-256 of each that counts
 
 
 def check_source(source: str) -> None:
@@ -178,8 +179,9 @@ def resolve_model(
         loadable, commit = source, path.name
     _check_folder(path)
     _check_code(path, trust_remote_code)
-    sha256 = _content_hash(path, cache)
-    return BaseModel(source, path, loadable or str(path), commit, sha256, _licence(path))
+    files = file_hashes(hashed_files(path), cache)
+    sha256 = content_hash(files)
+    return BaseModel(source, path, loadable or str(path), commit, sha256, _licence(path), files)
 
 
 def _from_hub(source: str, revision: str | None, code: bool, say: Say) -> Path:
@@ -209,7 +211,7 @@ def _from_hub(source: str, revision: str | None, code: bool, say: Say) -> Path:
 
 
 def _from_gguf(file: Path, cache: Path, say: Say) -> Path:
-    sha256 = _file_hashes([file], cache)[file.name]
+    sha256 = file_hashes([file], cache)[file.name]
     target = cache / "models" / f"gguf-{sha256[:16]}"
     with locked(cache / "locks" / target.name):
         if not target.exists():
@@ -326,14 +328,19 @@ def _restore_digits(tokenizer: Any, rule: str | None) -> None:
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
 
-def _content_hash(path: Path, cache: Path) -> str:
+def hashed_files(path: Path) -> list[Path]:
+    """What of a base model's folder decides what it computes: weights, configuration, tokenizer."""
     files = {file for pattern in HASHED for file in path.glob(pattern) if file.name != ORIGIN}
-    hashes = _file_hashes(sorted(files), cache)
+    return sorted(files)
+
+
+def content_hash(hashes: Mapping[str, str]) -> str:
+    """One hash of a base model from those of its files, by name."""
     text = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _file_hashes(files: list[Path], cache: Path) -> dict[str, str]:
+def file_hashes(files: list[Path], cache: Path) -> dict[str, str]:
     """SHA-256 by file name; a file of unchanged path, size and time is not read again."""
     store = cache / "hashes.json"
     known: dict[str, str] = {}

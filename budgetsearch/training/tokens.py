@@ -72,6 +72,12 @@ class TokenSet:
         """Completion tokens of a row: those with a loss."""
         return int(self.lengths[index] - self._prompts[index])
 
+    def sha256(self) -> str:
+        """Hash of the ids and of where rows and prompts end: which rows these are, in which order."""
+        digest = hashlib.sha256(self._tokens.numpy().tobytes())
+        digest.update(json.dumps([self._offsets, self._prompts]).encode())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class PreparedData:

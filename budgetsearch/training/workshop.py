@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from budgetsearch.gpu.watch import LIMIT_SHARE, CardWatcher
 from budgetsearch.training import memory
 from budgetsearch.training.bases import BasePool
 from budgetsearch.training.calibrate import calibrate
+from budgetsearch.training.machine import computed_on
 from budgetsearch.training.members import OTHERS, OWN, Shop
 from budgetsearch.training.recipe import train_gang
 from budgetsearch.training.score import score
@@ -88,12 +90,16 @@ class Workshop:
             total = torch.cuda.get_device_properties(setup.device).total_memory
             share = max(0.0, setup.limit_bytes - CONTEXT_BYTES) / total
             torch.cuda.set_per_process_memory_fraction(min(1.0, share), setup.device)
+        self._computed_on = computed_on(setup.device)
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
         """Train the job's segments, all at once."""
         self._begin(job)
         base, load_seconds = self.bases.get(job.quantization)
-        return tuple(train_gang(base, job.segments, self.shop, job.eval_examples, load_seconds))
+        results = train_gang(
+            base, job.segments, self.shop, job.eval_examples, load_seconds, course=job.course
+        )
+        return tuple(dataclasses.replace(result, computed_on=self._computed_on) for result in results)
 
     def calibrate(self, job: CalibrateJob) -> Calibration:
         """Measure one quantization."""
@@ -106,7 +112,7 @@ class Workshop:
         started = time.monotonic()
         self._begin(job)
         base, _ = self.bases.get(job.quantization)
-        return score(base, job, self.shop, started)
+        return dataclasses.replace(score(base, job, self.shop, started), computed_on=self._computed_on)
 
     def forget(self, quantization: str) -> None:
         """Drop a base that an error left in an unknown state, and the memory it held."""

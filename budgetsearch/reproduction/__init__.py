@@ -1,0 +1,1 @@
+"""A run's manifest, training its winner again from that alone, and checking what it says."""
