@@ -378,6 +378,7 @@ def _facts(
             "train": dataclasses.asdict(prepared.train_stats),
             "valid": dataclasses.asdict(prepared.valid_stats),
             "prepared": prepared.folder.name,
+            **prepared.valid_hashes(),
         },
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -273,10 +273,15 @@ class Score:
     adapter_loss: float | None = None
     base_example_losses: tuple[float, ...] = ()
     adapter_example_losses: tuple[float, ...] = ()
+    example_targets: tuple[int, ...] = ()
+    """Completion tokens of each of these examples: their weights in the mean losses."""
     base_accuracy: float | None = None
     adapter_accuracy: float | None = None
     task_examples: int = 0
     """How many answers stand behind the accuracies; the same examples for both."""
+    base_grades: tuple[float, ...] = ()
+    """Grade of each answer, 0 to 1, in the order of the validation rows."""
+    adapter_grades: tuple[float, ...] = ()
     samples: tuple[Mapping[str, Any], ...] = ()
     """A few examples: prompt, reference, base answer, adapter answer."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -291,6 +296,8 @@ class Score:
             base_accuracy=answers.base_accuracy,
             adapter_accuracy=answers.adapter_accuracy,
             task_examples=answers.task_examples,
+            base_grades=answers.base_grades,
+            adapter_grades=answers.adapter_grades,
             samples=answers.samples,
             seconds={**self.seconds, **answers.seconds},
             detail=answers.detail,

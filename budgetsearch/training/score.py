@@ -63,6 +63,7 @@ def _measured(model: Any, job: ScoreJob, shop: Shop, result: Score) -> Score:
         adapter_loss=mean_loss(adapter_losses, targets),
         base_example_losses=tuple(base_losses),
         adapter_example_losses=tuple(adapter_losses),
+        example_targets=tuple(targets),
     )
 
 
@@ -77,6 +78,8 @@ def _answered(model: Any, job: ScoreJob, shop: Shop, deadline: float, result: Sc
         base_accuracy=accuracy(answers.base),
         adapter_accuracy=accuracy(answers.adapter),
         task_examples=len(answers.adapter),
+        base_grades=tuple(answers.base),
+        adapter_grades=tuple(answers.adapter),
         samples=tuple(answers.samples[:SAMPLES]),
         detail=detail,
     )
