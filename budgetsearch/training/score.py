@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -170,5 +171,10 @@ def _sample(example: Example, before: str, after: str) -> dict[str, Any]:
 def _answer_length(shop: Shop) -> int:
     """Room for nearly all references of the validation rows and a little more, in tokens."""
     valid = shop.data.valid
-    lengths = sorted(len(ids) - prompt for ids, prompt in (valid.row(i) for i in range(len(valid))))
+    return room_for([valid.targets(row) for row in range(len(valid))])
+
+
+def room_for(references: Sequence[int]) -> int:
+    """Room for nearly all answers as long as these and a little more, in tokens."""
+    lengths = sorted(references)
     return min(MAX_NEW_TOKENS, int(lengths[int(0.95 * (len(lengths) - 1))] * 1.25) + 4)
