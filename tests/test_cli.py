@@ -16,7 +16,7 @@ from budgetsearch.cli import app
 from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.settings import Settings
 
-COMMANDS = ("run", "plan", "resume", "status", "report", "dashboard", "doctor", "spaces")
+COMMANDS = ("run", "plan", "resume", "status", "report", "compare", "dashboard", "doctor", "spaces")
 
 
 def invoke(*arguments: str) -> tuple[int, str]:

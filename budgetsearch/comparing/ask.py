@@ -12,7 +12,7 @@ from typing import Any
 from budgetsearch.comparing import kept
 from budgetsearch.comparing.harness import ask_harness, check_harness
 from budgetsearch.comparing.pairing import Run, TaskResult
-from budgetsearch.comparing.tasks import Task, content_hash, key_of, result_of
+from budgetsearch.comparing.tasks import Task, content_hash, key_of, overlap, result_of
 from budgetsearch.core.errors import ModelError, RunFolderError
 from budgetsearch.core.records import Plan
 from budgetsearch.ledger import read_history
@@ -104,12 +104,13 @@ class Asking:
             UsageError: the card is not here, a base cannot be found, or lm-eval is not installed.
             BudgetsearchError: a task cannot be run.
         """
-        self._check(subjects)
+        self._check()
         self.answers.update({task.name: {} for task in self.questions.tasks})
         able = [one for one in subjects if kept.adapter_hash(one.adapter)]
         for one in subjects:
             if one not in able:
                 self.notes.append(f"{one.run.name}: there is no adapter on disk, so it answered nothing")
+        self._note_overlaps(able)
         if not able:
             return
         from budgetsearch.gpu.detect import detect
@@ -124,10 +125,22 @@ class Asking:
             if same:
                 self._ask_base(name, same, card)
 
-    def _check(self, subjects: Sequence[Subject]) -> None:
+    def _check(self) -> None:
         foreign = [task.source for task in self.questions.tasks if not task.ours]
         if foreign:
             check_harness(foreign, self.questions.folder)
+
+    def _note_overlaps(self, able: Sequence[Subject]) -> None:
+        """An answer to what one has learnt is no test."""
+        for task in self.questions.tasks:
+            for data in dict.fromkeys(one.settings.data for one in able) if task.ours else ():
+                count, total = overlap(task, self.questions.limit, data)
+                if count:
+                    names = ", ".join(one.run.name for one in able if one.settings.data == data)
+                    self.notes.append(
+                        f"{count} of {total} prompts of {task.name} stand in the data of {names} too (training or "
+                        "validation rows): answers to them are no test of what was not seen"
+                    )
 
     def _ask_base(self, base_name: str, same: Sequence[Subject], card: Any) -> None:
         open_questions = []

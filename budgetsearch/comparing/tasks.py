@@ -11,8 +11,8 @@ from pathlib import Path
 
 from budgetsearch.comparing.gather import shown
 from budgetsearch.comparing.pairing import TaskResult, unique
-from budgetsearch.core.errors import UsageError
-from budgetsearch.training.data import EXTENSIONS, GYM, HUB, check_data
+from budgetsearch.core.errors import DataError, UsageError
+from budgetsearch.training.data import EXTENSIONS, GYM, HUB, check_data, load_examples, prompt_key
 
 COMMAS = re.compile(r",(?![^\[]*\])")
 """Between tasks; not those inside the list of a parameter."""
@@ -60,6 +60,16 @@ def _short(source: str) -> str:
     if source.startswith(GYM):
         return source.removeprefix(GYM).partition("?")[0]
     return shown(Path(source).name if is_source(source) else source)
+
+
+def overlap(task: Task, limit: int | None, data: str) -> tuple[int, int]:
+    """(prompts of the task that stand in these data too, prompts); none where the data cannot be read."""
+    prompts = [prompt_key(example) for example in load_examples(task.source)[:limit]]
+    try:
+        known = {prompt_key(example) for example in load_examples(data)}
+    except (DataError, OSError):
+        known = set()
+    return sum(prompt in known for prompt in prompts), len(prompts)
 
 
 def result_of(task: Task, metric: str, higher: bool, keys: Sequence[str], grades: Sequence[float]) -> TaskResult:
