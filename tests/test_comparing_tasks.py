@@ -67,7 +67,9 @@ def greedy(place: Path, tiny_model: Path, run: str | None, prompts: list[str], t
         chat = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+        output = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+        )
         found.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
     return found
 
@@ -118,7 +120,7 @@ def test_a_second_comparison_asks_nothing(
 
 
 def test_prompts_that_stand_in_the_data_of_a_run_are_counted(compare: Callable[..., Comparison]) -> None:
-    """The generator moves its seed on row by row: the next seed has the same rows but one, a far one others."""
+    """The generator moves its seed on row by row: the next seed has the same rows but one, a far one none."""
     found = compare(f"{GYM},reasoning-gym:chain_sum?size=4&seed=8,reasoning-gym:chain_sum?size=4&seed=8000")
     notes = [note.partition(" too ")[0] for note in found.notes if "no test" in note]
     assert [
@@ -167,7 +169,8 @@ def test_a_run_without_an_adapter_answers_nothing_and_is_named(
 
 def test_a_base_that_has_changed_is_refused(place: Path, tmp_path: Path, tiny_model: Path) -> None:
     """Its answers would not be those of the run."""
-    values = json.loads(json.dumps(load_settings({"model": str(tiny_model), "gpu": "cpu"}, None, cwd=tmp_path).model_dump(mode="json")))
+    config = {"model": str(tiny_model), "gpu": "cpu"}
+    values = load_settings(config, None, cwd=tmp_path).model_dump(mode="json")
     run = write_run(tmp_path / "run", score(), settings=values)
     (run / "adapter").symlink_to(place / "one" / "adapter")
     with pytest.raises(ModelError, match="has changed since"):
@@ -179,7 +182,8 @@ def test_tasks_are_split_at_commas_outside_of_brackets() -> None:
     assert ["chain_sum", "chain_sum (2)"] == [
         task.name for task in parse_tasks(f"{GYM}, reasoning-gym:chain_sum?size=3&seed=1,{GYM}")
     ]
-    assert [("gsm8k", False), ("arc_easy", False)] == [(t.name, t.ours) for t in parse_tasks("gsm8k,arc_easy")]
+    standard = [(task.name, task.ours) for task in parse_tasks("gsm8k,arc_easy")]
+    assert [("gsm8k", False), ("arc_easy", False)] == standard
 
 
 def test_samples_of_a_group_stand_one_after_the_other_under_the_first_metric_and_filter() -> None:
@@ -195,8 +199,9 @@ def test_samples_of_a_group_stand_one_after_the_other_under_the_first_metric_and
     found = read_samples(Task("group", "group"), samples, {"a": listed, "b": listed})
     assert (("a x", "b x"), (1.0, 0.0)) == (found.examples, found.grades)
     assert (found.metric, found.higher_is_better) == ("exact_match, strict", True)
+    logged = {"a": [{"doc_hash": "x", "bleu": ("r", "p")}]}
     with pytest.raises(BudgetsearchError, match="no number for each example"):
-        read_samples(Task("t", "t"), {"a": [{"doc_hash": "x", "bleu": ("r", "p")}]}, {"a": {"metric_list": [{"metric": "bleu"}]}})
+        read_samples(Task("t", "t"), logged, {"a": {"metric_list": [{"metric": "bleu"}]}})
 
 
 # ---------------------------------------------------------------------------- lm-eval
@@ -233,23 +238,22 @@ def local_task(folder: Path) -> Path:
     return folder
 
 
-def test_a_standard_task_on_local_files(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_standard_task_on_local_files(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval asks the base and both adapters eight examples of a local task; results are paired and kept."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra eval)")
     monkeypatch.setenv("BUDGETSEARCH_CACHE", str(place / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     folder = local_task(tmp_path / "definitions")
     arguments = [
-        *("compare", str(place / "one"), str(place / "two"), "--tasks", f"colours_local,{GYM}", "--limit", "8"),
-        *("--task-data", str(folder), "--out", str(tmp_path / "out")),
+        *("compare", str(place / "one"), str(place / "two"), "--limit", "8"),
+        *("--tasks", f"colours_local,{GYM}", "--task-data", str(folder), "--out", str(tmp_path / "out")),
     ]
     code, text = invoke(*arguments)
     assert code == 0, text
     values = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
     task = next(one for one in values["measures"] if one["name"] == "colours_local")
-    assert (task["examples"], {entrant["name"] for entrant in task["entrants"]}) == (8, {"one", "two", "base fp32"})
+    names = {entrant["name"] for entrant in task["entrants"]}
+    assert (task["examples"], names) == (8, {"one", "two", "base fp32"})
     assert {0.0, 1.0} >= {value for entrant in task["entrants"] for value in entrant["values"]}
     assert {"colours_local", "chain_sum"} == set(values["challenge"]["entrants"][0]["rates"])
     with pytest.raises(UsageError, match="colours_local"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,8 +51,8 @@ class Subject:
             settings = Settings.model_validate(dict(history.opened.settings))
         except ValueError as error:
             raise RunFolderError(
-                f"The settings of {run.path} are those of another version of budgetsearch, so its adapter cannot "
-                f"be asked: {error}. Compare it without --tasks."
+                f"The settings of {run.path} are those of another version of budgetsearch, so its adapter "
+                f"cannot be asked: {error}. Compare it without --tasks."
             ) from error
         return cls(run, settings, history.plan, folder.adapter)
 
@@ -138,8 +139,8 @@ class Asking:
                 if count:
                     names = ", ".join(one.run.name for one in able if one.settings.data == data)
                     self.notes.append(
-                        f"{count} of {total} prompts of {task.name} stand in the data of {names} too (training or "
-                        "validation rows): answers to them are no test of what was not seen"
+                        f"{count} of {total} prompts of {task.name} stand in the data of {names} too "
+                        "(training or validation rows): answers to them are no test of what was not seen"
                     )
 
     def _ask_base(self, base_name: str, same: Sequence[Subject], card: Any) -> None:
@@ -152,12 +153,16 @@ class Asking:
                 self._note(question, known)
         if not open_questions:
             return
-        room = Room.opened(same[0], card, self.cache, self.say)
-        for adapter in dict.fromkeys(question.adapter for question in open_questions):
-            mine = [question for question in open_questions if question.adapter == adapter]
-            with room.wearing(adapter) as model:
-                for question in mine:
-                    self._note(question, self._put(question, room, model), keep=True)
+        from budgetsearch.training.quiet import quiet
+
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            room = Room.opened(same[0], card, self.cache, self.say)
+            for adapter in dict.fromkeys(question.adapter for question in open_questions):
+                mine = [question for question in open_questions if question.adapter == adapter]
+                with room.wearing(adapter) as model:
+                    for question in mine:
+                        self._note(question, self._put(question, room, model), keep=True)
 
     def _all_questions(self, base_name: str, same: Sequence[Subject], card: Any) -> Iterator[Question]:
         who: list[tuple[str, Path | None, Path]] = [(base_name, None, same[0].adapter.parent)]
@@ -189,7 +194,8 @@ class Asking:
             return room.own_answers(model, question.task, self.questions.limit, tick)
         return ask_harness(
             model, room.tokenizer, question.task,
-            limit=self.questions.limit, folder=self.questions.folder, chat=self.questions.chat, batch=room.batch,
+            limit=self.questions.limit, folder=self.questions.folder,
+            chat=self.questions.chat, batch=room.batch,
         )  # fmt: skip
 
     def _note(self, question: Question, result: TaskResult, *, keep: bool = False) -> None:

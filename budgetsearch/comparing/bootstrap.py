@@ -82,7 +82,7 @@ def pairs_of(
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P-values for a family of tests, of which the chance of one false finding stays as stated (Holm 1979)."""
+    """P-values of a family of tests, so that the chance of one false finding stays as stated (Holm)."""
     adjusted, highest = [0.0] * len(values), 0.0
     for place, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
         highest = max(highest, min(1.0, (len(values) - place) * values[index]))

@@ -9,7 +9,6 @@ from typing import Any
 
 from budgetsearch.comparing.bootstrap import ALPHA, CONFIDENCE, RESAMPLES, Mean, Pair, mean_of, pairs_of
 from budgetsearch.comparing.pairing import (
-    LOSS,
     Apart,
     Measure,
     Run,
@@ -22,9 +21,9 @@ from budgetsearch.comparing.winrates import Winning, challenge, warnings_of
 
 FORMAT = 1
 CAVEATS = (
-    f"Intervals ({CONFIDENCE:.0%}, bootstrap over examples, {RESAMPLES} resamples) and p-values (sign flips of "
-    "paired differences, Holm's correction within a measure) say what the choice of examples explains. They "
-    "say nothing of other seeds: a run again with another seed would differ as well.",
+    f"Intervals ({CONFIDENCE:.0%}, bootstrap over examples, {RESAMPLES} resamples) and p-values (sign flips "
+    "of paired differences, Holm's correction within a measure) say what the choice of examples explains. "
+    "They say nothing of other seeds: a run again with another seed would differ as well.",
     "A run's validation rows also chose its configuration, so its loss on them is a little too good; that "
     "of a base is not.",
 )
@@ -96,7 +95,7 @@ def compare_runs(
         tasks=tuple(compared),
         apart=tuple(aparts),
         winnings=tuple(_winnings(compared)),
-        notes=tuple([*(f"{run.name}: {note}" for run in runs for note in run.notes), *said, *notes]),
+        notes=(*(f"{run.name}: {note}" for run in runs for note in run.notes), *said, *notes),
         interrupted=interrupted,
     )
 
@@ -148,7 +147,10 @@ def as_json(found: Comparison) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "runs": [_run_dict(run) for run in found.runs],
-        "bases": [{"name": name, "model_sha256": m, "quantization": q} for (m, q), name in found.bases.items()],
+        "bases": [
+            {"name": name, "model_sha256": model, "quantization": quantization}
+            for (model, quantization), name in found.bases.items()
+        ],
         "measures": [_compared_dict(one) for one in found.compared],
         "not_compared": [dataclasses.asdict(one) for one in found.apart],
         "challenge": {

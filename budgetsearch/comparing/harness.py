@@ -15,8 +15,8 @@ from budgetsearch.comparing.tasks import Task, key_of, result_of
 from budgetsearch.core.errors import BudgetsearchError, UsageError, nearest
 
 EXTRA = (
-    "{tasks}: standard tasks need the package lm-eval: pip install 'budgetsearch[eval]'. Without it data files "
-    "and reasoning-gym:NAME can be tasks."
+    "{tasks}: standard tasks need the package lm-eval: pip install 'budgetsearch[eval]'. Without it data "
+    "files and reasoning-gym:NAME can be tasks."
 )
 SEED = 1234
 """Of few-shot examples: the same ones for everybody."""
@@ -37,8 +37,8 @@ def check_harness(names: Sequence[str], folder: Path | None) -> None:
     for name in names:
         if name not in manager.all_tasks:
             raise UsageError(
-                f"lm-eval has no task {name!r}{nearest(name, manager.all_tasks)}; `lm-eval ls tasks` lists them, "
-                "--task-data FOLDER adds definitions of your own."
+                f"lm-eval has no task {name!r}{nearest(name, manager.all_tasks)}; `lm-eval ls tasks` lists "
+                "them, --task-data FOLDER adds definitions of your own."
             )
 
 
@@ -70,7 +70,7 @@ def ask_harness(
             )
         except Exception as error:  # whatever a task's code or its download raises
             raise BudgetsearchError(
-                f"The task {task.source} cannot be run by lm-eval: {type(error).__name__}: {str(error)[:300]}. "
+                f"lm-eval cannot run the task {task.source}: {type(error).__name__}: {str(error)[:300]}. "
                 "Where its data cannot be fetched, --task-data FOLDER takes a definition with local files."
             ) from error
     return read_samples(task, found["samples"], found["configs"])
@@ -100,8 +100,8 @@ def read_samples(
             value = sample.get(metric)
             if not isinstance(value, (int, float)):
                 raise BudgetsearchError(
-                    f"The task {task.source} cannot be compared: its metric {metric or '(none)'} has no number for "
-                    "each example, only one for all of them."
+                    f"The task {task.source} cannot be compared: its metric {metric or '(none)'} has no "
+                    "number for each example, only one for all of them."
                 )
             keys.append(f"{name} {sample.get('doc_hash') or key_of(sample.get('doc'))}")
             grades.append(float(value))
@@ -131,12 +131,15 @@ def _manager(folder: Path | None) -> Any:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """lm-eval and datasets print progress bars and warnings that would bury the progress of the comparison."""
+    """lm-eval and datasets print bars and warnings that would bury the progress of the comparison."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-            with redirect_stdout(nowhere), redirect_stderr(nowhere):
-                yield
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
+            yield
     finally:
         logging.disable(level)

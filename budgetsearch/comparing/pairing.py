@@ -150,8 +150,9 @@ def validation_measures(
 
 def _keys(run: Run, runs: Sequence[Run]) -> tuple[str, str]:
     """(rows, tokens) of a run; where its ledger is silent, another run of the same prepared data may know."""
-    alike = [run, *(other for other in runs if run.rows.prepared and other.rows.prepared == run.rows.prepared)]
-    unknown = f"prepared {run.rows.prepared or run.name}"
+    prepared = run.rows.prepared
+    alike = [run, *(other for other in runs if prepared and other.rows.prepared == prepared)]
+    unknown = f"prepared {prepared or run.name}"
     rows = next((one.rows.valid_rows for one in alike if one.rows.valid_rows), unknown)
     return rows, next((one.rows.valid_tokens for one in alike if one.rows.valid_tokens), unknown)
 

@@ -9,9 +9,10 @@ from typing import Any
 from budgetsearch.comparing.bootstrap import Mean
 from budgetsearch.comparing.comparison import Compared, Comparison
 from budgetsearch.comparing.pairing import LOSS, Run
-from budgetsearch.comparing.table import NOT_MEASURED, measure_title
+from budgetsearch.comparing.table import measure_title
 
-COSTS: Sequence[tuple[str, Callable[[Run], float | None]]] = (
+Cost = Callable[[Run], float | None]
+COSTS: Sequence[tuple[str, Cost]] = (
     ("device seconds", lambda run: run.costs.device_seconds),
     ("energy (Wh)", lambda run: run.costs.watt_hours),
     ("peak memory (GiB)", lambda run: run.costs.peak_bytes / 2**30 if run.costs.peak_bytes else None),
@@ -20,70 +21,70 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 """Okabe and Ito's, which the colour-blind can tell apart."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 DASHES = ("dash", "dot", "dashdot", "longdash")
-ROW_PIXELS = 260
-FURTHEST = 20.0
+ROW_PIXELS = 250
+TICKS = [digit * 10.0**power for power in range(-5, 3) for digit in (1, 2, 5)]
+"""Of a logarithmic axis, written out: plotly leaves the powers away."""
+FURTHEST = 4.0
 """Losses that lie further apart than this factor stand on a logarithmic axis."""
 
 
 def figure(found: Comparison) -> Any:
-    """Small multiples as a plotly figure; the bare bases are lines, for they cost nothing."""
+    """Small multiples as a plotly figure; the bare bases are lines, for they cost nothing.
+
+    A cost that nobody measured has no column; ``unmeasured`` names it.
+    """
     from plotly.subplots import make_subplots
 
+    costs = [cost for cost in COSTS if cost[0] not in unmeasured(found)]
     lines = len(found.compared)
     plot = make_subplots(
-        rows=max(1, lines),
-        cols=len(COSTS),
-        shared_yaxes=True,
+        rows=lines,
+        cols=len(costs),
+        shared_xaxes="columns",
+        shared_yaxes="rows",
         horizontal_spacing=0.03,
-        vertical_spacing=0.16 / max(1, lines),
+        vertical_spacing=0.12 / lines,
     )
     for row, compared in enumerate(found.compared, start=1):
-        for column, (name, cost) in enumerate(COSTS, start=1):
+        for column, (name, cost) in enumerate(costs, start=1):
             _panel(plot, row, column, found, compared, cost)
-            # Each row has its own axis title only where nothing else stands below it.
-            plot.update_xaxes(title_text=name, row=row, col=column)
-        plot.update_yaxes(title_text=escape(_wrapped(measure_title(compared, found))), row=row, col=1)
+            title = name if row == lines else None
+            plot.update_xaxes(rangemode="tozero", title_text=title, row=row, col=column)
+        title = escape(measure_title(compared, found)).replace(" (", "<br>(")
+        plot.update_yaxes(title_text=title, row=row, col=1)
         if compared.measure.name == LOSS and _far_apart(compared):
-            plot.update_yaxes(type="log", row=row)
+            plot.update_yaxes(type="log", tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS], row=row)
         elif compared.measure.higher_is_better:
             plot.update_yaxes(tickformat=".0%", row=row)
     plot.update_layout(
         template="plotly_white",
-        height=90 + ROW_PIXELS * max(1, lines),
-        margin={"l": 70, "r": 20, "t": 60, "b": 50},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "yref": "container"},
-        legend_yref="paper",
+        height=110 + ROW_PIXELS * lines,
+        margin={"l": 80, "r": 20, "t": 50, "b": 50},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
     )
     return plot
 
 
-def _panel(
-    plot: Any, row: int, column: int, found: Comparison, compared: Compared, cost: Callable[[Run], float | None]
-) -> None:
+def unmeasured(found: Comparison) -> list[str]:
+    """Costs that no run knows."""
+    return [name for name, cost in COSTS if all(cost(run) is None for run in found.runs)]
+
+
+def _panel(plot: Any, row: int, column: int, found: Comparison, compared: Compared, cost: Cost) -> None:
     first = column == 1
-    measured = False
     for place, run in enumerate(found.runs):
         mean, x = compared.means.get(run.name), cost(run)
         if mean is None or x is None:
             continue
-        measured = True
         plot.add_scatter(
             x=[x], y=[mean.mean], error_y=_bars(mean), mode="markers", name=escape(run.name),
             legendgroup=run.name, showlegend=first and not _shown_before(plot, run.name),
             marker={
                 "color": COLOURS[place % len(COLOURS)], "size": 11,
-                "symbol": SYMBOLS[place // len(COLOURS) % len(SYMBOLS)],
+                "symbol": SYMBOLS[place % len(SYMBOLS)],
             },
             row=row, col=column,
         )  # fmt: skip
-    if not measured:
-        plot.add_annotation(
-            text=NOT_MEASURED, showarrow=False, x=0.5, y=0.5, xref="x domain", yref="y domain",
-            font={"color": "#777777"}, row=row, col=column,
-        )  # fmt: skip
-        plot.update_xaxes(showticklabels=False, row=row, col=column)
-        return
-    plot.update_xaxes(rangemode="tozero", row=row, col=column)
     for place, name in enumerate(found.bases.values()):
         if name in compared.means:
             _line(plot, row, column, compared.means[name].mean, name, DASHES[place % len(DASHES)])
@@ -113,7 +114,3 @@ def _bars(mean: Mean) -> dict[str, Any] | None:
 def _far_apart(compared: Compared) -> bool:
     means = [mean.mean for mean in compared.means.values()]
     return min(means) > 0 and max(means) / min(means) > FURTHEST
-
-
-def _wrapped(title: str) -> str:
-    return title.replace(" (", "\n(")

@@ -15,7 +15,7 @@ Tick = Callable[[str, int, int], None]
 
 @contextmanager
 def asking(console: Console) -> Iterator[tuple[Say, Tick]]:
-    """(takes a line, takes what is asked with answers so far and in all): a bar in a terminal, lines in a pipe."""
+    """(takes a line, takes what is asked and how far it is): a bar in a terminal, lines in a pipe."""
     seen: dict[str, TaskID] = {}
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
 

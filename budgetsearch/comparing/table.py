@@ -36,16 +36,16 @@ def runs_table(found: Comparison) -> Table:
     table = _table("Runs")
     table.add_column("")
     for name in headings(found):
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right")
     for name, cells in rows(found):
         table.add_row(Text(name, overflow="fold"), *[Text(cell) for cell in cells])
     return table
 
 
 COSTS: Sequence[tuple[str, Callable[[Run], str]]] = (
-    ("device seconds", lambda run: f"{run.costs.device_seconds:.0f}"),
+    ("device\nseconds", lambda run: f"{run.costs.device_seconds:.0f}"),
     ("energy", lambda run: energy_text(run.costs.watt_hours)),
-    ("peak memory", lambda run: gib(run.costs.peak_bytes) if run.costs.peak_bytes else NOT_MEASURED),
+    ("peak\nmemory", lambda run: gib(run.costs.peak_bytes) if run.costs.peak_bytes else NOT_MEASURED),
     ("space", lambda run: run.space or "-"),
     ("state", lambda run: run.state),
 )
@@ -53,7 +53,8 @@ COSTS: Sequence[tuple[str, Callable[[Run], str]]] = (
 
 def headings(found: Comparison) -> list[str]:
     """Of the columns behind the name."""
-    return [*[measure_title(one, found) for one in found.compared], *[name for name, _ in COSTS]]
+    titles = [measure_title(one, found).replace(" (", "\n(") for one in found.compared]
+    return [*titles, *[name for name, _ in COSTS]]
 
 
 def rows(found: Comparison) -> list[tuple[str, list[str]]]:

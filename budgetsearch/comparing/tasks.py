@@ -72,7 +72,9 @@ def overlap(task: Task, limit: int | None, data: str) -> tuple[int, int]:
     return sum(prompt in known for prompt in prompts), len(prompts)
 
 
-def result_of(task: Task, metric: str, higher: bool, keys: Sequence[str], grades: Sequence[float]) -> TaskResult:
+def result_of(
+    task: Task, metric: str, higher: bool, keys: Sequence[str], grades: Sequence[float]
+) -> TaskResult:
     """Grades by example; examples that are alike are told apart by a number."""
     return TaskResult(task.name, metric, higher, tuple(unique(list(keys))), tuple(map(float, grades)))
 

@@ -63,8 +63,8 @@ def win_rates(scores: Mapping[str, float]) -> dict[str, float]:
 def warnings_of(winnings: list[Winning]) -> list[str]:
     """What a reader of the scores must know: where a zero comes from."""
     found = [
-        f"{winning.name} is better than nobody in {', '.join(winning.zeros)}: that makes its score 0, however "
-        "well it does elsewhere."
+        f"{winning.name} is better than nobody in {', '.join(winning.zeros)}: that makes its score 0, "
+        "however well it does elsewhere."
         for winning in winnings
         if winning.zeros
     ]
