@@ -35,6 +35,7 @@ from budgetsearch.reporting import Reports, write_in_time, write_reports
 from budgetsearch.runfolder import RunFolder, RunLock
 
 if TYPE_CHECKING:
+    from budgetsearch.comparing.comparison import Comparison
     from budgetsearch.doctor.check import Check
     from budgetsearch.planning.preview import Preview
     from budgetsearch.reproduction.replay import Reproduced
@@ -401,6 +402,44 @@ def verify(
 
     with stop_signals():
         return check(Path(run), score=score, given=Given(model, data, valid), tolerance=tolerance, say=say)
+
+
+def compare(
+    runs: Sequence[str | os.PathLike[str]],
+    *,
+    tasks: str | None = None,
+    limit: int | None = None,
+    task_data: str | os.PathLike[str] | None = None,
+    chat_template: bool = False,
+    gpu: str | None = None,
+    baseline: str | os.PathLike[str] | None = None,
+    say: Say = lambda line: None,
+    tick: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Comparison:
+    """Runs side by side: paired differences on the same validation rows, and what each run cost.
+
+    Without ``tasks`` the ledgers alone are read. ``tasks``: names of lm-eval, data files or
+    reasoning-gym:NAME, with commas, of which each base and adapter answers ``limit`` examples at most;
+    answers are kept in the run folders. ``tick`` hears (what is asked, answers so far, answers in all).
+
+    Raises:
+        UsageError: a folder is not a run, or an option cannot be used.
+        BudgetsearchError: a task cannot be run.
+    """
+    from budgetsearch.comparing import command
+
+    return command.compare(
+        [Path(run) for run in runs],
+        cache=cache_folder(),
+        tasks=tasks,
+        limit=limit,
+        task_data=Path(task_data) if task_data else None,
+        chat_template=chat_template,
+        gpu=gpu,
+        baseline=Path(baseline) if baseline else None,
+        say=say,
+        tick=tick,
+    )
 
 
 def dashboard(run: str | os.PathLike[str], port: int, storage: str | None = None) -> None:

@@ -335,6 +335,64 @@ def report(
             typer.launch(str(written.html))
 
 
+@app.command(epilog="Example:  budgetsearch compare runs/short runs/long --out compare")
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)
+    ],
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask bases and adapters too: names of lm-eval (gsm8k,arc_easy), data files, or "
+            "reasoning-gym:NAME?size=N&seed=S, with commas."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples of each task at most.")] = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of lm-eval task definitions (YAML). They can run code: only trusted ones."),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Let lm-eval use the model's chat template.")
+    ] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="Card to ask on, or cpu.", show_default="that of the first run")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Run that each other one is paired with.", show_default="all pairs")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for compare.html and compare.json.")] = Path("compare"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Put runs side by side: paired differences on the same validation rows, and what each run cost.
+
+    Reads ledgers alone, so it takes seconds, also while a run is going. What cannot be compared (other data,
+    another split) is named and not averaged.
+    """
+    with _errors():
+        from budgetsearch import api
+        from budgetsearch.comparing.comparison import as_json as values
+        from budgetsearch.comparing.page import write
+        from budgetsearch.comparing.progress import asking
+
+        with asking(Console(stderr=True)) as (say, tick):
+            found = api.compare(
+                runs, tasks=tasks, limit=limit, task_data=task_data, chat_template=chat_template, gpu=gpu,
+                baseline=baseline, say=say, tick=tick,
+            )  # fmt: skip
+        written = write(found, out)
+        if as_json:
+            typer.echo(json.dumps(values(found), indent=2, allow_nan=False))
+        else:
+            from budgetsearch.comparing.table import show
+
+            _console().print(show(found))
+            typer.echo("\n".join(map(str, written)))
+    if found.interrupted:
+        typer.echo("interrupted: what was answered is kept; the same command asks the rest", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
 @app.command(epilog="Example:  budgetsearch dashboard runs/mine --port 8080")
 def dashboard(
     run: RunArgument,

@@ -421,6 +421,7 @@ def _facts(
             "train": dataclasses.asdict(prepared.train_stats),
             "valid": dataclasses.asdict(prepared.valid_stats),
             "prepared": prepared.folder.name,
+            **prepared.valid_hashes(),
         },
         "inputs": input_facts(base, prepared, {"data": settings.data, "valid": settings.valid}),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

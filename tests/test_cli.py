@@ -17,7 +17,7 @@ from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.settings import Settings
 
 COMMANDS = (
-    *("run", "plan", "resume", "status", "report", "dashboard", "doctor", "spaces"),
+    *("run", "plan", "resume", "status", "report", "compare", "dashboard", "doctor", "spaces"),
     *("reproduce", "verify"),
 )
 

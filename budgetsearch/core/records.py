@@ -301,6 +301,9 @@ class Score:
     adapter_accuracy: float | None = None
     task_examples: int = 0
     """How many answers stand behind the accuracies; the same examples for both."""
+    base_grades: tuple[float, ...] = ()
+    """Grade of each answer, 0 to 1, in the order of the validation rows."""
+    adapter_grades: tuple[float, ...] = ()
     samples: tuple[Mapping[str, Any], ...] = ()
     """A few examples: prompt, reference, base answer, adapter answer."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -317,6 +320,8 @@ class Score:
             base_accuracy=answers.base_accuracy,
             adapter_accuracy=answers.adapter_accuracy,
             task_examples=answers.task_examples,
+            base_grades=answers.base_grades,
+            adapter_grades=answers.adapter_grades,
             samples=answers.samples,
             seconds={**self.seconds, **answers.seconds},
             detail=answers.detail,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,8 @@ def _answered(model: Any, job: ScoreJob, shop: Shop, started: float, result: Sco
         base_accuracy=accuracy(answers.base),
         adapter_accuracy=accuracy(answers.adapter),
         task_examples=len(answers.adapter),
+        base_grades=tuple(answers.base),
+        adapter_grades=tuple(answers.adapter),
         samples=tuple(answers.samples[:SAMPLES]),
         detail=detail,
     )
@@ -176,5 +179,10 @@ def _sample(example: Example, before: str, after: str) -> dict[str, Any]:
 def _answer_length(shop: Shop) -> int:
     """Room for nearly all references of the validation rows and a little more, in tokens."""
     valid = shop.data.valid
-    lengths = sorted(len(ids) - prompt for ids, prompt in (valid.row(i) for i in range(len(valid))))
+    return room_for([valid.targets(row) for row in range(len(valid))])
+
+
+def room_for(references: Sequence[int]) -> int:
+    """Room for nearly all answers as long as these and a little more, in tokens."""
+    lengths = sorted(references)
     return min(MAX_NEW_TOKENS, int(lengths[int(0.95 * (len(lengths) - 1))] * 1.25) + 4)

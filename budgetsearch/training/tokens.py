@@ -95,6 +95,13 @@ class PreparedData:
     valid_examples: list[Example]
     """The rows of ``valid``, in its order."""
 
+    def valid_hashes(self) -> dict[str, str]:
+        """What tells whether two runs have the same validation rows, as text and as tokens."""
+        with (self.folder / "valid.safetensors").open("rb") as file:
+            tokens = hashlib.file_digest(file, "sha256").hexdigest()
+        rows = _sha256(_as_json(dataclasses.replace(e, place="")) for e in self.valid_examples)
+        return {"valid_rows_sha256": rows, "valid_tokens_sha256": tokens}
+
 
 def prepare(
     model_path: Path,

@@ -1,0 +1,241 @@
+"""What may be compared with what.
+
+Losses are nats per completion token, so they mean the same only on the same token ids of the same
+validation rows: that takes the same rows, tokenizer, chat template and length limit. Accuracies mean the
+same on the same rows as text. The quantization may differ: it is part of what a run chose. What differs
+otherwise is named and stays apart; it is never averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from budgetsearch.core.records import Params
+
+LOSS, ACCURACY = "validation loss", "validation accuracy"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What tells one validation set from another; empty where an older ledger does not say."""
+
+    prepared: str = ""
+    """Hash of all that made the tokenized data."""
+    source: str = ""
+    """Hash of all rows before the split."""
+    valid_rows: str = ""
+    """Hash of the validation rows as text, in their order."""
+    valid_tokens: str = ""
+    """Hash of their token ids."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured example by example, in the order of the validation rows."""
+
+    losses: tuple[float, ...] = ()
+    targets: tuple[int, ...] = ()
+    """Completion tokens of each example; empty where the ledger does not say."""
+    grades: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run took."""
+
+    budget_seconds: float
+    device_seconds: float
+    """Seconds in which it held its card, or the CPU; not what passed between two processes."""
+    train_seconds: float
+    watt_hours: float | None
+    """Of the whole card while jobs ran; None where NVML did not say."""
+    peak_bytes: int | None
+    """The most memory in use: of the card by all processes, on the CPU by the worker."""
+    card: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its ledger tells it."""
+
+    name: str
+    path: str
+    state: str
+    model: str
+    model_sha256: str
+    quantization: str
+    """Under which base and adapter were scored; empty before there is an adapter."""
+    rows: Rows
+    adapter: Results
+    base: Results
+    costs: Costs
+    space: str = ""
+    params: Params = field(default_factory=dict)
+    tokens: int = 0
+    trials: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def base_key(self) -> tuple[str, str]:
+        """What tells one bare base from another."""
+        return self.model_sha256, self.quantization
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number per example and entrant, on the same examples for all."""
+
+    name: str
+    higher_is_better: bool
+    values: Mapping[str, tuple[float, ...]]
+    weights: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def examples(self) -> int:
+        """How many."""
+        return len(self.weights)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Runs that one measure cannot put side by side, and why."""
+
+    measure: str
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    why: str
+
+
+def base_names(runs: Sequence[Run], taken: Iterable[str]) -> dict[tuple[str, str], str]:
+    """A name for each bare base under each quantization; several models are told apart by name."""
+    keys = {run.base_key: run for run in runs if run.quantization}
+    several = len({model for model, _ in keys}) > 1
+    wanted = [f"base {run.quantization}" + (f" of {run.model}" if several else "") for run in keys.values()]
+    return dict(zip(keys, unique(wanted, taken), strict=True))
+
+
+def unique(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
+    """The same names, a number added to what is there already."""
+    seen, found = set(taken), []
+    for name in names:
+        number, fresh = 1, name
+        while fresh in seen:
+            number += 1
+            fresh = f"{name} ({number})"
+        seen.add(fresh)
+        found.append(fresh)
+    return found
+
+
+# ------------------------------------------------------------------------- validation
+
+
+def validation_measures(
+    runs: Sequence[Run], bases: Mapping[tuple[str, str], str]
+) -> tuple[list[Measure], list[Apart]]:
+    """Loss and accuracy on the validation rows, once for each set of runs that share them."""
+    keys = {run.name: _keys(run, runs) for run in runs}
+    measures, aparts = [], []
+    for name, which in ((LOSS, 1), (ACCURACY, 0)):
+        groups: dict[str, list[Run]] = {}
+        for run in runs:
+            if _values(run.adapter, name):
+                groups.setdefault(keys[run.name][which], []).append(run)
+        measures += [_measure(name, members, bases) for members in groups.values()]
+        aparts += _apart(name, list(groups.values()))
+    return measures, aparts
+
+
+def _keys(run: Run, runs: Sequence[Run]) -> tuple[str, str]:
+    """(rows, tokens) of a run; where its ledger is silent, another run of the same prepared data may know."""
+    prepared = run.rows.prepared
+    alike = [run, *(other for other in runs if prepared and other.rows.prepared == prepared)]
+    unknown = f"prepared {prepared or run.name}"
+    rows = next((one.rows.valid_rows for one in alike if one.rows.valid_rows), unknown)
+    return rows, next((one.rows.valid_tokens for one in alike if one.rows.valid_tokens), unknown)
+
+
+def _values(results: Results, name: str) -> tuple[float, ...]:
+    return results.losses if name == LOSS else results.grades
+
+
+def _measure(name: str, runs: Sequence[Run], bases: Mapping[tuple[str, str], str]) -> Measure:
+    found = {run.name: run.adapter for run in runs}
+    for run in runs:
+        mine = bases.get(run.base_key)
+        # One base is measured by several runs; the one with the most examples stands for it.
+        known = found.get(mine, Results()) if mine else Results()
+        if mine and len(_values(run.base, name)) > len(_values(known, name)):
+            found[mine] = run.base
+    count = min(len(_values(results, name)) for results in found.values())
+    most = max(len(_values(results, name)) for results in found.values())
+    notes = [f"the first {count} of up to {most} examples: all have these"] if count < most else []
+    weights = [1.0] * count
+    if name == LOSS:
+        targets = max((results.targets for results in found.values()), key=len)
+        if len(targets) >= count:
+            weights = [float(number) for number in targets[:count]]
+        else:
+            notes.append("each example counts alike: these ledgers do not hold the lengths of completions")
+    return Measure(
+        name=name,
+        higher_is_better=name != LOSS,
+        values={who: _values(results, name)[:count] for who, results in found.items()},
+        weights=tuple(weights),
+        notes=tuple(notes),
+    )
+
+
+def _apart(name: str, groups: Sequence[Sequence[Run]]) -> list[Apart]:
+    return [
+        Apart(name, tuple(r.name for r in one), tuple(r.name for r in other), why(one[0].rows, other[0].rows))
+        for place, one in enumerate(groups)
+        for other in groups[place + 1 :]
+    ]
+
+
+def why(one: Rows, other: Rows) -> str:
+    """Why two validation sets are not the same, as far as the ledgers say."""
+    if one.source != other.source:
+        return "other data"
+    if not (one.valid_rows and other.valid_rows):
+        return "other data, another split, tokenizer or length limit: an older ledger does not say which"
+    if one.valid_rows != other.valid_rows:
+        return "the same data in another split (seed, share or number of rows)"
+    return "the same rows under another tokenizer, chat template or length limit"
+
+
+# ------------------------------------------------------------------------------ tasks
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one entrant did on one task, example by example."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    examples: tuple[str, ...]
+    """What tells them apart."""
+    grades: tuple[float, ...]
+
+
+def task_measure(task: str, results: Mapping[str, TaskResult]) -> Measure | None:
+    """One task on the examples that all entrants answered; None where there are none."""
+    if not results:
+        return None
+    by_name = {name: dict(zip(one.examples, one.grades, strict=True)) for name, one in results.items()}
+    first = next(iter(results.values()))
+    common = [key for key in first.examples if all(key in grades for grades in by_name.values())]
+    if not common:
+        return None
+    most = max(len(one.examples) for one in results.values())
+    return Measure(
+        name=task,
+        higher_is_better=first.higher_is_better,
+        values={name: tuple(grades[key] for key in common) for name, grades in by_name.items()},
+        weights=(1.0,) * len(common),
+        notes=(f"{len(common)} of up to {most} examples: all have these",) if len(common) < most else (),
+    )
