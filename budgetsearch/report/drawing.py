@@ -1,6 +1,6 @@
 """What the figures of report.html share: colours, units, and a layout that a phone and a printer can show.
 
-A figure is plotly's JSON, data and layout, drawn by plotly.js in the reader's browser. Figures are dicts:
+A figure is plotly's JSON, data and layout, drawn by plotly.js in the reader's browser. They are plain dicts:
 building them through plotly's classes costs seconds at the end of a budget. The tests hold every one of them
 against those classes.
 """
