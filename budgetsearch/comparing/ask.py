@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,6 +156,7 @@ class Asking:
             return
         from budgetsearch.training.quiet import quiet
 
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
             room = Room.opened(same[0], card, self.cache, self.say)
