@@ -33,7 +33,7 @@ from budgetsearch.comparing.pairing import (
     base_names,
     validation_measures,
 )
-from budgetsearch.comparing.table import show
+from budgetsearch.comparing.table import rows, show
 from budgetsearch.comparing.winrates import challenge, warnings_of, win_rates
 from budgetsearch.core.errors import UsageError
 from tests.comparable import BASE, DATA, GOOD, TARGETS, score, write_run
@@ -383,6 +383,9 @@ def test_an_unfinished_run_stands_for_what_it_has(tmp_path: Path) -> None:
     unscored = write_run(tmp_path / "going", finished=False)
     found = compare_runs(gather([unscored, write_run(tmp_path / "done", score())]))
     assert (found.runs[0].state, found.runs[0].adapter) == ("stopped", Results())
+    assert [("done", "finished"), ("base fp32", "-"), ("going", "stopped")] == [
+        (name, cells[-1]) for name, cells in rows(found)
+    ]
     assert ["going: its ledger holds no loss by example"] == list(found.notes[:1])
     assert "the run is not finished (stopped)" in found.notes[1]
     assert [{"done", "base fp32"}] == [set(one.means) for one in found.compared if one.measure.name == LOSS]

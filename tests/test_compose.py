@@ -105,7 +105,7 @@ def test_the_wheel_holds_the_search_spaces_and_the_type_marker(tmp_path: Path) -
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"budgetsearch/search_spaces/{path.name}" for path in (root / "search_spaces").glob("*.yaml")}
     assert shipped
-    assert shipped | {"budgetsearch/py.typed"} <= names
+    assert shipped | {"budgetsearch/py.typed", "budgetsearch/comparing/compare.html.j2"} <= names
 
 
 def test_a_process_that_hangs_is_ended_when_its_time_is_over(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,6 +156,7 @@ class Asking:
             return
         from budgetsearch.training.quiet import quiet
 
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
             room = Room.opened(same[0], card, self.cache, self.say)
@@ -167,7 +169,6 @@ class Asking:
     def _all_questions(self, base_name: str, same: Sequence[Subject], card: Any) -> Iterator[Question]:
         who: list[tuple[str, Path | None, Path]] = [(base_name, None, same[0].adapter.parent)]
         who += [(one.run.name, one.adapter, one.adapter.parent) for one in same]
-        versions = kept.versions()
         for entrant, adapter, run in who:
             for task in self.questions.tasks:
                 about = {
@@ -179,7 +180,7 @@ class Asking:
                     "base": same[0].run.model_sha256,
                     "quantization": same[0].run.quantization,
                     "card": card.name,
-                    "versions": versions,
+                    "versions": kept.versions("reasoning-gym" if task.ours else "lm-eval"),
                 }
                 yield Question(task, entrant, adapter, run, about)
 

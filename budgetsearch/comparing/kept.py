@@ -18,14 +18,14 @@ from budgetsearch.comparing.tasks import key_of
 FOLDER = "answers"
 FORMAT = 1
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "reasoning-gym", "lm-eval")
-"""Any of them may change an answer or its grade."""
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+"""Any of them may change an answer."""
 
 
-def versions() -> dict[str, str | None]:
-    """Of the packages that an answer depends on; None: not installed."""
-    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
-    for name in PACKAGES:
+def versions(grader: str) -> dict[str, str | None]:
+    """Of the packages that an answer and its grade depend on; None: not installed."""
+    found: dict[str, str | None] = dict.fromkeys((*PACKAGES, grader))
+    for name in found:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

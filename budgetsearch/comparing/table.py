@@ -36,9 +36,10 @@ def runs_table(found: Comparison) -> Table:
     table = _table("Runs")
     table.add_column("")
     for name in headings(found):
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
+    apart = "\n[" if len(found.compared) > WIDE else " ["
     for name, cells in rows(found):
-        table.add_row(Text(name, overflow="fold"), *[Text(cell) for cell in cells])
+        table.add_row(Text(name, overflow="fold"), *[Text(cell.replace(" [", apart)) for cell in cells])
     return table
 
 
@@ -47,14 +48,17 @@ COSTS: Sequence[tuple[str, Callable[[Run], str]]] = (
     ("energy", lambda run: energy_text(run.costs.watt_hours)),
     ("peak\nmemory", lambda run: gib(run.costs.peak_bytes) if run.costs.peak_bytes else NOT_MEASURED),
     ("space", lambda run: run.space or "-"),
-    ("state", lambda run: run.state),
 )
+STATE = "state"
+"""A column where not all have finished."""
+WIDE = 2
+"""With more measures their intervals stand below them."""
 
 
 def headings(found: Comparison) -> list[str]:
     """Of the columns behind the name."""
     titles = [measure_title(one, found).replace(" (", "\n(") for one in found.compared]
-    return [*titles, *[name for name, _ in COSTS]]
+    return [*titles, *[name for name, _ in COSTS], *([STATE] if _unfinished(found) else [])]
 
 
 def rows(found: Comparison) -> list[tuple[str, list[str]]]:
@@ -67,7 +71,12 @@ def rows(found: Comparison) -> list[tuple[str, list[str]]]:
 
 def _cells(name: str, run: Run | None, found: Comparison) -> list[str]:
     measured = [mean_text(one.means[name], one) if name in one.means else "-" for one in found.compared]
-    return [*measured, *[cost(run) if run else "-" for _, cost in COSTS]]
+    state = [run.state if run else "-"] if _unfinished(found) else []
+    return [*measured, *[cost(run) if run else "-" for _, cost in COSTS], *state]
+
+
+def _unfinished(found: Comparison) -> bool:
+    return any(run.state != "finished" for run in found.runs)
 
 
 def measure_title(one: Compared, found: Comparison) -> str:
