@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.clock import deadline_of, local_time, timing_of_new, timing_of_resumed
-from budgetsearch.compose import Say, cache_folder, drive, finish_leaving, start, storage_url
+from budgetsearch.compose import Say, cache_folder, drive, finish_leaving, start
 from budgetsearch.core.errors import (
     BudgetsearchError,
     LedgerError,
@@ -296,20 +296,21 @@ def report(run: str | os.PathLike[str]) -> Path:
     return folder.report
 
 
-def dashboard(run: str | os.PathLike[str], port: int) -> None:
-    """Serve the run's study on loopback until the process is interrupted.
+def dashboard(*runs: str | os.PathLike[str], port: int = 8080) -> None:
+    """Serve the runs in one view on loopback until the process is interrupted; going runs are followed.
 
     Raises:
-        RunFolderError: there is no run in the folder.
+        RunFolderError: there is no run in a folder.
+        UsageError: no run, one of them twice, or a port that cannot be used.
     """
-    from optuna_dashboard import run_server
+    from budgetsearch.dashboard import serve
 
-    opened = open_history(run).opened
-    given = opened.settings.get("storage") if opened else None
-    try:
-        run_server(storage_url(given, RunFolder(Path(run))), host="127.0.0.1", port=port)
-    except OSError as error:
-        raise UsageError(f"Port {port} cannot be used ({error}). Name another one with --port.") from error
+    folders = [RunFolder(Path(run)) for run in runs]
+    if len({folder.path.resolve() for folder in folders}) < max(1, len(folders)):
+        raise UsageError("Name at least one run, and none of them twice.")
+    for folder in folders:
+        open_history(folder.path)
+    serve(folders, port)
 
 
 def open_history(run: str | os.PathLike[str]) -> History:

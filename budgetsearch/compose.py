@@ -219,8 +219,10 @@ def _driver(
 
 def _mirror(storage: str | None, folder: RunFolder, opened: Opened, history: History) -> Watcher:
     from budgetsearch.study.mirror import StudyMirror
+    from budgetsearch.study.showcase import Showcase
 
-    mirror = StudyMirror(storage_url(storage, folder), str(opened.facts["study"]))
+    showcase = Showcase(folder.path.absolute())
+    mirror = StudyMirror(storage_url(storage, folder), str(opened.facts["study"]), showcase)
     mirror.catch_up(history)
     return mirror
 

@@ -36,8 +36,8 @@ BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
 
 
-def read_entries(path: Path) -> Iterator[Entry]:
-    """The entries of a ledger in order, for reading only; a run may be writing to it.
+def read_entries(path: Path, after: int = 0) -> Iterator[Entry]:
+    """The entries of a ledger behind number ``after``, in order, for reading only; a run may be writing to it.
 
     Raises:
         LedgerError: there is no ledger, or it cannot be read.
@@ -46,7 +46,7 @@ def read_entries(path: Path) -> Iterator[Entry]:
         raise LedgerError(f"There is no ledger at {path}.")
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
     try:
-        yield from _rows(connection, path)
+        yield from _rows(connection, path, after)
     finally:
         connection.close()
 
@@ -161,12 +161,13 @@ class MemoryLedger(Ledger):
         """Nothing to close."""
 
 
-def _rows(connection: sqlite3.Connection, path: Path) -> Iterator[Entry]:
+def _rows(connection: sqlite3.Connection, path: Path, after: int = 0) -> Iterator[Entry]:
     seq = 0
     try:
         if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             return  # its process was killed between the file and its table
-        for seq, at, wall, body in connection.execute("SELECT seq, at, wall, body FROM events ORDER BY seq"):
+        query = "SELECT seq, at, wall, body FROM events WHERE seq > ? ORDER BY seq"
+        for seq, at, wall, body in connection.execute(query, (after,)):
             yield Entry(seq, at, wall, decode(Event, json.loads(body)))
     except (sqlite3.DatabaseError, ValueError) as error:
         raise LedgerError(_damaged(path, error, seq)) from error

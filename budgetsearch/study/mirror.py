@@ -8,7 +8,6 @@ the same thing.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -28,8 +27,9 @@ from budgetsearch.core.events import (
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import Plan
 from budgetsearch.core.secrets import without_secrets
-from budgetsearch.core.space import Space
-from budgetsearch.study.distributions import quiet, shown
+from budgetsearch.study import shown_trial
+from budgetsearch.study.distributions import quiet
+from budgetsearch.study.showcase import Showcase
 
 LOGGER = logging.getLogger("budgetsearch.study")
 LOCK_SECONDS = 2.0
@@ -38,7 +38,6 @@ RETRY_SECONDS = 60.0
 """A storage that failed is left alone for so long: each attempt may block for seconds."""
 SILENT = (Heartbeat, Charged, Decided)
 """Events that change nothing in the study."""
-CONSTRAINT = "memory"
 
 
 class StudyMirror:
@@ -48,13 +47,15 @@ class StudyMirror:
     up at the next event that works.
     """
 
-    def __init__(self, storage_url: str, study_name: str) -> None:
-        """Open or make the study.
+    def __init__(self, storage: Any, study_name: str, showcase: Showcase | None = None) -> None:
+        """Open or make the study in ``storage``: a URL, or a storage of Optuna's.
+
+        ``showcase``: what is shown beside the trials.
 
         Raises:
             SettingsError: the URL is none that Optuna understands.
         """
-        self._url, self._name = storage_url, study_name
+        self._url, self._name = storage, study_name
         self._study: Any = None
         self._numbers: dict[int, int] = {}
         self._attrs: dict[int, dict[str, Any]] = {}
@@ -62,7 +63,8 @@ class StudyMirror:
         self._level = False
         self._warned = False
         self._retry_at = 0.0
-        self._shown = without_password(storage_url)
+        self._shown = without_password(storage) if isinstance(storage, str) else "in memory"
+        self._showcase = showcase or Showcase(None)
         self._guarded(self._connect)
 
     def see(self, entry: Entry, history: History) -> None:
@@ -105,12 +107,7 @@ class StudyMirror:
     def _connect(self) -> None:
         import optuna
 
-        options: dict[str, Any] = {}
-        if self._url.startswith("sqlite"):
-            options["connect_args"] = {"timeout": LOCK_SECONDS}
-        storage = optuna.storages.RDBStorage(self._url, engine_kwargs=options)
-        if self._url.startswith("sqlite"):
-            _hurry(storage.engine)
+        storage = _open(self._url) if isinstance(self._url, str) else self._url
         # Nothing is sampled here, so the sampler is one that does not look at the trials.
         self._study = optuna.create_study(
             storage=storage,
@@ -126,8 +123,7 @@ class StudyMirror:
         self._numbers, self._attrs, self._told = {}, {}, set()
         for frozen in self._study.get_trials(deepcopy=False):
             trial_id = frozen.user_attrs.get("trial_id")
-            # A trial that was enqueued when the process died is still waiting; `ask` will pop it.
-            if trial_id is None or frozen.state.name == "WAITING":
+            if trial_id is None:
                 continue
             self._numbers[trial_id] = frozen.number
             self._attrs[trial_id] = dict(frozen.user_attrs)
@@ -139,125 +135,77 @@ class StudyMirror:
     def _follow(self, states: Iterable[TrialState], history: History) -> None:
         if history.plan is None:
             return
-        self._describe(history.plan)
+        self._describe(history, history.plan)
         frozen = self._study.get_trials(deepcopy=False)
         ends = history.closed is not None and history.closed.state == "finished"
-        winners = _winners(history) if ends else set()
-        for state in sorted(states, key=lambda state: state.trial_id):
+        winning = shown_trial.winners(history) if ends else set()
+        for state in self._concerned(states, history):
             if state.trial_id in self._told:
                 continue
             if state.trial_id not in self._numbers:
-                self._create(state, history.plan)
-                frozen = self._study.get_trials(deepcopy=False)
+                self._create(state, history, ends=ends)
+                continue
             self._note(state, history, frozen[self._numbers[state.trial_id]])
             if ends:
-                self._tell(state, winners)
+                self._tell(state, winning)
+        self._showcase.show(self._study, self._numbers, history)
 
-    def _describe(self, plan: Plan) -> None:
-        if "rungs" in self._study.user_attrs:
-            return
-        rungs = [
-            {
-                "rung": rung,
-                "seconds": seconds,
-                "tokens": {name: round(seconds * rate) for name, rate in plan.reference_rates.items()},
-            }
-            for rung, seconds in enumerate(plan.ladder)
-        ]
-        self._study.set_user_attr("budget_seconds", plan.budget_seconds)
-        self._study.set_user_attr("gpu", plan.gpu)
-        self._study.set_user_attr("rungs", rungs)
+    def _concerned(self, states: Iterable[TrialState], history: History) -> list[TrialState]:
+        """These trials, and those that what happened to them has ruled out."""
+        found = {state.trial_id: state for state in states}
+        for state in history.trials.values():
+            if state.dead and self._attrs.get(state.trial_id, {}).get("status") != state.dead:
+                found[state.trial_id] = state
+        return [found[number] for number in sorted(found)]
+
+    def _describe(self, history: History, plan: Plan) -> None:
+        known = self._study.user_attrs
+        if not known:
+            self._study.set_metric_names([shown_trial.LOSS])
+        for key, value in shown_trial.study_attributes(history, plan).items():
+            if known.get(key) != value:
+                self._study.set_user_attr(key, value)
 
     # ------------------------------------------------------------------------- one trial
 
-    def _create(self, state: TrialState, plan: Plan) -> None:
-        """Enqueue the configuration and ask for it: Optuna's trial of it is running from now on."""
-        trial = state.trial
-        distributions = shown(Space.parse(plan.space), trial.params)
-        attrs = {
-            "trial_id": trial.trial_id,
-            "origin": trial.origin,
-            "params": dict(trial.params),
-            "rung_tokens": list(trial.rung_tokens),
-        }
-        if not any(t.user_attrs.get("trial_id") == trial.trial_id for t in self._waiting()):
-            self._study.enqueue_trial({name: trial.params[name] for name in distributions}, user_attrs=attrs)
-        asked = self._study.ask(fixed_distributions=distributions)
-        if asked.user_attrs.get("trial_id") != trial.trial_id:
-            self._study.tell(asked, state=_state("FAIL"))
-            raise RuntimeError(f"the study holds trials that budgetsearch did not enqueue ({asked.number})")
-        self._numbers[trial.trial_id] = asked.number
-        self._attrs[trial.trial_id] = dict(asked.user_attrs)
-
-    def _waiting(self) -> list[Any]:
-        return list(self._study.get_trials(deepcopy=False, states=(_state("WAITING"),)))
+    def _create(self, state: TrialState, history: History, *, ends: bool) -> None:
+        """Add the trial in one piece, with its real times; Optuna's trial of it runs until the run ends."""
+        self._study.add_trial(shown_trial.whole_trial(state, history))
+        number = self._study._storage.get_n_trials(self._study._study_id) - 1
+        self._numbers[state.trial_id] = number
+        self._attrs[state.trial_id] = shown_trial.attributes(state, history)
+        if ends:
+            self._told.add(state.trial_id)
 
     def _note(self, state: TrialState, history: History, frozen: Any) -> None:
         """Write the attributes, values and constraints that the study does not have yet."""
         import optuna
 
         known = self._attrs[state.trial_id]
-        news = {key: value for key, value in _attributes(state, history).items() if known.get(key) != value}
-        values = _values(state, history)
+        attributes = shown_trial.attributes(state, history)
+        news = {key: value for key, value in attributes.items() if known.get(key) != value}
+        values = shown_trial.values(state, history)
         missing = {step: value for step, value in values.items() if step not in frozen.intermediate_values}
         if not news and not missing:
             return
         live = optuna.trial.Trial(self._study, frozen._trial_id)
         for step, value in missing.items():
             live.report(value, step)
-        if "constraints" in news and hasattr(live, "set_constraint") and not frozen.constraints:
-            live.set_constraint(CONSTRAINT, news["constraints"][0])
+        if shown_trial.infeasible(state) and not frozen.constraints:
+            live.set_constraint(shown_trial.CONSTRAINT, shown_trial.INFEASIBLE)
+            live.storage.set_trial_system_attr(
+                frozen._trial_id, shown_trial.LEGACY, [shown_trial.INFEASIBLE]
+            )
         for key, value in news.items():
             live.set_user_attr(key, value)
             known[key] = value
 
-    def _tell(self, state: TrialState, winners: set[int]) -> None:
+    def _tell(self, state: TrialState, winning: set[int]) -> None:
+        end = shown_trial.end_of(state, winning)
+        loss = state.best_loss if end == "COMPLETE" else None
         number = self._numbers[state.trial_id]
-        if state.trial_id in winners:
-            self._study.tell(number, state.best_loss, skip_if_finished=True)
-        elif state.dead and (state.dead != "timeout" or not state.losses):
-            self._study.tell(number, state=_state("FAIL"), skip_if_finished=True)
-        else:
-            self._study.tell(number, state=_state("PRUNED"), skip_if_finished=True)
+        self._study.tell(number, loss, state=_state(end), skip_if_finished=True)
         self._told.add(state.trial_id)
-
-
-# ---------------------------------------------------------------- what a trial looks like
-
-
-def _attributes(state: TrialState, history: History) -> dict[str, Any]:
-    attrs: dict[str, Any] = {
-        "status": history.standing(state),
-        "rung": state.rung,
-        "tokens": state.tokens,
-        "seconds": round(state.seconds, 3),
-        "peak_bytes": state.peak_bytes,
-    }
-    if state.dead == "infeasible":
-        # optuna-dashboard does not read `set_constraint` yet; it shows user attributes.
-        attrs["constraints"] = [1.0]
-    return attrs
-
-
-def _values(state: TrialState, history: History) -> dict[int, float]:
-    """Loss by rung. A full run that ended before R has its best loss at the last rung."""
-    assert history.plan is not None
-    values = dict(state.losses)
-    over = state.trial_id in history.full_done
-    if over and state.full_losses:
-        values.setdefault(history.plan.top_rung, min(state.full_losses))
-    return {step: value for step, value in values.items() if math.isfinite(value)}
-
-
-def _winners(history: History) -> set[int]:
-    """Trials that are told as complete: the full runs, or without any the exported one."""
-    ran = {
-        state.trial_id
-        for state in history.trials.values()
-        if state.full_losses and state.best_loss is not None and state.dead in (None, "timeout")
-    }
-    best = history.incumbent
-    return ran or ({best.trial_id} if best is not None else set())
 
 
 def _trial_of(event: TrialAdded | SegmentStarted | SegmentEnded) -> int:
@@ -270,6 +218,18 @@ def _state(name: str) -> Any:
     import optuna
 
     return optuna.trial.TrialState[name]
+
+
+def _open(url: str) -> Any:
+    import optuna
+
+    options: dict[str, Any] = {}
+    if url.startswith("sqlite"):
+        options["connect_args"] = {"timeout": LOCK_SECONDS}
+    storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+    if url.startswith("sqlite"):
+        _hurry(storage.engine)
+    return storage
 
 
 def _hurry(engine: Any) -> None:
