@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -124,16 +125,37 @@ def attrs(trial: Any) -> dict[str, str]:
 # ------------------------------------------------------------------ trials and attributes
 
 
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server of our own, which listens on a socket in its folder only."""
+    pytest.importorskip("psycopg")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("PostgreSQL's server is not installed")
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []  # it refuses to run as root
+    with tempfile.TemporaryDirectory(prefix="pg-") as place:
+        os.chmod(place, 0o777)
+
+        def call(program: str, *words: str) -> None:
+            command = [*as_user, str(found[-1].with_name(program)), "-D", f"{place}/data", *words]
+            subprocess.run(command, check=True, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+
+        call("initdb", "-A", "trust", "-U", "test", "--no-sync")
+        options = f"-c listen_addresses= -c unix_socket_directories={place} -c fsync=off"
+        call("pg_ctl", "-w", "-l", f"{place}/log", "-o", options, "start")
+        try:
+            yield f"postgresql+psycopg://test@/postgres?host={place}"
+        finally:
+            call("pg_ctl", "-w", "-m", "immediate", "stop")
+
+
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """A storage of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'study.sqlite'}"
     if request.param == "postgresql":
-        url = os.environ.get("BUDGETSEARCH_TEST_POSTGRESQL")
-        if not url:
-            pytest.skip("BUDGETSEARCH_TEST_POSTGRESQL names no database that may be written to")
-        return url
+        return request.getfixturevalue("postgresql")
     return optuna.storages.InMemoryStorage()
 
 
@@ -143,10 +165,11 @@ def test_the_dashboard_tells_states_rungs_notes_and_plots(storage: Any) -> None:
     trials = shown["trials"]
     assert STATES == {i: attrs(trial)["status"] for i, trial in enumerate(trials)}
     assert [{"step": 0, "value": 1.25}, {"step": 1, "value": 1.125}] == trials[2]["intermediate_values"]
-    assert ("1.25", "1.125") == tuple(attrs(trials[2])[f"loss at {r}"] for r in ("rung 0 (10 s)", "rung 1 (30 s)"))
+    assert "1.2500 at rung 0 (10 s), 1.1250 at rung 1 (30 s)" == attrs(trials[2])["loss by rung"]
+    assert ["Fail" if i in (3, 4) else "Running" for i in STATES] == [trial["state"] for trial in trials]
     assert ["validation loss"] == shown["objective_names"]
     assert "3000 tokens under fp32, 1500 tokens under nf4" == attrs(shown)["rung 1 (30 s)"]
-    assert shown["note"]["body"].startswith("# full run: ")
+    assert shown["note"]["body"].startswith("# Full run: ")
     assert "**trial 2**" in shown["note"]["body"]
     assert trials[2]["note"]["body"].startswith("# Trial 2: full run")
     assert "" == trials[0]["note"]["body"]
@@ -168,6 +191,7 @@ def test_what_does_not_fit_breaks_a_constraint_that_the_dashboard_reads(late: bo
     story.end(segment, status="out_of_memory", detail="one sample alone needs 9 GiB")
     mirror.catch_up(story.history)
     trials = shown_by(storage)("/api/studies/0")["trials"]
+    assert ["Running", "Fail", "Fail"] == [trial["state"] for trial in trials]
     assert [[], [1.0], [1.0]] == [trial["constraints"] for trial in trials]
     assert "one sample alone needs 9 GiB" == attrs(trials[1])["why"]
     assert "needs as much" in attrs(trials[other])["why"]
@@ -206,7 +230,7 @@ def test_the_notes_give_the_answer_and_the_places() -> None:
     """The study's note has base against adapter, rungs and states; the finalist's its place at each rung."""
     story = whole_run()
     text = notes.study_note(story.history)
-    assert text.startswith("# finished (the budget is used): ")
+    assert text.startswith("# Finished (the budget is used): ")
     assert "| validation loss | 2.0000 | 0.9000 |" in text
     assert "| task accuracy (n = 4) | 25.0% | 75.0% |" in text
     assert "| rung 0 (10 s) | 1000 | 500 | 4 | 1.0000 |" in text
@@ -514,11 +538,11 @@ def test_a_finished_run_in_the_browser(browser: Any, site: Site) -> None:
         "trial 3, the best", "adapter_model.safetensors", "report.md",
     )  # fmt: skip
     browser.get(site.page("finished", "/note"))
-    wait_for_text(browser, "finished (the budget is used)", "task accuracy (n = 4)", "75.0%", "full run (90 s)")
+    wait_for_text(browser, "Finished (the budget is used)", "task accuracy (n = 4)", "75.0%", "full run (90 s)")
     assert "2.0000" in [cell.text for cell in browser.find_elements("css selector", "td")]
     browser.get(site.page("finished", "/trials?numbers=3"))
     text = wait_for_text(browser, "Trial 3: done, its adapter is exported", "status done")
-    assert "loss at full run (90 s) 0.9" in text
+    assert "0.9000 at full run (90 s)" in text
     assert "Complete" in text
 
 
@@ -529,7 +553,7 @@ def test_a_going_run_in_the_browser(browser: Any, site: Site) -> None:
         browser.get(site.page("going", f"/trials?numbers={number}"))
         wait_for_text(browser, f"Trial {number} (trial_id=", f"status {status}")
     browser.get(site.page("going", "/note"))
-    wait_for_text(browser, "full run: ", "trial 2", "1.1250", "promoted", "infeasible")
+    wait_for_text(browser, "Full run: ", "trial 2", "1.1250", "promoted", "infeasible")
     story = going()
     told = len(story.entries)
     segment = next(s for some in story.history.running.values() for s in some if s.trial_id == 1)
@@ -542,4 +566,4 @@ def test_a_going_run_in_the_browser(browser: Any, site: Site) -> None:
     )
     assert time.monotonic() - began < 60
     browser.get(site.page("going", "/trials?numbers=1"))
-    wait_for_text(browser, "status paused", "loss at rung 1 (30 s) 1", "its adapter is exported")
+    wait_for_text(browser, "status paused", "1.0000 at rung 1 (30 s)", "its adapter is exported")

@@ -85,9 +85,7 @@ def test_user_attributes_tell_the_rest(tmp_path: Path) -> None:
         "tokens": 9000,
         "seconds": 3.0,
         "peak_bytes": 2**30,
-        "loss at rung 0 (10 s)": 1.0,
-        "loss at rung 1 (30 s)": 1.0,
-        "loss at full run (90 s)": 0.9,
+        "loss by rung": "1.0000 at rung 0 (10 s), 1.0000 at rung 1 (30 s), 0.9000 at full run (90 s)",
     }
 
 

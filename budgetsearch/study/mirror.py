@@ -137,16 +137,15 @@ class StudyMirror:
             return
         self._describe(history, history.plan)
         frozen = self._study.get_trials(deepcopy=False)
-        ends = history.closed is not None and history.closed.state == "finished"
-        winning = shown_trial.winners(history) if ends else set()
+        winning = shown_trial.winners(history)
         for state in self._concerned(states, history):
             if state.trial_id in self._told:
                 continue
             if state.trial_id not in self._numbers:
-                self._create(state, history, ends=ends)
+                self._create(state, history)
                 continue
             self._note(state, history, frozen[self._numbers[state.trial_id]])
-            if ends:
+            if shown_trial.has_ended(state, history):
                 self._tell(state, winning)
         self._showcase.show(self._study, self._numbers, history)
 
@@ -168,13 +167,13 @@ class StudyMirror:
 
     # ------------------------------------------------------------------------- one trial
 
-    def _create(self, state: TrialState, history: History, *, ends: bool) -> None:
-        """Add the trial in one piece, with its real times; Optuna's trial of it runs until the run ends."""
+    def _create(self, state: TrialState, history: History) -> None:
+        """Add the trial in one piece, with its real times."""
         self._study.add_trial(shown_trial.whole_trial(state, history))
         number = self._study._storage.get_n_trials(self._study._study_id) - 1
         self._numbers[state.trial_id] = number
         self._attrs[state.trial_id] = shown_trial.attributes(state, history)
-        if ends:
+        if shown_trial.has_ended(state, history):
             self._told.add(state.trial_id)
 
     def _note(self, state: TrialState, history: History, frozen: Any) -> None:

@@ -62,7 +62,7 @@ def _place(rung: int, loss: float, state: TrialState, history: History) -> list[
 def _title(history: History) -> str:
     total = history.opened.budget_seconds if history.opened else 0.0
     reason = f" ({history.closed.reason})" if history.closed else ""
-    return f"# {phase_of(history)}{reason}: {history.spent:.0f} of {total:.0f} s spent"
+    return f"# {phase_of(history).capitalize()}{reason}: {history.spent:.0f} of {total:.0f} s spent"
 
 
 def _answer(history: History) -> list[str]:
@@ -70,7 +70,7 @@ def _answer(history: History) -> list[str]:
     if best is None:
         return ["No trial has finished a segment yet, so there is no adapter."]
     parts = [
-        f"Best so far: **trial {best.trial_id}**, validation loss **{loss_text(best.best_loss)}** nats per "
+        f"The best is **trial {best.trial_id}**, validation loss **{loss_text(best.best_loss)}** nats per "
         f"completion token after {best.best_tokens} tokens: `{params_text(best.trial.params)}`."
     ]
     if score is not None and score.base_loss is not None and score.adapter_loss is not None:

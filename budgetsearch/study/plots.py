@@ -61,7 +61,13 @@ def rungs(history: History) -> Figure:
         if line["x"]
     ]
     names = [name.replace(" (", "<br>(") for name in rung_names(history)]
-    steps = {"tickvals": list(range(len(names))), "ticktext": names, "title": {"text": "rung (training)"}}
+    steps = {
+        "tickvals": list(range(len(names))),
+        "ticktext": names,
+        "range": [-0.3, max(len(names), 1) - 0.7],
+        "zeroline": False,
+        "title": {"text": "rung (seconds of training)"},
+    }
     losses = [y for line in lines.values() for y in line["y"]]
     return Figure(found, _layout("Validation loss at each rung", steps, _loss_axis(losses)))
 

@@ -1,7 +1,7 @@
 """What the study says of the run and of one trial: attributes, values by rung, constraints, states, times.
 
-Pure functions of the history. optuna-dashboard prints user attributes as they are and makes a column of each
-in its table, so units stand in the attributes' names.
+Pure functions of the history. optuna-dashboard prints user attributes in the order in which they came, and only
+the first few without scrolling, so what people look for comes first, with its unit.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def study_attributes(history: History, plan: Plan) -> dict[str, Any]:
         for rung, seconds in enumerate(plan.ladder)
     ]
     return {
-        "budget_seconds": plan.budget_seconds,
-        "gpu": plan.gpu,
-        "loss": "mean cross-entropy per completion token, in nats",
-        "intermediate values": "loss by rung; a rung's seconds are training alone",
-        "rungs": rungs,
         **{
             name: ", ".join(f"{tokens} tokens under {kind}" for kind, tokens in rung["tokens"].items())
             for name, rung in zip(rung_names(history), rungs, strict=True)
         },
+        "intermediate values": "loss by rung; a rung's seconds are training alone",
+        "loss": "mean cross-entropy per completion token, in nats",
+        "budget_seconds": plan.budget_seconds,
+        "gpu": plan.gpu,
+        "rungs": rungs,
     }
 
 
@@ -58,16 +58,16 @@ def study_attributes(history: History, plan: Plan) -> dict[str, Any]:
 
 def attributes(state: TrialState, history: History) -> dict[str, Any]:
     """What changes while the run goes."""
+    names = rung_names(history)
+    losses = [f"{loss:.4f} at {names[rung]}" for rung, loss in values(state, history).items()]
     attrs: dict[str, Any] = {
         "status": history.standing(state),
+        "loss by rung": ", ".join(losses) or "none yet",
         "rung": state.rung,
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
         "peak_bytes": state.peak_bytes,
     }
-    names = rung_names(history)
-    for rung, loss in values(state, history).items():
-        attrs[f"loss at {names[rung]}"] = loss
     why = _why(state, history)
     return {**attrs, "why": why} if why else attrs
 
@@ -109,8 +109,14 @@ def winners(history: History) -> set[int]:
     return ran or ({best.trial_id} if best is not None else set())
 
 
+def has_ended(state: TrialState, history: History) -> bool:
+    """Whether Optuna's trial is over: with the run, or because it failed and left nothing that could be used."""
+    finished = history.closed is not None and history.closed.state == "finished"
+    return finished or (state.dead is not None and state.best_loss is None)
+
+
 def end_of(state: TrialState, winning: set[int]) -> str:
-    """Optuna's name for how a trial ended, once the run is over."""
+    """Optuna's name for how a trial ended."""
     if state.trial_id in winning:
         return "COMPLETE"
     if state.dead and (state.dead != "timeout" or not state.losses):
@@ -119,7 +125,7 @@ def end_of(state: TrialState, winning: set[int]) -> str:
 
 
 def whole_trial(state: TrialState, history: History) -> Any:
-    """The trial as an Optuna trial with all that is known of it; it has ended if the run has.
+    """The trial as an Optuna trial with all that is known of it.
 
     Written at once, it is there with its real times, or not at all.
     """
@@ -128,7 +134,7 @@ def whole_trial(state: TrialState, history: History) -> Any:
     assert history.plan is not None
     trial = state.trial
     distributions = shown(Space.parse(history.plan.space), trial.params)
-    ends = history.closed is not None and history.closed.state == "finished"
+    ends = has_ended(state, history)
     how = end_of(state, winners(history)) if ends else "RUNNING"
     losses = values(state, history)
     found = optuna.trial.create_trial(
@@ -137,11 +143,11 @@ def whole_trial(state: TrialState, history: History) -> Any:
         params={name: trial.params[name] for name in distributions},
         distributions=distributions,
         user_attrs={
+            **attributes(state, history),
             "trial_id": trial.trial_id,
             "origin": trial.origin,
             "params": dict(trial.params),
             "rung_tokens": list(trial.rung_tokens),
-            **attributes(state, history),
         },
         system_attrs={LEGACY: [INFEASIBLE]} if infeasible(state) else {},
         constraints={CONSTRAINT: INFEASIBLE} if infeasible(state) else {},
