@@ -1,8 +1,9 @@
 """``budgetsearch dashboard``: studies of several runs in one view, made from their ledgers and followed.
 
-The ledger is the truth, wherever a run keeps its study. So the view makes its own studies in memory and reads
-nothing but ledgers: a study that was cut short is whole here, runs with different storages stand side by side,
-a going run is not slowed down by locks, and what somebody deletes in the browser is gone from the view only.
+The ledger is the truth, wherever a run keeps its study. So the view makes its own studies in memory and
+reads nothing but ledgers: a study that was cut short is whole here, runs with different storages stand side
+by side, a going run is not slowed down by locks, and what somebody deletes in the browser is gone from the
+view only.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ def serve(folders: Sequence[RunFolder], port: int) -> None:
         try:
             run_server(view.storage, host=HOST, port=port, artifact_store=view.links)
         except OSError as error:
-            raise UsageError(f"Port {port} cannot be used ({error}). Name another one with --port.") from error
+            raise UsageError(
+                f"Port {port} cannot be used ({error}). Name another one with --port."
+            ) from error
 
 
 def _names(folders: Sequence[RunFolder]) -> list[str]:

@@ -37,7 +37,7 @@ BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 
 
 def read_entries(path: Path, after: int = 0) -> Iterator[Entry]:
-    """The entries of a ledger behind number ``after``, in order, for reading only; a run may be writing to it.
+    """The entries of a ledger behind number ``after``, in order, for reading only; a run may write to it.
 
     Raises:
         LedgerError: there is no ledger, or it cannot be read.

@@ -27,7 +27,6 @@ from budgetsearch import dashboard
 from budgetsearch.cli import app
 from budgetsearch.core.events import Exported, Noticed
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Params
 from budgetsearch.dashboard import View
 from budgetsearch.ledger import Ledger
 from budgetsearch.runfolder import RunFolder
@@ -80,7 +79,9 @@ def run_folder(folder: Path, story: Story, events: int | None = None) -> RunFold
 
 def contents(folder: Path) -> dict[Path, bytes]:
     """Everything in a folder, but for what SQLite keeps beside a file while somebody reads it."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-shm", "-wal"))]
+    files = [
+        path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-shm", "-wal"))
+    ]
     return {path: path.read_bytes() for path in files}
 
 
@@ -99,7 +100,11 @@ def shown_by(storage: Any, store: Any = None) -> Any:
     server = wsgi(storage, store)
 
     def ask(path: str, method: str = "GET") -> Any:
-        environment: dict[str, Any] = {"PATH_INFO": path, "REQUEST_METHOD": method, "wsgi.input": io.BytesIO()}
+        environment: dict[str, Any] = {
+            "PATH_INFO": path,
+            "REQUEST_METHOD": method,
+            "wsgi.input": io.BytesIO(),
+        }
         setup_testing_defaults(environment)
         body = b"".join(server(environment, lambda status, headers, error=None: None))
         return json.loads(body) if path.startswith("/api") and body else body
@@ -138,7 +143,9 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
         def call(program: str, *words: str) -> None:
             command = [*as_user, str(found[-1].with_name(program)), "-D", f"{place}/data", *words]
-            subprocess.run(command, check=True, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+            subprocess.run(
+                command, check=True, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+            )
 
         call("initdb", "-A", "trust", "-U", "test", "--no-sync")
         options = f"-c listen_addresses= -c unix_socket_directories={place} -c fsync=off"
@@ -277,7 +284,9 @@ def test_a_note_that_somebody_took_over_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("name", plots.PLOTS)
-@pytest.mark.parametrize("history", [History(), Story.planned().history, going().history, whole_run().history])
+@pytest.mark.parametrize(
+    "history", [History(), Story.planned().history, going().history, whole_run().history]
+)
 def test_a_figure_is_valid_in_plotlys_schema(name: str, history: History) -> None:
     """Plotly itself accepts every figure at every stage of a run: unknown names would be refused."""
     import plotly.graph_objects as go
@@ -355,7 +364,7 @@ def test_notes_and_plots_are_written_when_losses_change_but_not_too_often(
 
 
 def test_the_end_of_a_run_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one note takes a second and more, nothing further is begun, and the trials are told all the same."""
+    """Where one note takes a second and more, nothing further is begun; the trials are told all the same."""
     storage = optuna.storages.InMemoryStorage()
     watch = Watch(monkeypatch)
     watch.cost = 1.5
@@ -529,7 +538,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.mark.browser
 def test_a_finished_run_in_the_browser(browser: Any, site: Site) -> None:
-    """The page draws the three plots, lists the rungs with their unit and names the files; notes are there."""
+    """The page draws three plots, lists the rungs with their unit and names the files; notes are there."""
     browser.get(site.page("finished").rsplit("/studies", 1)[0])
     wait_for_text(browser, "finished", "going")
     browser.get(site.page("finished"))
@@ -538,7 +547,9 @@ def test_a_finished_run_in_the_browser(browser: Any, site: Site) -> None:
         "trial 3, the best", "adapter_model.safetensors", "report.md",
     )  # fmt: skip
     browser.get(site.page("finished", "/note"))
-    wait_for_text(browser, "Finished (the budget is used)", "task accuracy (n = 4)", "75.0%", "full run (90 s)")
+    wait_for_text(
+        browser, "Finished (the budget is used)", "task accuracy (n = 4)", "75.0%", "full run (90 s)"
+    )
     assert "2.0000" in [cell.text for cell in browser.find_elements("css selector", "td")]
     browser.get(site.page("finished", "/trials?numbers=3"))
     text = wait_for_text(browser, "Trial 3: done, its adapter is exported", "status done")
@@ -562,7 +573,9 @@ def test_a_going_run_in_the_browser(browser: Any, site: Site) -> None:
     append(site.folders["going"], story, told)
     began = time.monotonic()
     wait_until(
-        lambda: str(site.get(f"/api/studies/{site.ids['going']}")["note"]), lambda text: "1.0000" in text, "news"
+        lambda: str(site.get(f"/api/studies/{site.ids['going']}")["note"]),
+        lambda text: "1.0000" in text,
+        "news",
     )
     assert time.monotonic() - began < 60
     browser.get(site.page("going", "/trials?numbers=1"))

@@ -29,9 +29,7 @@ class Store(Protocol):
 def files_of(run: Path, history: History) -> Iterator[Path]:
     """Files of the run that are worth showing: those that are there, and the report that the end writes."""
     for path in [*(run / "adapter" / name for name in ADAPTER_FILES), *(run / name for name in REPORTS)]:
-        if path.is_file():
-            yield path
-        elif path.name == REPORTS[0] and _reported(history):
+        if path.is_file() or (path.name == REPORTS[0] and _reported(history)):
             yield path
 
 

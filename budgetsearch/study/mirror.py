@@ -169,9 +169,10 @@ class StudyMirror:
 
     def _create(self, state: TrialState, history: History) -> None:
         """Add the trial in one piece, with its real times."""
-        self._study.add_trial(shown_trial.whole_trial(state, history))
-        number = self._study._storage.get_n_trials(self._study._study_id) - 1
-        self._numbers[state.trial_id] = number
+        # `Study.add_trial` does the same and does not say which number it gave; to ask takes a look at all.
+        storage, trial = self._study._storage, shown_trial.whole_trial(state, history)
+        key = storage.create_new_trial(self._study._study_id, template_trial=trial)
+        self._numbers[state.trial_id] = storage.get_trial_number_from_id(key)
         self._attrs[state.trial_id] = shown_trial.attributes(state, history)
         if shown_trial.has_ended(state, history):
             self._told.add(state.trial_id)
@@ -192,9 +193,7 @@ class StudyMirror:
             live.report(value, step)
         if shown_trial.infeasible(state) and not frozen.constraints:
             live.set_constraint(shown_trial.CONSTRAINT, shown_trial.INFEASIBLE)
-            live.storage.set_trial_system_attr(
-                frozen._trial_id, shown_trial.LEGACY, [shown_trial.INFEASIBLE]
-            )
+            live.storage.set_trial_system_attr(frozen._trial_id, shown_trial.LEGACY, [shown_trial.INFEASIBLE])
         for key, value in news.items():
             live.set_user_attr(key, value)
             known[key] = value

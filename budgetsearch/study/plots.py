@@ -91,6 +91,7 @@ def _lines(states: Iterable[TrialState], history: History) -> dict[str, list[Any
 def budget(history: History) -> Figure:
     """Seconds of the budget by phase, and what is left of it."""
     total = history.opened.budget_seconds if history.opened else history.spent
+    bars: list[tuple[str, float, str]]
     bars = [(phase, history.charged[phase], LINE) for phase in PHASES if history.charged.get(phase)]
     under_way = history.spent - sum(history.charged.values())
     over = history.closed is not None and history.closed.state == "finished"

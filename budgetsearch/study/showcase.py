@@ -1,8 +1,8 @@
 """What the study shows beside its trials: notes, plots and files, rewritten while the run goes.
 
-All of it goes through the public functions of optuna-dashboard and Optuna. Writing costs a few milliseconds on
-SQLite and more on a database far away, so it happens when losses have changed, and not too often; at the end
-of a run it stops after a second, for that second is one of the budget. What is left out then, ``budgetsearch
+All of it goes through the public functions of optuna-dashboard and Optuna. Writing costs little on SQLite and
+more on a database far away, so it happens when something has changed, and not too often; at the end of a run
+nothing is begun after a second, for that second is one of the budget. What is left out then, ``budgetsearch
 dashboard`` shows all the same: it makes its own study from the ledger.
 """
 
@@ -100,9 +100,8 @@ class Showcase:
             if self._files is None:
                 self._files = artifacts.attached(study)
             news = [path for path in artifacts.files_of(run, history) if path.name not in self._files]
-            if news and self._store is None:
-                self._store = artifacts.FolderLinks(run / "artifacts")
             for path in news:
+                self._store = self._store or artifacts.FolderLinks(run / "artifacts")
                 artifacts.attach(study, self._store, path)
                 self._files.add(path.name)
         except OSError as error:

@@ -1,7 +1,7 @@
 """What the study says of the run and of one trial: attributes, values by rung, constraints, states, times.
 
-Pure functions of the history. optuna-dashboard prints user attributes in the order in which they came, and only
-the first few without scrolling, so what people look for comes first, with its unit.
+Pure functions of the history. optuna-dashboard prints user attributes in the order in which they came, and
+only the first few without scrolling, so what people look for comes first, with its unit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOSS = "validation loss"
 """The name of the objective."""
 CONSTRAINT = "memory"
 LEGACY = "constraints"
-"""The system attribute in which optuna-dashboard 0.21 looks for constraints; Optuna 5 names them one by one."""
+"""The system attribute in which optuna-dashboard 0.21 looks for constraints; Optuna 5 names each."""
 INFEASIBLE = 1.0
 """A constraint above 0 is not kept."""
 WHY_CHARACTERS = 300
@@ -32,7 +32,7 @@ WHY_CHARACTERS = 300
 
 def study_attributes(history: History, plan: Plan) -> dict[str, Any]:
     """What a rung is, and what the losses are: for people and for programs."""
-    rungs = [
+    rungs: list[dict[str, Any]] = [
         {
             "rung": rung,
             "seconds": seconds,
@@ -110,7 +110,7 @@ def winners(history: History) -> set[int]:
 
 
 def has_ended(state: TrialState, history: History) -> bool:
-    """Whether Optuna's trial is over: with the run, or because it failed and left nothing that could be used."""
+    """Whether Optuna's trial is over: with the run, or because it failed and left nothing of use."""
     finished = history.closed is not None and history.closed.state == "finished"
     return finished or (state.dead is not None and state.best_loss is None)
 
