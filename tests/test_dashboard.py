@@ -318,6 +318,17 @@ def test_a_going_run_shows_what_may_go_on_and_what_is_left() -> None:
     assert "left" == plots.budget(going().history).data[0]["y"][-1]
 
 
+def test_losses_over_a_wide_range_are_drawn_on_a_logarithmic_axis_with_whole_labels() -> None:
+    """From a tenfold range on, with 1, 2 and 5 of each power of ten."""
+    story = Story.planned()
+    for loss in (7.0, 0.7):
+        story.train(story.trial(), loss)
+    assert "type" not in plots.rungs(story.history).layout["yaxis"]
+    story.train(story.trial(), 0.3)
+    axis = plots.rungs(story.history).layout["yaxis"]
+    assert ("log", [0.2, 0.5, 1.0, 2.0, 5.0, 10.0]) == (axis["type"], axis["tickvals"])
+
+
 def test_the_plots_of_a_long_run_stay_small() -> None:
     """Two hundred trials are a few dozen rows of the study, whatever the digits of their losses."""
     story = Story.planned()

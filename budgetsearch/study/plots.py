@@ -175,8 +175,18 @@ def _layout(title: str, x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
 
 def _loss_axis(losses: Iterable[float | None]) -> dict[str, Any]:
     known = [loss for loss in losses if loss is not None and loss > 0]
-    wide = bool(known) and max(known) > WIDE_RANGE * min(known)
-    return {"title": {"text": LOSS_TITLE}, **({"type": "log"} if wide else {})}
+    title = {"title": {"text": LOSS_TITLE}}
+    if not known or max(known) <= WIDE_RANGE * min(known):
+        return title
+    # Plotly's own labels on such an axis are single digits: a 2 may be 0.2.
+    return {**title, "type": "log", "tickvals": _ticks(min(known), max(known))}
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times every power of ten between the two, and one step around."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [_digits(step * 10.0**decade) for decade in decades for step in (1, 2, 5)]
+    return [tick for tick in ticks if low / 2.5 <= tick <= high * 2.5]
 
 
 def _digits(value: float) -> float:
