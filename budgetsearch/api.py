@@ -17,7 +17,6 @@ from budgetsearch.compose import (
     finish_leaving,
     resumed_storage,
     start,
-    storage_url,
 )
 from budgetsearch.core.errors import (
     BudgetsearchError,
@@ -442,25 +441,21 @@ def compare(
     )
 
 
-def dashboard(run: str | os.PathLike[str], port: int, storage: str | None = None) -> None:
-    """Serve the run's study on loopback until the process is interrupted.
-
-    ``storage``: as for ``resume``.
+def dashboard(*runs: str | os.PathLike[str], port: int = 8080) -> None:
+    """Serve the runs in one view on loopback until the process is interrupted; going runs are followed.
 
     Raises:
-        RunFolderError: there is no run in the folder.
+        RunFolderError: there is no run in a folder.
+        UsageError: no run, one of them twice, or a port that cannot be used.
     """
-    from optuna_dashboard import run_server
+    from budgetsearch.dashboard import serve
 
-    from budgetsearch.study.storage import connectable
-
-    opened = open_history(run).opened
-    assert opened is not None
-    url = storage_url(resumed_storage(opened, storage), RunFolder(Path(run)))
-    try:
-        run_server(connectable(url), host="127.0.0.1", port=port)
-    except OSError as error:
-        raise UsageError(f"Port {port} cannot be used ({error}). Name another one with --port.") from error
+    folders = [RunFolder(Path(run)) for run in runs]
+    if len({folder.path.resolve() for folder in folders}) < max(1, len(folders)):
+        raise UsageError("Name at least one run, and none of them twice.")
+    for folder in folders:
+        open_history(folder.path)
+    serve(folders, port)
 
 
 def open_history(run: str | os.PathLike[str]) -> History:

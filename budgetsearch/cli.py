@@ -393,19 +393,24 @@ def compare(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-@app.command(epilog="Example:  budgetsearch dashboard runs/mine --port 8080")
+@app.command(epilog="Example:  budgetsearch dashboard runs/mine runs/other --port 8080")
 def dashboard(
-    run: RunArgument,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="The folders of runs.", show_default=False)
+    ],
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 8080,
-    storage: StorageAgain = None,
 ) -> None:
-    """Serve the run's study with optuna-dashboard, on loopback only. Ctrl-C ends it."""
+    """Show runs in optuna-dashboard, on loopback only; going runs are followed. Ctrl-C ends it.
+
+    It reads their ledgers and changes nothing in them.
+    """
     with _errors():
         from budgetsearch import api
 
-        api.open_history(run)
+        for run in runs:
+            api.open_history(run)
         typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
-        api.dashboard(run, port, storage)
+        api.dashboard(*runs, port=port)
 
 
 @app.command(epilog="Example:  budgetsearch reproduce runs/mine --out runs/mine-again")

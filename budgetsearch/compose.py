@@ -239,9 +239,11 @@ def _to_write_down(settings: Settings) -> dict[str, Any]:
 
 def _mirror(storage: str | None, folder: RunFolder, opened: Opened) -> StudyMirror:
     from budgetsearch.study.mirror import StudyMirror
+    from budgetsearch.study.showcase import Showcase
 
     own = None if storage else folder.study
-    return StudyMirror(storage_url(storage, folder), str(opened.facts["study"]), own)
+    showcase = Showcase(folder.path.absolute())
+    return StudyMirror(storage_url(storage, folder), str(opened.facts["study"]), own, showcase=showcase)
 
 
 def finish_leaving(folder: RunFolder, history: History, storage: str | None = None) -> None:

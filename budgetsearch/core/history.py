@@ -87,6 +87,10 @@ class TrialState:
     seconds: float = 0.0
     peak_bytes: int = 0
     steps: int = 0
+    added_wall: float = 0.0
+    """When it was sampled, in seconds since the epoch; for people, nothing is decided by it."""
+    ended_wall: float | None = None
+    """When its last segment ended, likewise."""
 
     @property
     def trial_id(self) -> int:
@@ -146,6 +150,8 @@ class History:
     """What the watcher saw, job by job."""
     dropped: set[int] = field(default_factory=set)
     """Trials whose checkpoints were given up: a later loser does not bring them back."""
+    wall: float = 0.0
+    """When the last entry was written, in seconds since the epoch; for people."""
 
     # ------------------------------------------------------------------ questions
 
@@ -225,6 +231,7 @@ class History:
             LedgerError: the entry contradicts what came before.
         """
         self.spent = max(self.spent, entry.at)
+        self.wall = entry.wall
         event: Event = entry.event
         handler = getattr(self, f"_on_{type(event).__name__.lower()}")
         try:
@@ -255,7 +262,8 @@ class History:
 
     def _on_trialadded(self, event: TrialAdded, at: float) -> None:
         trial = event.trial
-        self.trials[trial.trial_id] = TrialState(trial, taught(self.shrunk, trial.params, trial.micro_batch))
+        micro = taught(self.shrunk, trial.params, trial.micro_batch)
+        self.trials[trial.trial_id] = TrialState(trial, micro, added_wall=self.wall)
         self._rule_out_infeasible()
 
     def _rule_out_infeasible(self) -> None:
@@ -301,6 +309,7 @@ class History:
         self.result_jobs.append(event.job_id)
         state = self.trials[result.trial_id]
         state.running = False
+        state.ended_wall = self.wall
         state.seconds += sum(result.seconds.values())
         state.peak_bytes = max(state.peak_bytes, result.peak_bytes)
         state.steps += result.steps

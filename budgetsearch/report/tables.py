@@ -14,9 +14,14 @@ from rich.text import Text
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import PHASES, Params
 from budgetsearch.core.space import Space
+from budgetsearch.core.words import SCORING as SCORING
+from budgetsearch.core.words import gib as gib
+from budgetsearch.core.words import loss_text as loss_text
+from budgetsearch.core.words import params_text as params_text
+from budgetsearch.core.words import phase_of as phase_of
+from budgetsearch.core.words import rung_names as rung_names
+from budgetsearch.core.words import value_text as value_text
 
-SCORING = ("score", "answers")
-"""What a worker says of itself while it scores base and adapter."""
 SCORE_FIELDS = (
     "quantization",
     "base_loss",
@@ -173,20 +178,6 @@ def card_row(history: History) -> CardRow | None:
 # ---------------------------------------------------------------------------- status
 
 
-def phase_of(history: History) -> str:
-    """Where the run stands: setup, calibrate, search, full run, score, or how it was closed."""
-    if history.closed is not None:
-        return history.closed.state
-    if history.opened is None:
-        return "setup"
-    if history.plan is None:
-        return "calibrate"
-    beat = history.last_beat
-    if history.score is not None or (beat and beat.activity in SCORING and not history.running):
-        return "score"
-    return "full run" if history.full_trial is not None else "search"
-
-
 def status_dict(history: History) -> dict[str, Any]:
     """How the run stands, as plain JSON values."""
     plan, best = history.plan, history.incumbent
@@ -316,34 +307,3 @@ def trial_table(history: History, limit: int = SHOWN_TRIALS) -> Table:
     if len(rows) > limit:
         table.caption = f"and {len(rows) - limit} more"
     return table
-
-
-def rung_names(history: History) -> list[str]:
-    """A heading for each rung, with its seconds of training."""
-    if history.plan is None:
-        return []
-    top = history.plan.top_rung
-    return [
-        f"{'full run' if rung == top else f'rung {rung}'} ({seconds:.0f} s)"
-        for rung, seconds in enumerate(history.plan.ladder)
-    ]
-
-
-def params_text(params: Params) -> str:
-    """A configuration on one line."""
-    return " ".join(f"{name}={value_text(value)}" for name, value in params.items())
-
-
-def value_text(value: object) -> str:
-    """A parameter's value, with three digits where it is real."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def loss_text(loss: float | None) -> str:
-    """A loss with four digits, or a dash."""
-    return "-" if loss is None else f"{loss:.4f}"
-
-
-def gib(count: int) -> str:
-    """Bytes in GiB."""
-    return f"{count / 2**30:.2f} GiB"

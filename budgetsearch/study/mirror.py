@@ -8,10 +8,10 @@ the same thing.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ from budgetsearch.core.events import (
     Heartbeat,
 )
 from budgetsearch.core.history import History, TrialState
-from budgetsearch.core.records import Plan
-from budgetsearch.core.space import Space
+from budgetsearch.study import shown_trial
 from budgetsearch.study.damage import (
     CONTRADICTS,
     DAMAGED,
@@ -38,7 +37,8 @@ from budgetsearch.study.damage import (
     put_aside,
     reason,
 )
-from budgetsearch.study.distributions import quiet, shown
+from budgetsearch.study.distributions import quiet
+from budgetsearch.study.showcase import Showcase
 from budgetsearch.study.storage import (
     check_url,
     close_storage,
@@ -68,7 +68,6 @@ KINDS = {
     OTHER_VERSION: "another version of Optuna made it",
     CONTRADICTS: "it contradicts the ledger",
 }
-CONSTRAINT = "memory"
 
 
 class _Stopped(Exception):
@@ -96,22 +95,28 @@ class StudyMirror:
 
     def __init__(
         self,
-        storage_url: str,
+        storage: Any,
         study_name: str,
         own: Path | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        showcase: Showcase | None = None,
     ) -> None:
         """Nothing is opened yet.
 
-        ``own``: the study's file, if it is the run's and nobody else's: a damaged one is put aside and made
-        again. ``stopped``: whether to give up between two transactions.
+        ``storage``: a URL, or a storage of Optuna's, which stays open. ``own``: the study's file, if it is the
+        run's and nobody else's: a damaged one is put aside and made again. ``stopped``: whether to give up
+        between two transactions. ``showcase``: what is shown beside the trials.
 
         Raises:
             SettingsError: the URL is none that Optuna understands.
         """
-        check_url(storage_url)
-        self._url, self._shown = connectable(storage_url), shown_url(storage_url)
+        self._url, self._shown = "", "in memory"
+        self._lent = None if isinstance(storage, str) else storage
+        if isinstance(storage, str):
+            check_url(storage)
+            self._url, self._shown = connectable(storage), shown_url(storage)
         self._name, self._own = study_name, own
+        self._showcase = showcase or Showcase(None)
         self.stopped = stopped
         self._storage: Any = None
         self._study: Any = None
@@ -235,7 +240,7 @@ class StudyMirror:
         self.level = False
         storage, self._storage, self._study, self._file = self._storage, None, None, None
         self._known, self._told = {}, set()
-        if storage is not None:
+        if storage is not None and self._lent is None:
             close_storage(storage)
 
     # ------------------------------------------------------------------------- the study
@@ -244,7 +249,7 @@ class StudyMirror:
         import optuna
 
         missing = self._own is not None and not (self._own.exists() and self._own.stat().st_size)
-        self._storage = open_storage(self._url)
+        self._storage = open_storage(self._url) if self._lent is None else self._lent
         if self._own is not None:
             check_whole(self._storage)
         self._file = self._identity()
@@ -292,19 +297,19 @@ class StudyMirror:
             Contradiction: it has what the ledger does not, or has it otherwise.
         """
         self._known, self._told = {}, set()
-        winners = _winners(history)
+        winning = shown_trial.winners(history)
         for frozen in self._study.get_trials(deepcopy=False):
             trial_id = frozen.user_attrs.get("trial_id")
             if trial_id is None or frozen.state.name == "WAITING":
                 continue  # somebody else's
             state = history.trials.get(trial_id)
-            values = _values(state, history) if state is not None and history.plan is not None else {}
+            values = shown_trial.values(state, history) if state and history.plan else {}
             check_trial(frozen, state, values)
             assert state is not None
             if trial_id in self._known:
                 raise Contradiction(f"trials {self._known[trial_id].number} and {frozen.number} are the same")
             if frozen.state.is_finished():
-                _check_end(frozen, state, history, winners)
+                _check_end(frozen, state, history, winning)
                 self._told.add(trial_id)
             self._known[trial_id] = _Known(
                 frozen.number,
@@ -318,96 +323,80 @@ class StudyMirror:
         """Ask of each trial what the history says now, and write the difference."""
         if history.plan is None:
             return
-        self._describe(history.plan)
+        self._describe(history)
         open_ = [state for number, state in sorted(history.trials.items()) if number not in self._told]
         for first in range(0, len(open_), TOGETHER):
             if self.stopped():
                 raise _Stopped
-            with one_transaction(self._storage):
+            with one_transaction(self._storage) if self._lent is None else nullcontext():
                 self._write(open_[first : first + TOGETHER], history)
-        if _is_over(history) and self._own is not None:
+        if shown_trial.is_over(history) and self._own is not None:
             check_whole(self._storage)
+        numbers = {trial_id: known.number for trial_id, known in self._known.items()}
+        self._showcase.show(self._study, numbers, history)
 
     def _write(self, states: Sequence[TrialState], history: History) -> None:
-        assert history.plan is not None
-        winners, best = _winners(history), history.incumbent
+        winning = shown_trial.winners(history)
         for state in states:
-            if state.trial_id in self._known:
-                self._note(state, history)
-            else:
-                self._create(state, history, history.plan)
-            if _is_over(history) or (state is not best and _is_settled(state, history)):
-                self._tell(state, winners)
+            if state.trial_id not in self._known:
+                self._create(state, history)
+                continue
+            self._note(state, history)
+            if shown_trial.has_ended(state, history):
+                self._tell(state, winning)
 
-    def _describe(self, plan: Plan) -> None:
-        if "rungs" in self._study.user_attrs:
-            return
-        rungs = [
-            {
-                "rung": rung,
-                "seconds": seconds,
-                "tokens": {name: round(seconds * rate) for name, rate in plan.reference_rates.items()},
-            }
-            for rung, seconds in enumerate(plan.ladder)
-        ]
-        self._study.set_user_attr("budget_seconds", plan.budget_seconds)
-        self._study.set_user_attr("gpu", plan.gpu)
-        self._study.set_user_attr("rungs", rungs)
+    def _describe(self, history: History) -> None:
+        assert history.plan is not None
+        known = self._study.user_attrs
+        if not known:
+            self._study.set_metric_names([shown_trial.LOSS])
+        for key, value in shown_trial.study_attributes(history, history.plan).items():
+            if known.get(key) != value:
+                self._study.set_user_attr(key, value)
 
     # ------------------------------------------------------------------------- one trial
 
-    def _create(self, state: TrialState, history: History, plan: Plan) -> None:
-        """Add a trial with all that is known of it; it is running from now on."""
-        import optuna
-
-        trial = state.trial
-        distributions = shown(Space.parse(plan.space), trial.params)
-        attrs = {
-            "trial_id": trial.trial_id,
-            "origin": trial.origin,
-            "params": dict(trial.params),
-            "rung_tokens": list(trial.rung_tokens),
-            **_attributes(state, history),
-        }
-        values = _values(state, history)
-        whole = optuna.trial.create_trial(
-            state=_state("RUNNING"),
-            params={name: trial.params[name] for name in distributions},
-            distributions=distributions,
-            user_attrs=attrs,
-            intermediate_values=values,
-            constraints={CONSTRAINT: attrs["constraints"][0]} if "constraints" in attrs else None,
-        )
-        storage = self._study._storage
+    def _create(self, state: TrialState, history: History) -> None:
+        """Add a trial with all that is known of it, and its real times."""
+        # `Study.add_trial` does the same and does not say which number it gave; to ask takes a look at all.
+        storage, whole = self._study._storage, shown_trial.whole_trial(state, history)
         storage_id = storage.create_new_trial(self._study._study_id, template_trial=whole)
-        number = storage.get_trial_number_from_id(storage_id)
-        self._known[trial.trial_id] = _Known(number, storage_id, attrs, values, "constraints" in attrs)
+        self._known[state.trial_id] = _Known(
+            storage.get_trial_number_from_id(storage_id),
+            storage_id,
+            dict(whole.user_attrs),
+            dict(whole.intermediate_values),
+            shown_trial.infeasible(state),
+        )
+        if shown_trial.has_ended(state, history):
+            self._told.add(state.trial_id)
 
     def _note(self, state: TrialState, history: History) -> None:
         """Write the attributes, values and constraints that the study does not have yet."""
-        import optuna
-
         known, storage = self._known[state.trial_id], self._study._storage
-        for step, value in _values(state, history).items():
+        for step, value in shown_trial.values(state, history).items():
             if not close(known.values.get(step), value):
                 storage.set_trial_intermediate_value(known.storage_id, step, value)
                 known.values[step] = value
-        for key, value in _attributes(state, history).items():
-            if known.attrs.get(key) == value:
-                continue
-            if key == "constraints" and not known.constrained:
-                optuna.trial.Trial(self._study, known.storage_id).set_constraint(CONSTRAINT, value[0])
-                known.constrained = True
-            storage.set_trial_user_attr(known.storage_id, key, value)
-            known.attrs[key] = value
+        if shown_trial.infeasible(state) and not known.constrained:
+            self._constrain(known)
+        for key, value in shown_trial.attributes(state, history).items():
+            if known.attrs.get(key) != value:
+                storage.set_trial_user_attr(known.storage_id, key, value)
+                known.attrs[key] = value
 
-    def _tell(self, state: TrialState, winners: set[int]) -> None:
-        if state.trial_id in winners:
-            self._end(state.trial_id, "COMPLETE", state.best_loss)
-        elif state.dead and (state.dead != "timeout" or not state.losses):
-            self._end(state.trial_id, "FAIL")
-        else:
-            self._end(state.trial_id, "PRUNED")
+    def _constrain(self, known: _Known) -> None:
+        import optuna
+
+        live = optuna.trial.Trial(self._study, known.storage_id)
+        live.set_constraint(shown_trial.CONSTRAINT, shown_trial.INFEASIBLE)
+        legacy = [shown_trial.INFEASIBLE]
+        live.storage.set_trial_system_attr(known.storage_id, shown_trial.LEGACY, legacy)
+        known.constrained = True
+
+    def _tell(self, state: TrialState, winning: set[int]) -> None:
+        end = shown_trial.end_of(state, winning)
+        self._end(state.trial_id, end, state.best_loss if end == "COMPLETE" else None)
         self._told.add(state.trial_id)
 
     def _end(self, trial_id: int, state: str, value: float | None = None) -> None:
@@ -419,69 +408,16 @@ class StudyMirror:
         self._study._storage.set_trial_state_values(known.storage_id, _state(state), values)
 
 
-# ---------------------------------------------------------------- what a trial looks like
-
-
-def _attributes(state: TrialState, history: History) -> dict[str, Any]:
-    attrs: dict[str, Any] = {
-        "status": history.standing(state),
-        "rung": state.rung,
-        "tokens": state.tokens,
-        "seconds": round(state.seconds, 3),
-        "peak_bytes": state.peak_bytes,
-    }
-    if state.dead == "infeasible":
-        # optuna-dashboard does not read `set_constraint` yet; it shows user attributes.
-        attrs["constraints"] = [1.0]
-    return attrs
-
-
-def _values(state: TrialState, history: History) -> dict[int, float]:
-    """Loss by rung. A full run that ended before R has its best loss at the last rung."""
-    assert history.plan is not None
-    values = dict(state.losses)
-    over = state.trial_id in history.full_done
-    if over and state.full_losses:
-        values.setdefault(history.plan.top_rung, min(state.full_losses))
-    return {step: value for step, value in values.items() if math.isfinite(value)}
-
-
-def _winners(history: History) -> set[int]:
-    """Trials that are told as complete: the full runs, or without any the exported one."""
-    ran = {
-        state.trial_id
-        for state in history.trials.values()
-        if state.full_losses and state.best_loss is not None and state.dead in (None, "timeout")
-    }
-    best = history.incumbent
-    return ran or ({best.trial_id} if best is not None else set())
-
-
-def _is_over(history: History) -> bool:
-    return history.closed is not None and history.closed.state == "finished"
-
-
-def _is_settled(state: TrialState, history: History) -> bool:
-    """Whether nothing that is said of a trial can change before the run is over, the best one's end apart:
-    it is dead, or its checkpoint was given up so that it cannot be promoted any more."""
-    if state.running or state.trial_id == history.full_trial:
-        return False
-    if state.dead:
-        return True
-    scout = history.plan is not None and state.trial_id < history.plan.scouts and state.goal == 0
-    return state.trial_id in history.dropped and not state.full_losses and not scout
-
-
-def _check_end(frozen: Any, state: TrialState, history: History, winners: set[int]) -> None:
+def _check_end(frozen: Any, state: TrialState, history: History, winning: set[int]) -> None:
     """Compare a trial that was told with what would be told now.
 
     Raises:
         Contradiction: they differ.
     """
     name = f"trial {frozen.number}"
-    if not _is_over(history) and not _is_settled(state, history):
+    if not shown_trial.is_over(history) and not shown_trial.is_settled(state, history):
         raise Contradiction(f"{name} has ended, but may still go on")
-    won = state.trial_id in winners
+    won = state.trial_id in winning
     if (frozen.state.name == "COMPLETE") != won or (won and not close(frozen.value, state.best_loss)):
         raise Contradiction(f"{name} has another end")
 

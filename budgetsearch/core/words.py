@@ -1,0 +1,54 @@
+"""The words of every display: the report, the terminal and the study say the same of the same thing."""
+
+from __future__ import annotations
+
+from budgetsearch.core.history import History
+from budgetsearch.core.records import Params
+
+SCORING = ("score", "answers")
+"""What a worker says of itself while it scores base and adapter."""
+
+
+def phase_of(history: History) -> str:
+    """Where the run stands: setup, calibrate, search, full run, score, or how it was closed."""
+    if history.closed is not None:
+        return history.closed.state
+    if history.opened is None:
+        return "setup"
+    if history.plan is None:
+        return "calibrate"
+    beat = history.last_beat
+    if history.score is not None or (beat and beat.activity in SCORING and not history.running):
+        return "score"
+    return "full run" if history.full_trial is not None else "search"
+
+
+def rung_names(history: History) -> list[str]:
+    """A heading for each rung, with its seconds of training."""
+    if history.plan is None:
+        return []
+    top = history.plan.top_rung
+    return [
+        f"{'full run' if rung == top else f'rung {rung}'} ({seconds:.0f} s)"
+        for rung, seconds in enumerate(history.plan.ladder)
+    ]
+
+
+def params_text(params: Params) -> str:
+    """A configuration on one line."""
+    return " ".join(f"{name}={value_text(value)}" for name, value in params.items())
+
+
+def value_text(value: object) -> str:
+    """A value with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def loss_text(loss: float | None) -> str:
+    """A loss with four digits, or a dash."""
+    return "-" if loss is None else f"{loss:.4f}"
+
+
+def gib(count: int) -> str:
+    """Bytes in GiB."""
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,133 @@
+"""``budgetsearch dashboard``: studies of several runs in one view, made from their ledgers and followed.
+
+The ledger is the truth, wherever a run keeps its study. So the view makes its own studies in memory and
+reads nothing but ledgers: a study that was cut short is whole here, runs with different storages stand side
+by side, a going run is not slowed down by locks, and what somebody deletes in the browser is gone from the
+view only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from budgetsearch.core.errors import LedgerError, UsageError
+from budgetsearch.core.history import History
+from budgetsearch.ledger import read_entries
+from budgetsearch.runfolder import RunFolder
+from budgetsearch.study.artifacts import MemoryLinks
+from budgetsearch.study.distributions import quiet
+from budgetsearch.study.mirror import StudyMirror
+from budgetsearch.study.showcase import Showcase
+
+LOGGER = logging.getLogger("budgetsearch.dashboard")
+HOST = "127.0.0.1"
+EVERY_SECONDS = 2.0
+"""Ledgers are read again so often."""
+
+
+class _Followed:
+    """One run and its study in the view."""
+
+    def __init__(self, folder: RunFolder, name: str, storage: Any, links: MemoryLinks) -> None:
+        self.folder = folder
+        self._history = History()
+        self._seq = 0
+        self._mirror = StudyMirror(
+            storage, name, showcase=Showcase(folder.path.absolute(), links, every_seconds=0.0)
+        )
+
+    def refresh(self) -> None:
+        """Take what the ledger has gained.
+
+        Raises:
+            LedgerError: it cannot be read, or is damaged.
+        """
+        before = self._seq
+        for entry in read_entries(self.folder.ledger, after=before):
+            self._history.apply(entry)
+            self._seq = entry.seq
+        if self._seq > before:
+            self._mirror.catch_up(self._history)
+
+
+class View:
+    """The studies of several runs in one storage in memory."""
+
+    def __init__(self, folders: Sequence[RunFolder]) -> None:
+        """Read every ledger.
+
+        Raises:
+            LedgerError: one cannot be read.
+        """
+        import optuna
+
+        with quiet():
+            self.storage = optuna.storages.InMemoryStorage()
+        self.links = MemoryLinks()
+        names = _names(folders)
+        self._runs = [
+            _Followed(folder, name, self.storage, self.links)
+            for folder, name in zip(folders, names, strict=True)
+        ]
+        self._warned: set[str] = set()
+        for run in self._runs:
+            run.refresh()
+
+    def refresh(self) -> None:
+        """Take what the ledgers have gained; a run that cannot be read any more stays as it was."""
+        for run in self._runs:
+            try:
+                run.refresh()
+            except LedgerError as error:
+                if str(error) not in self._warned:
+                    LOGGER.warning("%s is shown as it was: %s", run.folder.path, error)
+                self._warned.add(str(error))
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Refresh every two seconds in the meantime."""
+        over = threading.Event()
+
+        def follow() -> None:
+            while not over.wait(EVERY_SECONDS):
+                self.refresh()
+
+        thread = threading.Thread(target=follow, name="dashboard", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(EVERY_SECONDS)
+
+
+def serve(folders: Sequence[RunFolder], port: int) -> None:
+    """Serve the runs on loopback until the process is interrupted.
+
+    Raises:
+        UsageError: the port cannot be used.
+        LedgerError: a ledger cannot be read.
+    """
+    from optuna_dashboard import run_server
+
+    view = View(folders)
+    with view.followed():
+        try:
+            run_server(view.storage, host=HOST, port=port, artifact_store=view.links)
+        except OSError as error:
+            raise UsageError(
+                f"Port {port} cannot be used ({error}). Name another one with --port."
+            ) from error
+
+
+def _names(folders: Sequence[RunFolder]) -> list[str]:
+    """A name for each run: its folder's, and as much of the path as tells two of one name apart."""
+    paths = [os.path.abspath(folder.path) for folder in folders]
+    last = Counter(os.path.basename(path) for path in paths)
+    return [os.path.basename(path) if last[os.path.basename(path)] == 1 else path for path in paths]
