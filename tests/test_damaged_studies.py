@@ -17,7 +17,7 @@ import optuna
 import pytest
 
 from budgetsearch.core.events import Entry
-from budgetsearch.core.history import History, fold
+from budgetsearch.core.history import History, TrialState, fold
 from budgetsearch.core.records import Segment, Status
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.study import damage, mirror, storage
@@ -397,8 +397,16 @@ def test_nothing_of_a_transaction_is_left_when_a_part_of_it_fails(
     follower = StudyMirror(url(tmp_path), "run")
     follower.catch_up(story.history)
     story.end(story.start(story.trial(params(8))), status="diverged")
+    story.trial(params(16))
+    create = StudyMirror._create
+
+    def fails_at_the_second(mirror: StudyMirror, state: TrialState, history: History) -> None:
+        create(mirror, state, history)
+        if state.trial_id:
+            raise OSError("the disk is gone")
+
     with monkeypatch.context() as patched:
-        patched.setattr(StudyMirror, "_tell", lambda *arguments: 1 / 0)
+        patched.setattr(StudyMirror, "_create", fails_at_the_second)
         follower.catch_up(story.history)
         assert [] == study(tmp_path).trials
     follower.hurry(0.0)

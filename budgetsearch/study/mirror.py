@@ -103,9 +103,9 @@ class StudyMirror:
     ) -> None:
         """Nothing is opened yet.
 
-        ``storage``: a URL, or a storage of Optuna's, which stays open. ``own``: the study's file, if it is the
-        run's and nobody else's: a damaged one is put aside and made again. ``stopped``: whether to give up
-        between two transactions. ``showcase``: what is shown beside the trials.
+        ``storage``: a URL, or a storage of Optuna's, which stays open. ``own``: the study's file, if it is
+        the run's and nobody else's: a damaged one is put aside and made again. ``stopped``: whether to give
+        up between two transactions. ``showcase``: what is shown beside the trials.
 
         Raises:
             SettingsError: the URL is none that Optuna understands.
