@@ -13,9 +13,8 @@ import pytest
 from budgetsearch import exporter as exporter_module
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.exporter import AdapterExporter
+from budgetsearch.training.sums import META_FILE, STATE_FILE, SUMMED, describe
 from tests.factories import FACTS, MODEL, Story, params, whole_run
-
-FILES = ("adapter_model.safetensors", "adapter_config.json", "trainer.safetensors", "state.json")
 
 
 @dataclass
@@ -40,8 +39,9 @@ class House:
     def checkpoint(self, name: str | None) -> None:
         folder = self.checkpoints / str(name)
         folder.mkdir()
-        for file in FILES:
+        for file in SUMMED:
             (folder / file).write_text(f"{name}/{file}", encoding="utf-8")
+        (folder / META_FILE).write_text(json.dumps(describe(folder)), encoding="utf-8")
 
     def exporter(self, *, keep: bool = False) -> AdapterExporter:
         return AdapterExporter(
@@ -87,6 +87,7 @@ def test_the_export_is_an_adapter_with_tokenizer_manifest_and_card(house: House,
         "vocab.json",
         "budgetsearch.json",
         "README.md",
+        "SHA256SUMS",
     }
     expected = f"{best(story).best_checkpoint}/adapter_model.safetensors"
     assert expected == (path / "adapter_model.safetensors").read_text(encoding="utf-8")
@@ -243,7 +244,10 @@ def test_the_snippet_loads_what_was_exported(tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     trained = get_peft_model(AutoModelForCausalLM.from_pretrained(base_path), config)
     checkpoints = tmp_path / "run" / "checkpoints"
-    trained.save_pretrained(checkpoints / best(story).best_checkpoint)
+    checkpoint = checkpoints / best(story).best_checkpoint
+    trained.save_pretrained(checkpoint)
+    (checkpoint / STATE_FILE).write_bytes(b"not read here")
+    (checkpoint / META_FILE).write_text(json.dumps(describe(checkpoint)), encoding="utf-8")
     facts = {**MODEL, "loadable": str(base_path)}
 
     exporter = AdapterExporter(tmp_path / "run", checkpoints, facts, FACTS["data"], base_path)

@@ -311,13 +311,13 @@ def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
     return min(grace, behind / 3)
 
 
-def score_jobs(plan: Plan, best: TrialState, job_id: int) -> list[ScoreJob]:
+def score_jobs(plan: Plan, best: TrialState, job_id: int, checkpoint: str = "") -> list[ScoreJob]:
     """The final scores of a trial's best checkpoint, still without their limits: the losses first; then,
-    in a job of its own that may fail alone, answers while there is time."""
+    in a job of its own that may fail alone, answers while there is time. ``checkpoint``: that folder."""
     losses = ScoreJob(
         job_id=job_id,
         quantization=cost_class(best.trial.params),
-        checkpoint=str(best.best_checkpoint),
+        checkpoint=checkpoint or str(best.best_checkpoint),
         eval_examples=plan.eval_examples,
         task_examples=0,
         micro_batch=best.micro_batch,

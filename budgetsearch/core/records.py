@@ -215,6 +215,11 @@ class SegmentResult:
     """Whether it went on with less because other processes left too little memory."""
     padding: float = 0.0
     """Share of the computed positions that were padding."""
+    lost: str = ""
+    """The checkpoint that it could not start from, for it is missing or damaged; ``detail`` says how. Status
+    cancelled: the trial has done nothing wrong."""
+    unwritten: str = ""
+    """Why its checkpoint could not be written: the disk's fault. Status cancelled."""
 
 
 @dataclass(frozen=True)
@@ -403,6 +408,8 @@ class Plan:
     scouts: int = 0
     """So many first trials go to the second rung whatever their loss: they tell whether the first
     rung predicts it."""
+    max_held: int | None = None
+    """So many trials that wait may keep a checkpoint; None: as many as may still be promoted."""
 
     @property
     def full_seconds(self) -> float:
