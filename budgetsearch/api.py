@@ -140,7 +140,7 @@ def run(
     if until is not None:
         settings = settings.model_copy(update={"deadline": local_time(until)})
     start(settings, timing, watchers, say, last_resort=last_resort)
-    return _conclude(RunFolder(folder))
+    return _conclude(RunFolder(folder), say)
 
 
 def plan(
@@ -227,8 +227,8 @@ def resume(
         if history.opened is None:
             raise _never_began(folder)
         if history.closed is not None and history.closed.state == "finished":
-            finish_leaving(folder, history)
-            return _conclude(folder)
+            finish_leaving(folder, history, say)
+            return _conclude(folder, say)
         settings = Settings.model_validate(dict(history.opened.settings))
         timing = timing_of_resumed(
             history.spent,
@@ -238,7 +238,7 @@ def resume(
             already_seconds,
         )
         drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
-        return _conclude(folder)
+        return _conclude(folder, say)
     finally:
         lock.release()
 
@@ -326,8 +326,11 @@ def open_history(run: str | os.PathLike[str]) -> History:
     return history
 
 
-def _conclude(folder: RunFolder) -> Result:
-    report(folder.path)
+def _conclude(folder: RunFolder, say: Say) -> Result:
+    try:
+        report(folder.path)
+    except OSError as error:
+        say(f"the report cannot be written ({error}); make room, then: budgetsearch report {folder.path}")
     return _result(folder, read_history(folder.ledger))
 
 

@@ -7,15 +7,16 @@ another name, and the next process puts it back.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import CheckpointError, DiskError
+from budgetsearch.core.errors import CheckpointError, DiskError, UsageError
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.folders import exchange, remedy, sync
 from budgetsearch.report.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
@@ -178,3 +179,23 @@ class AdapterExporter:
         sync(self.run_folder)
         for leftover in (self._old, self._new):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def mend(
+    exporter: AdapterExporter,
+    history: History,
+    say: Callable[[str], None],
+    tokenizer: Callable[[], Path],
+) -> None:
+    """Write the adapter of a run that is over again from its checkpoint, if a file of it was damaged since.
+
+    ``tokenizer``: finds a folder with the tokenizer's files.
+    """
+    best = history.incumbent
+    if best is None or exporter.stands(str(best.best_checkpoint)):
+        return
+    say(f"the adapter in {exporter.target} is damaged; it is written again from its checkpoint")
+    try:
+        dataclasses.replace(exporter, tokenizer_files_from=tokenizer()).export(history, best, final=True)
+    except (CheckpointError, DiskError, UsageError) as error:
+        say(f"it cannot be written again: {error}")

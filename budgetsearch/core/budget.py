@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budgetsearch.core.costs import PLANNING_MARGIN
+from budgetsearch.core.disk import held_of
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.feasibility import foresee, micro_batch
 from budgetsearch.core.footprint import Footprint
@@ -74,6 +75,8 @@ class PlanRequest:
     """Tokens of the longest training row."""
     dropout: float = 0.0
     """The largest dropout that the space can ask for."""
+    max_held: int | None = None
+    """The disk has room for the checkpoints of so many trials that wait; None: nobody looked."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
     shares, ladder, examples = _ladder(request, measured)
     score, reserve = _reserve(request, examples, measured)
     space = _usable_space(request.space, list(usable), list(calibrations))
-    return Plan(
+    plan = Plan(
         budget_seconds=request.budget_seconds,
         gpu=request.gpu,
         space=space,
@@ -154,6 +157,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         longest=request.longest,
         scouts=scouts_for(shares, _multiple(request, ladder[-1], measured)),
     )
+    return plan if request.max_held is None else replace(plan, max_held=held_of(plan, request.max_held))
 
 
 def gang_gains(calibration: Calibration) -> tuple[float, ...]:

@@ -19,6 +19,8 @@ RECORDS_BYTES = 4 * 2**20
 """Ledger, study, logs and report of a run that has just begun: an allowance, not measured."""
 RECORDS_BYTES_PER_SECOND = 1024
 """What they grow by: an allowance that is several times a heartbeat every two seconds."""
+USUAL_CHECKPOINTS = 8
+"""What most runs come to, and what is recommended."""
 LEAST_CHECKPOINTS = 4
 """Without room for these no run gets anywhere: the best, the one that a trial starts from, the one that it
 writes, and one to choose from."""
@@ -47,6 +49,11 @@ class DiskNeed:
     def most(self) -> int:
         """What the run may need at most."""
         return self.bytes(self.held)
+
+    @property
+    def usual(self) -> int:
+        """What a run of few rungs and small gangs needs."""
+        return min(self.most, USUAL_CHECKPOINTS * self.checkpoint + self._rest)
 
     @property
     def least(self) -> int:
