@@ -176,7 +176,7 @@ def test_one_broken_file_never_takes_the_adapter(tmp_path: Path) -> None:
     names = [r.checkpoint_out for _, r in driver.run().results if r.checkpoint_out]
     driver.ledger.close()
     assert len(names) > 6
-    for number, name in enumerate(names):
+    for name in names:
         disk = SimDisk(damaged=[str(name)])
         history = end(None, disk, 500.0)
         assert history.closed is not None

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import torch
+from safetensors.torch import load_file
 
 from budgetsearch import api, clock
 from budgetsearch.clock import RunClock
@@ -223,7 +224,7 @@ class FastWorkshop:
 
     def score(self, job: ScoreJob) -> Score:
         """What the world says, of a checkpoint that is really there."""
-        checkpoints.load(Path(self.setup.checkpoint_path) / job.checkpoint)
+        load_file(Path(self.setup.checkpoint_path) / job.checkpoint / "adapter_model.safetensors")
         (found,), seconds = BEHAVIOUR.world.perform(job)
         assert isinstance(found, Score)
         return replace(found, seconds={"score": seconds})
