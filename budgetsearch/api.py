@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,7 +272,7 @@ def _go_on(
     if history.opened is None:
         raise _never_began(folder)
     if history.closed is not None and history.closed.state == "finished":
-        finish_leaving(folder, history, storage)
+        finish_leaving(folder, history, say, storage)
         return _conclude(folder, say)
     settings = Settings.model_validate(dict(history.opened.settings))
     settings = settings.model_copy(update={"storage": resumed_storage(history.opened, storage)})
@@ -478,10 +479,14 @@ def _conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> Resu
 
     entries = list(read_entries(folder.ledger))
     history = fold(entries)
-    write_manifest(folder, history)
-    left = timing.budget_seconds - timing.clock.now() if timing else AMPLE_SECONDS
-    if untold := write_in_time(folder, entries, history, left):
-        say(untold)
+    try:
+        write_manifest(folder, history)
+        left = timing.budget_seconds - timing.clock.now() if timing else AMPLE_SECONDS
+        if untold := write_in_time(folder, entries, history, left):
+            say(untold)
+    except OSError as error:
+        where = shlex.quote(str(folder.path))
+        say(f"the reports cannot be written ({error}); make room, then: budgetsearch report {where}")
     return _result(folder, history)
 
 

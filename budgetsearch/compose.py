@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from budgetsearch.engines.local import LocalEngine
     from budgetsearch.exporter import AdapterExporter
     from budgetsearch.gpu.detect import Card
+    from budgetsearch.gpu.shapes import ModelShape
     from budgetsearch.settings import Settings
     from budgetsearch.study.mirror import StudyMirror
     from budgetsearch.training.sources import BaseModel
@@ -57,9 +58,12 @@ def start(
     Raises:
         UsageError: something cannot be used; a folder that was made is gone again.
     """
+    from budgetsearch.room import check_before
+
     assert settings.out is not None
     folder = RunFolder(settings.out)
     check(settings)
+    check_before(settings, timing.budget_seconds, cache_folder(), say)
     settings = _anchored(settings)
     try:
         folder.check_free()
@@ -215,6 +219,9 @@ def _driver(
     space = Space.parse(plan.space) if plan else load_space(settings.space)
     opened = ledger.history.opened or Opened(timing.budget_seconds, _to_write_down(settings), facts)
     _check_same_inputs(opened, facts)
+    request = request_of(settings, timing.budget_seconds, card, space, prepared, base)
+    if plan is None:
+        request = dataclasses.replace(request, max_held=_max_held(settings, folder, space, base, timing))
     return Driver(
         ledger=ledger,
         engine=engine,
@@ -222,7 +229,7 @@ def _driver(
         exporter=_exporter(settings, folder, base, opened),
         clock=timing.clock,
         down_seconds=timing.down_seconds,
-        request=request_of(settings, timing.budget_seconds, card, space, prepared, base),
+        request=request,
         opened=opened,
         quantizations=space.quantizations,
         grace_seconds=settings.grace_seconds,
@@ -246,10 +253,11 @@ def _mirror(storage: str | None, folder: RunFolder, opened: Opened) -> StudyMirr
     return StudyMirror(storage_url(storage, folder), str(opened.facts["study"]), own, showcase=showcase)
 
 
-def finish_leaving(folder: RunFolder, history: History, storage: str | None = None) -> None:
+def finish_leaving(folder: RunFolder, history: History, say: Say, storage: str | None = None) -> None:
     """What the process of a run that is over may not have come to, if it was killed right then: the study's
-    last lines, and removing what nobody needs any more."""
-    from budgetsearch.exporter import AdapterExporter
+    last lines, and removing what nobody needs any more. An adapter that was damaged since is written again.
+    """
+    from budgetsearch.exporter import AdapterExporter, mend
 
     opened = history.opened
     assert opened is not None
@@ -260,8 +268,9 @@ def finish_leaving(folder: RunFolder, history: History, storage: str | None = No
     except SettingsError as error:
         LOGGER.warning("The Optuna study is not looked at. %s", error)
     keep = bool(opened.settings.get("keep_checkpoints"))
-    nowhere = Path()  # nothing is exported any more
-    exporter = AdapterExporter(folder.path.absolute(), folder.checkpoints, {}, {}, nowhere, keep)
+    model, data = opened.facts.get("model", {}), opened.facts.get("data", {})
+    exporter = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, folder.adapter, keep)
+    mend(exporter, history, say, lambda: _tokenizer(opened, say))
     exporter.sweep(history)
     folder.tidy()
 
@@ -278,6 +287,20 @@ def resumed_storage(opened: Opened, given: str | None) -> str | None:
     if not written:
         return None  # its study lies in its folder
     return of_resumed(str(written), anchored_storage(given), bool(opened.facts.get("storage_password")))
+
+
+def _tokenizer(opened: Opened, say: Say) -> Path:
+    """A folder that holds the base model's tokenizer."""
+    from budgetsearch.training.sources import resolve_model
+
+    known = opened.settings
+    return resolve_model(
+        known["model"],
+        cache_folder(),
+        revision=known.get("revision"),
+        trust_remote_code=bool(known.get("trust_remote_code")),
+        say=say,
+    ).path
 
 
 def storage_url(given: str | None, folder: RunFolder) -> str:
@@ -356,14 +379,9 @@ def request_of(
     base: BaseModel,
 ) -> PlanRequest:
     """What the plan rests on, beside what is still to be measured."""
-    from budgetsearch.gpu.shapes import read_config, shape_of
     from budgetsearch.request import DataSize, request_for
 
-    try:
-        shape = shape_of(read_config(base.path), base.source)
-    except ModelError:
-        shape = None
-    train = prepared.train_stats
+    train, shape = prepared.train_stats, _shape(base)
     return request_for(
         settings,
         budget_seconds=budget_seconds,
@@ -375,6 +393,33 @@ def request_of(
         shape=shape,
         max_gang=settings.max_gang,
     )
+
+
+def _shape(base: BaseModel) -> ModelShape | None:
+    from budgetsearch.gpu.shapes import read_config, shape_of
+
+    try:
+        return shape_of(read_config(base.path), base.source)
+    except ModelError:
+        return None
+
+
+def _max_held(
+    settings: Settings, folder: RunFolder, space: Space, base: BaseModel, timing: Timing
+) -> int | None:
+    """How many trials that wait may keep a checkpoint on the run folder's disk; None: unknown.
+
+    Raises:
+        RunFolderError: the disk has no room for the least that a run needs.
+    """
+    from budgetsearch.needs import largest_adapter, run_need
+    from budgetsearch.room import check_run_folder
+
+    shape = _shape(base)
+    if shape is None:
+        return None
+    weights = largest_adapter(settings, space, shape)
+    return check_run_folder(folder.path, run_need(settings, weights, timing.budget_seconds, base.path))
 
 
 def _exporter(settings: Settings, folder: RunFolder, base: BaseModel, opened: Opened) -> AdapterExporter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ from budgetsearch.core.budget import (
     score_jobs,
     watchdog_patience,
 )
-from budgetsearch.core.errors import BudgetError, CheckpointError, DeviceError, EngineError, LedgerError
+from budgetsearch.core.errors import BudgetError, DeviceError, EngineError, LedgerError
 from budgetsearch.core.events import (
     Calibrated,
     CardWatched,
@@ -23,7 +22,6 @@ from budgetsearch.core.events import (
     Closed,
     Decided,
     Event,
-    Exported,
     Heartbeat,
     Noticed,
     Opened,
@@ -55,9 +53,9 @@ from budgetsearch.core.records import (
     TrainJob,
 )
 from budgetsearch.core.secrets import without_secrets
+from budgetsearch.keeper import Keeper
 from budgetsearch.ledger import Ledger
 
-LOGGER = logging.getLogger("budgetsearch.driver")
 POLL_SECONDS = 0.5
 """How long the loop waits for a report before it looks at the clock again."""
 CALIBRATION_ATTEMPTS = 2
@@ -104,6 +102,7 @@ class Driver:
     """A job that was told to stop has so long to checkpoint, two optimizer steps at the least."""
 
     def __post_init__(self) -> None:
+        self._keeper = Keeper(self.exporter, self._append, lambda: self.history)
         self._flights: dict[int, _Flight] = {}
         self._answers: dict[int, JobEnded] = {}
         self._charged_until = 0.0
@@ -119,6 +118,7 @@ class Driver:
             BudgetError: the budget is below the measured minimum.
             DeviceError: the base model does not fit into memory.
             EngineError: no quantization of the base model works here.
+            DiskError: the disk is full, even after what nothing needs was removed.
         """
         try:
             self._work()
@@ -158,9 +158,9 @@ class Driver:
         self._append(Resumed())
         if self.request.budget_seconds != self.history.opened.budget_seconds:
             self._append(Rescheduled(self.request.budget_seconds))
-        best = self.history.incumbent
-        if best is not None:  # the process may have been killed between a result and its export
-            self._export_incumbent(best)
+        self._keeper.look_round()
+        # The process may have been killed between a result and its export, or the adapter been damaged.
+        self._keeper.export_meanwhile()
         self._charge_rest("setup")
 
     def _append_lost_segments(self) -> None:
@@ -231,6 +231,7 @@ class Driver:
         """Until there is nothing left to run; returns why."""
         while True:
             self._obey_stop()
+            self._keeper.check_disk()
             now, slots = self.clock.now(), self.engine.slots - len(self._flights)
             decision = decide(plan, self.history, self.history.candidates, now, slots)
             if isinstance(decision, Run):
@@ -252,20 +253,23 @@ class Driver:
             self._append(TrialAdded(new_trial(plan, number, proposal)))
 
     def _finish(self, plan: Plan, reason: str) -> None:
-        best = self.history.incumbent
-        if best is None or best.best_checkpoint is None:
+        best = self._keeper.best()
+        # Without the time for the losses of base and adapter there is nothing to score.
+        enough = self._score_seconds(plan) > 2 * max(plan.overheads.values())
+        if best is not None and self.history.score is None and enough:
+            self._score(plan, best)
+        if self._keeper.export(final=True) is None:
             self._charge_rest("idle")
             self._close("failed", f"{reason}, so there is no adapter")
             return
-        # Without the time for the losses of base and adapter there is nothing to score.
-        if self.history.score is None and self._score_seconds(plan) > 2 * max(plan.overheads.values()):
-            self._score(plan, best)
-        self._append_export(best, final=True)
         self._charge_rest("export")
         self._close("finished", reason)
 
     def _score(self, plan: Plan, best: TrialState) -> None:
-        for job in score_jobs(plan, best, self.history.next_job):
+        done = self.history.exported
+        # Of a lost checkpoint the exported adapter may be all that is left.
+        folder = done.path if done and best.exported and best.exported.checkpoint == done.checkpoint else ""
+        for job in score_jobs(plan, best, self.history.next_job, folder):
             # One that hears nothing is killed within the scores' own time: the export's stays whole.
             limit = self._score_seconds(plan) - self._patience(job)
             if limit > 0:
@@ -344,26 +348,16 @@ class Driver:
         previous = before.best_checkpoint if before else None
         for result in report.results:
             if isinstance(result, SegmentResult):
-                late = result.status == "cancelled" and flight.told is not None
+                blameless = result.lost or result.unwritten
+                late = result.status == "cancelled" and flight.told is not None and not blameless
                 self._append(SegmentEnded(report.job_id, _as_timeout(result) if late else result))
                 self._charge_result(result)
         self._charge_rest("idle" if all(_is_well(r) for r in report.results) else "crash")
         best = self.history.incumbent
         if best is not None and best.best_checkpoint != previous:
-            self._export_incumbent(best)
-        self.exporter.sweep(self.history)
+            self._keeper.export_meanwhile()
+        self._keeper.sweep()
         self._charge_rest("export")
-
-    def _export_incumbent(self, best: TrialState) -> None:
-        """Keep an adapter on disk; if that fails now (a full disk), the end of the run tries again."""
-        try:
-            self._append_export(best, final=False)
-        except CheckpointError:
-            LOGGER.warning("The adapter of trial %s could not be exported.", best.trial_id, exc_info=True)
-
-    def _append_export(self, best: TrialState, *, final: bool) -> None:
-        path = self.exporter.export(self.history, best, final=final)
-        self._append(Exported(best.trial_id, str(best.best_checkpoint), path, final))
 
     # ---------------------------------------------------------------------- stopping
 
@@ -391,7 +385,7 @@ class Driver:
         self.engine.close()
         self._charge_rest("export")
         self._append(Closed(state, reason, asked))  # type: ignore[arg-type]
-        self.exporter.sweep(self.history)
+        self._keeper.sweep()
 
     # ---------------------------------------------------------------------- the ledger
 

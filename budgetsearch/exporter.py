@@ -7,20 +7,22 @@ another name, and the next process puts it back.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import CheckpointError
+from budgetsearch.core.errors import CheckpointError, DiskError, UsageError
 from budgetsearch.core.history import History, TrialState
-from budgetsearch.folders import exchange, sync
+from budgetsearch.folders import exchange, remedy, sync
 from budgetsearch.report.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
+from budgetsearch.training import sums
+from budgetsearch.training.sums import ADAPTER_FILES
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 TOKENIZER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -69,17 +71,69 @@ class AdapterExporter:
         """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path.
 
         Raises:
-            CheckpointError: the checkpoint is not there, or the folder cannot be written.
+            CheckpointError: what it would be made from is missing or damaged; the adapter stays as it is.
+            DiskError: the folder cannot be written; the adapter stays as it is.
         """
+        source, known = self._source(state)
         try:
-            self._build(history, state)
+            self._build(history, state, source)
+            copied = sums.write_sums(self._new)
+            if wrong := [name for name in ADAPTER_FILES if copied[name] != known[name]]:
+                shutil.rmtree(self._new, ignore_errors=True)
+                raise CheckpointError(f"The checkpoint {source} is damaged: {wrong[0]} has changed.")
+            for path in (*self._new.iterdir(), self._new):
+                sync(path)
             self._swap()
         except OSError as error:
-            raise CheckpointError(
-                f"The adapter of trial {state.trial_id} cannot be written to {self.target}: {error}. "
-                f"Its checkpoint is {state.best_checkpoint}; make room, then resume the run."
+            shutil.rmtree(self._new, ignore_errors=True)
+            raise DiskError(
+                f"The adapter of trial {state.trial_id} cannot be written to {self.target} ({error}); "
+                f"{remedy(error)}, then resume the run. Its checkpoint is {state.best_checkpoint}."
             ) from error
         return str(self.target)
+
+    def damage(self, state: TrialState) -> str:
+        """What is wrong with that from which the trial's adapter would be made; nothing if it is whole."""
+        try:
+            source, _ = self._source(state)
+            if source == self.target:
+                sums.check_sums(source)
+            else:
+                sums.check(source, ADAPTER_FILES)
+        except CheckpointError as error:
+            return str(error)
+        return ""
+
+    def _source(self, state: TrialState) -> tuple[Path, Mapping[str, str]]:
+        """(the folder that the adapter is made from, the sums of its files)."""
+        if state.exported is not None and state.exported.checkpoint == state.best_checkpoint:
+            source, known = self.target, sums.read_sums(self.target)
+        else:
+            source = self.checkpoint_path / str(state.best_checkpoint)
+            known = sums.read_meta(source)["sha256"]
+        for name in ADAPTER_FILES:
+            if name not in known or not (source / name).is_file():
+                raise CheckpointError(f"{name} is missing in {source}.")
+        return source, known
+
+    def stands(self, checkpoint: str) -> bool:
+        """Whether the exported adapter is whole and was made from this checkpoint."""
+        try:
+            sums.check_sums(self.target)
+            manifest = json.loads((self.target / MANIFEST_FILE).read_text(encoding="utf-8"))
+        except (CheckpointError, OSError, ValueError):
+            return False
+        return bool(manifest.get("checkpoint") == checkpoint)
+
+    def missing(self, names: Iterable[str]) -> dict[str, str]:
+        """Which of these checkpoints are obviously not whole, and why; sums are not looked at."""
+        found = {}
+        for name in names:
+            try:
+                sums.check_sizes(self.checkpoint_path / name)
+            except CheckpointError as error:
+                found[name] = str(error)
+        return found
 
     def sweep(self, history: History) -> None:
         """Remove the checkpoints that nothing needs, and what crashed writers left behind."""
@@ -99,15 +153,11 @@ class AdapterExporter:
 
     # ------------------------------------------------------------------------ the folder
 
-    def _build(self, history: History, state: TrialState) -> None:
+    def _build(self, history: History, state: TrialState, source: Path) -> None:
         shutil.rmtree(self._new, ignore_errors=True)
-        self._new.mkdir(parents=True)
-        checkpoint = self.checkpoint_path / str(state.best_checkpoint)
-        done = history.exported
-        if not checkpoint.is_dir() and done is not None and done.checkpoint == state.best_checkpoint:
-            checkpoint = self.target  # somebody removed the checkpoint, but it stands here already
+        self._new.mkdir()  # not its parents: whoever removed the run's folder does not want another one
         for name in ADAPTER_FILES:
-            shutil.copyfile(checkpoint / name, self._new / name)
+            shutil.copyfile(source / name, self._new / name)
         for path in self._tokenizer_files():
             shutil.copyfile(path, self._new / path.name)
         quantization = str(state.trial.params["quantization"])
@@ -115,8 +165,6 @@ class AdapterExporter:
         manifest = json.dumps(adapter_manifest(*about), indent=2, default=str)
         (self._new / MANIFEST_FILE).write_text(manifest + "\n", encoding="utf-8")
         (self._new / CARD_FILE).write_text(adapter_card(*about), encoding="utf-8")
-        for path in (*self._new.iterdir(), self._new):
-            sync(path)
 
     def _tokenizer_files(self) -> set[Path]:
         found = {path for pattern in TOKENIZER_FILES for path in self.tokenizer_files_from.glob(pattern)}
@@ -131,3 +179,23 @@ class AdapterExporter:
         sync(self.run_folder)
         for leftover in (self._old, self._new):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def mend(
+    exporter: AdapterExporter,
+    history: History,
+    say: Callable[[str], None],
+    tokenizer: Callable[[], Path],
+) -> None:
+    """Write the adapter of a run that is over again from its checkpoint, if a file of it was damaged since.
+
+    ``tokenizer``: finds a folder with the tokenizer's files.
+    """
+    best = history.incumbent
+    if best is None or exporter.stands(str(best.best_checkpoint)):
+        return
+    say(f"the adapter in {exporter.target} is damaged; it is written again from its checkpoint")
+    try:
+        dataclasses.replace(exporter, tokenizer_files_from=tokenizer()).export(history, best, final=True)
+    except (CheckpointError, DiskError, UsageError) as error:
+        say(f"it cannot be written again: {error}")

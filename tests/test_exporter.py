@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,11 @@ from typing import Any
 import pytest
 
 from budgetsearch import exporter as exporter_module
-from budgetsearch.core.errors import CheckpointError
+from budgetsearch.core.errors import CheckpointError, DiskError
+from budgetsearch.core.events import CheckpointLost, Exported
 from budgetsearch.exporter import AdapterExporter
+from budgetsearch.training.sums import META_FILE, STATE_FILE, SUMMED, describe
 from tests.factories import FACTS, MODEL, Story, params, whole_run
-
-FILES = ("adapter_model.safetensors", "adapter_config.json", "trainer.safetensors", "state.json")
 
 
 @dataclass
@@ -40,8 +43,9 @@ class House:
     def checkpoint(self, name: str | None) -> None:
         folder = self.checkpoints / str(name)
         folder.mkdir()
-        for file in FILES:
+        for file in SUMMED:
             (folder / file).write_text(f"{name}/{file}", encoding="utf-8")
+        (folder / META_FILE).write_text(json.dumps(describe(folder)), encoding="utf-8")
 
     def exporter(self, *, keep: bool = False) -> AdapterExporter:
         return AdapterExporter(
@@ -87,6 +91,7 @@ def test_the_export_is_an_adapter_with_tokenizer_manifest_and_card(house: House,
         "vocab.json",
         "budgetsearch.json",
         "README.md",
+        "SHA256SUMS",
     }
     expected = f"{best(story).best_checkpoint}/adapter_model.safetensors"
     assert expected == (path / "adapter_model.safetensors").read_text(encoding="utf-8")
@@ -243,7 +248,10 @@ def test_the_snippet_loads_what_was_exported(tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     trained = get_peft_model(AutoModelForCausalLM.from_pretrained(base_path), config)
     checkpoints = tmp_path / "run" / "checkpoints"
-    trained.save_pretrained(checkpoints / best(story).best_checkpoint)
+    checkpoint = checkpoints / best(story).best_checkpoint
+    trained.save_pretrained(checkpoint)
+    (checkpoint / STATE_FILE).write_bytes(b"not read here")
+    (checkpoint / META_FILE).write_text(json.dumps(describe(checkpoint)), encoding="utf-8")
     facts = {**MODEL, "loadable": str(base_path)}
 
     exporter = AdapterExporter(tmp_path / "run", checkpoints, facts, FACTS["data"], base_path)
@@ -255,3 +263,123 @@ def test_the_snippet_loads_what_was_exported(tmp_path: Path) -> None:
     with torch.no_grad():
         expected, actual = trained.eval()(ids).logits, loaded["model"](ids).logits
     torch.testing.assert_close(actual, expected)
+
+
+# ------------------------------------------------------------------------ damage
+
+
+def spoil(file: Path) -> None:
+    """Another byte, the same length."""
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("failing", range(6))
+def test_while_a_new_adapter_is_built_the_old_one_stays_whole(
+    house: House, story: Story, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever copy fails for want of room: until the last moment nothing of the old folder is touched, and
+    what was built beside it is gone again."""
+    exporter = house.exporter()
+    path = Path(exporter.export(story.history, story.history.trials[2], final=False))
+    old = {file.name: (file.read_bytes(), file.stat().st_ino) for file in path.iterdir()}
+    copied: list[str] = []
+    copy = shutil.copyfile
+
+    def copyfile(source: Path, target: Path) -> None:
+        assert path not in Path(target).parents, "copied in place"
+        if len(copied) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied.append(copy(source, target))
+        assert old == {file.name: (file.read_bytes(), file.stat().st_ino) for file in path.iterdir()}
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(DiskError, match="make room, then resume"):
+        exporter.export(story.history, best(story), final=True)
+    assert len(copied) == failing
+    assert old == {file.name: (file.read_bytes(), file.stat().st_ino) for file in path.iterdir()}
+    assert exporter.stands(str(story.history.trials[2].best_checkpoint))
+    assert {p.name for p in (house.root / "run").iterdir()} == {"adapter", "checkpoints"}
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_checkpoint_never_takes_the_adapters_place(house: House, story: Story, name: str) -> None:
+    """Its sums are compared with what was copied, before the two change places."""
+    exporter = house.exporter()
+    path = Path(exporter.export(story.history, story.history.trials[2], final=False))
+    spoil(house.checkpoints / best(story).best_checkpoint / name)
+    assert "has changed" in exporter.damage(best(story))
+    with pytest.raises(CheckpointError, match=f"{name} has changed"):
+        exporter.export(story.history, best(story), final=True)
+    assert (path / "adapter_model.safetensors").read_text(encoding="utf-8").startswith("trial0002")
+    assert exporter.stands(str(story.history.trials[2].best_checkpoint))
+    assert {p.name for p in (house.root / "run").iterdir()} == {"adapter", "checkpoints"}
+
+
+def test_the_adapter_carries_sums_that_others_can_check(house: House, story: Story) -> None:
+    """``sha256sum --check`` reads them; whatever changes is noticed, a foreign name is refused."""
+    exporter = house.exporter()
+    path = Path(exporter.export(story.history, best(story), final=True))
+    done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=path, check=False)
+    assert done.returncode == 0
+    name = str(best(story).best_checkpoint)
+    assert exporter.stands(name)
+    assert not exporter.stands("another")
+    for file in sorted(path.iterdir()):
+        kept = file.read_bytes()
+        spoil(file)
+        assert not exporter.stands(name), file.name
+        file.write_bytes(kept)
+    sums = path / "SHA256SUMS"
+    sums.write_text(sums.read_text(encoding="utf-8") + f"{'0' * 64}  ../secret\n", encoding="utf-8")
+    assert not exporter.stands(name)
+
+
+def test_of_a_lost_checkpoint_the_exported_adapter_is_kept_and_signed(house: House, story: Story) -> None:
+    """The final export is made from the adapter that stands, with the same weights and the last scores."""
+    exporter = house.exporter()
+    name = str(best(story).best_checkpoint)
+    path = Path(exporter.export(story.history, best(story), final=False))
+    weights = (path / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(house.checkpoints / name)
+    assert {name} == set(exporter.missing([name, str(story.history.trials[2].checkpoint)]))
+    story.add(Exported(3, name, str(path), False), CheckpointLost(name, "it is gone"))
+    assert name == best(story).best_checkpoint
+    exporter.export(story.history, best(story), final=True)
+    assert weights == (path / "adapter_model.safetensors").read_bytes()
+    assert exporter.stands(name)
+    spoil(path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError):
+        exporter.export(story.history, best(story), final=True)
+
+
+def test_a_finished_runs_adapter_is_mended_from_its_checkpoint(house: House, story: Story) -> None:
+    """Only if it is damaged; if that cannot be done either, it is said."""
+    exporter, said = house.exporter(), list[str]()
+    path = Path(exporter.export(story.history, best(story), final=True))
+
+    def mended() -> bool:
+        said.clear()
+        exporter_module.mend(exporter, story.history, said.append, lambda: house.root / "model")
+        return bool(said)
+
+    assert not mended()
+    spoil(path / "adapter_config.json")
+    assert mended()
+    assert exporter.stands(str(best(story).best_checkpoint))
+    spoil(path / "adapter_config.json")
+    spoil(house.checkpoints / str(best(story).best_checkpoint) / "adapter_config.json")
+    assert mended()
+    assert "cannot be written again" in said[-1]
+
+
+def test_a_removed_run_folder_is_not_made_again(house: House, story: Story) -> None:
+    """Whoever removed it does not want another one there."""
+    exporter = house.exporter()
+    elsewhere = house.root / "elsewhere"
+    (house.root / "run").rename(elsewhere)
+    exporter.checkpoint_path = elsewhere / "checkpoints"
+    with pytest.raises(DiskError, match="bring the folder back"):
+        exporter.export(story.history, best(story), final=True)
+    assert not (house.root / "run").exists()

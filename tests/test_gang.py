@@ -565,13 +565,13 @@ def test_told_to_stop_finished_members_are_saved_and_evaluated_later(base: Any, 
 
 
 def test_a_checkpoint_that_cannot_be_read_costs_only_its_own_trial(base: Any, shop: Shop) -> None:
-    """It is reported as crashed with the reason; the neighbour trains."""
+    """It is reported as lost with the reason, and not as a crash; the neighbour trains."""
     lost = trial(1, start_tokens=100, checkpoint_in="gone")
     first, second = train_gang(base, [lost, trial(0)], shop, 4)
-    assert ["crashed", "ok"] == [first.status, second.status]
+    assert [("cancelled", "gone"), ("ok", "")] == [(r.status, r.lost) for r in (first, second)]
     assert "gone" in first.detail
     (only,) = train_gang(base, [lost], shop, 4)
-    assert only.status == "crashed"
+    assert ("cancelled", "gone") == (only.status, only.lost)
 
 
 def test_a_full_disk_costs_only_what_did_not_fit(
@@ -587,10 +587,10 @@ def test_a_full_disk_costs_only_what_did_not_fit(
 
     monkeypatch.setattr(checkpoints, "save", save)
     first, second = train_gang(base, [trial(0), trial(1)], shop, 4)
-    assert ["ok", "crashed"] == [first.status, second.status]
+    assert ["ok", "cancelled"] == [first.status, second.status]
     assert first.loss is not None
     assert second.loss is None
-    assert "No space left" in second.detail
+    assert "No space left" in second.unwritten
 
 
 def test_members_share_the_time_by_their_tokens(base: Any, shop: Shop) -> None:

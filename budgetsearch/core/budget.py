@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budgetsearch.core.costs import PLANNING_MARGIN
+from budgetsearch.core.disk import held_of
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.feasibility import foresee, micro_batch
 from budgetsearch.core.footprint import Footprint
@@ -76,6 +77,8 @@ class PlanRequest:
     """Tokens of the longest training row."""
     dropout: float = 0.0
     """The largest dropout that the space can ask for."""
+    max_held: int | None = None
+    """The disk has room for the checkpoints of so many trials that wait; None: nobody looked."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
     shares, ladder, examples = _ladder(request, measured)
     score, reserve = _reserve(request, examples, measured)
     space = _usable_space(request.space, list(usable), list(calibrations))
-    return Plan(
+    plan = Plan(
         budget_seconds=request.budget_seconds,
         gpu=request.gpu,
         space=space,
@@ -156,6 +159,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         longest=request.longest,
         scouts=scouts_for(shares, _multiple(request, ladder[-1], measured)),
     )
+    return plan if request.max_held is None else replace(plan, max_held=held_of(plan, request.max_held))
 
 
 def gang_gains(calibration: Calibration) -> tuple[float, ...]:
@@ -318,14 +322,14 @@ def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
     return min(grace, behind / 3)
 
 
-def score_jobs(plan: Plan, best: TrialState, job_id: int) -> list[ScoreJob]:
+def score_jobs(plan: Plan, best: TrialState, job_id: int, checkpoint: str = "") -> list[ScoreJob]:
     """The final scores of a trial's best checkpoint, still without their limits: the losses first; then,
     in a job of its own that may fail alone, answers while there is time. Seconds that would be idle go to
-    more answers, within the share of the budget that answers may take."""
+    more answers, within the share of the budget that answers may take. ``checkpoint``: that folder."""
     losses = ScoreJob(
         job_id=job_id,
         quantization=cost_class(best.trial.params),
-        checkpoint=str(best.best_checkpoint),
+        checkpoint=checkpoint or str(best.best_checkpoint),
         eval_examples=plan.eval_examples,
         task_examples=0,
         micro_batch=best.micro_batch,

@@ -14,6 +14,7 @@
     │   └── RunFolderError        a run folder that is in use, missing or not a run
     ├── LedgerError               the ledger is damaged or contradicts itself
     ├── CheckpointError           a checkpoint is damaged or incomplete
+    ├── DiskError                 a disk is full, or a folder cannot be written any more
     └── EngineError               the worker cannot be started, or dies again and again
 
 Every message says what happened, what it touched and what to do next.
@@ -71,6 +72,10 @@ class LedgerError(BudgetsearchError):
 
 class CheckpointError(BudgetsearchError):
     """A checkpoint is damaged or incomplete."""
+
+
+class DiskError(BudgetsearchError):
+    """A disk is full, or a folder cannot be written any more; what was written before is kept."""
 
 
 class EngineError(BudgetsearchError):

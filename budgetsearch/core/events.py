@@ -99,6 +99,17 @@ class SegmentEnded:
 
 
 @dataclass(frozen=True)
+class CheckpointLost:
+    """A checkpoint that was on disk is missing or damaged; found outside a segment that starts from it (there
+    the segment's result says so)."""
+
+    checkpoint: str
+    detail: str
+    exported: bool = False
+    """Whether the adapter that was exported from it is no good either."""
+
+
+@dataclass(frozen=True)
 class Charged:
     """Seconds of the budget that are gone, and for what. Every second is charged exactly once."""
 
@@ -145,6 +156,7 @@ Event = (
     | Noticed
     | CardWatched
     | SegmentEnded
+    | CheckpointLost
     | Charged
     | Scored
     | Exported

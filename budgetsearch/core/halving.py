@@ -73,11 +73,13 @@ def decide(
 def go_on(view: View) -> Decision | None:
     """A trial that is under way towards a rung (interrupted, retried, or a link of the full run)."""
     top = view.plan.top_rung
-    over = set(view.history.full_done)
+    over = set(view.history.full_done) | view.history.dropped
     for state in view.history.trials.values():
         if state.running or state.dead or state.goal <= state.rung or state.trial_id in over:
             continue
         if state.goal == top:
+            if not _worth_a_restart(view, state):
+                continue
             decision = _full_run_link(view, state, "full run goes on")
         else:
             decision = _rung_segment(view, state, state.goal, f"rung {state.goal} goes on")
@@ -90,7 +92,7 @@ def scout(view: View) -> Decision | None:
     """The first trials go to the second rung whatever their loss there will be."""
     for state in view.history.trials.values():
         waits = state.trial_id < view.plan.scouts and state.goal == 0 and state.rung == 0
-        if waits and not state.dead and not state.running:
+        if waits and not state.dead and not state.running and state.trial_id not in view.history.dropped:
             return _rung_segment(view, state, 1, "scout: does the first rung predict the second?")
     return None
 
@@ -148,6 +150,8 @@ def start_full_run(view: View) -> Decision | None:
         return NeedCandidates(1)
     for state in finalists(view):
         if _has_whole_full_run(view) and not _gets_far_enough(view, state):
+            continue
+        if not _worth_a_restart(view, state):
             continue
         first = top == 0 or earned(view, state)
         decision = _full_run_link(view, state, "full run starts" if first else "runner-up starts")
@@ -226,7 +230,7 @@ def _segment(view: View, state: TrialState, rung: int, stop: int, schedule: Sche
         batch_size=state.trial.batch_size,
         micro_batch=state.micro_batch,
         checkpoint_in=state.checkpoint,
-        attempt=state.crashes,
+        attempt=state.crashes + state.lost,
         recompute=view.plan.recompute.get(cost_class(state.trial.params), False),
     )
 
@@ -362,6 +366,13 @@ def _gets_far_enough(view: View, state: TrialState) -> bool:
     """A runner-up whose time is cut short must still get a good part of the way: it cools down there."""
     way = state.trial.rung_tokens[view.plan.top_rung] - state.tokens
     return _affordable_end(view, state) - state.tokens >= way / view.plan.eta
+
+
+def _worth_a_restart(view: View, state: TrialState) -> bool:
+    """Whoever lost its checkpoints trains in full from its beginning only if that gets a good part of the
+    way: else its time is better spent on a trial that still has its own.
+    """
+    return bool(state.tokens) or not state.lost or _gets_far_enough(view, state)
 
 
 def _has_whole_full_run(view: View) -> bool:

@@ -10,6 +10,7 @@ from budgetsearch.core.events import (
     Calibrated,
     CardWatched,
     Charged,
+    CheckpointLost,
     Closed,
     Decided,
     Entry,
@@ -41,6 +42,7 @@ from budgetsearch.core.records import (
     Trial,
     cost_class,
 )
+from budgetsearch.core.stands import Stand, fall_back, settle, spares, with_stand
 
 MAX_CRASHES = 1
 """A segment whose worker died is issued again so often, then its trial is given up."""
@@ -80,7 +82,15 @@ class TrialState:
     full_cooldown_tokens: int = 0
     """How long before that its cooldown begins."""
     dead: str | None = None
-    """Why it will never run again (diverged, infeasible, crashed, timeout), or None."""
+    """Why it will never run again (diverged, infeasible, crashed, timeout, lost), or None."""
+    held: tuple[Stand, ...] = ()
+    """Its checkpoints that are on disk, in the order of writing."""
+    exported: Stand | None = None
+    """Its best checkpoint, if that was lost and only the exported adapter is left of it."""
+    lost: int = 0
+    """How often the checkpoint was lost from which it would have gone on."""
+    restarts: int = 0
+    """How often there was no older one either."""
     crashes: int = 0
     timeouts: int = 0
     running: bool = False
@@ -152,14 +162,17 @@ class History:
     """Trials whose checkpoints were given up: a later loser does not bring them back."""
     wall: float = 0.0
     """When the last entry was written, in seconds since the epoch; for people."""
+    unwritten: set[int] = field(default_factory=set)
+    """The last jobs, as far as none of them could write a checkpoint."""
 
     # ------------------------------------------------------------------ questions
 
     @property
     def incumbent(self) -> TrialState | None:
         """The trial with the best adapter on disk: the lowest validation loss seen at a checkpoint."""
-        able = [t for t in self.trials.values() if t.best_checkpoint and t.best_loss is not None]
-        return min(able, key=lambda t: (t.best_loss, t.trial_id), default=None)
+        able = [t for t in self.trials.values() if t.best_checkpoint and (t.held or t.exported)]
+        known = [t for t in able if t.best_loss is not None]
+        return min(known, key=lambda t: (t.best_loss, t.trial_id), default=None)
 
     @property
     def candidates(self) -> list[TrialState]:
@@ -181,7 +194,26 @@ class History:
                 continue
             quota = -(-sum(1 for t in self.trials.values() if t.goal >= rung) // eta) + self._runners_up()
             kept -= {t.trial_id for t in ranked[quota:] if t.goal == rung}
-        return kept
+        return kept - self._beyond_the_disk(kept)
+
+    def _beyond_the_disk(self, kept: set[int]) -> set[int]:
+        """Those of the trials whose checkpoints have no room: of each rung's best as many are kept."""
+        limit = self.plan.max_held if self.plan else None
+        if limit is None:
+            return set()
+        waiting = {n: t for n in kept if (t := self.trials[n]).checkpoint and not t.running}
+        for number in self.full_done:
+            waiting.pop(number, None)
+        places: dict[int, int] = {}
+        for rung in {t.rung for t in waiting.values()}:
+            mine = [t.trial_id for t in self.at_rung(rung) if t.trial_id in waiting and t.rung == rung]
+            places |= {number: place for place, number in enumerate(mine)}
+
+        def rank(state: TrialState) -> tuple[bool, bool, int, int, int]:
+            paused, place = state.goal <= state.rung, places.get(state.trial_id, 0)
+            return state.trial_id != self.full_trial, paused, place, -state.rung, state.trial_id
+
+        return {t.trial_id for t in sorted(waiting.values(), key=rank)[limit:]}
 
     def with_running(self, job: TrainJob) -> History:
         """A copy in which the job's segments have started; this history stays as it is."""
@@ -198,12 +230,29 @@ class History:
     def needed_checkpoints(self) -> set[str]:
         """Names of the checkpoints that the run may still want."""
         best = self.incumbent
-        wanted = {best.best_checkpoint} if best else set()
         if self.closed is not None and self.closed.state == "finished":
-            return {name for name in wanted if name}
-        wanted |= {self.trials[number].checkpoint for number in self.contenders()}
+            return {best.best_checkpoint} if best and best.best_checkpoint else set()
+        return self._needed(self.contenders())
+
+    def _needed(self, contenders: set[int]) -> set[str]:
+        best = self.incumbent
+        wanted = {best.best_checkpoint} if best else set()
+        wanted |= {self.trials[number].checkpoint for number in contenders - set(self.full_done)}
         wanted |= {s.checkpoint_in for segments in self.running.values() for s in segments}
+        if not self.unwritten:  # on a full disk spares have to go
+            wanted |= spares(best, self.trials.values()) if best else set()
+            full = self.trials.get(-1 if self.full_trial is None else self.full_trial)
+            wanted |= {stand.checkpoint for stand in full.held[-2:]} if full else set()
         return {name for name in wanted if name}
+
+    def _forget(self) -> None:
+        """What is not needed now is not on disk from now on."""
+        contenders = self.contenders()
+        self.dropped |= {t.trial_id for t in self.trials.values() if t.rung >= 0 or t.checkpoint} - contenders
+        needed = self._needed(contenders)
+        for state in self.trials.values():
+            if any(stand.checkpoint not in needed for stand in state.held):
+                state.held = tuple(stand for stand in state.held if stand.checkpoint in needed)
 
     def standing(self, state: TrialState) -> str:
         """One word or two for where a trial stands."""
@@ -247,6 +296,7 @@ class History:
 
     def _on_resumed(self, event: Resumed, at: float) -> None:
         self.closed = None
+        self.unwritten.clear()
 
     def _on_rescheduled(self, event: Rescheduled, at: float) -> None:
         if self.opened is not None:
@@ -323,8 +373,40 @@ class History:
         if event.job_id not in self.running:
             del self.job_sizes[event.job_id]
         _OUTCOMES[result.status](self, state, segment, result, alone)
+        if result.lost:
+            self._lose(result.lost, result.detail, at)
         self._note_end_of_full_run(state, segment, result)
-        self.dropped |= {t.trial_id for t in self.trials.values() if t.rung >= 0} - self.contenders()
+        self._note_disk(event.job_id, segment, result)
+        self._forget()
+
+    def _note_disk(self, job_id: int, segment: Segment, result: SegmentResult) -> None:
+        if result.checkpoint_out not in (None, segment.checkpoint_in):
+            self.unwritten.clear()
+        if result.unwritten:
+            self.unwritten.add(job_id)
+
+    def _on_checkpointlost(self, event: CheckpointLost, at: float) -> None:
+        self._lose(event.checkpoint, event.detail, at, exported=event.exported)
+        self._forget()
+
+    def _lose(self, name: str, why: str, at: float, *, exported: bool = False) -> None:
+        """A checkpoint is no good any more; ``exported``: nor is the adapter that was made from it."""
+        done = self.exported
+        stands = done is not None and done.checkpoint == name and not exported
+        said = [f"checkpoint {name} is lost ({why})"]
+        for state in self.trials.values():
+            mine = next((s for s in (*state.held, state.exported) if s and s.checkpoint == name), None)
+            if mine is None and state.checkpoint != name:
+                continue
+            if stands and mine is not None and mine.loss is not None:
+                state.exported = mine
+            elif mine is state.exported:
+                state.exported = None
+            said.append(fall_back(state, name))
+            state.best_loss = state.best_checkpoint = None
+        for state in self.trials.values():
+            settle(state)
+        self.notices.append((at, "; ".join(filter(None, said))))
 
     def _note_shrunk(self, segment: Segment, micro_batch: int) -> None:
         """Memory ran out on the way: whoever needs as much starts smaller."""
@@ -354,16 +436,18 @@ class History:
 
     def _advance(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
         """A checkpoint was written: take it, and its loss where there is one."""
-        if result.checkpoint_out:
-            state.tokens, state.checkpoint = result.tokens, result.checkpoint_out
-        if result.loss is None or not result.checkpoint_out:
+        if not result.checkpoint_out:
             return
-        state.evaluated_tokens = result.tokens
-        if self.plan is not None and segment.rung == self.plan.top_rung:
-            state.full_losses.append(result.loss)
-        if state.best_loss is None or result.loss <= state.best_loss:
-            state.best_loss, state.best_checkpoint = result.loss, result.checkpoint_out
-            state.best_tokens = result.tokens
+        state.tokens, state.checkpoint = result.tokens, result.checkpoint_out
+        if result.loss is not None:
+            state.evaluated_tokens = result.tokens
+            if self.plan is not None and segment.rung == self.plan.top_rung:
+                state.full_losses.append(result.loss)
+            if state.best_loss is None or result.loss <= state.best_loss:
+                state.best_loss, state.best_checkpoint = result.loss, result.checkpoint_out
+                state.best_tokens = result.tokens
+        known = result.loss, state.evaluated_tokens, len(state.full_losses)
+        state.held = with_stand(state.held, Stand(result.checkpoint_out, result.tokens, *known))
 
     def _ended_ok(self, state: TrialState, segment: Segment, result: SegmentResult, alone: bool) -> None:
         self._advance(state, segment, result)
@@ -421,6 +505,9 @@ class History:
 
     def _on_exported(self, event: Exported, at: float) -> None:
         self.exported = event
+        for state in self.trials.values():
+            if state.exported is not None and state.exported.checkpoint != event.checkpoint:
+                state.exported = None
 
     def _on_closed(self, event: Closed, at: float) -> None:
         self.closed = event

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -84,7 +84,24 @@ class Exporter(Protocol):
     """Writes adapters where the user finds them."""
 
     def export(self, history: History, state: TrialState, *, final: bool) -> str:
-        """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path."""
+        """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path.
+
+        Raises:
+            CheckpointError: what it would be made from is missing or damaged.
+            DiskError: it cannot be written.
+        """
+        ...
+
+    def damage(self, state: TrialState) -> str:
+        """What is wrong with that from which the trial's adapter would be made; nothing if it is whole."""
+        ...
+
+    def stands(self, checkpoint: str) -> bool:
+        """Whether the exported adapter is whole and was made from this checkpoint."""
+        ...
+
+    def missing(self, names: Iterable[str]) -> Mapping[str, str]:
+        """Which of these checkpoints are obviously not whole, and why; sums are not looked at."""
         ...
 
     def sweep(self, history: History) -> None:

@@ -237,6 +237,11 @@ class SegmentResult:
     repeatable, whatever memory did."""
     computed_on: Mapping[str, str] = field(default_factory=dict)
     """What decides how sums round: processor or card, threads, versions (training.machine)."""
+    lost: str = ""
+    """The checkpoint that it could not start from, for it is missing or damaged; ``detail`` says how. Status
+    cancelled: the trial has done nothing wrong."""
+    unwritten: str = ""
+    """Why its checkpoint could not be written: the disk's fault. Status cancelled."""
 
 
 @dataclass(frozen=True)
@@ -434,6 +439,8 @@ class Plan:
     scouts: int = 0
     """So many first trials go to the second rung whatever their loss: they tell whether the first
     rung predicts it."""
+    max_held: int | None = None
+    """So many trials that wait may keep a checkpoint; None: as many as may still be promoted."""
 
     @property
     def full_seconds(self) -> float:

@@ -11,7 +11,7 @@ from budgetsearch.core.evidence import entry_rung
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import Plan, Run, Segment, TrainJob, cost_class
 
-NO_RESULT = ("infeasible", "crashed")
+NO_RESULT = ("infeasible", "crashed", "lost")
 """Ends that say nothing about a configuration's loss."""
 RULED_OUT = 20
 """When so many samples in a row cannot fit into memory, nothing of the space does."""

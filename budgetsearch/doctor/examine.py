@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from budgetsearch.settings import Settings
 
 Say = Callable[[Check], None]
-KEPT = 8
-"""Checkpoints that a search keeps at a time, counted as if all had the largest rank."""
-COPIES = 5
-"""What a checkpoint holds of each adapter weight in fp32: the averaged one for PEFT, and to go on the
-weight, its average and two moments of the optimizer."""
 
 
 def examine(
@@ -123,11 +118,20 @@ def _places(
     assert settings.out is not None
     if isinstance(facts, Check):
         return [host.Place("checkpoints", settings.out, None), host.Place("cache", cache, None)]
-    each = None if facts.rank_weights is None else COPIES * 4 * facts.rank_weights * largest_rank
-    # A checkpoint is written whole before the one that it replaces goes.
-    needs = (None, 0) if each is None else (KEPT * each, 2 * each)
     model, fetched = facts.fetch_bytes, facts.fetch_bytes or 0
-    places = [host.Place("checkpoints", settings.out, *needs)]
+    places = [_run_place(settings, facts, largest_rank)]
     if facts.stored_in is None:
         return [*places, host.Place("cache", cache, model, fetched)]
     return [*places, host.Place("model", facts.stored_in, model, fetched), host.Place("cache", cache, 0)]
+
+
+def _run_place(settings: Settings, facts: ModelFacts, largest_rank: int) -> host.Place:
+    """The run folder with its usual need, the most that it may come to, and the least."""
+    from budgetsearch.gpu.host import gib
+    from budgetsearch.needs import run_need
+
+    assert settings.out is not None
+    if facts.rank_weights is None:
+        return host.Place("checkpoints", settings.out, None)
+    need = run_need(settings, facts.rank_weights * largest_rank, 3600.0 * settings.hours)
+    return host.Place(f"checkpoints (at most {gib(need.most)})", settings.out, need.usual, need.least)

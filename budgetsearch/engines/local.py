@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from budgetsearch.core.codec import decode, encode
-from budgetsearch.core.errors import EngineError
+from budgetsearch.core.errors import DiskError, EngineError
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
@@ -28,6 +28,7 @@ from budgetsearch.core.records import (
     WorkerSetup,
 )
 from budgetsearch.engines.worker import EXIT_DEVICE
+from budgetsearch.folders import remedy
 
 MAX_DEATHS = 5
 """A worker that died so often without finishing a job is not started again."""
@@ -153,7 +154,14 @@ class LocalEngine:
             )
         self._generation += 1
         self._introduced = False
-        with self._log.open("ab") as log:
+        try:
+            log = self._log.open("ab")
+        except OSError as error:
+            raise DiskError(
+                f"The worker's log {self._log} cannot be written ({error.strerror}); {remedy(error)}, then "
+                "go on with `budgetsearch resume`."
+            ) from error
+        with log:
             self._process = subprocess.Popen(
                 [sys.executable, *SAFE_PATH, "-m", "budgetsearch.engines.worker"],
                 stdin=subprocess.PIPE,

@@ -138,6 +138,10 @@ class SyntheticWorld:
     """Whether a segment never ends by itself."""
     deaf: Callable[[Segment], bool] = lambda segment: False
     """Whether a segment does not react when it is told to stop."""
+    loses: Callable[[Segment], bool] = lambda segment: False
+    """Whether the checkpoint that a segment starts from turns out to be damaged."""
+    full: Callable[[Segment], bool] = lambda segment: False
+    """Whether there is no room for a segment's checkpoint."""
     mute: bool = False
     """Whether no answers can be generated."""
     broken: Sequence[str] = ()
@@ -195,6 +199,19 @@ class SyntheticWorld:
         return Score("ok", job.quantization, base_accuracy=0.0, adapter_accuracy=0.5, task_examples=count)
 
     def _train(self, segment: Segment, examples: int) -> SegmentResult:
+        if segment.checkpoint_in and self.loses(segment):
+            return SegmentResult(
+                *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
+                seconds={"train": 0.0, "load": 0.5},
+                detail="it is damaged",
+                lost=segment.checkpoint_in,
+            )
+        if self.full(segment):
+            return SegmentResult(
+                *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
+                seconds={"train": 1.0},
+                unwritten="no space left on device",
+            )
         nf4 = 1.5 if segment.params["quantization"] == "nf4" else 1.0
         tokens = segment.stop_tokens - segment.start_tokens
         train = tokens * nf4 / self.tokens_per_second * self.slowdown(segment)
@@ -234,6 +251,8 @@ class SyntheticWorld:
     def _cut(self, segment: Segment, share: float) -> SegmentResult:
         tokens = segment.start_tokens + int(share * (segment.stop_tokens - segment.start_tokens))
         full = self._train(segment, 0)
+        if full.lost or full.unwritten:
+            return full
         return replace(
             full,
             status="cancelled",

@@ -67,6 +67,30 @@ class Pipe:
             self._out.flush()
 
 
+class Log:
+    """The error stream, which is the worker's log. On a full disk lines are lost, and nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what there is room for."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush what there is room for."""
+        try:
+            self._stream.flush()
+        except OSError:
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Inbox:
     """Orders, read by a thread of their own so that a cancel arrives while a job runs."""
 
@@ -103,6 +127,7 @@ def main() -> None:
     ):  # sent to the whole group, but the driver's to handle
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
+    sys.stderr = Log(sys.stderr)
     pipe, inbox = Pipe(), Inbox()
     _quiet_libraries()
     from budgetsearch.training.workshop import Workshop

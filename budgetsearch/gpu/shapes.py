@@ -135,6 +135,10 @@ class ModelShape:
         wanted = {name.strip() for name in targets.split(",")}
         return tuple(linear for linear in self.linears if linear.name in wanted)
 
+    def weights_per_rank(self, targets: str) -> int:
+        """Weights of an adapter on these layers of all blocks, for each unit of its rank."""
+        return self.layers * sum(linear.inputs + linear.outputs for linear in self.targeted(targets))
+
     def check_targets(self, targets: str) -> None:
         """Insist that there are layers to put an adapter on.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.clock import deadline_of, timing_of_new
 from budgetsearch.core.budget import EXIT_SECONDS, PlanRequest
+from budgetsearch.core.disk import CHECKPOINT_BYTES
 from budgetsearch.core.errors import DeviceError, ModelError
 from budgetsearch.core.feasibility import foresee
 from budgetsearch.core.records import Calibration
@@ -20,15 +21,13 @@ from budgetsearch.gpu.estimate import Training, estimate
 from budgetsearch.gpu.host import gib
 from budgetsearch.gpu.profiles import CardProfile, profile
 from budgetsearch.gpu.shapes import ModelShape, shape_of
+from budgetsearch.needs import cache_need, largest_adapter, run_need
 from budgetsearch.planning.configs import find_config
 from budgetsearch.planning.guesses import DataGuess, Guess, guess_calibration, guess_data, speed_guesses
 from budgetsearch.planning.rehearsal import SETUP_SECONDS, Rehearsal, rehearse, slowed
 from budgetsearch.request import DataSize, request_for
 from budgetsearch.settings import Settings
 from budgetsearch.spaces import load_space
-
-CHECKPOINT_BYTES = 16
-"""Of one adapter weight on disk: itself, its average, and the optimizer's two states."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,9 @@ class Preview:
     """Whether real steps were measured, instead of guessed."""
     slow: float
     guesses: tuple[Guess, ...]
+    disk: Mapping[str, Any] = field(default_factory=dict)
+    """``run``: bytes of the run folder (None: the shape is not known); ``cache``: bytes that are added to the
+    cache, by what they are (None: unknown)."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -169,6 +171,7 @@ def preview(
         measured=measured is not None,
         slow=slow,
         guesses=tuple(_guesses(inputs, measured is not None)),
+        disk=_disk(inputs, plan.budget_seconds),
     )
 
 
@@ -232,7 +235,7 @@ def _guessed(inputs: Inputs, request: PlanRequest, slow: float) -> dict[str, Cal
             recompute=recompute,
             rank=rank,
             tokens_per_row=request.train_tokens / request.train_rows,
-            adapter_bytes=CHECKPOINT_BYTES * rank * _weights_per_rank(inputs),
+            adapter_bytes=CHECKPOINT_BYTES * rank * _shape(inputs).weights_per_rank(inputs.settings.targets),
             slow=slow,
         )
     return found
@@ -244,9 +247,13 @@ def _shape(inputs: Inputs) -> ModelShape:
     return inputs.shape
 
 
-def _weights_per_rank(inputs: Inputs) -> int:
-    layers = _shape(inputs).targeted(inputs.settings.targets)
-    return _shape(inputs).layers * sum(layer.inputs + layer.outputs for layer in layers)
+def _disk(inputs: Inputs, budget_seconds: float) -> Mapping[str, Any]:
+    settings, shape, data = inputs.settings, inputs.shape, inputs.data
+    cache = cache_need(settings.model, shape, data.rows, data.rows * data.tokens_per_row)
+    if shape is None:
+        return {"run": None, "cache": cache}
+    need = run_need(settings, largest_adapter(settings, inputs.space, shape), budget_seconds)
+    return {"run": need.as_json(), "cache": cache}
 
 
 def _fits(inputs: Inputs, request: PlanRequest) -> list[FitRow]:

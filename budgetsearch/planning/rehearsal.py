@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.events import Calibrated, Entry, Opened, Planned, Scored, SegmentStarted
 from budgetsearch.core.feasibility import problem
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import (
     CalibrateJob,
@@ -26,6 +26,7 @@ from budgetsearch.core.records import (
 from budgetsearch.core.space import Space
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import Result, SimulatorEngine, SyntheticWorld, VirtualClock
+from budgetsearch.keeper import Nowhere
 from budgetsearch.ledger import MemoryLedger
 
 PROBES = 6
@@ -84,17 +85,6 @@ class _Leaps(SimulatorEngine):
     def poll(self, timeout: float) -> Sequence[Report]:
         """See the port."""
         return super().poll(math.inf if self._running else timeout)
-
-
-class _Nowhere:
-    """Nothing is exported; see the port ``Exporter``."""
-
-    def export(self, history: History, state: TrialState, *, final: bool) -> str:
-        """No file is written."""
-        return "nowhere"
-
-    def sweep(self, history: History) -> None:
-        """There is nothing to remove."""
 
 
 @dataclass
@@ -159,7 +149,7 @@ def rehearse(
         ledger=ledger,
         engine=_Leaps(_World(calibrations, step_tokens), clock),
         sampler=PriorSampler(),
-        exporter=_Nowhere(),
+        exporter=Nowhere(),
         clock=clock,
         request=request,
         opened=Opened(request.budget_seconds, {}),

@@ -26,6 +26,8 @@ def show(found: Preview) -> Group:
         Text(""),
         _reserve(found),
         Text(""),
+        Text(_disk(found)),
+        Text(""),
         _guesses(found),
     ]
     return Group(*parts)
@@ -128,6 +130,17 @@ def _reserve(found: Preview) -> Table:
     for name, seconds in found.reserve.items():
         table.add_row(name, f"{seconds:.1f}")
     return table
+
+
+def _disk(found: Preview) -> str:
+    run, cache = found.disk["run"], found.disk["cache"]
+    if run is None:
+        here = "Disk: the run folder's need is not known for this shape"
+    else:
+        most, least = run["most_bytes"] / GIB, run["least_bytes"] / GIB
+        here = f"Disk: {most:.2f} GiB in the run folder at most, {least:.2f} GiB at least"
+    added = [f"{what} {'unknown' if n is None else f'{n / GIB:.2f} GiB'}" for what, n in cache.items()]
+    return f"{here}; in the cache {', '.join(added)}."
 
 
 def _guesses(found: Preview) -> Table:

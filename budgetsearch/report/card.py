@@ -31,6 +31,7 @@ def adapter_manifest(
         "template": data.get("template"),
         "data": dict(data),
         "trial_id": state.trial_id,
+        "checkpoint": state.best_checkpoint,
         "params": dict(state.trial.params),
         "tokens": state.best_tokens,
         "seed": state.trial.seed,

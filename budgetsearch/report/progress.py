@@ -14,6 +14,7 @@ from rich.text import Text
 
 from budgetsearch.core.events import (
     Calibrated,
+    CheckpointLost,
     Closed,
     Decided,
     Entry,
@@ -196,6 +197,8 @@ def _event_text(event: Event, history: History) -> str | None:
         return _calibrated_text(event.calibration)
     if isinstance(event, Planned):
         return _planned_text(event)
+    if isinstance(event, CheckpointLost) or (isinstance(event, SegmentEnded) and event.result.lost):
+        return history.notices[-1][1]
     if isinstance(event, SegmentEnded):
         return _ended_text(event.result, history)
     if isinstance(event, Noticed):

@@ -65,9 +65,13 @@ def _check_decision(history: History, event: Decided, *, replay: bool) -> None:
 
 def _check_continuation(history: History, event: SegmentStarted) -> None:
     state = history.trials[event.segment.trial_id]
+    name = event.segment.checkpoint_in
     _require(
         event.segment.start_tokens == state.tokens, f"trial {state.trial_id} does not go on where it was"
     )
+    _require(bool(name) == bool(state.tokens), f"trial {state.trial_id} has tokens without a checkpoint")
+    on_disk = name is None or any(stand.checkpoint == name for stand in state.held)
+    _require(on_disk, f"trial {state.trial_id} starts from {name}, which is lost or given up")
 
 
 def _require(holds: bool, problem: str) -> None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.events import Opened
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.ladders import ladders_for, scouts_for
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.core.records import Calibration, Plan
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import SimulatorEngine, VirtualClock
+from budgetsearch.keeper import Nowhere
 from budgetsearch.ledger import MemoryLedger
 from budgetsearch.simulate.curves import Curves
 from budgetsearch.simulate.invariants import check
@@ -45,17 +46,6 @@ class OnCurves:
             length = len(self.curves.curve(params)[0])
             found.append(Proposal(params, proposal.origin, length))
         return found
-
-
-class _Nowhere:
-    """Nothing is exported from a simulation; see the port ``Exporter``."""
-
-    def export(self, history: History, state: TrialState, *, final: bool) -> str:
-        """No file is written."""
-        return "nowhere"
-
-    def sweep(self, history: History) -> None:
-        """There is nothing to remove."""
 
 
 def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
@@ -109,7 +99,7 @@ def play(curves: Curves, multiple: float, seed: int, sampler: Sampler | None = N
         ledger=ledger,
         engine=SimulatorEngine(world, clock),
         sampler=OnCurves(sampler or OptunaSampler(), curves),
-        exporter=_Nowhere(),
+        exporter=Nowhere(),
         clock=clock,
         request=_request(plan, curves),
         opened=Opened(plan.budget_seconds, {}),

@@ -6,7 +6,6 @@ weights. Beside them lies what training needs to go on. Nothing is ever unpickle
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -19,13 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.folders import fresh_folder
-
-ADAPTER_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-STATE_FILE = "trainer.safetensors"
-META_FILE = "state.json"
-SUMMED = (ADAPTER_FILE, STATE_FILE, CONFIG_FILE)
-"""Whose sums stand in ``state.json``."""
+from budgetsearch.training import sums
+from budgetsearch.training.sums import ADAPTER_FILE, CONFIG_FILE, META_FILE, STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -55,16 +49,23 @@ def save(
     tensors: dict[str, torch.Tensor],
     progress: Progress,
 ) -> None:
-    """Write a checkpoint to a temporary folder, sync it, rename it to ``folder``."""
+    """Write a checkpoint to a temporary folder, sync it, rename it to ``folder``.
+
+    Raises:
+        OSError: the disk is full, or the folder around it is gone or cannot be written.
+    """
+    folder.parent.stat()  # whoever removed the run's folder does not want another one there
     if folder.exists():  # the same trial at the same token: what is there is what would be written
         shutil.rmtree(folder)
     with fresh_folder(folder) as temporary:
-        save_file(adapter, temporary / ADAPTER_FILE, metadata={"format": "pt"})
-        save_file(tensors, temporary / STATE_FILE)
+        try:
+            save_file(adapter, temporary / ADAPTER_FILE, metadata={"format": "pt"})
+            save_file(tensors, temporary / STATE_FILE)
+        except SafetensorError as error:  # what the system said is in its text alone
+            raise OSError(str(error)) from error
         text = json.dumps(config, indent=2, sort_keys=True)
         (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
-        sums = {name: _sha256(temporary / name) for name in SUMMED}
-        meta = {**asdict(progress), "sha256": sums}
+        meta = {**asdict(progress), **sums.describe(temporary)}
         (temporary / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
@@ -74,13 +75,8 @@ def load(folder: Path) -> Saved:
     Raises:
         CheckpointError: it is missing, torn or altered.
     """
+    meta = sums.check(folder)
     try:
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-        if set(meta["sha256"]) != set(SUMMED):  # names of a stranger's choice are no files to open
-            raise CheckpointError(f"The checkpoint {folder} is damaged: {META_FILE} lists other files.")
-        for name in SUMMED:
-            if _sha256(folder / name) != meta["sha256"][name]:
-                raise CheckpointError(f"The checkpoint {folder} is damaged: {name} has changed.")
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         progress = Progress(int(meta["tokens"]), int(meta["steps"]))
         with safe_open(folder / ADAPTER_FILE, framework="pt"):
@@ -88,8 +84,3 @@ def load(folder: Path) -> Saved:
         return Saved(progress, load_file(folder / STATE_FILE), config)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from budgetsearch.core.disk import CHECKPOINT_BYTES, FILES_BYTES
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.core.feasibility import needs_as_much
 from budgetsearch.core.records import Segment, SegmentResult, Stint
@@ -68,7 +70,7 @@ class GangTraining:
     yielded: bool = False
     """Whether anything shrank because of other processes, which says nothing of what fits."""
     broken: dict[int, SegmentResult] = field(default_factory=dict)
-    """Trials whose checkpoint cannot be read, with their result."""
+    """Trials whose checkpoint cannot be read, or for whose next one there is no room, with their result."""
     course: list[Stint] = field(default_factory=list)
     """Who trained side by side so far, and for how long."""
     _passes: int = 0
@@ -85,9 +87,10 @@ class GangTraining:
             try:
                 members.append(Member.set_up(base, s, shop))
             except CheckpointError as error:
-                broken[s.trial_id] = SegmentResult(
-                    s.trial_id, s.rung, "crashed", s.start_tokens, detail=str(error)
-                )
+                broken[s.trial_id] = lost_checkpoint(s, error)
+        if members and (why := _no_room(members, shop)):
+            broken |= {m.segment.trial_id: unwritten(m.segment, why) for m in members}
+            members = []
         return cls(base, shop, members, len(members), segments[0].recompute, broken=broken)
 
     # ---------------------------------------------------------------------- training
@@ -304,16 +307,46 @@ class GangTraining:
             yielded=self.yielded,
             padding=1.0 - trained / member.positions if member.positions and trained else 0.0,
             course=tuple(self.course),
+            unwritten=member.unwritten,
         )
 
     def _saved(self, member: Member) -> str | None:
         try:
             return member.save()
         except OSError as error:  # a full disk: the neighbours' checkpoints may still have fitted
-            member.status = "crashed"
+            member.status, member.unwritten = "cancelled", str(error)
             member.detail = f"the checkpoint could not be written: {error}"
             self.evaluated.pop(member.segment.trial_id, None)
             return None
+
+
+def lost_checkpoint(segment: Segment, error: CheckpointError) -> SegmentResult:
+    """What comes of a segment whose checkpoint is missing or damaged."""
+    return SegmentResult(
+        *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
+        detail=str(error),
+        lost=str(segment.checkpoint_in),
+    )
+
+
+def unwritten(segment: Segment, why: str) -> SegmentResult:
+    """What comes of a segment whose checkpoint there is no room for."""
+    return SegmentResult(
+        *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
+        detail=f"the checkpoint could not be written: {why}",
+        unwritten=why,
+    )
+
+
+def _no_room(members: Sequence[Member], shop: Shop) -> str:
+    """Why the members' checkpoints cannot be written, as far as that shows before anything is trained."""
+    weights = sum(w.numel() for m in members for w in m.adapter.weights().values())
+    need = CHECKPOINT_BYTES * weights + FILES_BYTES * len(members)
+    try:
+        free = shutil.disk_usage(shop.checkpoint_path).free
+    except OSError as error:
+        return str(error)
+    return f"{free} bytes are free in {shop.checkpoint_path}, {need} are needed" if free < need else ""
 
 
 def train_gang(

@@ -16,18 +16,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import torch
+from safetensors.torch import load_file
 
 from budgetsearch import api, clock
 from budgetsearch.clock import RunClock
 from budgetsearch.core.budget import PlanRequest
-from budgetsearch.core.errors import RunFolderError
+from budgetsearch.core.errors import CheckpointError, RunFolderError
 from budgetsearch.core.history import History
 from budgetsearch.core.records import (
     Beat,
@@ -49,7 +50,7 @@ from budgetsearch.engines import local
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.study import follower
-from budgetsearch.training import checkpoints, workshop
+from budgetsearch.training import checkpoints, recipe, workshop
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.checkpoints import Progress
@@ -180,15 +181,23 @@ class FastWorkshop:
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
         """Read what there is to read, pass through the middle, write what there is to write."""
-        folder = Path(self.setup.checkpoint_path)
-        for segment in job.segments:
-            if segment.checkpoint_in:
-                saved = checkpoints.load(folder / segment.checkpoint_in)
-                if (
-                    saved.progress.tokens != segment.start_tokens
-                    or saved.tensors[ORIGIN][0] != segment.trial_id
-                ):
-                    raise ValueError(f"{segment.checkpoint_in} is not where trial {segment.trial_id} stopped")
+        lost = {s.trial_id: result for s in job.segments if (result := self._lost(s)) is not None}
+        whole = replace(job, segments=tuple(s for s in job.segments if s.trial_id not in lost))
+        done = {result.trial_id: result for result in self._train(whole)} if whole.segments else {}
+        return tuple((lost | done)[segment.trial_id] for segment in job.segments)
+
+    def _lost(self, segment: Segment) -> SegmentResult | None:
+        if not segment.checkpoint_in:
+            return None
+        try:
+            saved = checkpoints.load(Path(self.setup.checkpoint_path) / segment.checkpoint_in)
+        except CheckpointError as error:
+            return recipe.lost_checkpoint(segment, error)
+        if saved.progress.tokens != segment.start_tokens or saved.tensors[ORIGIN][0] != segment.trial_id:
+            raise ValueError(f"{segment.checkpoint_in} is not where trial {segment.trial_id} stopped")
+        return None
+
+    def _train(self, job: TrainJob) -> list[SegmentResult]:
         self._send(Beat(job.job_id, job.segments[0].trial_id, "train"))
         for segment in job.segments:
             BEHAVIOUR.during(segment)
@@ -196,24 +205,27 @@ class FastWorkshop:
             results: Sequence[Any] = BEHAVIOUR.world.interrupt(job, 0.5) or ()
         else:
             results, _ = BEHAVIOUR.world.perform(job)
-        for segment, result in zip(job.segments, results, strict=True):
-            if result.checkpoint_out:
-                write_checkpoint(folder / result.checkpoint_out, self._base, segment, result, self.setup)
-        return tuple(results)
+        return [self._saved(s, result) for s, result in zip(job.segments, results, strict=True)]
+
+    def _saved(self, segment: Segment, result: SegmentResult) -> SegmentResult:
+        if not result.checkpoint_out:
+            return result
+        target = Path(self.setup.checkpoint_path) / result.checkpoint_out
+        try:
+            write_checkpoint(target, self._base, segment, result, self.setup)
+        except OSError as error:
+            return replace(recipe.unwritten(segment, str(error)), seconds=result.seconds)
+        return result
 
     def calibrate(self, job: CalibrateJob) -> Calibration:
         """What the world says, and the ten seconds that it took."""
         (found,), seconds = BEHAVIOUR.world.perform(job)
         assert isinstance(found, Calibration)
-        from dataclasses import replace
-
         return replace(found, seconds={"calibrate": seconds}, checkpoint_seconds=0.5)
 
     def score(self, job: ScoreJob) -> Score:
         """What the world says, of a checkpoint that is really there."""
-        from dataclasses import replace
-
-        checkpoints.load(Path(self.setup.checkpoint_path) / job.checkpoint)
+        load_file(Path(self.setup.checkpoint_path) / job.checkpoint / "adapter_model.safetensors")
         (found,), seconds = BEHAVIOUR.world.perform(job)
         assert isinstance(found, Score)
         return replace(found, seconds={"score": seconds})

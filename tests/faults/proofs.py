@@ -13,7 +13,7 @@ from budgetsearch.core.history import History, fold
 from budgetsearch.ledger import read_entries
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.simulate.invariants import check
-from budgetsearch.training import checkpoints
+from budgetsearch.training import checkpoints, sums
 
 KNOWN = (
     *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "study.sqlite", "adapter", "checkpoints"),
@@ -29,6 +29,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     """Every file of an adapter is whole and they belong together; returns its manifest."""
     from safetensors.torch import load_file
 
+    sums.check_sums(folder)
     tensors = load_file(folder / "adapter_model.safetensors")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     manifest: dict[str, Any] = json.loads((folder / "budgetsearch.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ import math
 import random
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -204,6 +204,14 @@ class SlowDisk:
         self._pass(1.0)
         self.stands = state.best_checkpoint
         return "adapter"
+
+    def damage(self, state: TrialState) -> str:
+        """See the port."""
+        return ""
+
+    def missing(self, names: Iterable[str]) -> dict[str, str]:
+        """See the port."""
+        return {}
 
     def sweep(self, history: History) -> None:
         """See the port."""

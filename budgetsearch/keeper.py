@@ -1,0 +1,118 @@
+"""What the driver does about adapters and checkpoints: keep the best on disk, and notice what broke.
+
+A checkpoint that turns out to be damaged is recorded and the next best takes its place, as long as there is
+one. A disk without room is told and swept, and the driver goes on with what stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from budgetsearch.core.errors import CheckpointError, DiskError
+from budgetsearch.core.events import CheckpointLost, Event, Exported, Noticed
+from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.ports import Exporter
+
+MAX_UNWRITTEN = 2
+"""So many jobs in a row may find no room for a checkpoint: between them the disk is swept."""
+
+
+@dataclass
+class Keeper:
+    """Keeps adapters and checkpoints for one driver; whatever it finds stands in the ledger."""
+
+    exporter: Exporter
+    record: Callable[[Event], None]
+    history: Callable[[], History]
+
+    def look_round(self) -> None:
+        """Before a run goes on: whether every checkpoint that it needs is there, and as long as it was."""
+        for name, why in sorted(self.exporter.missing(self.history().needed_checkpoints()).items()):
+            self.record(CheckpointLost(name, why))
+
+    def best(self) -> TrialState | None:
+        """The best trial of which a whole adapter exists, in a checkpoint or already exported."""
+        while (best := self.history().incumbent) is not None:
+            why = self.exporter.damage(best)
+            if not why:
+                return best
+            self._lose(best, why)
+        return None
+
+    def export(self, *, final: bool) -> TrialState | None:
+        """Put the best adapter in its place; returns whose it is, None if nothing is left to export.
+
+        Raises:
+            DiskError: there is no room for it, even after a sweep.
+        """
+        swept = False
+        while (best := self.history().incumbent) is not None:
+            try:
+                path = self.exporter.export(self.history(), best, final=final)
+            except CheckpointError as error:
+                self._lose(best, str(error))
+            except DiskError:
+                if swept:
+                    raise
+                self.sweep()
+                swept = True
+            else:
+                self.record(Exported(best.trial_id, str(best.best_checkpoint), path, final))
+                return best
+        return None
+
+    def export_meanwhile(self) -> None:
+        """The same in the middle of a run: if there is no room now, the end of the run tries again."""
+        try:
+            self.export(final=False)
+        except DiskError as error:
+            self.record(Noticed(f"{error} The run goes on; its end tries again."))
+
+    def sweep(self) -> None:
+        """Remove what nothing needs."""
+        self.exporter.sweep(self.history())
+
+    def check_disk(self) -> None:
+        """Insist that checkpoints can be written.
+
+        Raises:
+            DiskError: the last jobs could not.
+        """
+        history = self.history()
+        if len(history.unwritten) < MAX_UNWRITTEN:
+            return
+        why = next(result.unwritten for _, result in reversed(history.results) if result.unwritten)
+        stands = f" The best adapter so far is in {history.exported.path}." if history.exported else ""
+        raise DiskError(
+            f"No checkpoint can be written any more ({why}). Make room or mend the run's folder, then go on "
+            f"with `budgetsearch resume`.{stands}"
+        )
+
+    def _lose(self, best: TrialState, why: str) -> None:
+        name = str(best.best_checkpoint)
+        whole = best.exported is None and self.exporter.stands(name)
+        self.record(CheckpointLost(name, why, exported=not whole))
+
+
+class Nowhere:
+    """Nothing is exported, no file can break: for rehearsals and simulations; see the port ``Exporter``."""
+
+    def export(self, history: History, state: TrialState, *, final: bool) -> str:
+        """No file is written."""
+        return "nowhere"
+
+    def damage(self, state: TrialState) -> str:
+        """There is no file to break."""
+        return ""
+
+    def stands(self, checkpoint: str) -> bool:
+        """There is no adapter."""
+        return False
+
+    def missing(self, names: Iterable[str]) -> Mapping[str, str]:
+        """There is no file to miss."""
+        return {}
+
+    def sweep(self, history: History) -> None:
+        """There is nothing to remove."""
