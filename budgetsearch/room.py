@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def standing(path: Path) -> Path:
 
 def free_bytes(path: Path) -> int:
     """What this user may still write there."""
-    return shutil.disk_usage(standing(path)).free
+    found = shutil.disk_usage(standing(path))
+    return found.free if found.total else sys.maxsize  # /proc is no disk: making a folder there says so
 
 
 def check_before(settings: Settings, budget_seconds: float, cache: Path, say: Say) -> None:

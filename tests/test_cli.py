@@ -22,6 +22,12 @@ COMMANDS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _young(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' process is as old as all tests before; the program's is not."""
+    monkeypatch.setattr("budgetsearch.cli.process_age", lambda: 0.0)
+
+
 def invoke(*arguments: str) -> tuple[int, str]:
     """(exit code, everything that was printed)."""
     result = CliRunner().invoke(app, list(arguments))

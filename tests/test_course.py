@@ -139,11 +139,11 @@ def test_a_neighbour_that_diverges_leaves_at_the_same_pass(base: Any, shop: Shop
     assert_same(shop, known[0], again[0], before)
 
 
-def test_a_damaged_checkpoint_is_a_crash_and_not_a_fresh_start(base: Any, shop: Shop) -> None:
-    """Repeating from a checkpoint that is gone ends as crashed."""
+def test_a_lost_checkpoint_is_no_fresh_start(base: Any, shop: Shop) -> None:
+    """Repeating from a checkpoint that is gone trains nothing, and names it."""
     gone = trial(0, start_tokens=300, checkpoint_in="gone")
     (result,) = train_gang(base, [gone], shop, 4, course=(Stint((0,), (4,), 3),))
-    assert result.status == "crashed"
+    assert ("cancelled", "gone") == (result.status, result.lost)
 
 
 def test_what_rounds_sums_is_named(tmp_path: Path) -> None:

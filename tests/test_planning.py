@@ -301,7 +301,7 @@ def test_a_probe_measures_instead_of_guessing(
 ) -> None:
     """The real worker trains real steps; afterwards nothing is left but the cache."""
     monkeypatch.setenv("BUDGETSEARCH_CACHE", str(session_cache))
-    monkeypatch.setattr("budgetsearch.probing.PROBE_SECONDS", 4.0)
+    monkeypatch.setattr("budgetsearch.probing.PROBE_SECONDS", 12.0)
     said: list[str] = []
     found = plan(
         gpu="cpu", model=str(tiny_model), data=str(rows_file), hours=0.2, max_length=128, probe=True,

@@ -120,7 +120,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     """
     known = {}
     try:
-        lines = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (folder / SUMS_FILE).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"The adapter in {folder} cannot be read: {error}") from error
     for line in lines:

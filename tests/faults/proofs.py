@@ -18,7 +18,7 @@ from budgetsearch.training import checkpoints, sums
 KNOWN = (
     *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "study.sqlite", "adapter", "checkpoints"),
     *("report.md", "report.json", "report.html", "settings.json", "versions.lock", "worker.log", "lock"),
-    "ledger.jsonl",
+    *("ledger.jsonl", "manifest.json", "artifacts"),
 )
 """All that a finished run leaves."""
 SLACK = 0.2
@@ -99,7 +99,8 @@ def check_segments(history: History) -> None:
 
 
 def check_end(run: Path, *, loads: bool = True, mended: bool = False) -> History:
-    """A run that was killed and resumed, at its end; ``mended``: its ledger had been damaged."""
+    """A run that was killed and resumed, at its end; ``mended``: its ledger had been damaged, or had lost
+    its end, which the study still had."""
     folder = RunFolder(run)
     entries = list(read_entries(folder.ledger))
     history = fold(entries)
@@ -122,7 +123,7 @@ def check_end(run: Path, *, loads: bool = True, mended: bool = False) -> History
     json.loads(folder.settings.read_text(encoding="utf-8"))
     strays = [path.name for path in run.iterdir() if path.name not in KNOWN]
     if mended:
-        strays = [name for name in strays if not name.startswith("ledger.damaged-")]
+        strays = [name for name in strays if not name.startswith(("ledger.damaged-", "study-contradicts-"))]
     assert not strays, f"left behind: {strays}"
     names = {path.name for path in folder.checkpoints.iterdir()}
     assert names == {best.best_checkpoint}, f"checkpoints that nothing needs: {names}"

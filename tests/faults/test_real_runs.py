@@ -13,10 +13,10 @@ def test_real_training_that_is_killed_loses_and_repeats_nothing() -> None:
 
 def test_real_runs_under_load_end_before_their_deadline() -> None:
     """From the start of the command to its exit, with a process that competes for the processor."""
-    found = run_module("deadlines", "--runs", "2", "--longest", "60", "--load", "1")
+    found = run_module("deadlines", "--runs", "2", "--longest", "90", "--load", "1")
     assert found["after their deadline"] == 0, found
     assert found["without an adapter though a segment finished well"] == 0
-    assert any(run["well"] for run in found["each"]), found
+    assert any(run.get("well") for run in found["each"]), found
 
 
 def test_the_summary_of_deadlines_counts_what_is_late() -> None:

@@ -261,14 +261,20 @@ def test_a_model_of_a_known_kind_never_runs_the_code_beside_it(model_with_code: 
 
 def test_servers_listen_on_loopback_only() -> None:
     """No host in the package is anything else."""
-    hosts = [
-        (path.name, node.value)
-        for path in sorted(PACKAGE.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.keyword) and node.arg in ("host", "bind", "address")
-    ]
+    hosts = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {
+            node.targets[0].id: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg in ("host", "bind", "address"):
+                value = named[node.value.id] if isinstance(node.value, ast.Name) else node.value
+                hosts.add(ast.literal_eval(value))
     assert hosts
-    assert {ast.literal_eval(value) for _, value in hosts} <= {"127.0.0.1", "localhost", "::1"}
+    assert hosts <= {"127.0.0.1", "localhost", "::1"}
     text = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     assert "0.0.0.0" not in text
 
