@@ -9,6 +9,7 @@ from budgetsearch.core.budget import (
     PlanRequest,
     calibration_job,
     grace_seconds,
+    landing_seconds,
     make_plan,
     new_trial,
     score_jobs,
@@ -366,12 +367,17 @@ class Driver:
             raise Interrupted(asked)
 
     def _land(self) -> None:
-        """Tell what flies to checkpoint, wait for it, then end the rest."""
-        for flight in self._flights.values():
-            self.engine.cancel(flight.job.job_id)
-        until = self.clock.now() + self._grace()
-        while self._flights and self.clock.now() < until:
-            for report in self.engine.poll(POLL_SECONDS):
+        """Tell what trains to checkpoint, wait for it as long as the budget allows, end the rest at once."""
+        for flight in list(self._flights.values()):
+            if isinstance(flight.job, TrainJob):
+                self.engine.cancel(flight.job.job_id)
+            else:  # half a measurement is worth nothing: there is no answer to wait for
+                self.engine.kill(flight.job.job_id)
+                del self._flights[flight.job.job_id]
+        now = self.clock.now()
+        until = now + landing_seconds(self.history.plan, self.request.budget_seconds, self._grace(), now)
+        while self._flights and (left := until - self.clock.now()) > 0:
+            for report in self.engine.poll(min(POLL_SECONDS, left)):
                 self._take(report)
         self._abandon()
 

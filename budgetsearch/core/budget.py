@@ -316,6 +316,12 @@ def grace_seconds(plan: Plan, asked: float) -> float:
     return max(asked, 2 * plan.step_tokens / min(plan.reference_rates.values()))
 
 
+def landing_seconds(plan: Plan | None, budget_seconds: float, grace: float, now: float) -> float:
+    """How long what flies may take to checkpoint when the run is to stop: what export and exit need stays."""
+    behind = plan.reserve_seconds - plan.score_seconds if plan else EXIT_SECONDS
+    return max(0.0, min(grace, budget_seconds - now - behind))
+
+
 def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
     """How long the watchdog waits after its word: never so long that the reserve is used up."""
     behind = plan.reserve_seconds - (plan.score_seconds if isinstance(job, ScoreJob) else 0.0)
