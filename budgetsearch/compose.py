@@ -344,6 +344,7 @@ def prepare_inputs(settings: Settings, say: Say) -> tuple[BaseModel, PreparedDat
         cache=cache,
         max_rows=settings.max_rows,
         valid_share=settings.valid_share,
+        trust_remote_code=settings.trust_remote_code,
         say=say,
     )
     return base, prepared

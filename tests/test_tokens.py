@@ -166,7 +166,7 @@ def test_examples_stay_aligned_when_a_row_is_dropped(
 def test_the_second_call_reads_the_cache(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is tokenized twice, and the outcome is the same."""
     first = prepared(tiny, tmp_path)
-    monkeypatch.setattr(tokens, "load_tokenizer", lambda _: pytest.fail("tokenized again"))
+    monkeypatch.setattr(tokens, "load_tokenizer", lambda *_, **__: pytest.fail("tokenized again"))
     second = prepared(tiny, tmp_path)
     assert first.folder == second.folder
     assert [first.train.row(i) for i in range(3)] == [second.train.row(i) for i in range(3)]

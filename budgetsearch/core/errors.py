@@ -8,6 +8,7 @@
     │   ├── SpaceError            a search space that does not parse
     │   ├── DataError             a data file or a row that cannot be used
     │   ├── ModelError            a base model that cannot be found or loaded
+    │   │   └── UntrustedCode     one that runs its own code, which nobody has allowed
     │   ├── DeviceError           a card that is unknown or absent
     │   │   └── CardLost          a card that fell off the bus (gpu.nvml)
     │   ├── BudgetError           a budget below the measured minimum
@@ -48,6 +49,10 @@ class DataError(UsageError):
 
 class ModelError(UsageError):
     """A base model that cannot be found, fetched or loaded."""
+
+
+class UntrustedCode(ModelError):
+    """A base model, or its tokenizer, that runs its own code to load, and nobody has allowed it."""
 
 
 class DeviceError(UsageError):

@@ -54,6 +54,8 @@ class Shop:
     torch_compile: bool = False
     half: str = "bf16"
     """The 16-bit type that the device computes in."""
+    trust_remote_code: bool = False
+    """Whether code that came with the base model may run."""
     make_room: Callable[[], bool] = lambda: False
     """Give up what the job does not need, such as another resident base; whether there was anything."""
     pressed: Callable[[], str] = lambda: ""

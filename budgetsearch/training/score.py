@@ -109,7 +109,7 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
 
     count, deadline = until
     examples = shop.data.valid_examples[:count]
-    tokenizer = load_tokenizer(shop.model_path)
+    tokenizer = load_tokenizer(shop.model_path, trust_remote_code=shop.trust_remote_code)
     length = _answer_length(shop)
 
     def late() -> bool:
@@ -146,7 +146,8 @@ def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> flo
     """
     from budgetsearch.training.tokens import load_tokenizer, render_prompt
 
-    tokenizer, length, steps = load_tokenizer(shop.model_path), _answer_length(shop), [0]
+    tokenizer = load_tokenizer(shop.model_path, trust_remote_code=shop.trust_remote_code)
+    length, steps = _answer_length(shop), [0]
     examples = shop.data.valid_examples[: answer_batch(micro_batch)]
     start = time.monotonic()
 

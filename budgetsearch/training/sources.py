@@ -25,9 +25,10 @@ from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from budgetsearch.core.errors import ModelError, nearest
+from budgetsearch.core.errors import ModelError, UntrustedCode, UsageError, nearest
 from budgetsearch.folders import fresh_folder, locked
 from budgetsearch.training.quiet import quiet
+from budgetsearch.training.trust import FLAG, check_code, code_files, uses_code
 
 Say = Callable[[str], None]
 
@@ -126,20 +127,6 @@ def _check_weights(path: Path) -> None:
                 raise ModelError(f"{file} is a Git LFS pointer, not weights; run git lfs pull")
 
 
-def _check_code(path: Path, trust_remote_code: bool) -> None:
-    """Refuse early a model that needs its own Python code, unless the user trusts it."""
-    config = _read_json(path / "config.json")
-    if trust_remote_code or "auto_map" not in config:
-        return
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    if config.get("model_type") not in CONFIG_MAPPING:
-        raise ModelError(
-            f"{path} runs its own Python code to load (model type {config.get('model_type')!r}); "
-            "read that code, then allow it with trust_remote_code"
-        )
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -160,7 +147,8 @@ def resolve_model(
 ) -> BaseModel:
     """Fetch, convert and hash as needed; the second call for one source is fast.
 
-    ``revision`` pins a Hub model. ``say`` hears about everything that takes long.
+    ``revision`` pins a Hub model. ``say`` hears about everything that takes long. Where code of the model may
+    run it is hashed with the rest.
 
     Raises:
         ModelError: the model cannot be found, fetched or converted.
@@ -178,10 +166,35 @@ def resolve_model(
         path = _from_hub(source, revision, trust_remote_code, say)
         loadable, commit = source, path.name
     _check_folder(path)
-    _check_code(path, trust_remote_code)
-    files = file_hashes(hashed_files(path), cache)
+    check_code(path, trust_remote_code)
+    files = file_hashes(hashed_files(path, code=trust_remote_code), cache, path)
     sha256 = content_hash(files)
     return BaseModel(source, path, loadable or str(path), commit, sha256, _licence(path), files)
+
+
+def resolve_again(
+    run: Path, source: str, cache: Path, *, wanted: bool, allowed: bool, revision: str | None, say: Say
+) -> BaseModel:
+    """The base model of a run, which may be a stranger's: it is fetched and hashed, not loaded.
+
+    ``wanted``: whether the run let the model's own code run; ``allowed``: whether the user does so now.
+
+    Raises:
+        UsageError: the base needs its own code, and the user has not allowed it.
+        ModelError: the model cannot be found, fetched or converted.
+    """
+    refusal = UsageError(
+        f"{run} was trained with code of its base model {source}, and that code would run on this machine. "
+        f"Read it, then allow it with {FLAG}."
+    )
+    trusted = wanted and allowed
+    try:
+        base = resolve_model(source, cache, revision=revision, trust_remote_code=trusted, say=say)
+    except UntrustedCode as error:
+        raise (refusal if wanted else error) from None
+    if wanted and not allowed and uses_code(base.path):
+        raise refusal
+    return base
 
 
 def _from_hub(source: str, revision: str | None, code: bool, say: Say) -> Path:
@@ -211,7 +224,7 @@ def _from_hub(source: str, revision: str | None, code: bool, say: Say) -> Path:
 
 
 def _from_gguf(file: Path, cache: Path, say: Say) -> Path:
-    sha256 = file_hashes([file], cache)[file.name]
+    sha256 = file_hashes([file], cache, file.parent)[file.name]
     target = cache / "models" / f"gguf-{sha256[:16]}"
     with locked(cache / "locks" / target.name):
         if not target.exists():
@@ -297,15 +310,17 @@ def _write_converted(file: Path, folder: Path) -> str | None:
     reader = gguf.GGUFReader(file)
     weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
     dtype = torch.bfloat16 if weights > BIG_MODEL else torch.float32
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # Said, not left out: then transformers would ask on the terminal whether code beside the file may run.
+    alone: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, **alone)
     _restore_digits(tokenizer, _gguf_text(reader, "tokenizer.ggml.pre"))
-    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=dtype, **alone)
     config = loaded.config
     # A model read from GGUF counts as quantized and refuses save_pretrained; a clean one does not.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        clean = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        clean = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     clean.load_state_dict(loaded.state_dict(), assign=True)
     clean.tie_weights()
     clean.generation_config = loaded.generation_config
@@ -328,10 +343,10 @@ def _restore_digits(tokenizer: Any, rule: str | None) -> None:
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
 
-def hashed_files(path: Path) -> list[Path]:
-    """What of a base model's folder decides what it computes: weights, configuration, tokenizer."""
+def hashed_files(path: Path, *, code: bool = False) -> list[Path]:
+    """What of a base model's folder decides what it computes: weights, configuration, tokenizer, ``code``."""
     files = {file for pattern in HASHED for file in path.glob(pattern) if file.name != ORIGIN}
-    return sorted(files)
+    return sorted(files.union(code_files(path) if code else ()))
 
 
 def content_hash(hashes: Mapping[str, str]) -> str:
@@ -340,8 +355,8 @@ def content_hash(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_hashes(files: list[Path], cache: Path) -> dict[str, str]:
-    """SHA-256 by file name; a file of unchanged path, size and time is not read again."""
+def file_hashes(files: list[Path], cache: Path, folder: Path) -> dict[str, str]:
+    """SHA-256 by the name in ``folder``; a file of unchanged path, size and time is not read again."""
     store = cache / "hashes.json"
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
@@ -352,7 +367,7 @@ def file_hashes(files: list[Path], cache: Path) -> dict[str, str]:
         key = f"{file.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
         if key not in known:
             known[key] = _file_hash(file)
-        hashes[file.name] = known[key]
+        hashes[file.relative_to(folder).as_posix()] = known[key]
     if len(known) != before:
         cache.mkdir(parents=True, exist_ok=True)
         fresh = store.with_suffix(f".{os.getpid()}.tmp")

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import DataError, SettingsError
+from budgetsearch.core.errors import DataError, SettingsError, UntrustedCode
 from budgetsearch.folders import fresh_folder, locked
 from budgetsearch.training.data import Example, load_examples, prompt_key, split
 from budgetsearch.training.quiet import quiet
+from budgetsearch.training.trust import FLAG, code_files, uses_code
 
 Say = Callable[[str], None]
 
@@ -113,6 +114,7 @@ def prepare(
     cache: Path,
     max_rows: int | None = None,
     valid_share: float = 0.1,
+    trust_remote_code: bool = False,
     say: Say = lambda _: None,
 ) -> PreparedData:
     """Read, split and tokenize, or find the outcome in the cache.
@@ -130,12 +132,14 @@ def prepare(
     # Sorted and without their places: neither the shuffle nor a file's name changes what the rows are.
     source = _sha256(sorted(_as_json(dataclasses.replace(e, place="")) for e in [*train, *held_out]))
     ordered = _sha256(_as_json(example) for example in [*train, *held_out])
-    facts = (FORMAT, ordered, len(train), _tokenizer_hash(model_path), max_length, seed)
+    tokenizer = _tokenizer_hash(model_path, code=trust_remote_code)
+    facts = (FORMAT, ordered, len(train), tokenizer, max_length, seed)
     folder = cache / "data" / _sha256(map(str, facts))[:32]
     with locked(cache / "locks" / folder.name):
         if not folder.exists():
             say(f"tokenizing {len(train)} training and {len(held_out)} validation rows")
-            _write(folder, load_tokenizer(model_path), train, held_out, max_length, source)
+            loaded = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+            _write(folder, loaded, train, held_out, max_length, source)
     return open_prepared(folder)
 
 
@@ -164,18 +168,25 @@ def open_prepared(folder: Path) -> PreparedData:
         raise DataError(f"prepared data in {folder} cannot be read ({error}); delete that folder") from error
 
 
-def load_tokenizer(model_path: Path) -> Any:
+def load_tokenizer(model_path: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a base model's folder, with a pad token.
 
     Raises:
+        UntrustedCode: it runs its own code to load, and that is not allowed.
         DataError: it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(model_path)
+            # Said, not left out: else transformers asks on the terminal, and a worker has none.
+            tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        if uses_code(model_path) and not trust_remote_code and "trust_remote_code" in str(error):
+            raise UntrustedCode(
+                f"the tokenizer in {model_path} runs its own Python code to load; read that code, then allow "
+                f"it with {FLAG} (trust_remote_code)"
+            ) from error
         raise DataError(f"the tokenizer in {model_path} cannot be loaded: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -366,6 +377,7 @@ def _sha256(parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_hash(model_path: Path) -> str:
+def _tokenizer_hash(model_path: Path, *, code: bool) -> str:
     files = {file for pattern in TOKENIZER_FILES for file in model_path.glob(pattern) if file.is_file()}
+    files.update(code_files(model_path) if code else ())
     return _sha256(f"{f.name} {hashlib.sha256(f.read_bytes()).hexdigest()}" for f in sorted(files))

@@ -64,7 +64,7 @@ class Workshop:
             trust_remote_code=setup.trust_remote_code,
             half=setup.half,
         )
-        tokenizer = load_tokenizer(Path(setup.model_path))
+        tokenizer = load_tokenizer(Path(setup.model_path), trust_remote_code=setup.trust_remote_code)
         self.shop = Shop(
             data=open_prepared(Path(setup.data_path)),
             model_path=Path(setup.model_path),
@@ -80,6 +80,7 @@ class Workshop:
             optimizer=setup.optimizer,
             torch_compile=setup.torch_compile,
             half=setup.half,
+            trust_remote_code=setup.trust_remote_code,
             make_room=lambda: self.bases.drop_others(self._quantization),
             pressed=self._pressed,
             start_peak=self._meter.start,

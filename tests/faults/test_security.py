@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import budgetsearch
 from budgetsearch.cli import app
-from budgetsearch.core.errors import CheckpointError, ModelError, SettingsError, SpaceError
+from budgetsearch.core.errors import CheckpointError, ModelError, SettingsError, SpaceError, UntrustedCode
 from budgetsearch.settings import load_settings
 from budgetsearch.spaces import load_space
 from budgetsearch.training import checkpoints
@@ -254,6 +254,62 @@ def test_a_model_of_a_known_kind_never_runs_the_code_beside_it(model_with_code: 
     load_tokenizer(base.path)
     assert type(load_base(str(base.path), "fp32", "cpu")).__name__ == "LlamaForCausalLM"
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def tokenizer_with_code(model_with_code: Path) -> Path:
+    """A model of a kind that transformers does not know, whose tokenizer is its own code as well."""
+    tokenizer = json.loads((model_with_code / "tokenizer_config.json").read_text(encoding="utf-8"))
+    tokenizer |= {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", None]}}
+    (model_with_code / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    return model_with_code
+
+
+def test_a_tokenizer_with_its_own_code_is_refused_and_nobody_is_asked(
+    tokenizer_with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question on the terminal would let a worker wait, which has none: the error names the flag."""
+    from budgetsearch.training.tokens import load_tokenizer
+
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "n")
+    with pytest.raises(UntrustedCode, match="--trust-remote-code"):
+        load_tokenizer(tokenizer_with_code)
+    assert [] == asked
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_from_pretrained_leaves_open_whether_code_may_run() -> None:
+    """Each call of a class that can run a model's code says so, or hands on what says so."""
+    silent = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            called = ast.unparse(node.func)
+            if called.startswith("Auto") and called.endswith((".from_pretrained", ".from_config")):
+                named = {keyword.arg for keyword in node.keywords}
+                if not named & {"trust_remote_code", None}:
+                    silent.append(f"{path.name}:{node.lineno}")
+    assert [] == silent
+
+
+def test_code_that_may_run_is_hashed(model_with_code: Path, tmp_path: Path) -> None:
+    """A changed byte of it is another base, also in an inner folder; what may not run does not count."""
+    inside = model_with_code / "custom_generate" / "generate.py"
+    inside.parent.mkdir()
+    inside.write_text("a = 1\n", encoding="utf-8")
+    cache = tmp_path / "cache"
+    before = resolve_model(str(model_with_code), cache, trust_remote_code=True)
+    assert {"theirs.py", "custom_generate/generate.py"} <= set(before.files)
+    inside.write_text("a = 22\n", encoding="utf-8")
+    after = resolve_model(str(model_with_code), cache, trust_remote_code=True)
+    assert before.sha256 != after.sha256
+    config = json.loads((model_with_code / "config.json").read_text(encoding="utf-8"))
+    (model_with_code / "config.json").write_text(
+        json.dumps(config | {"model_type": "llama"}), encoding="utf-8"
+    )
+    assert not {name for name in resolve_model(str(model_with_code), cache).files if name.endswith(".py")}
 
 
 # -------------------------------------------------------------------------- network
