@@ -319,10 +319,8 @@ def status(run: str | os.PathLike[str]) -> dict[str, Any]:
     from budgetsearch.report.tables import status_dict
 
     history = open_history(run)
-    found = status_dict(history)
     folder = RunFolder(Path(run))
-    if history.closed is None and not folder.in_use():
-        found["phase"] = "stopped"
+    found = status_dict(history, folder.goes(history.closed is not None))
     reports = (folder.report_html, folder.report, folder.report_json)
     found["reports"] = [str(path) for path in reports if path.is_file()]
     return found

@@ -310,8 +310,8 @@ def status(
         if as_json:
             typer.echo(json.dumps(api.status(run), indent=2))
         else:
-            _console().print(summary(api.open_history(run)))
             found = api.status(run)
+            _console().print(summary(api.open_history(run), found["phase"] != "stopped"))
             for path in found["reports"][:1]:
                 typer.echo(f"report  {path}")
             if found["phase"] == "stopped":

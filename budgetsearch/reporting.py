@@ -32,8 +32,9 @@ def write_reports(folder: RunFolder, entries: Sequence[Entry], history: History)
     """Write all three from the ledger, over older ones; report.md, which costs least, first."""
     from budgetsearch.report.markdown import write_report
 
-    write_report(entries, history, folder.report)
-    _write_page(folder, entries, history, lambda: False)
+    going = folder.goes(history.closed is not None)
+    write_report(entries, history, folder.report, going=going)
+    _write_page(folder, entries, history, lambda: False, going)
     return Reports(folder.report, folder.report_json, folder.report_html)
 
 
@@ -44,13 +45,14 @@ def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History,
     """
     from budgetsearch.report.markdown import write_report
 
-    write_report(entries, history, folder.report)
+    going = folder.goes(history.closed is not None)
+    write_report(entries, history, folder.report, going=going)
     failed: list[Exception] = []
     over = threading.Event()
 
     def work() -> None:
         try:
-            _write_page(folder, entries, history, over.is_set)
+            _write_page(folder, entries, history, over.is_set, going)
         except Exception as error:
             LOGGER.warning("report.html could not be written", exc_info=True)
             failed.append(error)
@@ -69,7 +71,7 @@ def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History,
 
 
 def _write_page(
-    folder: RunFolder, entries: Sequence[Entry], history: History, over: Callable[[], bool]
+    folder: RunFolder, entries: Sequence[Entry], history: History, over: Callable[[], bool], going: bool
 ) -> None:
     from budgetsearch.report.files import replace_file
     from budgetsearch.report.html import html_text
@@ -77,7 +79,7 @@ def _write_page(
     from budgetsearch.report.numbers import as_json, numbers_of
     from budgetsearch.study.importance import importances
 
-    numbers = numbers_of(entries, history, importances)
+    numbers = numbers_of(entries, history, importances, going=going)
     if not over():
         replace_file(folder.report_json, as_json(numbers))
         page = html_text(numbers, load_lines(history))

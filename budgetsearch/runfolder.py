@@ -172,6 +172,10 @@ class RunFolder:
             return True
         return False
 
+    def goes(self, closed: bool) -> bool:
+        """Whether a process works on the run in it; ``closed``: the ledger says that the run is over."""
+        return not closed and self.in_use()
+
     def check_not_in_use(self) -> None:
         """Refuse a folder whose lock is held.
 

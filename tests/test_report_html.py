@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,13 +25,14 @@ from budgetsearch.core.errors import RunFolderError
 from budgetsearch.core.events import CardWatched, Closed, Entry, Heartbeat, Opened, Scored
 from budgetsearch.core.history import fold
 from budgetsearch.core.records import Beat, CardUse, Score
-from budgetsearch.ledger import read_entries
+from budgetsearch.ledger import Ledger, read_entries
 from budgetsearch.report.figures import figures_of
 from budgetsearch.report.html import html_text
 from budgetsearch.report.numbers import Numbers, numbers_of
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.study.importance import importances
 from tests.browser import Page, browser_page
+from tests.comparable import Standing
 from tests.factories import FACTS, Story, params, whole_run
 from tests.simulation import make_driver
 
@@ -249,6 +252,72 @@ def test_every_stage_of_a_run_has_a_page() -> None:
         assert part in text
 
 
+# ----------------------------------------------------------------------- how it stands
+
+HOLDER = """
+import sys
+from pathlib import Path
+from budgetsearch.runfolder import RunFolder, RunLock
+RunLock(RunFolder(Path(sys.argv[1]))).sign()
+print("held", flush=True)
+sys.stdin.read()
+"""
+"""A process that works on a run, as far as the lock tells."""
+
+
+def write_ledger(folder: RunFolder, story: Story) -> None:
+    """The story as a ledger on disk."""
+    ledger, clock = Ledger(folder.ledger), Standing()
+    for entry in story.entries:
+        clock.at = entry.at
+        ledger.append(entry.event, clock)
+    ledger.close()
+
+
+def test_a_killed_run_is_not_called_going(tmp_path: Path) -> None:
+    """While its process holds the lock it is still going; after kill -9 the page, the text, the numbers
+    and the terminal say so, and what trained then was cut off."""
+    folder = RunFolder(tmp_path)
+    story = Story.planned()
+    story.train(story.trial(), 1.5)
+    story.start(story.trial())
+    write_ledger(folder, story)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        going = {name: path.read_text() for name, path in vars(api.report(tmp_path)).items()}
+        process.kill()
+    killed = {name: path.read_text() for name, path in vars(api.report(tmp_path)).items()}
+    assert ("still going" in going["html"], "still going" in killed["html"]) == (True, False)
+    assert "State: search: it is going." in going["markdown"]
+    for name in ("html", "markdown"):
+        assert "State: stopped: its process was killed or its machine went down" in killed[name]
+    before, after = json.loads(going["json"]), json.loads(killed["json"])
+    assert [(one["run"]["state"], one["run"]["going"]) for one in (before, after)] == [
+        ("search", True), ("stopped", False),
+    ]  # fmt: skip
+    assert [[t["status"] for t in one["trials"]] for one in (before, after)] == [
+        ["paused", "running"], ["paused", "cut off"],
+    ]  # fmt: skip
+    assert [one["timeline"]["spans"][-1]["status"] for one in (before, after)] == ["running", "cut off"]
+    assert [t["status"] for t in api.status(tmp_path)["trials"]] == ["paused", "cut off"]
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"), [("finished", "deadline kept"), ("interrupted", "interrupted"), ("failed", "failed")]
+)
+def test_a_run_that_was_closed_says_how(state: str, shown: str) -> None:
+    """Whatever the lock says: only a finished run has kept its deadline."""
+    story = Story.planned()
+    story.add(Closed(state, "because"))
+    for going in (True, False):
+        text = html_text(numbers_of(story.entries, story.history, going=going))
+        assert re.search(rf"of 12.0 min; {shown}</span>", text)
+        assert f"State: {state}: because." in text
+        assert "still going" not in text
+
+
 # ------------------------------------------------------------------------- the files
 
 
@@ -319,9 +388,9 @@ def test_a_slow_library_does_not_cost_the_deadline(run_folder: RunFolder, monkey
     monkeypatch.setattr(reporting, "LEAVE_SECONDS", 1.8)
     monkeypatch.setattr(reporting, "PAGE_SECONDS", 0.0)
 
-    def slow(entries: list[Entry], *rest: Any) -> Numbers:
+    def slow(entries: list[Entry], *rest: Any, **more: Any) -> Numbers:
         time.sleep(2.5)
-        return numbers_of(entries, *rest)
+        return numbers_of(entries, *rest, **more)
 
     monkeypatch.setattr("budgetsearch.report.numbers.numbers_of", slow)
     start = time.monotonic()

@@ -12,7 +12,7 @@ from budgetsearch.core.errors import LedgerError, RunFolderError, UsageError
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.ledger import read_history
 from budgetsearch.report.card import scored_for
-from budgetsearch.report.tables import card_row, phase_of
+from budgetsearch.report.tables import card_row, state_of
 from budgetsearch.runfolder import RunFolder
 
 NAME_CHARACTERS = 48
@@ -66,7 +66,7 @@ def run_of(history: History, name: str, path: str, *, going: bool = False) -> Ru
     assert history.opened is not None
     facts = history.opened.facts
     model = _mapping(facts, "model")
-    best, state = history.incumbent, _state(history, going)
+    best, state = history.incumbent, state_of(history, going)
     adapter, base, notes = _results(history, best)
     if state != "finished":
         notes.append(f"the run is not finished ({state}): it stands for what it had come to")
@@ -87,11 +87,6 @@ def run_of(history: History, name: str, path: str, *, going: bool = False) -> Ru
         trials=sum(1 for trial in history.trials.values() if trial.started),
         notes=tuple(notes),
     )
-
-
-def _state(history: History, going: bool) -> str:
-    phase = phase_of(history)
-    return phase if history.closed is not None or going else "stopped"
 
 
 def _results(history: History, best: TrialState | None) -> tuple[Results, Results, list[str]]:

@@ -23,6 +23,25 @@ def phase_of(history: History) -> str:
     return "full run" if history.full_trial is not None else "search"
 
 
+STOPPED, CUT_OFF = "stopped", "cut off"
+"""Of a run that nobody closed and no process works on; of a trial that trained when that happened."""
+STATE_MEANS = {
+    "finished": "it came to its own end",
+    "interrupted": "it was asked to stop and wrote down how it stood; it can go on",
+    "failed": "it ended with an error",
+    STOPPED: "its process was killed or its machine went down, and no process works on it; it can go on",
+}
+"""In words, for people; any other state is a phase of a run that goes."""
+
+
+def state_of(history: History, going: bool) -> str:
+    """The phase of a run that goes, how a run was closed, or ``stopped``; ``going``: a process works on it.
+
+    The ledger alone cannot tell a run that goes from one whose process was killed: the folder's lock can.
+    """
+    return phase_of(history) if history.closed is not None or going else STOPPED
+
+
 def rung_names(history: History) -> list[str]:
     """A heading for each rung, with its seconds of training."""
     if history.plan is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from budgetsearch.core.space import Space
 from budgetsearch.report.drawing import Figure, memory_unit
+from budgetsearch.report.facts import state_words
 from budgetsearch.report.figures import figures_of
 from budgetsearch.report.intervals import CONFIDENCE, Estimate
 from budgetsearch.report.numbers import Numbers
@@ -61,6 +62,7 @@ def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
     library = _plotly()
     return environment.get_template(TEMPLATE).render(
         n=numbers,
+        state=state_words(numbers.run.state, numbers.run.reason),
         figures=figures,
         figure_json=_script_json({name: _drawable(figure) for name, figure in figures.items()}),
         plotly=library,

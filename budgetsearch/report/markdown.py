@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from budgetsearch.core.records import cost_class
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.report.answer import Budget, answer_of, budget_of
 from budgetsearch.report.card import load_snippet
+from budgetsearch.report.facts import state_words
 from budgetsearch.report.files import replace_file
 from budgetsearch.report.intervals import CONFIDENCE, Estimate
 from budgetsearch.report.numbers import failures_of, promotions_of, speed_of
@@ -21,9 +23,9 @@ from budgetsearch.report.tables import (
     gib,
     loss_text,
     params_text,
-    phase_of,
     rank_correlations,
     rung_names,
+    state_of,
     trial_rows,
 )
 from budgetsearch.report.timeline import timeline_of
@@ -32,15 +34,19 @@ SAMPLE_CHARACTERS = 600
 """A sample answer is cut there."""
 
 
-def write_report(entries: Iterable[Entry], history: History, path: Path) -> Path:
+def write_report(entries: Iterable[Entry], history: History, path: Path, *, going: bool = True) -> Path:
     """Write the report of a run, finished or not, over an older one; returns ``path``."""
-    return replace_file(path, report_text(list(entries), history))
+    return replace_file(path, report_text(list(entries), history, going=going))
 
 
-def report_text(entries: Sequence[Entry], history: History) -> str:
-    """The whole report as Markdown."""
+def report_text(entries: Sequence[Entry], history: History, *, going: bool = True) -> str:
+    """The whole report as Markdown; ``going``: a process works on a run that nobody has closed."""
     parts = ["# Report of a budgetsearch run", ""]
-    for title, write in SECTIONS:
+    told: dict[Writer, Writer] = {
+        _answer: partial(_answer, going=going),
+        _trials: partial(_trials, going=going),
+    }
+    for title, write in ((title, told.get(write, write)) for title, write in SECTIONS):
         lines = write(entries, history)
         if lines:
             parts += [f"## {title}", "", *lines, ""]
@@ -50,7 +56,7 @@ def report_text(entries: Sequence[Entry], history: History) -> str:
 # -------------------------------------------------------------------------- sections
 
 
-def _answer(entries: Sequence[Entry], history: History) -> list[str]:
+def _answer(entries: Sequence[Entry], history: History, going: bool = True) -> list[str]:
     lines = _score_table(history)
     best, opened = history.incumbent, history.opened
     if best is None:
@@ -60,12 +66,15 @@ def _answer(entries: Sequence[Entry], history: History) -> list[str]:
             f"The best adapter is trial {best.trial_id} ({params_text(best.trial.params)}), after "
             f"{best.best_tokens} tokens, with a validation loss of {loss_text(best.best_loss)}."
         ]
+    state = state_of(history, going)
     if opened is not None:
-        kept = "kept" if history.spent <= opened.budget_seconds else "PASSED"
-        spent = f"{history.spent:.1f} of {opened.budget_seconds:.0f} s"
-        lines += ["", f"{spent} were spent; the deadline was {kept}."]
-    closed = f": {history.closed.reason}" if history.closed else ""
-    return [*lines, f"The run is in the state `{phase_of(history)}`{closed}."]
+        kept = history.spent <= opened.budget_seconds
+        over = (
+            "the deadline was PASSED" if not kept else "the deadline was kept" if state == "finished" else ""
+        )
+        spent = f"{history.spent:.1f} of {opened.budget_seconds:.0f} s were spent"
+        lines += ["", f"{spent}; {over}." if over else f"{spent}."]
+    return [*lines, f"State: {state_words(state, history.closed.reason if history.closed else None)}."]
 
 
 def _score_table(history: History) -> list[str]:
@@ -115,7 +124,7 @@ def load_lines(history: History) -> list[str]:
     return load_snippet(model, cost_class(best.trial.params), exported.path, history)
 
 
-def _trials(entries: Sequence[Entry], history: History) -> list[str]:
+def _trials(entries: Sequence[Entry], history: History, going: bool = True) -> list[str]:
     heads = ["trial", "configuration", "origin", *rung_names(history), "tokens", "seconds", "peak", "status"]
     rows = [
         [
@@ -128,7 +137,7 @@ def _trials(entries: Sequence[Entry], history: History) -> list[str]:
             gib(row.peak_bytes),
             row.status,
         ]
-        for row in trial_rows(history)
+        for row in trial_rows(history, going)
     ]
     return _table(heads, rows) if rows else []
 

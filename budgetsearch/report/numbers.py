@@ -11,20 +11,17 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history import History
 from budgetsearch.core.records import Params
-from budgetsearch.core.secrets import shown_settings
 from budgetsearch.core.space import Space
 from budgetsearch.report.answer import Answer, Budget, answer_of, budget_of
-from budgetsearch.report.card import device_of
+from budgetsearch.report.facts import RunFacts, facts_of
 from budgetsearch.report.tables import (
     CardRow,
     card_row,
-    phase_of,
     rank_correlations,
     rung_names,
     trial_rows,
@@ -39,26 +36,6 @@ MIN_IMPORTANCE = 10
 RULED_OUT = "foreseen not to fit into memory, so it never ran"
 Importances = Callable[[Space, Sequence[tuple[Params, float]]], Mapping[str, float]]
 """From a space, configurations and their losses to each parameter's share; see study.importance."""
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """Which run this is, and how it stands."""
-
-    state: str
-    ended: bool
-    """False while it goes, or where its process was killed."""
-    reason: str | None
-    began: str | None
-    """By the clock on the wall, UTC."""
-    model: Mapping[str, Any]
-    data: Mapping[str, Any]
-    card: Mapping[str, Any]
-    device: str
-    versions: Mapping[str, str]
-    settings: Mapping[str, Any]
-    """Without passwords."""
-    space: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -193,18 +170,27 @@ class Numbers:
     """A few validation examples with both answers."""
 
 
-def numbers_of(entries: Sequence[Entry], history: History, importances: Importances | None = None) -> Numbers:
-    """All numbers of a run, finished or not; ``history`` is the fold of ``entries``."""
-    timeline = timeline_of(entries)
+def numbers_of(
+    entries: Sequence[Entry],
+    history: History,
+    importances: Importances | None = None,
+    *,
+    going: bool = True,
+) -> Numbers:
+    """All numbers of a run, finished or not; ``history`` is the fold of ``entries``.
+
+    ``going``: a process works on it. It counts only where the ledger does not say that the run is over.
+    """
+    timeline = timeline_of(entries, going=going and history.closed is None)
     return Numbers(
         schema=SCHEMA,
         schema_version=SCHEMA_VERSION,
-        run=_facts(entries, history),
+        run=facts_of(entries, history, going),
         answer=answer_of(history),
         budget=budget_of(history),
         rungs=tuple(_rungs(history)),
         eta=history.plan.eta if history.plan else None,
-        trials=tuple(_trials(history)),
+        trials=tuple(_trials(history, going)),
         promotions=promotions_of(timeline, history),
         timeline=timeline,
         importance=_importance(history, importances),
@@ -238,25 +224,6 @@ def _plain(value: Any) -> Any:
 # ------------------------------------------------------------------------------ parts
 
 
-def _facts(entries: Sequence[Entry], history: History) -> RunFacts:
-    opened = history.opened
-    facts = opened.facts if opened else {}
-    began = datetime.fromtimestamp(entries[0].wall - entries[0].at, UTC) if entries else None
-    return RunFacts(
-        state=phase_of(history),
-        ended=history.closed is not None,
-        reason=history.closed.reason if history.closed else None,
-        began=began.isoformat(timespec="seconds") if began else None,
-        model=dict(facts.get("model", {})),
-        data=dict(facts.get("data", {})),
-        card=dict(facts.get("card", {})),
-        device=device_of(history),
-        versions=dict(facts.get("versions", {})),
-        settings=shown_settings(opened.settings) if opened else {},
-        space=dict(history.plan.space) if history.plan else {},
-    )
-
-
 def _rungs(history: History) -> list[Rung]:
     plan = history.plan
     if plan is None:
@@ -275,8 +242,8 @@ def _rungs(history: History) -> list[Rung]:
     ]
 
 
-def _trials(history: History) -> list[TrialNumbers]:
-    rows = trial_rows(history)
+def _trials(history: History, going: bool) -> list[TrialNumbers]:
+    rows = trial_rows(history, going)
     known = [(r.trial_id, r.peak_bytes, r.loss) for r in rows if r.loss is not None and r.peak_bytes]
     front = pareto(known)
     return [

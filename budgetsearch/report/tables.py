@@ -14,12 +14,14 @@ from rich.text import Text
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import PHASES, Params
 from budgetsearch.core.space import Space
+from budgetsearch.core.words import CUT_OFF
 from budgetsearch.core.words import SCORING as SCORING
 from budgetsearch.core.words import gib as gib
 from budgetsearch.core.words import loss_text as loss_text
 from budgetsearch.core.words import params_text as params_text
 from budgetsearch.core.words import phase_of as phase_of
 from budgetsearch.core.words import rung_names as rung_names
+from budgetsearch.core.words import state_of as state_of
 from budgetsearch.core.words import value_text as value_text
 
 SCORE_FIELDS = (
@@ -65,19 +67,20 @@ class PhaseRow:
 # ------------------------------------------------------------------------------ rows
 
 
-def trial_rows(history: History) -> list[TrialRow]:
-    """All trials: those that got furthest first, then by loss."""
-    rows = [_trial_row(state, history) for state in history.trials.values()]
+def trial_rows(history: History, going: bool = True) -> list[TrialRow]:
+    """All trials: those that got furthest first, then by loss; ``going``: a process works on the run."""
+    rows = [_trial_row(state, history, going) for state in history.trials.values()]
     return sorted(rows, key=lambda row: (-row.rung, row.loss is None, row.loss or 0.0, row.trial_id))
 
 
-def _trial_row(state: TrialState, history: History) -> TrialRow:
+def _trial_row(state: TrialState, history: History, going: bool) -> TrialRow:
+    killed = history.closed is None and not going
     rungs = history.plan.top_rung + 1 if history.plan else 0
     return TrialRow(
         trial_id=state.trial_id,
         params=dict(state.trial.params),
         origin=state.trial.origin,
-        status=history.standing(state),
+        status=CUT_OFF if killed and state.running else history.standing(state),
         rung=state.rung,
         loss=state.best_loss,
         losses=tuple(state.losses.get(rung) for rung in range(rungs)),
@@ -178,19 +181,21 @@ def card_row(history: History) -> CardRow | None:
 # ---------------------------------------------------------------------------- status
 
 
-def status_dict(history: History) -> dict[str, Any]:
-    """How the run stands, as plain JSON values."""
+def status_dict(history: History, going: bool = True) -> dict[str, Any]:
+    """How the run stands, as plain JSON values; ``going``: a process works on it."""
     plan, best = history.plan, history.incumbent
     budget = history.opened.budget_seconds if history.opened else None
     return {
-        "phase": phase_of(history),
+        "phase": state_of(history, going),
         "reason": history.closed.reason if history.closed else None,
         "budget_seconds": budget,
         "spent_seconds": history.spent,
         "deadline_kept": None if budget is None else history.spent <= budget,
         "reserve_seconds": plan.reserve_seconds if plan else None,
         "ladder": list(plan.ladder) if plan else [],
-        "trials": [_trial_dict(row) for row in sorted(trial_rows(history), key=lambda row: row.trial_id)],
+        "trials": [
+            _trial_dict(row) for row in sorted(trial_rows(history, going), key=lambda row: row.trial_id)
+        ],
         "best": None if best is None else _best_dict(best, history),
         "phases": {row.phase: row.seconds for row in phase_rows(history)},
         "score": _score_dict(history),
@@ -282,15 +287,15 @@ def answer_lines(history: History) -> list[str]:
     return lines
 
 
-def summary(history: History) -> Group:
-    """The final table for a terminal, with the answer below it."""
-    return Group(trial_table(history), Text("\n".join(final_lines(history))))
+def summary(history: History, going: bool = True) -> Group:
+    """The final table for a terminal, with the answer below it; ``going``: a process works on the run."""
+    return Group(trial_table(history, going=going), Text("\n".join(final_lines(history))))
 
 
-def trial_table(history: History, limit: int = SHOWN_TRIALS) -> Table:
+def trial_table(history: History, limit: int = SHOWN_TRIALS, going: bool = True) -> Table:
     """The trials that got furthest, with their loss at each rung."""
-    rows = trial_rows(history)
-    title = f"{len(rows)} trials, {phase_of(history)}"
+    rows = trial_rows(history, going)
+    title = f"{len(rows)} trials, {state_of(history, going)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("trial", justify="right")
     knobs = Space.parse(history.plan.space).searched if history.plan else ()

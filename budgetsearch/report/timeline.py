@@ -21,6 +21,7 @@ from budgetsearch.core.events import (
     SegmentStarted,
 )
 from budgetsearch.core.records import PHASES, Run, Segment, SegmentResult
+from budgetsearch.core.words import CUT_OFF
 
 MAX_SAMPLES = 400
 """Points of memory over time: more than a screen can show."""
@@ -47,7 +48,7 @@ class Span:
     start_tokens: int
     stop_tokens: int
     status: str
-    """As it ended, or ``running``."""
+    """As it ended; else ``running``, or ``cut off`` where no process works on the run any more."""
     loss_nats_per_token: float | None
     peak_bytes: int
     promotion: bool
@@ -103,9 +104,9 @@ class Timeline:
     """The most jobs that ran at once."""
 
 
-def timeline_of(entries: Iterable[Entry]) -> Timeline:
-    """Walk along the ledger once."""
-    walk = _Walk()
+def timeline_of(entries: Iterable[Entry], *, going: bool = True) -> Timeline:
+    """Walk along the ledger once; ``going``: a process works on the run."""
+    walk = _Walk(unended="running" if going else CUT_OFF)
     for entry in entries:
         walk.take(entry)
     return walk.timeline()
@@ -120,6 +121,8 @@ def is_promotion(segment: Segment, reason: str) -> bool:
 class _Walk:
     """What is known up to an entry."""
 
+    unended: str = "running"
+    """What to say of a segment that has no end."""
     at: float = 0.0
     charged: float = 0.0
     reasons: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -218,7 +221,7 @@ class _Walk:
             stop_seconds=stop,
             start_tokens=segment.start_tokens,
             stop_tokens=result.tokens if result else segment.start_tokens,
-            status=result.status if result else "running",
+            status=result.status if result else self.unended,
             loss_nats_per_token=result.loss if result else None,
             peak_bytes=result.peak_bytes if result else 0,
             promotion=is_promotion(segment, reason),
