@@ -349,7 +349,7 @@ class Driver:
         previous = before.best_checkpoint if before else None
         for result in report.results:
             if isinstance(result, SegmentResult):
-                blameless = result.lost or result.unwritten
+                blameless = result.lost or result.unread or result.unwritten
                 late = result.status == "cancelled" and flight.told is not None and not blameless
                 self._append(SegmentEnded(report.job_id, _as_timeout(result) if late else result))
                 self._charge_result(result)

@@ -8,6 +8,7 @@ another name, and the next process puts it back.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import CheckpointError, DiskError, UsageError
+from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError, UsageError
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.folders import exchange, remedy, sync
 from budgetsearch.report.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
@@ -72,6 +73,7 @@ class AdapterExporter:
 
         Raises:
             CheckpointError: what it would be made from is missing or damaged; the adapter stays as it is.
+            UnreadableError: that cannot be read now.
             DiskError: the folder cannot be written; the adapter stays as it is.
         """
         source, known = self._source(state)
@@ -80,6 +82,8 @@ class AdapterExporter:
             copied = sums.write_sums(self._new)
             if wrong := [name for name in ADAPTER_FILES if copied[name] != known[name]]:
                 shutil.rmtree(self._new, ignore_errors=True)
+                if sums.sha256(source / wrong[0]) == known[wrong[0]]:
+                    raise OSError(errno.EIO, "the copy is not what was copied", str(source / wrong[0]))
                 raise CheckpointError(f"The checkpoint {source} is damaged: {wrong[0]} has changed.")
             for path in (*self._new.iterdir(), self._new):
                 sync(path)
@@ -93,7 +97,11 @@ class AdapterExporter:
         return str(self.target)
 
     def damage(self, state: TrialState) -> str:
-        """What is wrong with that from which the trial's adapter would be made; nothing if it is whole."""
+        """What is wrong with that from which the trial's adapter would be made; nothing if it is whole.
+
+        Raises:
+            UnreadableError: it cannot be read now.
+        """
         try:
             source, _ = self._source(state)
             if source == self.target:
@@ -112,37 +120,50 @@ class AdapterExporter:
             source = self.checkpoint_path / str(state.best_checkpoint)
             known = sums.read_meta(source)["sha256"]
         for name in ADAPTER_FILES:
-            if name not in known or not (source / name).is_file():
+            if name not in known:
                 raise CheckpointError(f"{name} is missing in {source}.")
+            sums.patiently((source / name).stat, f"{name} in {source}")
         return source, known
 
     def stands(self, checkpoint: str) -> bool:
-        """Whether the exported adapter is whole and was made from this checkpoint."""
+        """Whether the exported adapter is whole and was made from this checkpoint.
+
+        Raises:
+            UnreadableError: it cannot be read now.
+        """
         try:
             sums.check_sums(self.target)
-            manifest = json.loads((self.target / MANIFEST_FILE).read_text(encoding="utf-8"))
-        except (CheckpointError, OSError, ValueError):
+            content = sums.patiently(
+                (self.target / MANIFEST_FILE).read_bytes, f"The adapter in {self.target}"
+            )
+            manifest = json.loads(content)
+        except (CheckpointError, ValueError):
             return False
-        return bool(manifest.get("checkpoint") == checkpoint)
+        return isinstance(manifest, dict) and manifest.get("checkpoint") == checkpoint
 
     def missing(self, names: Iterable[str]) -> dict[str, str]:
-        """Which of these checkpoints are obviously not whole, and why; sums are not looked at."""
+        """Which of these checkpoints are obviously not whole, and why; sums are not looked at. One that
+        cannot be read now is not among them."""
         found = {}
         for name in names:
             try:
                 sums.check_sizes(self.checkpoint_path / name)
             except CheckpointError as error:
                 found[name] = str(error)
+            except UnreadableError:
+                pass  # whoever needs it tries again
         return found
 
     def sweep(self, history: History) -> None:
         """Remove the checkpoints that nothing needs, and what crashed writers left behind."""
-        if not self.checkpoint_path.is_dir():
-            return
+        try:
+            there = list(self.checkpoint_path.iterdir())
+        except OSError:
+            return  # the next sweep finds them
         needed = history.needed_checkpoints()
         # A job under way may have written a checkpoint that the ledger does not know yet.
         busy = tuple(f"trial{s.trial_id:04d}-" for job in history.running.values() for s in job)
-        for path in self.checkpoint_path.iterdir():
+        for path in there:
             if path.name.startswith("."):
                 useless = not busy
             else:
@@ -192,7 +213,11 @@ def mend(
     ``tokenizer``: finds a folder with the tokenizer's files.
     """
     best = history.incumbent
-    if best is None or exporter.stands(str(best.best_checkpoint)):
+    try:
+        if best is None or exporter.stands(str(best.best_checkpoint)):
+            return
+    except UnreadableError as error:
+        say(str(error))
         return
     say(f"the adapter in {exporter.target} is damaged; it is written again from its checkpoint")
     try:

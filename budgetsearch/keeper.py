@@ -1,7 +1,8 @@
 """What the driver does about adapters and checkpoints: keep the best on disk, and notice what broke.
 
 A checkpoint that turns out to be damaged is recorded and the next best takes its place, as long as there is
-one. A disk without room is told and swept, and the driver goes on with what stands.
+one. One that cannot be read now keeps its place: it is tried again, and nothing is given up for it. A disk
+without room is told and swept, and the driver goes on with what stands.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from budgetsearch.core.errors import CheckpointError, DiskError
+from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
 from budgetsearch.core.events import CheckpointLost, Event, Exported, Noticed
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.ports import Exporter
@@ -32,9 +33,14 @@ class Keeper:
             self.record(CheckpointLost(name, why))
 
     def best(self) -> TrialState | None:
-        """The best trial of which a whole adapter exists, in a checkpoint or already exported."""
+        """The best trial of which a whole adapter exists, in a checkpoint or already exported; None as well
+        if that cannot be read now."""
         while (best := self.history().incumbent) is not None:
-            why = self.exporter.damage(best)
+            try:
+                why = self.exporter.damage(best)
+            except UnreadableError as error:
+                self.record(Noticed(str(error)))
+                return None
             if not why:
                 return best
             self._lose(best, why)
@@ -44,7 +50,7 @@ class Keeper:
         """Put the best adapter in its place; returns whose it is, None if nothing is left to export.
 
         Raises:
-            DiskError: there is no room for it, even after a sweep.
+            DiskError: there is no room for it, even after a sweep, or it cannot be read now.
         """
         swept = False
         while (best := self.history().incumbent) is not None:
@@ -52,6 +58,8 @@ class Keeper:
                 path = self.exporter.export(self.history(), best, final=final)
             except CheckpointError as error:
                 self._lose(best, str(error))
+            except UnreadableError:
+                raise  # room would not help
             except DiskError:
                 if swept:
                     raise
@@ -91,8 +99,15 @@ class Keeper:
 
     def _lose(self, best: TrialState, why: str) -> None:
         name = str(best.best_checkpoint)
-        whole = best.exported is None and self.exporter.stands(name)
+        whole = best.exported is None and self._may_stand(name)
         self.record(CheckpointLost(name, why, exported=not whole))
+
+    def _may_stand(self, checkpoint: str) -> bool:
+        """Whether nothing is known to be wrong with the adapter that was exported from the checkpoint."""
+        try:
+            return self.exporter.stands(checkpoint)
+        except UnreadableError:
+            return True
 
 
 class Nowhere:

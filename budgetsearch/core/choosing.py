@@ -61,7 +61,7 @@ def _waiting(view: View, rung: int) -> list[tuple[int, TrialState]]:
     """Places and trials of a rung that may go on; whoever was dropped has no checkpoint any more."""
     ranked = enumerate(view.history.at_rung(rung), start=1)
     out = view.history.dropped
-    return [(n, s) for n, s in ranked if s.goal == rung and not (s.dead or s.running or s.trial_id in out)]
+    return [(n, s) for n, s in ranked if s.goal == rung and not (s.stuck or s.running or s.trial_id in out)]
 
 
 def _missing(view: View, rung: int, first: TrialState) -> list[tuple[str, ParamValue]]:
@@ -90,10 +90,10 @@ def finalists(view: View) -> list[TrialState]:
     """Trials that may run in full, best first: those that got furthest, then the rest by rung."""
     top = view.plan.top_rung
     if top == 0:
-        return [s for s in view.history.trials.values() if not s.dead and s.goal < top]
+        return [s for s in view.history.trials.values() if not s.stuck and s.goal < top]
     kept = view.history.contenders()
     ranked = [s for rung in range(top - 1, -1, -1) for s in view.history.at_rung(rung) if s.rung == rung]
-    return [s for s in ranked if s.trial_id in kept and s.goal < top]
+    return [s for s in ranked if s.trial_id in kept and s.goal < top and not s.stuck]
 
 
 def next_candidate(view: View) -> TrialState:

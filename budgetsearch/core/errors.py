@@ -16,6 +16,7 @@
     ├── LedgerError               the ledger is damaged or contradicts itself
     ├── CheckpointError           a checkpoint is damaged or incomplete
     ├── DiskError                 a disk is full, or a folder cannot be written any more
+    │   └── UnreadableError       a file cannot be read now; it may well be whole
     └── EngineError               the worker cannot be started, or dies again and again
 
 Every message says what happened, what it touched and what to do next.
@@ -81,6 +82,10 @@ class CheckpointError(BudgetsearchError):
 
 class DiskError(BudgetsearchError):
     """A disk is full, or a folder cannot be written any more; what was written before is kept."""
+
+
+class UnreadableError(DiskError):
+    """A file that is there cannot be read now: it is tried again, and nothing is given up for it."""
 
 
 class EngineError(BudgetsearchError):

@@ -75,7 +75,7 @@ def go_on(view: View) -> Decision | None:
     top = view.plan.top_rung
     over = set(view.history.full_done) | view.history.dropped
     for state in view.history.trials.values():
-        if state.running or state.dead or state.goal <= state.rung or state.trial_id in over:
+        if state.running or state.stuck or state.goal <= state.rung or state.trial_id in over:
             continue
         if state.goal == top:
             if not _worth_a_restart(view, state):
@@ -92,7 +92,7 @@ def scout(view: View) -> Decision | None:
     """The first trials go to the second rung whatever their loss there will be."""
     for state in view.history.trials.values():
         waits = state.trial_id < view.plan.scouts and state.goal == 0 and state.rung == 0
-        if waits and not state.dead and not state.running and state.trial_id not in view.history.dropped:
+        if waits and not state.stuck and not state.running and state.trial_id not in view.history.dropped:
             return _rung_segment(view, state, 1, "scout: does the first rung predict the second?")
     return None
 
@@ -104,7 +104,7 @@ def enter(view: View) -> Decision | None:
     if view.plan.top_rung == 0 or len(started) >= view.plan.max_trials:
         return None
     # Even if a whole full run does not fit any more: one trial there must be.
-    nobody = all(s.dead for s in started)
+    nobody = all(s.stuck for s in started)
     late = _promotions_due(view) or _time_for_finalists(view) or _search_seconds(view) > view.left
     if late and not nobody:
         return None
@@ -257,7 +257,7 @@ def _time_for_finalists(view: View) -> bool:
     few_rungs = view.entry > 0 or plan.top_rung == 1
     late = view.left < FINALISTS_SHARE * plan.budget_seconds
     trials = view.history.trials.values()
-    return few_rungs and late and any(s.goal >= plan.top_rung - 1 and not s.dead for s in trials)
+    return few_rungs and late and any(s.goal >= plan.top_rung - 1 and not s.stuck for s in trials)
 
 
 def _search_seconds(view: View) -> float:
@@ -382,7 +382,7 @@ def _has_whole_full_run(view: View) -> bool:
 def _wants_another(view: View) -> bool:
     """On a ladder of one rung: whether one more configuration may run in full."""
     history = view.history
-    if any(not s.dead and s.trial_id not in history.full_done for s in history.trials.values()):
+    if any(not s.stuck and s.trial_id not in history.full_done for s in history.trials.values()):
         return False
     room = not _has_whole_full_run(view) or _full_run_seconds(view) * PESSIMISM <= view.left
     return room and view.may_ask and len(history.trials) < view.plan.max_trials

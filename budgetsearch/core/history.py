@@ -42,7 +42,7 @@ from budgetsearch.core.records import (
     Trial,
     cost_class,
 )
-from budgetsearch.core.stands import Stand, fall_back, settle, spares, with_stand
+from budgetsearch.core.stands import MAX_UNREAD, Stand, fall_back, settle, spares, with_stand
 
 MAX_CRASHES = 1
 """A segment whose worker died is issued again so often, then its trial is given up."""
@@ -91,6 +91,8 @@ class TrialState:
     """How often the checkpoint was lost from which it would have gone on."""
     restarts: int = 0
     """How often there was no older one either."""
+    unread: int = 0
+    """How often in a row the checkpoint could not be read from which it would go on; it is still there."""
     crashes: int = 0
     timeouts: int = 0
     running: bool = False
@@ -111,6 +113,16 @@ class TrialState:
     def loss(self) -> float | None:
         """The loss at the highest finished rung."""
         return self.losses.get(self.rung)
+
+    @property
+    def rests(self) -> bool:
+        """Its checkpoint is there and cannot be read: nothing is done with it until the run is resumed."""
+        return self.unread >= MAX_UNREAD
+
+    @property
+    def stuck(self) -> bool:
+        """It cannot run now, or never again."""
+        return self.dead is not None or self.rests
 
     @property
     def started(self) -> bool:
@@ -297,6 +309,8 @@ class History:
     def _on_resumed(self, event: Resumed, at: float) -> None:
         self.closed = None
         self.unwritten.clear()
+        for state in self.trials.values():
+            state.unread = 0
 
     def _on_rescheduled(self, event: Rescheduled, at: float) -> None:
         if self.opened is not None:
@@ -372,6 +386,7 @@ class History:
         alone = self.job_sizes[event.job_id] == 1
         if event.job_id not in self.running:
             del self.job_sizes[event.job_id]
+        state.unread = state.unread + 1 if result.unread else 0
         _OUTCOMES[result.status](self, state, segment, result, alone)
         if result.lost:
             self._lose(result.lost, result.detail, at)

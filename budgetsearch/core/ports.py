@@ -88,20 +88,30 @@ class Exporter(Protocol):
 
         Raises:
             CheckpointError: what it would be made from is missing or damaged.
+            UnreadableError: that cannot be read now.
             DiskError: it cannot be written.
         """
         ...
 
     def damage(self, state: TrialState) -> str:
-        """What is wrong with that from which the trial's adapter would be made; nothing if it is whole."""
+        """What is wrong with that from which the trial's adapter would be made; nothing if it is whole.
+
+        Raises:
+            UnreadableError: it cannot be read now.
+        """
         ...
 
     def stands(self, checkpoint: str) -> bool:
-        """Whether the exported adapter is whole and was made from this checkpoint."""
+        """Whether the exported adapter is whole and was made from this checkpoint.
+
+        Raises:
+            UnreadableError: it cannot be read now.
+        """
         ...
 
     def missing(self, names: Iterable[str]) -> Mapping[str, str]:
-        """Which of these checkpoints are obviously not whole, and why; sums are not looked at."""
+        """Which of these checkpoints are obviously not whole, and why; sums are not looked at. One that
+        cannot be read now is not among them."""
         ...
 
     def sweep(self, history: History) -> None:

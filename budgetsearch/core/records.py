@@ -242,6 +242,8 @@ class SegmentResult:
     cancelled: the trial has done nothing wrong."""
     unwritten: str = ""
     """Why its checkpoint could not be written: the disk's fault. Status cancelled."""
+    unread: str = ""
+    """Why the checkpoint that it starts from, which is there, could not be read. Status cancelled."""
 
 
 @dataclass(frozen=True)

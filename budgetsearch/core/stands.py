@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 MAX_RESTARTS = 1
 """A trial that lost all its checkpoints starts again from its beginning so often, then it is given up."""
+MAX_UNREAD = 5
+"""A checkpoint that is there and cannot be read is tried so often, one segment after the other; then its
+trial rests, with all it holds, until the run is resumed."""
 SPARES = 4
 """Beside the checkpoints to go on from: the best adapter, what takes its place if it breaks (of the same
 trial and of another one), and the full run's last but one."""

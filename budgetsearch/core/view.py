@@ -20,6 +20,10 @@ TWO_FINALISTS_FROM = 6.0
 too much, there is another."""
 
 
+def _brings_nothing(state: TrialState) -> bool:
+    return state.dead in NO_RESULT or state.rests
+
+
 @dataclass(frozen=True)
 class View:
     """What a rule looks at."""
@@ -56,7 +60,7 @@ class View:
     def entered(self, rung: int) -> int:
         """How many trials have come to a rung; what fits in no memory has not competed."""
         trials = self.history.trials.values()
-        return sum(1 for s in trials if s.goal >= rung and not (s.dead in NO_RESULT and s.rung < rung))
+        return sum(1 for s in trials if s.goal >= rung and not (_brings_nothing(s) and s.rung < rung))
 
     def quota(self, rung: int) -> int:
         """How many of a rung's trials have earned the next."""

@@ -140,6 +140,8 @@ class SyntheticWorld:
     """Whether a segment does not react when it is told to stop."""
     loses: Callable[[Segment], bool] = lambda segment: False
     """Whether the checkpoint that a segment starts from turns out to be damaged."""
+    balks: Callable[[Segment], bool] = lambda segment: False
+    """Whether the checkpoint that a segment starts from cannot be read now."""
     full: Callable[[Segment], bool] = lambda segment: False
     """Whether there is no room for a segment's checkpoint."""
     mute: bool = False
@@ -206,6 +208,12 @@ class SyntheticWorld:
                 detail="it is damaged",
                 lost=segment.checkpoint_in,
             )
+        if segment.checkpoint_in and self.balks(segment):
+            return SegmentResult(
+                *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
+                seconds={"train": 0.0, "load": 1.5},
+                unread="input/output error",
+            )
         if self.full(segment):
             return SegmentResult(
                 *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
@@ -251,7 +259,7 @@ class SyntheticWorld:
     def _cut(self, segment: Segment, share: float) -> SegmentResult:
         tokens = segment.start_tokens + int(share * (segment.stop_tokens - segment.start_tokens))
         full = self._train(segment, 0)
-        if full.lost or full.unwritten:
+        if full.lost or full.unread or full.unwritten:
             return full
         return replace(
             full,

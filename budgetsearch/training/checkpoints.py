@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,23 @@ def load(folder: Path) -> Saved:
 
     Raises:
         CheckpointError: it is missing, torn or altered.
+        UnreadableError: the system cannot read it now.
     """
     meta = sums.check(folder)
+    try:
+        return sums.patiently(lambda: _read(folder, meta), f"The checkpoint {folder}")
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
+
+
+def _read(folder: Path, meta: Mapping[str, Any]) -> Saved:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         progress = Progress(int(meta["tokens"]), int(meta["steps"]))
         with safe_open(folder / ADAPTER_FILE, framework="pt"):
             pass  # PEFT reads it when it is scored
         return Saved(progress, load_file(folder / STATE_FILE), config)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
+    except SafetensorError as error:
+        if "(os error " in str(error):  # what the system said is in its text alone
+            raise OSError(str(error)) from error
+        raise

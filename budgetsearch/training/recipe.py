@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from budgetsearch.core.disk import CHECKPOINT_BYTES, FILES_BYTES
-from budgetsearch.core.errors import CheckpointError
+from budgetsearch.core.errors import CheckpointError, UnreadableError
 from budgetsearch.core.feasibility import needs_as_much
 from budgetsearch.core.records import Segment, SegmentResult, Stint
 from budgetsearch.training.batches import collate
@@ -88,6 +88,8 @@ class GangTraining:
                 members.append(Member.set_up(base, s, shop))
             except CheckpointError as error:
                 broken[s.trial_id] = lost_checkpoint(s, error)
+            except UnreadableError as error:
+                broken[s.trial_id] = unread(s, error)
         if members and (why := _no_room(members, shop)):
             broken |= {m.segment.trial_id: unwritten(m.segment, why) for m in members}
             members = []
@@ -326,6 +328,15 @@ def lost_checkpoint(segment: Segment, error: CheckpointError) -> SegmentResult:
         *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
         detail=str(error),
         lost=str(segment.checkpoint_in),
+    )
+
+
+def unread(segment: Segment, error: UnreadableError) -> SegmentResult:
+    """What comes of a segment whose checkpoint is there and cannot be read now."""
+    return SegmentResult(
+        *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
+        detail=str(error),
+        unread=str(error),
     )
 
 

@@ -1,18 +1,24 @@
 """The files of a checkpoint and their sums: whether it is whole, without torch.
 
 ``state.json`` lists the size and the SHA-256 of every other file. Sizes are looked at when a run goes on,
-sums whenever a file is about to be used.
+sums whenever a file is about to be used. Only what is missing, of another size or of another sum is damaged:
+a file that the system cannot read now may be whole.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from budgetsearch.core.errors import CheckpointError
+from budgetsearch.core.errors import CheckpointError, UnreadableError
+
+T = TypeVar("T")
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -24,6 +30,33 @@ ADAPTER_FILES = (ADAPTER_FILE, CONFIG_FILE)
 """What PEFT reads."""
 SUMS_FILE = "SHA256SUMS"
 """In an exported adapter: the sums of all its other files, as ``sha256sum --check`` reads them."""
+
+GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
+"""What the system says of a file that is not there; all else says that it could not look."""
+PAUSES = (0.1, 0.4, 1.0)
+"""Seconds between the attempts at a file that cannot be read: a network disk may be back in a moment."""
+
+
+def patiently(read: Callable[[], T], what: str) -> T:
+    """The result of ``read``, which is tried again while the system cannot read a file.
+
+    Raises:
+        CheckpointError: a file is missing; ``what`` it belongs to is damaged.
+        UnreadableError: a file cannot be read now.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno in GONE:
+                raise CheckpointError(f"{what} cannot be read: {error}") from error
+            if pause is None:
+                raise UnreadableError(
+                    f"{what} cannot be read now ({error}). It may be whole, so it stays as it is. Mend its "
+                    "disk or its permissions, then resume the run."
+                ) from error
+            time.sleep(pause)
+    raise AssertionError
 
 
 def sha256(path: Path) -> str:
@@ -45,12 +78,14 @@ def read_meta(folder: Path) -> Mapping[str, Any]:
 
     Raises:
         CheckpointError: it is not there, is no JSON, or lists other files than a checkpoint has.
+        UnreadableError: it cannot be read now.
     """
+    content = patiently((folder / META_FILE).read_bytes, f"The checkpoint {folder}")
     try:
-        meta: Mapping[str, Any] = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        meta: Mapping[str, Any] = json.loads(content.decode("utf-8"))
         if set(meta["sha256"]) != set(SUMMED):  # names of a stranger's choice are no files to open
             raise CheckpointError(f"The checkpoint {folder} is damaged: {META_FILE} lists other files.")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
     return meta
 
@@ -60,14 +95,11 @@ def check(folder: Path, names: Iterable[str] = SUMMED) -> Mapping[str, Any]:
 
     Raises:
         CheckpointError: one is missing, torn or altered.
+        UnreadableError: one cannot be read now.
     """
     meta = read_meta(folder)
     for name in names:
-        try:
-            same = sha256(folder / name) == meta["sha256"][name]
-        except OSError as error:
-            raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
-        if not same:
+        if patiently(partial(sha256, folder / name), f"The checkpoint {folder}") != meta["sha256"][name]:
             raise CheckpointError(f"The checkpoint {folder} is damaged: {name} has changed.")
     return meta
 
@@ -77,13 +109,11 @@ def check_sizes(folder: Path) -> None:
 
     Raises:
         CheckpointError: one is missing or has another length.
+        UnreadableError: the system does not say.
     """
     sizes = read_meta(folder).get("bytes") or dict.fromkeys(SUMMED)
     for name in SUMMED:
-        try:
-            length = (folder / name).stat().st_size
-        except OSError as error:
-            raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
+        length = patiently((folder / name).stat, f"The checkpoint {folder}").st_size
         if length == 0 or sizes.get(name) not in (None, length):
             raise CheckpointError(f"The checkpoint {folder} is damaged: {name} has {length} bytes.")
 
@@ -102,12 +132,14 @@ def check_sums(folder: Path) -> None:
 
     Raises:
         CheckpointError: a file is missing or has changed, or there are no sums.
+        UnreadableError: one cannot be read now.
     """
     known = read_sums(folder)
-    try:
-        wrong = [name for name in sorted(known) if sha256(folder / name) != known[name]]
-    except OSError as error:
-        raise CheckpointError(f"The adapter in {folder} cannot be read: {error}") from error
+
+    def altered() -> list[str]:
+        return [name for name in sorted(known) if sha256(folder / name) != known[name]]
+
+    wrong = patiently(altered, f"The adapter in {folder}")
     if wrong:
         raise CheckpointError(f"The adapter in {folder} is damaged: {', '.join(wrong)} changed.")
 
@@ -117,11 +149,13 @@ def read_sums(folder: Path) -> dict[str, str]:
 
     Raises:
         CheckpointError: there are none for an adapter's files, or a name that leads out of the folder.
+        UnreadableError: they cannot be read now.
     """
     known = {}
+    content = patiently((folder / SUMS_FILE).read_bytes, f"The adapter in {folder}")
     try:
-        lines = (folder / SUMS_FILE).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
+        lines = content.decode("utf-8").removesuffix("\n").split("\n")
+    except ValueError as error:
         raise CheckpointError(f"The adapter in {folder} cannot be read: {error}") from error
     for line in lines:
         digits, _, name = line.partition("  ")

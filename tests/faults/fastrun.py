@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from budgetsearch import api, clock
 from budgetsearch.clock import RunClock
 from budgetsearch.core.budget import PlanRequest
-from budgetsearch.core.errors import CheckpointError, RunFolderError
+from budgetsearch.core.errors import CheckpointError, RunFolderError, UnreadableError
 from budgetsearch.core.history import History
 from budgetsearch.core.records import (
     Beat,
@@ -193,6 +193,8 @@ class FastWorkshop:
             saved = checkpoints.load(Path(self.setup.checkpoint_path) / segment.checkpoint_in)
         except CheckpointError as error:
             return recipe.lost_checkpoint(segment, error)
+        except UnreadableError as error:
+            return recipe.unread(segment, error)
         if saved.progress.tokens != segment.start_tokens or saved.tensors[ORIGIN][0] != segment.trial_id:
             raise ValueError(f"{segment.checkpoint_in} is not where trial {segment.trial_id} stopped")
         return None
