@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from budgetsearch.comparing.gather import run_of
 from budgetsearch.core.events import (
+    Calibrated,
     CardWatched,
     Charged,
     Closed,
@@ -21,20 +23,24 @@ from budgetsearch.core.events import (
     Entry,
     Heartbeat,
     Opened,
+    Planned,
     Scored,
     SegmentEnded,
     SegmentStarted,
 )
 from budgetsearch.core.history import fold
-from budgetsearch.core.records import Beat, CardUse, Params, Run, Score, TrainJob
+from budgetsearch.core.records import Beat, Calibration, CardUse, Params, Run, Score, TrainJob
 from budgetsearch.core.space import Space
 from budgetsearch.ledger import MemoryLedger
 from budgetsearch.report.answer import answer_of, budget_of
+from budgetsearch.report.html import html_text
 from budgetsearch.report.intervals import Estimate, bootstrapped, newcombe, weighted_mean, wilson
+from budgetsearch.report.markdown import report_text
 from budgetsearch.report.numbers import MIN_IMPORTANCE, SCHEMA_VERSION, as_json, numbers_of, pareto
+from budgetsearch.report.peaks import Peaks, peaks_of
 from budgetsearch.report.timeline import MemorySample, binned, lanes, timeline_of
 from budgetsearch.study.importance import importances
-from tests.factories import SPACE, Story, params, whole_run
+from tests.factories import FACTS, SPACE, Story, params, plan, whole_run
 from tests.simulation import make_driver
 
 COSTS = st.integers(1, 6).map(float)
@@ -398,3 +404,28 @@ def test_a_gang_is_stacked_on_one_worker() -> None:
         (0, 0, 0, 2, "a", "running"),
         (1, 0, 1, 2, "b", "running"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("device", "process", "card"), [("cuda:0", 3 * 2**30, 9 * 2**30), ("cpu", 9 * 2**30, None)]
+)
+def test_each_peak_has_one_definition_and_one_name(device: str, process: int, card: int | None) -> None:
+    """The worker's own counter is the peak of the process, what NVML saw of all processes that of the
+    card; on the CPU the watcher looks at the process too. Page, text and comparison agree."""
+    facts = {**FACTS, "card": {"name": "some", "device": device}}
+    story = Story()
+    story.add(Opened(720.0, {"gpu": "some"}, facts))
+    calibration = Calibration("fp32", "ok", 100.0, micro_batch=4, peak_bytes=3 * 2**30)
+    story.add(Calibrated(calibration), Planned(plan()))
+    story.train(story.trial(), 1.5)
+    story.add(CardWatched(0, CardUse(samples=5, peak_bytes=9 * 2**30, others_bytes=6 * 2**30)))
+    assert Peaks(process, card) == peaks_of(story.history)
+    assert process == run_of(story.history, "run", "run").costs.peak_bytes
+    text = html_text(numbers_of(story.entries, story.history))
+    shown = "there is no card" if card is None else "9.00 GiB"
+    assert f"<th>peak of the process</th><td>{process / 2**30:.2f} GiB</td>" in text
+    assert f"<th>peak of the card</th><td>{shown}</td>" in text
+    lines = report_text(story.entries, story.history).splitlines()
+    assert f"| peak of the process | {process / 2**30:.2f} GiB |" in lines
+    assert ("| peak of the card | 9.00 GiB |" in lines) == (card is not None)
+    assert not [line for line in (text, *lines) if "peak memory" in line or "most memory in use" in line]

@@ -12,6 +12,7 @@ from budgetsearch.core.errors import LedgerError, RunFolderError, UsageError
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.ledger import read_history
 from budgetsearch.report.card import scored_for
+from budgetsearch.report.peaks import peaks_of
 from budgetsearch.report.tables import card_row, state_of
 from budgetsearch.runfolder import RunFolder
 
@@ -125,14 +126,13 @@ def _rows(data: Mapping[str, Any]) -> Rows:
 def _costs(history: History) -> Costs:
     assert history.opened is not None
     row = card_row(history)
-    peaks = [trial.peak_bytes for trial in history.trials.values() if trial.peak_bytes]
     kilowatt_hours = row.kilowatt_hours if row else None
     return Costs(
         budget_seconds=history.opened.budget_seconds,
         device_seconds=history.spent - history.charged.get("down", 0.0),
         train_seconds=history.charged.get("train", 0.0),
         watt_hours=None if kilowatt_hours is None else 1000 * kilowatt_hours,
-        peak_bytes=max([*peaks, row.peak_bytes if row else 0]) or None,
+        peak_bytes=peaks_of(history).process_bytes,
         card=shown(str(_mapping(history.opened.facts, "card").get("name") or "unknown")),
     )
 

@@ -51,7 +51,7 @@ class Costs:
     watt_hours: float | None
     """Of the whole card while jobs ran; None where NVML did not say."""
     peak_bytes: int | None
-    """The most memory in use: of the card by all processes, on the CPU by the worker."""
+    """The most that the worker process held; what other processes had on the card is not the run's."""
     card: str = ""
 
 

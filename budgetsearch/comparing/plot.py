@@ -10,12 +10,13 @@ from budgetsearch.comparing.bootstrap import Mean
 from budgetsearch.comparing.comparison import Compared, Comparison
 from budgetsearch.comparing.pairing import LOSS, Run
 from budgetsearch.comparing.table import measure_title
+from budgetsearch.report.peaks import PROCESS_PEAK
 
 Cost = Callable[[Run], float | None]
 COSTS: Sequence[tuple[str, Cost]] = (
     ("device seconds", lambda run: run.costs.device_seconds),
     ("energy (Wh)", lambda run: run.costs.watt_hours),
-    ("peak memory (GiB)", lambda run: run.costs.peak_bytes / 2**30 if run.costs.peak_bytes else None),
+    (f"{PROCESS_PEAK} (GiB)", lambda run: run.costs.peak_bytes / 2**30 if run.costs.peak_bytes else None),
 )
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, which the colour-blind can tell apart."""

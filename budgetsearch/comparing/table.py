@@ -11,6 +11,7 @@ from rich.text import Text
 from budgetsearch.comparing.bootstrap import Mean
 from budgetsearch.comparing.comparison import CAVEATS, Compared, Comparison
 from budgetsearch.comparing.pairing import LOSS, Apart, Run
+from budgetsearch.report.peaks import PROCESS_PEAK
 from budgetsearch.report.tables import gib
 
 SHOWN_PAIRS = 12
@@ -46,7 +47,10 @@ def runs_table(found: Comparison) -> Table:
 COSTS: Sequence[tuple[str, Callable[[Run], str]]] = (
     ("device\nseconds", lambda run: f"{run.costs.device_seconds:.0f}"),
     ("energy", lambda run: energy_text(run.costs.watt_hours)),
-    ("peak\nmemory", lambda run: gib(run.costs.peak_bytes) if run.costs.peak_bytes else NOT_MEASURED),
+    (
+        PROCESS_PEAK.replace("of ", "of\n"),
+        lambda run: peak_text(run.costs.peak_bytes),
+    ),
     ("space", lambda run: run.space or "-"),
 )
 STATE = "state"
@@ -151,6 +155,11 @@ def interval_text(
         return f"{number:{sign}.4f}" if compared.measure.name == LOSS else f"{100 * number:{sign}.1f}%"
 
     return text(value) if low is None or high is None else f"{text(value)} [{text(low)}, {text(high)}]"
+
+
+def peak_text(peak_bytes: int | None) -> str:
+    """In GiB, or that nobody measured it."""
+    return gib(peak_bytes) if peak_bytes else NOT_MEASURED
 
 
 def energy_text(watt_hours: float | None) -> str:

@@ -23,6 +23,7 @@ from budgetsearch.report.drawing import (
     trial_words,
 )
 from budgetsearch.report.numbers import Numbers, TrialNumbers
+from budgetsearch.report.peaks import PROCESS_PEAK
 
 REACHES = (("full run", "star", "★"), ("promoted", "diamond", "◆"), ("first rung only", "circle", "●"))
 """How far a trial got, plotly's symbol for it, and the legend's."""
@@ -116,7 +117,7 @@ def memory_front(numbers: Numbers) -> Figure | None:
             legend.append(Key(mark, INK, name))
     losses = [t.best_loss_nats_per_token for t in trials if t.best_loss_nats_per_token is not None]
     layout = layout_of(
-        f"peak memory ({unit})", "best validation loss (nats per token)", height=380, losses=losses
+        f"{PROCESS_PEAK} ({unit})", "best validation loss (nats per token)", height=380, losses=losses
     )
     words = f"{len(front)} of {len(trials)} trials lie on the Pareto front.{above(losses)}"
     return Figure("memory_front", data, layout, words, tuple(legend))

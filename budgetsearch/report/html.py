@@ -18,6 +18,7 @@ from budgetsearch.report.facts import state_words
 from budgetsearch.report.figures import figures_of
 from budgetsearch.report.intervals import CONFIDENCE, Estimate
 from budgetsearch.report.numbers import Numbers
+from budgetsearch.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK
 from budgetsearch.report.tables import loss_text, params_text, value_text
 
 SAMPLE_CHARACTERS = 600
@@ -62,6 +63,9 @@ def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
     library = _plotly()
     return environment.get_template(TEMPLATE).render(
         n=numbers,
+        process_peak=PROCESS_PEAK,
+        card_peak=CARD_PEAK,
+        peaks_mean=MEANING,
         state=state_words(numbers.run.state, numbers.run.reason),
         figures=figures,
         figure_json=_script_json({name: _drawable(figure) for name, figure in figures.items()}),

@@ -18,6 +18,7 @@ from budgetsearch.report.facts import state_words
 from budgetsearch.report.files import replace_file
 from budgetsearch.report.intervals import CONFIDENCE, Estimate
 from budgetsearch.report.numbers import failures_of, promotions_of, speed_of
+from budgetsearch.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK, peaks_of
 from budgetsearch.report.tables import (
     card_row,
     gib,
@@ -125,7 +126,8 @@ def load_lines(history: History) -> list[str]:
 
 
 def _trials(entries: Sequence[Entry], history: History, going: bool = True) -> list[str]:
-    heads = ["trial", "configuration", "origin", *rung_names(history), "tokens", "seconds", "peak", "status"]
+    heads = ["trial", "configuration", "origin", *rung_names(history), "tokens", "seconds"]
+    heads += [PROCESS_PEAK, "status"]
     rows = [
         [
             str(row.trial_id),
@@ -191,7 +193,7 @@ def _speed(entries: Sequence[Entry], history: History) -> list[str]:
         for one in speed_of(history)
     ]
     heads = ["quantization", "trials at once", "micro-batch", "checkpointing"]
-    heads += ["tokens/s", "TFLOP/s", "MFU", "peak", "chosen"]
+    heads += ["tokens/s", "TFLOP/s", "MFU", PROCESS_PEAK, "chosen"]
     why = (
         "Measured in the calibration, on real steps that begin with the longest rows. More trials at once "
         "are chosen as long as each doubling pays. TFLOP/s leave attention out; MFU is their share of the "
@@ -201,11 +203,12 @@ def _speed(entries: Sequence[Entry], history: History) -> list[str]:
 
 
 def _card(entries: Sequence[Entry], history: History) -> list[str]:
-    row = card_row(history)
+    row, peaks = card_row(history), peaks_of(history)
     lines = []
     if row is not None:
         found = {
-            "most memory in use": gib(row.peak_bytes),
+            PROCESS_PEAK: gib(peaks.process_bytes) if peaks.process_bytes else None,
+            CARD_PEAK: gib(peaks.card_bytes) if peaks.card_bytes else None,
             "of it by other processes": gib(row.others_bytes) if row.others_bytes else None,
             "mean utilization": None if row.utilization is None else f"{row.utilization:.0%}",
             "energy": None if row.kilowatt_hours is None else f"{row.kilowatt_hours:.3f} kWh",
@@ -215,7 +218,8 @@ def _card(entries: Sequence[Entry], history: History) -> list[str]:
         lines = _table(["what", "found"], [(name, text) for name, text in found.items() if text])
         lines += [
             "",
-            "By the watcher, five times a second; without NVML only memory is known.",
+            MEANING,
+            "The rest is the watcher's, five times a second; without NVML only memory is known.",
         ]
     stand_in = history.opened.facts.get("card", {}).get("stand_in") if history.opened else False
     if stand_in and history.opened:

@@ -19,6 +19,7 @@ from budgetsearch.core.records import Params
 from budgetsearch.core.space import Space
 from budgetsearch.report.answer import Answer, Budget, answer_of, budget_of
 from budgetsearch.report.facts import RunFacts, facts_of
+from budgetsearch.report.peaks import Peaks, peaks_of
 from budgetsearch.report.tables import (
     CardRow,
     card_row,
@@ -67,7 +68,7 @@ class TrialNumbers:
     tokens: int
     charged_seconds: float
     peak_bytes: int | None
-    """Of the card, or without one of the worker, with all that trained beside it; None: not measured."""
+    """Of the worker process, with all that trained beside it; None: not measured."""
     on_memory_front: bool
     """No other trial reached as low a loss with as little memory."""
 
@@ -139,6 +140,7 @@ class ProbeNumbers:
     mfu: float | None
     """Their share of the card's dense 16-bit peak, 0 to 1."""
     peak_bytes: int
+    """Of the worker process."""
     chosen: bool
 
 
@@ -162,6 +164,7 @@ class Numbers:
     rank_correlations: tuple[RankCorrelation, ...]
     limit_bytes: int | None
     """What the run may use of the card; None where nothing limits it."""
+    peaks: Peaks
     card: CardRow | None
     speed: tuple[ProbeNumbers, ...]
     failures: tuple[Failure, ...]
@@ -198,6 +201,7 @@ def numbers_of(
             RankCorrelation(rung, rung + 1, count, rho) for rung, count, rho in rank_correlations(history)
         ),
         limit_bytes=history.plan.limit_bytes if history.plan else None,
+        peaks=peaks_of(history),
         card=card_row(history),
         speed=tuple(speed_of(history)),
         failures=tuple(failures_of(history)),

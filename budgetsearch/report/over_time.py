@@ -260,7 +260,7 @@ def memory_over_time(numbers: Numbers) -> Figure | None:
             "title": {"text": "card busy"},
         }
         layout["xaxis"]["anchor"] = "y2"
-    words = f"At most {peak / size:.2f} {size_unit} were in use."
+    words = f"The most that a heartbeat saw is {peak / size:.2f} {size_unit}; peaks between two are missed."
     return Figure("memory_over_time", data, layout, words, tuple(legend))
 
 

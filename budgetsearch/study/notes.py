@@ -42,7 +42,8 @@ def trial_note(state: TrialState, history: History) -> str:
         f"# Trial {state.trial_id}: {', '.join(role)}",
         f"`{params_text(state.trial.params)}`, sampled by the rule *{state.trial.origin}*.",
         _table(["rung", "validation loss", "place", "best of the others"], rows) if rows else "",
-        f"{state.tokens} tokens in {state.seconds:.1f} GPU seconds; peak memory {gib(state.peak_bytes)}.",
+        f"{state.tokens} tokens in {state.seconds:.1f} GPU seconds; "
+        f"peak of the process {gib(state.peak_bytes)}.",
     ]
     if state.best_loss is not None:
         parts.append(f"Lowest loss: **{loss_text(state.best_loss)}**, after {state.best_tokens} tokens.")
