@@ -37,6 +37,7 @@ MAX_LOSSES = 1
 EXIT_SECONDS = 2.0
 """A process whose output has ended gets so long to exit by itself, with its code."""
 CLOSE_SECONDS = 3.0
+WORKER = "budgetsearch.engines.worker"
 SAFE_PATH = ("-P",)
 """Without it Python would import from the user's working folder first: a queue.py there would do."""
 
@@ -52,10 +53,13 @@ class LocalEngine:
         log: Path,
         keep_open: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        worker: str = WORKER,
     ) -> None:
         """``keep_open`` are file descriptors that the worker inherits: the run's lock, so that a run
         counts as in use until its worker is gone as well. ``environment`` are further variables for
-        the worker. Without ``setup``, call ``prepare`` before the first job."""
+        the worker. Without ``setup``, call ``prepare`` before the first job. ``worker`` is the module
+        that the process runs."""
+        self._worker = worker
         self._setup, self._log, self._keep_open = setup, log, tuple(keep_open)
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
@@ -163,7 +167,7 @@ class LocalEngine:
             ) from error
         with log:
             self._process = subprocess.Popen(
-                [sys.executable, *SAFE_PATH, "-m", "budgetsearch.engines.worker"],
+                [sys.executable, *SAFE_PATH, "-m", self._worker],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -61,7 +61,11 @@ class Pipe:
 
     def send(self, report: Report) -> None:
         """Write one report as one line."""
-        line = json.dumps(encode(report), allow_nan=False)
+        self.write(encode(report))
+
+    def write(self, value: object) -> None:
+        """Write JSON values as one line."""
+        line = json.dumps(value, allow_nan=False)
         with self._lock:
             self._out.write(line + "\n")
             self._out.flush()
@@ -126,7 +130,7 @@ def main() -> None:
         signal.SIGUSR1,
     ):  # sent to the whole group, but the driver's to handle
         signal.signal(number, signal.SIG_IGN)
-    _die_with_parent()
+    die_with_parent()
     sys.stderr = Log(sys.stderr)
     pipe, inbox = Pipe(), Inbox()
     _quiet_libraries()
@@ -204,7 +208,7 @@ def _is_final(error: Exception) -> bool:
     return type(error).__name__ == "AcceleratorError" or "CUDA error:" in str(error)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """On Linux the kernel ends this process when its driver dies, even while it holds the GIL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,160 @@
+"""The fleet's process: ``python -m budgetsearch.engines.fleet``, JSON lines on its pipes.
+
+It owns Ray beside the driver: it joins a cluster or starts one, lets Ray Tune keep a lane for each GPU
+alive, and passes messages between driver and hub. So Ray's signal handlers, its threads and the ways in
+which it ends a process stay away from the driver: whatever happens to Ray, the driver goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from budgetsearch.core.codec import decode, encode
+from budgetsearch.engines.messages import Down, FleetSpec, Up
+from budgetsearch.engines.worker import Pipe, die_with_parent
+
+CLOSE_SECONDS = 4.0
+"""Lanes get so long to end their workers; then Ray is left as it is."""
+LISTEN_SECONDS = 5.0
+STORE_BYTES = 128 * 2**20
+"""Object store of a local cluster: messages are small, and nothing big is put there."""
+ENVIRONMENT: Mapping[str, str] = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S_AUTOSCALER": "1000000000",
+}
+"""Without these Ray and Tune say and do things that belong into no run."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def main() -> None:
+    """Read what to start, then run the fleet until the input ends."""
+    die_with_parent()
+    pipe = Pipe()
+    os.environ.update(ENVIRONMENT)
+    spec = decode(FleetSpec, json.loads(sys.stdin.readline()))
+    try:
+        _run(spec, pipe)
+    except Exception as error:
+        traceback.print_exc()
+        pipe.write(
+            encode(Down(f"{type(error).__name__}: {error}"[:1000], final=isinstance(error, ConnectionError)))
+        )
+    finally:
+        _leave()
+
+
+def _run(spec: FleetSpec, pipe: Pipe) -> None:
+    import ray
+
+    namespace = f"budgetsearch-{uuid.uuid4().hex[:8]}"
+    context = _connect(spec, namespace)
+    for number in STOPPING:  # Ray has set its own; they are the driver's to handle
+        signal.signal(number, signal.SIG_IGN)
+    pipe.write(encode(Up(context.address_info["address"], context.dashboard_url or "")))
+    if short := _shortage(spec):
+        pipe.write(encode(Down(short, final=True)))
+        return
+    from budgetsearch.engines.hub import Hub
+    from budgetsearch.engines.tuning import keep_lanes
+
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    hub = (
+        ray.remote(Hub)
+        .options(name="hub", num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
+        .remote()
+    )
+    threading.Thread(target=_listen, args=(hub, pipe), daemon=True, name="listen").start()
+    threading.Thread(target=_order, args=(hub,), daemon=True, name="order").start()
+    keep_lanes(spec, "hub", namespace)
+
+
+def _connect(spec: FleetSpec, namespace: str) -> Any:
+    """Join the cluster, or start one that ends with this process."""
+    import ray
+
+    quiet = {"namespace": namespace, "log_to_driver": False, "logging_level": logging.ERROR}
+    if spec.address:
+        return ray.init(address=spec.address, **quiet)
+    from budgetsearch.engines.tuning import local_cpus
+
+    return ray.init(
+        address="local",
+        num_cpus=local_cpus(spec.lanes),
+        object_store_memory=STORE_BYTES,
+        include_dashboard=importlib.util.find_spec("aiohttp_cors") is not None,  # of ray[default]
+        dashboard_host="127.0.0.1",
+        **quiet,
+    )
+
+
+def _shortage(spec: FleetSpec) -> str:
+    """Why the lanes cannot all be started on this machine; a cluster's nodes may still come."""
+    import ray
+
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if spec.gpu == "cpu" or spec.address or there >= spec.lanes:
+        return ""
+    return f"--gpus {spec.lanes} were asked for, but Ray sees {there} on this machine"
+
+
+def _listen(hub: Any, pipe: Pipe) -> None:
+    """Pass on what the lanes say."""
+    import ray
+
+    try:
+        while True:
+            for message in ray.get(hub.told.remote(LISTEN_SECONDS)):
+                pipe.write(message)
+    except Exception as error:
+        pipe.write(encode(Down(f"the hub is gone ({type(error).__name__})")))
+        os._exit(1)
+
+
+def _order(hub: Any) -> None:
+    """Pass on what the driver says, until it says no more; then end everything."""
+    import ray
+
+    from budgetsearch.engines.tuning import ENDING
+
+    try:
+        for line in sys.stdin:
+            ray.get(hub.order.remote([json.loads(line)]))
+        ENDING.set()
+        threading.Timer(CLOSE_SECONDS, _leave).start()
+        ray.get(hub.close.remote())
+    except Exception:  # the hub is gone: the listener says so
+        traceback.print_exc()
+
+
+def _leave() -> None:
+    """Leave Ray, a local cluster's processes included, and end."""
+    import ray
+
+    try:
+        ray.shutdown()
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

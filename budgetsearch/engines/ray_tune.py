@@ -1,0 +1,235 @@
+"""The engine behind several GPUs: lanes on Ray Tune, reached through the fleet's process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from budgetsearch.core.codec import decode, encode
+from budgetsearch.core.errors import DiskError, EngineError, SettingsError
+from budgetsearch.core.records import Job, JobEnded, Report, WorkerSetup
+from budgetsearch.engines.local import SAFE_PATH
+from budgetsearch.engines.messages import Down, FleetSpec, Hello, Said, ToDriver, Up
+from budgetsearch.engines.table import Table
+from budgetsearch.folders import remedy
+from budgetsearch.gpu.detect import Card
+
+MAX_FALLS = 3
+"""A fleet that fell so often without a job that ended is not started again."""
+CLOSE_SECONDS = 8.0
+"""The fleet gets so long to end its lanes and Ray; then it is killed, and they end with it."""
+TICK_SECONDS = 0.5
+
+
+def check_ray() -> None:
+    """Say what to install where Ray is missing; imports nothing.
+
+    Raises:
+        SettingsError: Ray Tune is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise SettingsError(
+            "--engine ray needs Ray Tune, which is not installed. Install it with "
+            '`pip install "budgetsearch[ray]"` on every machine of the cluster, or use --engine local.'
+        )
+
+
+class RayEngine:
+    """A slot for each lane that lives; see the port."""
+
+    def __init__(
+        self,
+        setup: WorkerSetup | None,
+        spec: FleetSpec,
+        log: Path,
+        keep_open: Sequence[int] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``log`` takes what Ray says; the rest is as with the local engine."""
+        self._setup, self._spec, self._log, self._keep_open = setup, spec, log, tuple(keep_open)
+        self._table = Table(spec.lanes, clock)
+        self._process: subprocess.Popen[str] | None = None
+        self._heard: queue.Queue[tuple[int, ToDriver | None]] = queue.Queue()
+        self._ready: list[Report] = []
+        self._generation = self._falls = 0
+        self._down = Down("")
+        self.card: Card | None = None
+        """The card of the first lane that came; None: none has come yet, or there is none."""
+        self.place = Up("")
+        """Where Ray is."""
+
+    @property
+    def slots(self) -> int:
+        """How many lanes live; one, which is waited for, where none does."""
+        return max(1, self._table.living)
+
+    def warm_up(self) -> None:
+        """Start the fleet early: Ray and the lanes take seconds that others can use."""
+        self._ensure_fleet()
+
+    def prepare(self, setup: WorkerSetup) -> None:
+        """Say what the workers are to work on, before the first job."""
+        self._setup = setup
+
+    def submit(self, job: Job) -> None:
+        """Start a job; see the port. Where no lane is there yet, it waits for one."""
+        if self._setup is None:
+            raise EngineError("the engine was never told what to work on")
+        self._ensure_fleet()
+        self._table.place(job, self._setup)
+        self._send()
+
+    def poll(self, timeout: float) -> list[Report]:
+        """Reports that have arrived; see the port."""
+        until = time.monotonic() + timeout
+        while True:
+            self._listen(max(0.0, min(TICK_SECONDS, until - time.monotonic())) if not self._ready else 0.0)
+            if self._process is not None:
+                self._ready += self._table.tick()
+            elif self._table.waiting:
+                self._ensure_fleet()
+            self._send()
+            if self._ready or time.monotonic() >= until:
+                found, self._ready = self._ready, []
+                return found
+
+    def cancel(self, job_id: int) -> None:
+        """Ask a job to checkpoint and stop."""
+        self._ready += self._table.cancel(job_id)
+        self._send()
+
+    def kill(self, job_id: int) -> None:
+        """End a job; it is over even where its lane cannot be reached."""
+        self._ready += self._table.kill(job_id)
+        self._send()
+
+    def end(self) -> None:
+        """Kill the fleet, from any thread and without waiting for anything; lanes end with it."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """End the lanes and a cluster of our own; safe to call twice."""
+        process, self._process = self._process, None
+        self._generation += 1
+        self._table = Table(self._spec.lanes, self._table.clock)
+        self._ready = []
+        if process is None:
+            return
+        try:
+            assert process.stdin is not None
+            process.stdin.close()
+        except OSError:
+            pass
+        try:
+            process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    # --------------------------------------------------------------------- the fleet
+
+    def _ensure_fleet(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._down.final or self._falls >= MAX_FALLS:
+            raise EngineError(
+                f"Ray cannot be used: {self._down.reason or 'its process ended'}. What it said is in "
+                f"{self._log}. Everything so far is kept, and `budgetsearch resume RUN` goes on."
+            )
+        self._generation += 1
+        Path(self._spec.folder).mkdir(parents=True, exist_ok=True)
+        try:
+            log = self._log.open("ab")
+        except OSError as error:
+            raise DiskError(
+                f"Ray's log {self._log} cannot be written ({error.strerror}); {remedy(error)}, then go on "
+                "with `budgetsearch resume`."
+            ) from error
+        with log:
+            self._process = subprocess.Popen(
+                [sys.executable, *SAFE_PATH, "-m", "budgetsearch.engines.fleet"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                pass_fds=self._keep_open,
+                cwd=self._spec.folder,  # Ray adds it to the path of its workers' imports: nothing is in it
+                start_new_session=True,  # Ctrl-C and a scheduler's SIGTERM are for the driver alone
+            )
+        self._write(encode(self._spec))
+        assert self._process.stdout is not None
+        threading.Thread(
+            target=self._read, args=(self._process.stdout, self._generation), daemon=True, name="fleet"
+        ).start()
+
+    def _read(self, pipe: IO[str], generation: int) -> None:
+        try:
+            for line in pipe:
+                self._heard.put((generation, decode(ToDriver, json.loads(line))))
+        except ValueError:
+            pass  # half a line: the process ended while writing it
+        finally:
+            self._heard.put((generation, None))
+
+    def _listen(self, timeout: float) -> None:
+        """Take in what has arrived."""
+        wait = timeout
+        while True:
+            try:
+                generation, message = self._heard.get(timeout=wait) if wait > 0 else self._heard.get_nowait()
+            except queue.Empty:
+                return
+            wait = 0.0
+            if generation == self._generation:
+                self._digest(message)
+
+    def _digest(self, message: ToDriver | None) -> None:
+        if message is None:
+            self._fell()
+        elif isinstance(message, Up):
+            self.place = message
+        elif isinstance(message, Down):
+            self._down = message
+        else:
+            if isinstance(message, Hello):
+                self.card = self.card or message.card
+            if isinstance(message, Said) and isinstance(message.report, JobEnded):
+                self._falls = 0
+            self._ready += self._table.hear(message)
+
+    def _fell(self) -> None:
+        """The fleet's process has ended: whatever ran is lost, and a new fleet takes over."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+        self._falls += 1
+        self._ready += self._table.lose_all(self._down.reason or "Ray's process ended")
+        self._table.orders.clear()
+        if not self._down.final and self._falls < MAX_FALLS:
+            self._ensure_fleet()
+
+    def _send(self) -> None:
+        orders, self._table.orders = self._table.orders, []
+        for order in orders:
+            self._write(encode(order))
+
+    def _write(self, message: object) -> None:
+        if self._process is None or self._process.stdin is None:
+            return
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it just ended: the reader reports that

@@ -1,0 +1,239 @@
+"""Which lanes live and what each of them runs: the fleet as the driver knows it. No Ray, no process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from budgetsearch.core.errors import EngineError
+from budgetsearch.core.records import Job, JobEnded, Notice, Report, TrainJob, WorkerSetup
+from budgetsearch.engines.local import MAX_DEATHS, crashed_results, lost_results
+from budgetsearch.engines.messages import Alive, Gone, Halt, Hello, Said, Strike, Take, ToLane
+
+SILENT_SECONDS = 20.0
+"""A lane that was not heard of for so long is presumed lost."""
+DELIVERY_SECONDS = 10.0
+"""So long a lane may go on saying that it does not run the job that was placed on it."""
+EMPTY_SECONDS = 180.0
+"""Without a single lane for so long the engine gives up: importing and a busy cluster take a while."""
+MAX_TRIES = 3
+"""A calibration or a score, which no segment repeats, is placed so often."""
+LOST = "the worker was lost; the segment starts again from its checkpoint"
+
+
+@dataclass
+class _Flight:
+    """A job that was placed on a lane."""
+
+    job: Job
+    setup: WorkerSetup
+    token: str = ""
+    since: float = 0.0
+    tries: int = 0
+
+
+@dataclass
+class _Lane:
+    """What is known of a lane."""
+
+    name: str
+    number: int
+    node: str
+    heard: float
+    flight: _Flight | None = None
+    holds: str = ""
+    """The quantization of its last job: its worker process keeps that base resident."""
+    stale: bool = False
+    """Whether it still runs a job that was given up."""
+
+
+@dataclass
+class Table:
+    """Places jobs on lanes, finds out what was lost, and ignores what comes too late.
+
+    ``orders`` collects what is to be said to the lanes; who owns the table sends it.
+    """
+
+    size: int
+    """How many lanes there are to be."""
+    clock: Callable[[], float]
+    orders: list[ToLane] = field(default_factory=list)
+    _lanes: dict[str, _Lane] = field(default_factory=dict)
+    _waiting: list[_Flight] = field(default_factory=list)
+    """Jobs that came while no lane was free: lanes are still starting, or one has just been lost."""
+    _vain: dict[int, int] = field(default_factory=dict)
+    """By number: how often a lane was lost since it last ended a job."""
+    _words: str = ""
+    """Why the last lane was lost."""
+    _counter: Iterator[int] = field(default_factory=itertools.count)
+    _alone_since: float | None = None
+
+    @property
+    def living(self) -> int:
+        """How many lanes can be used."""
+        return sum(self._usable(lane) and not lane.stale for lane in self._lanes.values())
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a job waits for a lane."""
+        return bool(self._waiting)
+
+    # --------------------------------------------------------------------------- jobs
+
+    def place(self, job: Job, setup: WorkerSetup) -> None:
+        """Place a job on a free lane, on one that holds its quantization where there is one.
+
+        Raises:
+            EngineError: every lane is busy.
+        """
+        flights = [lane.flight for lane in self._lanes.values() if lane.flight] + self._waiting
+        if len(flights) >= max(1, self.size):
+            running = ", ".join(str(flight.job.job_id) for flight in flights)
+            raise EngineError(f"job {job.job_id} was submitted while job {running} runs")
+        self._waiting.append(_Flight(job, setup))
+        self._serve()
+
+    def cancel(self, job_id: int) -> list[Report]:
+        """Ask a job to checkpoint and stop; one that waits for a lane ends at once."""
+        for lane, flight in self._flying(job_id):
+            self.orders.append(Halt(lane.name, flight.token))
+        return self._forget_waiting(job_id)
+
+    def kill(self, job_id: int) -> list[Report]:
+        """End a job: its lane ends its worker process, and a lane that cannot answer is not waited for."""
+        reports = self._forget_waiting(job_id)
+        for lane, flight in self._flying(job_id):
+            self.orders.append(Strike(lane.name, flight.token))
+            lane.flight, lane.stale, lane.holds = None, True, ""
+            reports.append(JobEnded(job_id, crashed_results(flight.job, "killed")))
+        return reports
+
+    def _flying(self, job_id: int) -> list[tuple[_Lane, _Flight]]:
+        flying = [(lane, lane.flight) for lane in self._lanes.values()]
+        return [(lane, flight) for lane, flight in flying if flight and flight.job.job_id == job_id]
+
+    def _forget_waiting(self, job_id: int) -> list[Report]:
+        found = [flight for flight in self._waiting if flight.job.job_id == job_id]
+        self._waiting = [flight for flight in self._waiting if flight.job.job_id != job_id]
+        return [JobEnded(job_id, lost_results(flight.job, "it waited for a worker")) for flight in found]
+
+    def _serve(self) -> None:
+        """Give jobs that wait to lanes that are free."""
+        while self._waiting:
+            free = [lane for lane in self._lanes.values() if self._is_free(lane)]
+            if not free:
+                return
+            flight = self._waiting.pop(0)
+            wanted = flight.job.quantization
+            lane = min(free, key=lambda lane: self._rank(lane, wanted))
+            flight.token = f"{flight.job.job_id}.{next(self._counter)}"
+            flight.since = self.clock()
+            flight.tries += 1
+            lane.flight, lane.holds = flight, wanted
+            self.orders.append(Take(lane.name, flight.token, flight.setup, flight.job))
+
+    def _rank(self, lane: _Lane, quantization: str) -> tuple[int, int, int]:
+        """The lower the better: one that failed is tried last, one that holds another base stays as it is."""
+        fit = 0 if lane.holds == quantization else 1 if not lane.holds else 2
+        return self._vain.get(lane.number, 0), fit, lane.number
+
+    # -------------------------------------------------------------------- what is heard
+
+    def hear(self, message: Hello | Alive | Said | Gone) -> list[Report]:
+        """Take in what a lane says; returns what the driver should know."""
+        if isinstance(message, Hello):
+            reports = self._greet(message)
+        elif (lane := self._lanes.get(message.lane)) is None:
+            return []  # presumed lost, and replaced since
+        elif isinstance(message, Gone):
+            reports = self._lose(lane, message.reason)
+        else:
+            lane.heard = self.clock()
+            reports = self._alive(lane, message) if isinstance(message, Alive) else self._said(lane, message)
+        self._serve()
+        return reports
+
+    def _greet(self, hello: Hello) -> list[Report]:
+        reports: list[Report] = []
+        for lane in [lane for lane in self._lanes.values() if lane.number == hello.number]:
+            reports += self._lose(lane, "it was started again")
+        self._lanes[hello.lane] = _Lane(hello.lane, hello.number, hello.node, self.clock())
+        return reports
+
+    def _alive(self, lane: _Lane, alive: Alive) -> list[Report]:
+        flight = lane.flight
+        if flight is None:
+            lane.stale = bool(alive.token)
+            if lane.stale:
+                self.orders.append(Strike(lane.name, alive.token))
+            return []
+        if alive.token == flight.token or self.clock() - flight.since <= DELIVERY_SECONDS:
+            return []
+        lane.flight = None
+        return self._lost(flight, lane)
+
+    def _said(self, lane: _Lane, said: Said) -> list[Report]:
+        ended = isinstance(said.report, JobEnded)
+        if lane.flight is None or said.token != lane.flight.token:
+            lane.stale = lane.stale and not ended
+            return []
+        if ended:
+            lane.flight = None
+            self._vain[lane.number] = 0
+        return [said.report]
+
+    # -------------------------------------------------------------------- what is lost
+
+    def tick(self) -> list[Report]:
+        """Look at the clock: lanes that are silent are presumed lost.
+
+        Raises:
+            EngineError: there has not been a lane for too long.
+        """
+        now = self.clock()
+        reports: list[Report] = []
+        for lane in list(self._lanes.values()):
+            if now - lane.heard > SILENT_SECONDS:
+                reports += self._lose(lane, f"it was silent for {SILENT_SECONDS:.0f} s")
+        self._serve()
+        self._check_empty(now)
+        return reports
+
+    def lose_all(self, reason: str) -> list[Report]:
+        """The fleet is gone: whatever ran is lost."""
+        return [report for lane in list(self._lanes.values()) for report in self._lose(lane, reason)]
+
+    def _lose(self, lane: _Lane, reason: str) -> list[Report]:
+        del self._lanes[lane.name]
+        self._words = f"worker {lane.number} on {lane.node}: {reason}"
+        if lane.flight is None:
+            return []
+        self._vain[lane.number] = self._vain.get(lane.number, 0) + 1
+        text = f"Worker {lane.number} on {lane.node} was lost ({reason}); its job is issued again."
+        return [Notice(lane.flight.job.job_id, text), *self._lost(lane.flight, lane)]
+
+    def _lost(self, flight: _Flight, lane: _Lane) -> list[Report]:
+        """What becomes of a job whose lane is lost: segments are issued again by the driver."""
+        if isinstance(flight.job, TrainJob) or flight.tries >= MAX_TRIES:
+            return [JobEnded(flight.job.job_id, lost_results(flight.job, LOST))]
+        self._waiting.append(flight)
+        return []
+
+    def _check_empty(self, now: float) -> None:
+        if self.living:
+            self._alone_since = None
+            return
+        self._alone_since = now if self._alone_since is None else self._alone_since
+        if now - self._alone_since > EMPTY_SECONDS:
+            said = f" The last words: {self._words}." if self._words else ""
+            raise EngineError(
+                f"No worker has been there for {EMPTY_SECONDS:.0f} s.{said} `ray status` shows what the "
+                "cluster has. Everything so far is kept, and `budgetsearch resume RUN` goes on."
+            )
+
+    def _usable(self, lane: _Lane) -> bool:
+        return self._vain.get(lane.number, 0) < MAX_DEATHS
+
+    def _is_free(self, lane: _Lane) -> bool:
+        return lane.flight is None and not lane.stale and self._usable(lane)
