@@ -354,6 +354,7 @@ def reproduce(
     valid: str | None = None,
     model: str | None = None,
     tolerance: float | None = None,
+    trust_remote_code: bool = False,
     say: Say = lambda line: None,
 ) -> Reproduced:
     """Train the winner of a run again, from its manifest alone, and say what agrees.
@@ -361,9 +362,11 @@ def reproduce(
     ``run``: a run, its adapter, or a manifest. ``out``: a folder for the reproduced adapter. ``alone``:
     without the trials that trained beside it. ``anyway``: although an input has changed. ``data``,
     ``valid``, ``model``: where they lie now. ``tolerance``: of a loss, as a share of it.
+    ``trust_remote_code``: let code that came with the base model run, if the run did.
 
     Raises:
-        UsageError: there is no manifest, or an input has changed or is missing; it is named.
+        UsageError: there is no manifest, an input has changed or is missing, or the base needs code that is
+            not allowed; it is named.
         EngineError: the worker cannot train here.
     """
     from budgetsearch.reproduction.inputs import Given
@@ -373,7 +376,7 @@ def reproduce(
     with stop_signals():
         return replay(
             Path(run), out=Path(out) if out else None, alone=alone, anyway=anyway,
-            given=Given(model, data, valid), tolerance=tolerance, say=say,
+            given=Given(model, data, valid, trust_remote_code), tolerance=tolerance, say=say,
         )  # fmt: skip
 
 
@@ -385,6 +388,7 @@ def verify(
     valid: str | None = None,
     model: str | None = None,
     tolerance: float | None = None,
+    trust_remote_code: bool = False,
     say: Say = lambda line: None,
 ) -> Verified:
     """Check every hash in a run's manifest, and score its adapter again unless ``score`` is off.
@@ -392,14 +396,15 @@ def verify(
     The arguments are those of ``reproduce``.
 
     Raises:
-        UsageError: there is no manifest, or it cannot be read.
+        UsageError: there is no manifest, it cannot be read, or the base needs code that is not allowed.
     """
     from budgetsearch.reproduction.inputs import Given
     from budgetsearch.reproduction.verify import verify as check
     from budgetsearch.stopping import stop_signals
 
     with stop_signals():
-        return check(Path(run), score=score, given=Given(model, data, valid), tolerance=tolerance, say=say)
+        given = Given(model, data, valid, trust_remote_code)
+        return check(Path(run), score=score, given=given, tolerance=tolerance, say=say)
 
 
 def compare(
@@ -409,6 +414,7 @@ def compare(
     limit: int | None = None,
     task_data: str | os.PathLike[str] | None = None,
     chat_template: bool = False,
+    trust_remote_code: bool = False,
     gpu: str | None = None,
     baseline: str | os.PathLike[str] | None = None,
     say: Say = lambda line: None,
@@ -419,6 +425,7 @@ def compare(
     Without ``tasks`` the ledgers alone are read. ``tasks``: names of lm-eval, data files or
     reasoning-gym:NAME, with commas, of which each base and adapter answers ``limit`` examples at most;
     answers are kept in the run folders. ``tick`` hears (what is asked, answers so far, answers in all).
+    ``trust_remote_code``: let code that came with a base run, if its run did.
 
     Raises:
         UsageError: a folder is not a run, or an option cannot be used.
@@ -433,6 +440,7 @@ def compare(
         limit=limit,
         task_data=Path(task_data) if task_data else None,
         chat_template=chat_template,
+        trust_remote_code=trust_remote_code,
         gpu=gpu,
         baseline=Path(baseline) if baseline else None,
         say=say,

@@ -66,6 +66,12 @@ ToleranceOption = Annotated[
     float | None,
     typer.Option(help="Of a loss, as a share of it.", show_default="0 if all is equal, else 0.005 or 0.02"),
 ]
+TrustAgain = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Let code of the base model run, if the run did. Read it first."
+    ),
+]
 
 LogOption = Annotated[
     str | None,
@@ -355,6 +361,7 @@ def compare(
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Let lm-eval use the model's chat template.")
     ] = False,
+    trust_remote_code: TrustAgain = False,
     gpu: Annotated[
         str | None, typer.Option(help="Card to ask on, or cpu.", show_default="that of the first run")
     ] = None,
@@ -377,8 +384,8 @@ def compare(
 
         with asking(Console(stderr=True)) as (say, tick):
             found = api.compare(
-                runs, tasks=tasks, limit=limit, task_data=task_data, chat_template=chat_template, gpu=gpu,
-                baseline=baseline, say=say, tick=tick,
+                runs, tasks=tasks, limit=limit, task_data=task_data, chat_template=chat_template,
+                trust_remote_code=trust_remote_code, gpu=gpu, baseline=baseline, say=say, tick=tick,
             )  # fmt: skip
         written = write(found, out)
         if as_json:
@@ -425,6 +432,7 @@ def reproduce(
     valid: ValidPlace = None,
     model: ModelPlace = None,
     tolerance: ToleranceOption = None,
+    trust_remote_code: TrustAgain = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train a run's winner again from its manifest alone, and say what agrees and what differs.
@@ -437,7 +445,7 @@ def reproduce(
 
         outcome = api.reproduce(
             run, out=out, alone=alone, anyway=anyway, data=data, valid=valid, model=model,
-            tolerance=tolerance, say=_say,
+            tolerance=tolerance, trust_remote_code=trust_remote_code, say=_say,
         )  # fmt: skip
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
@@ -456,6 +464,7 @@ def verify(
     valid: ValidPlace = None,
     model: ModelPlace = None,
     tolerance: ToleranceOption = None,
+    trust_remote_code: TrustAgain = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check the hashes of adapter, base, data, ledger and manifest, and score the adapter again.
@@ -466,8 +475,9 @@ def verify(
         from budgetsearch import api
 
         outcome = api.verify(
-            run, score=score, data=data, valid=valid, model=model, tolerance=tolerance, say=_say
-        )
+            run, score=score, data=data, valid=valid, model=model, tolerance=tolerance,
+            trust_remote_code=trust_remote_code, say=_say,
+        )  # fmt: skip
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -105,6 +106,34 @@ def test_each_answers_with_its_own_weights(
         rates = {name: mean.mean for name, mean in measured.means.items()}
         assert {"two", "one", "base fp32"} == set(rates)
         assert rates["one"] == rates["base fp32"] == 0.0
+
+
+def test_a_strangers_code_is_allowed_by_name(
+    place: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked before: exit code 2, and run, model and flag are named; with the flag a base whose
+    code has changed since is not loaded."""
+    monkeypatch.setenv("BUDGETSEARCH_CACHE", str(place / "cache"))
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForCausalLM": "theirs.TheirModel"}
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (base / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n", encoding="utf-8")
+    given = {"model": str(base), "data": GYM, "gpu": "cpu", "space": "lora_small", "hours": 0.2}
+    values = load_settings({**given, "trust_remote_code": True}, None, cwd=tmp_path).model_dump(mode="json")
+    known = resolve_model(str(base), tmp_path / "cache", trust_remote_code=True)
+    facts = {"model": {"source": str(base), "loadable": str(base), "sha256": known.sha256}}
+    run = write_run(tmp_path / "theirs", score(), settings=values, facts=facts)
+    shutil.copytree(place / "one" / "adapter", run / "adapter")
+    ask_it = ("compare", run, "--tasks", GYM, "--limit", "1", "--out", tmp_path / "out")
+    code, output = invoke(*map(str, ask_it))
+    assert code == 2
+    flat = "".join(output.split())
+    assert {True} == {part in flat for part in (str(run), str(base), "--trust-remote-code")}
+    (base / "theirs.py").write_text("print('other code')\n", encoding="utf-8")
+    code, output = invoke(*map(str, ask_it), "--trust-remote-code")
+    assert (2, True) == (code, "has changed since" in " ".join(output.split()))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_second_comparison_asks_nothing(

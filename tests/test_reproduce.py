@@ -52,6 +52,8 @@ from budgetsearch.reproduction.replay import NO_COURSE_NOTE, reasons_of, score_r
 from budgetsearch.reproduction.schema import Manifest, Scores, digest, read
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.settings import load_settings
+from budgetsearch.training.inputs import file_facts
+from budgetsearch.training.sources import hashed_files
 from tests.conftest import write_rows
 from tests.factories import plan, whole_run
 
@@ -432,11 +434,77 @@ def test_verify_passes_on_a_run_and_on_its_adapter(made: MadeRun, tmp_path: Path
     assert (0, True) == (code, output.strip().endswith("verified"))
 
 
+@pytest.fixture
+def with_code(made: MadeRun, tmp_path: Path) -> Path:
+    """An adapter that travelled, of a run that let code of its base run; ``ran`` says that it has. Base and
+    data lie beside it."""
+    shutil.copytree(made.folder.adapter, tmp_path / "travelled")
+    base = Path(shutil.copytree(made.place / "base", tmp_path / "base"))
+    shutil.copy(made.place / "train.jsonl", tmp_path / "train.jsonl")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForCausalLM": "theirs.TheirModel"}
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (base / "theirs.py").write_text(
+        "from transformers import LlamaForCausalLM\n"
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\n\n\n"
+        "class TheirModel(LlamaForCausalLM):\n    pass\n",
+        encoding="utf-8",
+    )
+    path = tmp_path / "travelled" / "manifest.json"
+    body = json.loads(path.read_text(encoding="utf-8"))
+    body["settings"]["trust_remote_code"] = True
+    body["base"]["files"] = [file_facts(file) for file in hashed_files(base, code=True)]
+    path.write_text(json.dumps({**body, "sha256": digest(body)}), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["verify", "reproduce"])
+def test_a_strangers_code_runs_only_where_it_is_allowed(with_code: Path, command: str) -> None:
+    """Without the flag: exit code 2, and the message names the run, the model and the flag. With it, but with
+    a changed line of code: the change is named, and nothing is loaded."""
+    places = ("--model", with_code / "base", "--data", with_code / "train.jsonl")
+    code, output = invoke(command, with_code / "travelled", *places)
+    flat = " ".join(output.split())
+    assert code == 2
+    assert {True} == {part in flat for part in (str(with_code / "travelled"), "base", "--trust-remote-code")}
+    flip(with_code / "base" / "theirs.py", -3)
+    anyway = ("--anyway",) if command == "reproduce" else ()
+    code, output = invoke(command, with_code / "travelled", *places, "--trust-remote-code", *anyway)
+    assert (1 if command == "verify" else 2) == code
+    assert "base theirs.py changed" in output
+    assert "not loaded" in output
+    assert not (with_code / "ran").exists()
+
+
+def test_code_that_is_allowed_and_unchanged_runs(with_code: Path) -> None:
+    """The flag does what it says: the base is loaded by its own code, and all of it agrees."""
+    outcome = api.verify(
+        with_code / "travelled",
+        model=str(with_code / "base"),
+        data=str(with_code / "train.jsonl"),
+        trust_remote_code=True,
+    )
+    assert outcome.passes, outcome
+    assert {"base theirs.py"} <= {finding.what for finding in outcome.findings}
+    assert (with_code / "ran").exists()
+
+
+def test_a_base_that_has_changed_is_not_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even its tokenizer: ``verify`` names the change and says what it left out."""
+
+    def loaded(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("loaded")
+
+    flip(copy / "../../base/tokenizer.json")
+    monkeypatch.setattr("budgetsearch.reproduction.inputs.prepare_inputs", loaded)
+    monkeypatch.setattr(Bench, "score", loaded)
+    found = {finding.what: finding.state for finding in api.verify(copy).findings}
+    assert ("changed", "unchecked") == (found["base tokenizer.json"], found["rows and scores"])
+
+
 def test_an_adapter_that_scores_otherwise_is_found(copy: Path) -> None:
     """Even if its hashes in the manifest were made to fit: the losses tell."""
     from safetensors.torch import load_file, save_file
-
-    from budgetsearch.training.inputs import file_facts
 
     file = copy / "adapter" / "adapter_model.safetensors"
     tensors = {name: tensor * 1.5 for name, tensor in load_file(file).items()}

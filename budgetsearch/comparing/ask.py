@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetsearch.comparing import kept
 from budgetsearch.comparing.harness import ask_harness, check_harness
@@ -20,6 +20,9 @@ from budgetsearch.core.records import Plan
 from budgetsearch.ledger import read_history
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.settings import Settings
+
+if TYPE_CHECKING:
+    from budgetsearch.training.sources import BaseModel
 
 Answers = dict[str, dict[str, TaskResult]]
 """By task and entrant."""
@@ -57,6 +60,20 @@ class Subject:
             ) from error
         return cls(run, settings, history.plan, folder.adapter)
 
+    def base(self, cache: Path, allowed: bool, say: Callable[[str], None]) -> BaseModel:
+        """The base model on this machine, not loaded; ``allowed``: whether code of its own may run.
+
+        Raises:
+            UsageError: it cannot be found, or it needs code that is not allowed.
+        """
+        from budgetsearch.training.sources import resolve_again
+
+        settings = self.settings
+        return resolve_again(
+            Path(self.run.path), settings.model, cache,
+            wanted=settings.trust_remote_code, allowed=allowed, revision=settings.revision, say=say,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Questions:
@@ -71,6 +88,8 @@ class Questions:
     """Whether lm-eval wraps its prompts in the chat template."""
     gpu: str | None = None
     """Card to ask on; None: that of the first run."""
+    trust_remote_code: bool = False
+    """Whether code that came with a base may run, if it ran in the run."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +122,8 @@ class Asking:
         """Ask all of them everything that nobody has kept an answer to.
 
         Raises:
-            UsageError: the card is not here, a base cannot be found, or lm-eval is not installed.
+            UsageError: the card is not here, a base cannot be found or needs code of its own that is not
+                allowed, or lm-eval is not installed.
             BudgetsearchError: a task cannot be run.
         """
         self._check()
@@ -115,6 +135,9 @@ class Asking:
         self._note_overlaps(able)
         if not able:
             return
+        for one in able:
+            if one.settings.trust_remote_code and not self.questions.trust_remote_code:
+                one.base(self.cache, False, self.say)  # before the first answer, not after hours of them
         from budgetsearch.gpu.detect import detect
 
         gpu = self.questions.gpu
@@ -159,7 +182,7 @@ class Asking:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-            room = Room.opened(same[0], card, self.cache, self.say)
+            room = Room.opened(same[0], card, self.cache, self.questions.trust_remote_code, self.say)
             for adapter in dict.fromkeys(question.adapter for question in open_questions):
                 mine = [question for question in open_questions if question.adapter == adapter]
                 with room.wearing(adapter) as model:
@@ -221,22 +244,19 @@ class Room:
     """Tokens that the model takes in all."""
 
     @classmethod
-    def opened(cls, one: Subject, card: Any, cache: Path, say: Callable[[str], None]) -> Room:
-        """Load the base of this run under its quantization.
+    def opened(cls, one: Subject, card: Any, cache: Path, allowed: bool, say: Callable[[str], None]) -> Room:
+        """Load the base of this run under its quantization; ``allowed``: whether code of its own may run.
 
         Raises:
             ModelError: it cannot be found, or it is no longer what the run trained on.
         """
         from budgetsearch.training.bases import load_base
         from budgetsearch.training.score import answer_batch
-        from budgetsearch.training.sources import resolve_model
         from budgetsearch.training.tokens import load_tokenizer
 
         settings, quantization = one.settings, one.run.quantization
-        trust = settings.trust_remote_code
-        found = resolve_model(
-            settings.model, cache, revision=settings.revision, trust_remote_code=trust, say=say
-        )
+        trust = settings.trust_remote_code and allowed
+        found = one.base(cache, allowed, say)
         if found.sha256 != one.run.model_sha256:
             raise ModelError(
                 f"The base model {settings.model} has changed since {one.run.path} was trained on it, so its "
@@ -246,7 +266,8 @@ class Room:
         base = load_base(str(found.path), quantization, card.device, trust_remote_code=trust, half=half)
         micro_batch = one.plan.micro_batches.get(quantization, 1) if one.plan else 1
         context = int(getattr(base.config, "max_position_embeddings", 0) or 2 * MAX_PROMPT)
-        return cls(base, load_tokenizer(found.path), card.device, answer_batch(micro_batch), context)
+        tokenizer = load_tokenizer(found.path, trust_remote_code=trust)
+        return cls(base, tokenizer, card.device, answer_batch(micro_batch), context)
 
     @contextmanager
     def wearing(self, adapter: Path | None) -> Iterator[Any]:

@@ -21,6 +21,7 @@ def compare(
     limit: int | None = None,
     task_data: Path | None = None,
     chat_template: bool = False,
+    trust_remote_code: bool = False,
     gpu: str | None = None,
     baseline: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -34,8 +35,11 @@ def compare(
         UsageError: a folder is not a run, or an option cannot be used.
         BudgetsearchError: a task cannot be run.
     """
-    if tasks is None and (limit is not None or task_data or chat_template or gpu):
-        raise UsageError("--limit, --task-data, --chat-template and --gpu belong to --tasks; name tasks too.")
+    if tasks is None and (limit is not None or task_data or chat_template or trust_remote_code or gpu):
+        raise UsageError(
+            "--limit, --task-data, --chat-template, --trust-remote-code and --gpu belong to --tasks; name "
+            "tasks too."
+        )
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be 1 or more; it is {limit}.")
     if task_data is not None and not task_data.is_dir():
@@ -44,7 +48,7 @@ def compare(
     against = next((run.name for run in runs if baseline and _same(Path(run.path), baseline)), None)
     if tasks is None:
         return compare_runs(runs, baseline=against)
-    questions = Questions(parse_tasks(tasks), limit, task_data, chat_template, gpu)
+    questions = Questions(parse_tasks(tasks), limit, task_data, chat_template, gpu, trust_remote_code)
     return _asked(runs, against, Asking(questions, cache, tick, say))
 
 

@@ -24,7 +24,7 @@ class Finding:
 
     what: str
     state: str
-    """unchanged, changed, missing or new."""
+    """unchanged, changed, missing, new, or unchecked."""
     detail: str = ""
 
     @property
@@ -40,11 +40,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Given:
-    """Where things lie now, if not where the run found them."""
+    """Where things lie now, if not where the run found them, and what the user allows."""
 
     model: str | None = None
     data: str | None = None
     valid: str | None = None
+    trust_remote_code: bool = False
+    """Whether code that came with the base may run, if it ran in the run."""
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Inputs:
     base: BaseModel | None = None
     prepared: PreparedData | None = None
     findings: list[Finding] = field(default_factory=list)
+    base_same: bool = False
+    """Whether the base is there and every file of it is what it was."""
 
     @property
     def well(self) -> bool:
@@ -68,20 +72,28 @@ class Inputs:
 
 
 def look(found: Found, given: Given, say: Say) -> Inputs:
-    """Find base and data, fetching what the manifest names, and compare their files with it."""
-    from budgetsearch.training.sources import resolve_model
+    """Find base and data, fetching what the manifest names, and compare their files with it; load nothing.
+
+    Raises:
+        UsageError: the base needs code of its own, and the user has not allowed it.
+    """
+    from budgetsearch.training.sources import resolve_again
 
     manifest, inputs, places = found.manifest, Inputs(), dict[str, str]()
+    wanted = bool(manifest.settings.get("trust_remote_code"))
     try:
         places["model"] = _locate(found, "model", manifest.base, given.model)
-        inputs.base = resolve_model(
+        inputs.base = resolve_again(
+            found.folder,
             places["model"],
             cache_folder(),
+            wanted=wanted,
+            allowed=given.trust_remote_code,
             revision=manifest.base.revision,
-            trust_remote_code=bool(manifest.settings.get("trust_remote_code")),
             say=say,
         )
-        inputs.findings += compare_files("base", manifest.base.files, _base_files(inputs.base))
+        inputs.findings += _base_findings(manifest.base, inputs.base.path, code=wanted)
+        inputs.base_same = inputs.well
     except ModelError as error:
         inputs.findings.append(Finding(f"base {manifest.base.source}", "missing", str(error)))
     for source in manifest.data.sources:
@@ -91,7 +103,7 @@ def look(found: Found, given: Given, say: Say) -> Inputs:
         except (DataError, OSError) as error:
             inputs.findings.append(Finding(f"{source.role} {source.source}", "missing", str(error)))
     if inputs.base is not None and len(places) == 1 + len(manifest.data.sources):
-        inputs.settings = settings_of(manifest, places)
+        inputs.settings = settings_of(manifest, places, trust=wanted and given.trust_remote_code)
     return inputs
 
 
@@ -112,8 +124,8 @@ def tokenize(inputs: Inputs, manifest: Manifest, say: Say) -> None:
         inputs.findings.append(_rows_finding(name, expected, rows.sha256(), stats.rows))
 
 
-def settings_of(manifest: Manifest, places: dict[str, str]) -> Settings:
-    """The run's settings, with where things lie now.
+def settings_of(manifest: Manifest, places: dict[str, str], *, trust: bool) -> Settings:
+    """The run's settings, with where things lie now and whether code of the base may run now.
 
     Raises:
         UsageError: another version wrote settings that this one does not take.
@@ -123,7 +135,8 @@ def settings_of(manifest: Manifest, places: dict[str, str]) -> Settings:
     from budgetsearch.settings import Settings
 
     known = {name: value for name, value in manifest.settings.items() if name in Settings.model_fields}
-    changed = {"valid": None, **places, "out": None, "storage": None, "revision": manifest.base.revision}
+    changed: dict[str, Any] = {"valid": None, **places, "out": None, "storage": None}
+    changed |= {"revision": manifest.base.revision, "trust_remote_code": trust}
     try:
         return Settings.model_validate({**known, **changed})
     except ValidationError as error:
@@ -151,12 +164,20 @@ def compare_file(what: str, expected: File, found: File | None) -> Finding:
     return Finding(what, "changed", f"sha256 {found.sha256}, expected {expected.sha256}{sizes}")
 
 
-def _base_files(base: BaseModel) -> list[File]:
-    """Hashed now: what the cache remembers of a file may be older than a changed byte."""
+def _base_findings(base: Base, folder: Path, *, code: bool) -> Iterator[Finding]:
+    """Hashed now: what the cache remembers of a file may be older than a changed byte. Code counts where it
+    runs."""
     from budgetsearch.training.inputs import file_facts
     from budgetsearch.training.sources import hashed_files
+    from budgetsearch.training.trust import uses_code
 
-    return [File(**file_facts(path)) for path in hashed_files(base.path)]
+    code = code and uses_code(folder)
+    expected = [file for file in base.files if code or not file.name.endswith(".py")]
+    found = [
+        File(**{**file_facts(path), "name": path.relative_to(folder).as_posix()})
+        for path in hashed_files(folder, code=code)
+    ]
+    return compare_files("base", expected, found)
 
 
 def _source_findings(source: Source, place: str) -> Iterator[Finding]:

@@ -97,6 +97,12 @@ def ready(found: Found, given: Given, say: Say, *, anyway: bool) -> Inputs:
     if found.expected != found.found and not anyway:
         raise UsageError(f"{found.path} changed: sha256 {found.found}, expected {found.expected}. {way_on}")
     inputs = look(found, given, say)
+    trusted = given.trust_remote_code and found.manifest.settings.get("trust_remote_code")
+    if trusted and inputs.base is not None and not inputs.base_same:
+        raise UsageError(
+            "The base model has changed, and code of its own may run: it is not loaded, --anyway or not."
+            f"\n{inputs.problems}\nBring the old one back."
+        )
     if inputs.well or anyway:
         tokenize(inputs, found.manifest, say)
     lost = any(finding.state == "missing" for finding in inputs.findings)

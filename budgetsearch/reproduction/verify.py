@@ -53,18 +53,25 @@ def verify(
 ) -> Verified:
     """Check every hash that the manifest names, and score the adapter again.
 
+    A base that has changed is named and not loaded.
+
     Raises:
-        UsageError: there is no manifest, or it cannot be read.
+        UsageError: there is no manifest, it cannot be read, or the base needs code that is not allowed.
     """
     found = read(run)
     adapter = adapter_folder(found)
     findings = [*_manifests(found), *_adapter(found, adapter)]
     inputs = look(found, given, say)
-    tokenize(inputs, found.manifest, say)
+    if inputs.base_same:
+        tokenize(inputs, found.manifest, say)
+    elif inputs.base is not None:
+        inputs.findings.append(
+            Finding("rows and scores", "unchecked", "a base that has changed is not loaded")
+        )
     findings += [*inputs.findings, *_ledger(found)]
     rows: list[Row] = []
     reasons: list[str] = []
-    if score and found.manifest.scores is not None:
+    if score and found.manifest.scores is not None and (inputs.base_same or inputs.base is None):
         if inputs.prepared is None or not (adapter / ADAPTER_FILE).is_file():
             findings.append(Finding("scores", "missing", "base, data or adapter is not there to score with"))
         else:

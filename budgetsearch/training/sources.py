@@ -356,7 +356,8 @@ def content_hash(hashes: Mapping[str, str]) -> str:
 
 
 def file_hashes(files: list[Path], cache: Path, folder: Path) -> dict[str, str]:
-    """SHA-256 by the name in ``folder``; a file of unchanged path, size and time is not read again."""
+    """SHA-256 by the name in ``folder``; a file of unchanged path, size and time is not read again, unless
+    it is code."""
     store = cache / "hashes.json"
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
@@ -365,7 +366,7 @@ def file_hashes(files: list[Path], cache: Path, folder: Path) -> dict[str, str]:
     for file in files:
         stat = file.stat()
         key = f"{file.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in known:
+        if key not in known or file.suffix == ".py":
             known[key] = _file_hash(file)
         hashes[file.relative_to(folder).as_posix()] = known[key]
     if len(known) != before:
