@@ -36,10 +36,10 @@ from budgetsearch.report.answer import answer_of, budget_of
 from budgetsearch.report.html import html_text
 from budgetsearch.report.intervals import Estimate, bootstrapped, newcombe, weighted_mean, wilson
 from budgetsearch.report.markdown import report_text
-from budgetsearch.report.numbers import MIN_IMPORTANCE, SCHEMA_VERSION, as_json, numbers_of, pareto
+from budgetsearch.report.numbers import ALPHA, MIN_IMPORTANCE, SCHEMA_VERSION, as_json, numbers_of, pareto
 from budgetsearch.report.peaks import Peaks, peaks_of
 from budgetsearch.report.timeline import MemorySample, binned, lanes, timeline_of
-from budgetsearch.study.importance import importances
+from budgetsearch.study.importance import holm, importances
 from tests.factories import FACTS, SPACE, Story, params, plan, whole_run
 from tests.simulation import make_driver
 
@@ -375,11 +375,42 @@ def test_the_learning_rate_matters_where_nothing_else_does() -> None:
         rate = 10 ** rng.uniform(-4, -2)
         configuration = params(rng.choice([4, 8, 16, 32]), rate, rng.choice(["fp32", "nf4"]))
         results.append((configuration, (math.log10(rate) + 3) ** 2))
-    shares = importances(space, results)
+    found = importances(space, results)
+    shares = {name: share for name, (share, _) in found.items()}
     assert next(iter(shares)) == "learning_rate"
     assert shares["learning_rate"] > 0.5
     assert sum(shares.values()) == pytest.approx(1.0)
     assert set(shares) == {"quantization", "rank", "learning_rate", "dropout"}
+    assert found["learning_rate"][1] < ALPHA < found["rank"][1]
+    assert found == importances(space, results)
+
+
+def noisy(trials: int, seed: int) -> Story:
+    """A run whose losses depend on no parameter."""
+    rng, story = random.Random(seed), Story.planned()
+    for _ in range(trials):
+        configuration = params(rng.choice([4, 8, 16, 32]), 10 ** rng.uniform(-4, -2))
+        story.train(story.trial(configuration), 1.0 + rng.random())
+    return story
+
+
+def test_what_noise_gives_is_marked_as_chance() -> None:
+    """Some parameter always has the largest share; of ten runs of noise hardly one names one."""
+    found = [numbers_of(s.entries, s.history, importances) for s in (noisy(12, seed) for seed in range(10))]
+    assert all(max(one.importance.shares.values()) > 0.3 for one in found)
+    assert sum(bool(one.importance.above_chance) for one in found) <= 1
+    nothing = next(one for one in found if not one.importance.above_chance)
+    text = html_text(nothing)
+    assert "Too few trials to tell: no parameter stands out" in text
+    assert "(chance)" in text and "more than chance gives" in text
+
+
+def test_p_values_are_corrected_for_their_number() -> None:
+    """Holm's own example: each times the number of those not rejected before it, never falling."""
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert {"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06} == {
+        name: pytest.approx(p) for name, p in found.items()
+    }
 
 
 def test_too_few_trials_have_no_importance() -> None:

@@ -151,7 +151,8 @@ def _memory_points(
 
 
 def importance(numbers: Numbers) -> Figure | None:
-    """A bar for each parameter."""
+    """A bar for each parameter; grey where shuffled losses give as much."""
+    above = numbers.importance.above_chance
     shares = sorted(numbers.importance.shares.items(), key=lambda item: item[1])
     if not shares:
         return None
@@ -161,18 +162,20 @@ def importance(numbers: Numbers) -> Figure | None:
             "orientation": "h",
             "y": [html.escape(name.replace("_", " ")) for name, _ in shares],
             "x": [share for _, share in shares],
-            "text": [f"{share:.0%}" for _, share in shares],
+            "text": [f"{share:.0%}" + ("" if name in above else " (chance)") for name, share in shares],
             "textposition": "outside",
             "cliponaxis": False,
-            "marker": {"color": BLUE},
+            "marker": {"color": [BLUE if name in above else OTHER for name, _ in shares]},
             "hoverinfo": "skip",
         }
     ]
     layout = layout_of("share of the importance", "", height=120 + 34 * len(shares))
-    layout["xaxis"] |= {"tickformat": ".0%", "range": [0, max(share for _, share in shares) * 1.15]}
+    layout["xaxis"] |= {"tickformat": ".0%", "range": [0, max(share for _, share in shares) * 1.3]}
     layout["yaxis"] |= {"type": "category", "showgrid": False}
     words = ", ".join(f"{name} {share:.0%}" for name, share in reversed(shares)) + "."
-    return Figure("importance", data, layout, words)
+    legend = [Key("■", BLUE, "more than chance gives")] if above else []
+    legend += [Key("■", OTHER, "not more than chance gives")] if len(above) < len(shares) else []
+    return Figure("importance", data, layout, words, tuple(legend))
 
 
 def rank_agreement(numbers: Numbers) -> Figure | None:

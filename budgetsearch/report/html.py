@@ -17,7 +17,7 @@ from budgetsearch.report.drawing import Figure, memory_unit
 from budgetsearch.report.facts import state_words
 from budgetsearch.report.figures import figures_of
 from budgetsearch.report.intervals import CONFIDENCE, Estimate
-from budgetsearch.report.numbers import Numbers
+from budgetsearch.report.numbers import ALPHA, Numbers
 from budgetsearch.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK
 from budgetsearch.report.tables import loss_text, params_text, value_text
 
@@ -63,6 +63,7 @@ def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
     library = _plotly()
     return environment.get_template(TEMPLATE).render(
         n=numbers,
+        alpha=ALPHA,
         process_peak=PROCESS_PEAK,
         card_peak=CARD_PEAK,
         peaks_mean=MEANING,

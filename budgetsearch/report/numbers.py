@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from budgetsearch.core.events import Entry
@@ -35,8 +35,10 @@ SCHEMA_VERSION = 1
 MIN_IMPORTANCE = 10
 """With fewer trials at a rung an importance is noise: the method asks for five that count as good."""
 RULED_OUT = "foreseen not to fit into memory, so it never ran"
-Importances = Callable[[Space, Sequence[tuple[Params, float]]], Mapping[str, float]]
-"""From a space, configurations and their losses to each parameter's share; see study.importance."""
+ALPHA = 0.05
+"""A parameter whose p-value is not below it does not stand out from chance."""
+Importances = Callable[[Space, Sequence[tuple[Params, float]]], Mapping[str, tuple[float, float]]]
+"""From a space, configurations and their losses to each parameter's share and p-value (study.importance)."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,10 @@ class Importance:
     shares: Mapping[str, float]
     """They add up to 1; empty: too few trials."""
     method: str
+    p_values: Mapping[str, float] = field(default_factory=dict)
+    """How often losses that depend on no parameter give as much, corrected for their number."""
+    above_chance: tuple[str, ...] = ()
+    """Those that stand out from that."""
 
 
 @dataclass(frozen=True)
@@ -312,8 +318,16 @@ def _importance(history: History, importances: Importances | None) -> Importance
     if importances is None:
         return Importance(rung, counts[rung], {}, "not computed")
     results = [(state.trial.params, state.losses[rung]) for state in history.at_rung(rung)]
-    shares = importances(Space.parse(history.plan.space), results)
-    return Importance(rung, counts[rung], shares, "PED-ANOVA of Optuna")
+    found = importances(Space.parse(history.plan.space), results)
+    p_values = {name: p for name, (_, p) in found.items()}
+    return Importance(
+        rung,
+        counts[rung],
+        {name: share for name, (share, _) in found.items()},
+        "PED-ANOVA of Optuna",
+        p_values,
+        tuple(name for name, p in p_values.items() if p < ALPHA),
+    )
 
 
 def speed_of(history: History) -> list[ProbeNumbers]:
