@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from budgetsearch.core.budget import (
@@ -13,6 +14,7 @@ from budgetsearch.core.budget import (
     make_plan,
     new_trial,
     score_jobs,
+    seconds_left,
     watchdog_patience,
 )
 from budgetsearch.core.errors import BudgetError, DeviceError, EngineError, LedgerError
@@ -33,6 +35,7 @@ from budgetsearch.core.events import (
     SegmentEnded,
     SegmentStarted,
     TrialAdded,
+    WorkersChanged,
 )
 from budgetsearch.core.halving import decide
 from budgetsearch.core.history import History, TrialState
@@ -54,6 +57,7 @@ from budgetsearch.core.records import (
     TrainJob,
 )
 from budgetsearch.core.secrets import without_secrets
+from budgetsearch.flights import Flights
 from budgetsearch.keeper import Keeper
 from budgetsearch.ledger import Ledger
 
@@ -69,16 +73,6 @@ FALLBACK_LIMIT = 0.5
 
 class Interrupted(Exception):
     """Somebody asked the run to stop; everything is recorded."""
-
-
-@dataclass
-class _Flight:
-    """A job under way."""
-
-    job: Job
-    started: float
-    told: float | None = None
-    """When it was told to stop."""
 
 
 @dataclass
@@ -104,10 +98,10 @@ class Driver:
 
     def __post_init__(self) -> None:
         self._keeper = Keeper(self.exporter, self._append, lambda: self.history)
-        self._flights: dict[int, _Flight] = {}
-        self._answers: dict[int, JobEnded] = {}
+        self._flights = Flights(self.engine, self.clock, self._patience)
         self._charged_until = 0.0
         self._measured = 0
+        self._improved = self._untidy = False
         self._last_append = 0.0
 
     # -------------------------------------------------------------------- the phases
@@ -137,7 +131,8 @@ class Driver:
             self._open()
             self._calibrate()
             plan = self._plan()
-            self._finish(plan, self._search(plan))
+            reason = self._search(plan)
+            self._finish(self.history.plan or plan, reason)
         except Interrupted as asked:
             self._land()
             self._close("interrupted", "stopped on request", str(asked))
@@ -180,35 +175,61 @@ class Driver:
     def _calibrate(self) -> None:
         if self.history.plan is not None:
             return
-        for name in self.quantizations:
-            for _ in range(CALIBRATION_ATTEMPTS):
-                known = self.history.calibrations.get(name)
-                if known is None or known.status == "crashed":
-                    self._append(Calibrated(self._measure(name)))
-                    self._charge_rest("calibrate")
+        known = self.history.calibrations
+        waiting = [n for n in self.quantizations if n not in known or known[n].status == "crashed"]
+        attempts = Counter(waiting)
+        while waiting or self._flights:
+            self._obey_stop()
+            while waiting and self._flights.free:
+                self._measure(waiting.pop(0))
+            if waiting or self._flights:
+                self._wait()
+            for found in self._measurements():
+                self._note_calibration(found)
+                if found.status == "crashed" and attempts[found.quantization] < CALIBRATION_ATTEMPTS:
+                    attempts[found.quantization] += 1
+                    waiting.insert(0, found.quantization)
 
-    def _measure(self, quantization: str) -> Calibration:
-        """Calibrate one quantization, unless it is foreseen that nothing of it fits.
+    def _measure(self, quantization: str) -> None:
+        """Begin to calibrate one quantization, unless it is foreseen that nothing of it fits.
 
         Raises:
-            BudgetError: that alone takes more than half of what is left.
+            BudgetError: there is no time for it.
         """
         limit = FALLBACK_LIMIT * (self.request.budget_seconds - self.clock.now())
         job = calibration_job(self.request, quantization, -1 - self._measured, limit)
         if isinstance(job, Calibration):
-            return job
+            self._note_calibration(job)
+            return
         self._measured += 1
-        start = self.clock.now()
-        outcome = self._execute(job) if limit > 0 else None
-        if outcome is None or self.clock.now() - start > limit:
-            minimum = 4 * self.clock.now()
-            raise BudgetError(
-                f"A budget of {self.request.budget_seconds:.0f} s is too small here: loading and measuring "
-                f"the base model takes more than half of it. Use --hours {minimum / 3600:.3f} or more.",
-                minimum,
-            )
-        assert isinstance(outcome, Calibration)
-        return outcome
+        if limit <= 0:
+            raise self._too_small()
+        self._dispatch(job)
+
+    def _measurements(self) -> Iterator[Calibration]:
+        """The calibrations that have just ended.
+
+        Raises:
+            BudgetError: one took more than half of what was left.
+        """
+        for landing in self._flights.landings():
+            if landing.seconds > landing.job.limit_seconds:
+                raise self._too_small()
+            (found,) = landing.report.results
+            assert isinstance(found, Calibration)
+            yield found
+
+    def _note_calibration(self, found: Calibration) -> None:
+        self._append(Calibrated(found))
+        self._charge_rest("calibrate")
+
+    def _too_small(self) -> BudgetError:
+        minimum = 4 * self.clock.now()
+        return BudgetError(
+            f"A budget of {self.request.budget_seconds:.0f} s is too small here: loading and measuring "
+            f"the base model takes more than half of it. Use --hours {minimum / 3600:.3f} or more.",
+            minimum,
+        )
 
     def _plan(self) -> Plan:
         if self.history.plan is not None:
@@ -224,7 +245,8 @@ class Driver:
                     "--space with nf4, or a larger card; `budgetsearch plan` shows what fits."
                 )
             raise EngineError(f"No quantization of the base model can be trained here. {why}")
-        plan = self.planner(self.request, self.history.calibrations, self.clock.now())
+        request = replace(self.request, workers=max(1, self.engine.slots))
+        plan = self.planner(request, self.history.calibrations, self.clock.now())
         self._append(Planned(plan))
         return plan
 
@@ -233,7 +255,11 @@ class Driver:
         while True:
             self._obey_stop()
             self._keeper.check_disk()
-            now, slots = self.clock.now(), self.engine.slots - len(self._flights)
+            plan = self._count_workers(plan)
+            now, slots = self.clock.now(), self._flights.free
+            if not slots and (self._flights or seconds_left(plan, now) > 0):
+                self._pause()  # even if no worker is left: one may come back
+                continue
             decision = decide(plan, self.history, self.history.candidates, now, slots)
             if isinstance(decision, Run):
                 self._append(Decided(now, slots, decision))
@@ -245,7 +271,19 @@ class Driver:
                 self._append(Decided(now, slots, decision))
                 return decision.reason
             else:
-                self._wait()
+                self._pause()
+
+    def _count_workers(self, plan: Plan) -> Plan:
+        """Write down how many workers there are, if that has changed; returns the plan that holds now."""
+        if self.engine.slots != self.history.workers:
+            self._append(WorkersChanged(self.engine.slots))
+        return self.history.plan or plan
+
+    def _pause(self) -> None:
+        self._tidy()
+        self._wait()
+        if not self._several:  # else the free workers come first
+            self._tidy()
 
     def _propose(self, plan: Plan, count: int) -> None:
         first = len(self.history.trials)
@@ -270,13 +308,26 @@ class Driver:
         done = self.history.exported
         # Of a lost checkpoint the exported adapter may be all that is left.
         folder = done.path if done and best.exported and best.exported.checkpoint == done.checkpoint else ""
-        for job in score_jobs(plan, best, self.history.next_job, folder):
+        waiting = score_jobs(plan, best, self.history.next_job, folder)
+        order = [job.job_id for job in waiting]
+        found: dict[int, Score] = {}
+        while waiting or self._flights:
+            self._obey_stop()
             # One that hears nothing is killed within the scores' own time: the export's stays whole.
-            limit = self._score_seconds(plan) - self._patience(job)
-            if limit > 0:
-                outcome = self._execute(replace(job, limit_seconds=limit))
+            limit = self._score_seconds(plan) - self._patience(waiting[0]) if waiting else 0.0
+            if waiting and limit <= 0:
+                order = order[: -len(waiting)]
+                waiting.clear()
+            elif waiting and self._flights.free:
+                self._dispatch(replace(waiting.pop(0), limit_seconds=limit))
+            else:
+                self._wait()
+            for landing in self._flights.landings():
+                (outcome,) = landing.report.results
                 assert isinstance(outcome, Score)
-                self._append(Scored(outcome))
+                found[landing.job.job_id] = outcome
+            while order and order[0] in found:  # the losses first
+                self._append(Scored(found[order.pop(0)]))
                 self._charge_rest("score")
 
     def _score_seconds(self, plan: Plan) -> float:
@@ -285,21 +336,17 @@ class Driver:
 
     # ---------------------------------------------------------------- jobs in flight
 
-    def _execute(self, job: Job) -> object:
-        """Run one job to its end, alone, and return its only result."""
-        self._dispatch(job)
-        while job.job_id not in self._answers:
-            self._obey_stop()
-            self._wait()
-        return self._answers.pop(job.job_id).results[0]
+    @property
+    def _several(self) -> bool:
+        return self.history.plan is not None and self.history.plan.workers > 1
 
     def _dispatch(self, job: Job) -> None:
         if isinstance(job, TrainJob):
             for segment in job.segments:
                 self._append(SegmentStarted(job.job_id, segment))
-        self._charge_rest("idle")
-        self._flights[job.job_id] = _Flight(job, self.clock.now())
-        self.engine.submit(job)
+        if not self._flights:  # else the others have used the time
+            self._charge_rest("idle")
+        self._flights.launch(job)
 
     def _wait(self) -> None:
         for report in self.engine.poll(POLL_SECONDS):
@@ -308,20 +355,8 @@ class Driver:
             else:
                 self._take(report)
         if self._flights and self.clock.now() - self._last_append > SILENCE_SECONDS:
-            self._append(Heartbeat(Beat(next(iter(self._flights)), None, "busy")))
-        self._watch()
-
-    def _watch(self) -> None:
-        """The watchdog: a job beyond its limit is told to stop, then killed."""
-        now = self.clock.now()
-        for flight in self._flights.values():
-            if now - flight.started <= flight.job.limit_seconds:
-                continue
-            if flight.told is None:
-                flight.told = now
-                self.engine.cancel(flight.job.job_id)
-            elif now - flight.told > self._patience(flight.job):
-                self.engine.kill(flight.job.job_id)
+            self._append(Heartbeat(Beat(next(iter(self._flights.under_way)), None, "busy")))
+        self._flights.watch()
 
     def _grace(self) -> float:
         plan = self.history.plan
@@ -335,30 +370,44 @@ class Driver:
         """Record what is more than a sign of life."""
         if isinstance(report, Notice):
             self._append(Noticed(report.text))
-        elif isinstance(report, JobEnded) and report.job_id in self._flights:
+        elif isinstance(report, JobEnded) and report.job_id in self._flights.under_way:
             if report.use is not None:
                 self._append(CardWatched(report.job_id, report.use))
             self._ended(report)
 
     def _ended(self, report: JobEnded) -> None:
-        flight = self._flights.pop(report.job_id)
+        flight = self._flights.end(report)
         if not isinstance(flight.job, TrainJob):
-            self._answers[report.job_id] = report
+            self._flights.keep(flight, report)
             return
         before = self.history.incumbent
         previous = before.best_checkpoint if before else None
         for result in report.results:
             if isinstance(result, SegmentResult):
-                blameless = result.lost or result.unread or result.unwritten
+                blameless = result.lost or result.unread or result.unwritten or result.worker_lost
                 late = result.status == "cancelled" and flight.told is not None and not blameless
                 self._append(SegmentEnded(report.job_id, _as_timeout(result) if late else result))
                 self._charge_result(result)
-        self._charge_rest("idle" if all(_is_well(r) for r in report.results) else "crash")
+        if not self._flights:  # else it belongs to those that still fly
+            self._charge_rest("idle" if all(_is_well(r) for r in report.results) else "crash")
         best = self.history.incumbent
-        if best is not None and best.best_checkpoint != previous:
+        self._improved |= best is not None and best.best_checkpoint != previous
+        self._untidy = True
+
+    def _tidy(self) -> None:
+        """Keep the best adapter on disk and remove what nothing needs, if a segment has ended."""
+        if not self._untidy:
+            return
+        start = self.clock.now()
+        if self._improved:
             self._keeper.export_meanwhile()
         self._keeper.sweep()
-        self._charge_rest("export")
+        self._improved = self._untidy = False
+        if self._flights:
+            start = max(start, self._charged_until)
+            self._charge("export", self.clock.now() - start, None)
+        else:
+            self._charge_rest("export")
 
     # ---------------------------------------------------------------------- stopping
 
@@ -368,22 +417,18 @@ class Driver:
 
     def _land(self) -> None:
         """Tell what trains to checkpoint, wait for it as long as the budget allows, end the rest at once."""
-        for flight in list(self._flights.values()):
-            if isinstance(flight.job, TrainJob):
-                self.engine.cancel(flight.job.job_id)
-            else:  # half a measurement is worth nothing: there is no answer to wait for
-                self.engine.kill(flight.job.job_id)
-                del self._flights[flight.job.job_id]
+        self._flights.stop()
         now = self.clock.now()
         until = now + landing_seconds(self.history.plan, self.request.budget_seconds, self._grace(), now)
         while self._flights and (left := until - self.clock.now()) > 0:
             for report in self.engine.poll(min(POLL_SECONDS, left)):
                 self._take(report)
+            self._tidy()
         self._abandon()
 
     def _abandon(self) -> None:
         """Write down that whatever still flies is lost."""
-        self._flights.clear()
+        self._flights.under_way.clear()
         self._append_lost_segments()
 
     def _close(self, state: str, reason: str, asked: str = "") -> None:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from budgetsearch.core.disk import RUNNERS_UP
 from budgetsearch.core.errors import BudgetError, EngineError, LedgerError
 from budgetsearch.core.events import Charged, Decided, Entry, SegmentStarted
-from budgetsearch.core.history import RUNNERS_UP, History, fold
+from budgetsearch.core.history import History, fold
 from budgetsearch.core.records import NeedCandidates, Run, Segment
 from budgetsearch.core.view import RULED_OUT
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock

@@ -79,6 +79,8 @@ class PlanRequest:
     """The largest dropout that the space can ask for."""
     max_held: int | None = None
     """The disk has room for the checkpoints of so many trials that wait; None: nobody looked."""
+    workers: int = 1
+    """Jobs that can run at once."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         reserve_seconds=reserve,
         score_seconds=score,
         checkpoint_every_seconds=checkpoint_interval(request.budget_seconds),
-        max_trials=Space.parse(space).size(request.max_trials),
+        max_trials=Space.parse(space).size(request.max_trials * request.workers),
         limit_bytes=request.limit_bytes,
         gang_gains={name: gang_gains(c) for name, c in usable.items()},
         recompute={name: c.recompute for name, c in usable.items()},
@@ -158,6 +160,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         largest_ranks={name: c.rank for name, c in usable.items() if c.rank},
         longest=request.longest,
         scouts=scouts_for(shares, _multiple(request, ladder[-1], measured)),
+        workers=request.workers,
     )
     return plan if request.max_held is None else replace(plan, max_held=held_of(plan, request.max_held))
 
@@ -222,8 +225,8 @@ def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...
 
 
 def _multiple(request: PlanRequest, full_seconds: float, measured: _Measured) -> float:
-    """How many full runs the rest of the budget holds."""
-    return (request.budget_seconds - measured.spent) / max(full_seconds, 1e-9)
+    """How many full runs the rest of the budget holds, on all workers together."""
+    return request.workers * (request.budget_seconds - measured.spent) / max(full_seconds, 1e-9)
 
 
 def _full_seconds(
@@ -233,13 +236,13 @@ def _full_seconds(
 
     A group of trials (``eta``, or a few more) at the first rung, of which the best goes all the way, trains
     for (1 + (group - 1) * first share) * R, and its segments cost an overhead each. A full run longer
-    than that would leave too few trials to choose from.
+    than that would leave too few trials to choose from. Several workers share the group.
     """
     _, reserve = _reserve(request, examples, measured)
     free = request.budget_seconds - measured.spent - reserve
     longest = min(request.full_share * request.budget_seconds, measured.data)
     links = max(1.0, longest / checkpoint_interval(request.budget_seconds))
-    group = max(request.eta, FEW_TRIALS) if len(shares) > 1 else 1
+    group = math.ceil(max(request.eta, FEW_TRIALS) / request.workers) if len(shares) > 1 else 1
     evaluated = examples * measured.example + measured.write
     overhead = (group + len(shares) - 1) * evaluated + links * measured.write + FULL_EVAL_SHARE * longest
     work = 1.0 + (group - 1) * shares[0]

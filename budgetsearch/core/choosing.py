@@ -30,7 +30,7 @@ def promotable(view: View, rung: int) -> list[Promotable]:
     Ahead of them comes a trial that the validation examples cannot tell from the first, if it carries up
     a rank or a quantization that is new there.
     """
-    entered, waiting, best = view.entered(rung), _waiting(view, rung), _best(view, rung)
+    entered, waiting, best = view.competed(rung), _waiting(view, rung), _best(view, rung)
     found = [Promotable(s, f"promotion: place {n} of {entered} at rung {rung}") for n, s in best]
     if not best:
         return []
@@ -53,7 +53,7 @@ def earned(view: View, state: TrialState) -> bool:
 
 
 def _best(view: View, rung: int) -> list[tuple[int, TrialState]]:
-    places = math.ceil(view.entered(rung) / view.plan.eta)
+    places = math.ceil(view.competed(rung) / view.plan.eta)
     return [(n, s) for n, s in _waiting(view, rung) if n <= places]
 
 

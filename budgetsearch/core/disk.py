@@ -15,6 +15,8 @@ EXPORT_BYTES = 4
 """Of one adapter weight in the exported adapter."""
 FILES_BYTES = 64 * 2**10
 """Of a checkpoint beside its tensors: configuration, sums, headers, what a file system rounds up."""
+RUNNERS_UP = 2
+"""So many trials behind the promoted ones keep their checkpoint at the least."""
 RECORDS_BYTES = 4 * 2**20
 """Ledger, study, logs and report of a run that has just begun: an allowance, not measured."""
 RECORDS_BYTES_PER_SECOND = 1024
@@ -86,16 +88,23 @@ def most_checkpoints(held: int, gang: int) -> int:
     return held + SPARES + gang
 
 
-def most_held(*, eta: int, top_rung: int, full_runs: float) -> int:
+def most_held(*, eta: int, top_rung: int, full_runs: float, workers: int = 1) -> int:
     """How many trials that wait may keep a checkpoint: a group at the first rung, and at each rung those that
-    may still take the place of a promoted one. ``full_runs``: so many fit into the budget."""
-    return eta + max(1, top_rung) * (max(2, int(full_runs)) + 2)
+    may still take the place of a promoted one. ``full_runs``: so many fit into the budget of one worker."""
+    return eta + max(1, top_rung) * (runners_up(full_runs, workers) + 2)
+
+
+def runners_up(full_runs: float, workers: int = 1) -> int:
+    """So many trials behind the promoted ones keep their checkpoint, in case those fail: what is left at the
+    end goes to them, on every worker."""
+    return max(RUNNERS_UP, int(full_runs)) + workers - 1
 
 
 def held_of(plan: Plan, affordable: int) -> int:
     """The same for a plan, and no more than the disk has room for."""
     runs = plan.budget_seconds / plan.full_seconds
-    return min(affordable, most_held(eta=plan.eta, top_rung=plan.top_rung, full_runs=runs))
+    most = most_held(eta=plan.eta, top_rung=plan.top_rung, full_runs=runs, workers=plan.workers)
+    return min(affordable, most)
 
 
 def need_of(

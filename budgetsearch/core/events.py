@@ -53,6 +53,13 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class WorkersChanged:
+    """So many jobs can run at once from now on: a node went away, or one came (back)."""
+
+    workers: int
+
+
+@dataclass(frozen=True)
 class TrialAdded:
     trial: Trial
 
@@ -149,6 +156,7 @@ Event = (
     | Rescheduled
     | Calibrated
     | Planned
+    | WorkersChanged
     | TrialAdded
     | Decided
     | SegmentStarted

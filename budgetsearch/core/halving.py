@@ -57,7 +57,9 @@ def decide(
     ``Wait`` is returned only while something runs.
     """
     if free_slots > 0:
-        view = View(plan, history, candidates, now, CostModel.learn(plan, history))
+        workers = free_slots + len(history.running) if plan.workers > 1 else 1
+        costs = CostModel.learn(plan, history)
+        view = View(plan, history, candidates, now, costs, workers, free_slots)
         for rule in RULES:
             decision = rule(view)
             if decision is not None:
@@ -105,11 +107,11 @@ def enter(view: View) -> Decision | None:
         return None
     # Even if a whole full run does not fit any more: one trial there must be.
     nobody = all(s.stuck for s in started)
-    late = _promotions_due(view) or _time_for_finalists(view) or _search_seconds(view) > view.left
+    late = _promotions_due(view) or _time_for_finalists(view) or not _another_fits(view)
     if late and not nobody:
         return None
     if not view.candidates:
-        return NeedCandidates(1) if view.may_ask else None
+        return NeedCandidates(_wanted_candidates(view, len(started))) if view.may_ask else None
     state = next_candidate(view)
     return _rung_segment(view, state, view.entry, f"new trial ({state.trial.origin})")
 
@@ -122,13 +124,15 @@ def promote(view: View) -> Decision | None:
 def promote_finalists(view: View) -> Decision | None:
     """Where nothing more can enter, the finalists of every rung go on, however few there are."""
     full_run_due = view.entered(view.plan.top_rung) < view.quota(view.plan.top_rung - 1)
-    return None if full_run_due else _promote(view, view.wanted_finalists)
+    # Each worker trains somebody in full at the end.
+    least = max(view.wanted_finalists, view.workers)
+    return None if full_run_due else _promote(view, least)
 
 
 def _promote(view: View, least: int) -> Decision | None:
     for rung in range(view.plan.top_rung - 1):
-        if any(s.running and s.goal == rung for s in view.history.trials.values()):
-            return None
+        if not view.several and any(s.running and s.goal == rung for s in view.history.trials.values()):
+            return None  # a gang's other members
         already = view.entered(rung + 1)
         if already >= max(view.quota(rung), least):
             continue
@@ -142,14 +146,17 @@ def _promote(view: View, least: int) -> Decision | None:
 
 
 def start_full_run(view: View) -> Decision | None:
-    """The best finalist runs in full; the runner-up follows if it failed or if there is time."""
+    """The best finalist runs in full; the runner-up follows if it failed or if there is time, or beside it on
+    another worker."""
     history, top = view.history, view.plan.top_rung
-    if history.running:
+    if history.running and not view.several:
         return None
     if top == 0 and not view.candidates and _wants_another(view):
         return NeedCandidates(1)
     for state in finalists(view):
-        if _has_whole_full_run(view) and not _gets_far_enough(view, state):
+        if state.running:
+            continue
+        if _has_full_run(view) and not _gets_far_enough(view, state):
             continue
         if not _worth_a_restart(view, state):
             continue
@@ -230,7 +237,7 @@ def _segment(view: View, state: TrialState, rung: int, stop: int, schedule: Sche
         batch_size=state.trial.batch_size,
         micro_batch=state.micro_batch,
         checkpoint_in=state.checkpoint,
-        attempt=state.crashes + state.lost,
+        attempt=state.crashes + state.lost + state.moves,
         recompute=view.plan.recompute.get(cost_class(state.trial.params), False),
     )
 
@@ -243,13 +250,44 @@ def _promotions_due(view: View) -> bool:
     another group to choose from: till then more trials improve the choice.
     """
     top = view.plan.top_rung
-    group = view.plan.eta * view.costs.typical_seconds(view.plan.ladder[view.entry])
     for rung in range(top):
         due = view.entered(rung + 1) < view.quota(rung)
-        early = rung == top - 1 and 2 * _full_run_seconds(view) + group > view.left
-        if due and not early and any_promotable(view, rung):
+        if due and not (rung == top - 1 and _early(view)) and any_promotable(view, rung):
             return True
     return False
+
+
+def _early(view: View) -> bool:
+    """Whether no other full run fits behind one that would start now, with a group to choose from."""
+    group = view.plan.eta * view.costs.typical_seconds(view.plan.ladder[view.entry])
+    work = 2 * _full_run_seconds(view) + group
+    return work > view.work_left or (view.several and _way_seconds(view) > view.left)
+
+
+def _another_fits(view: View) -> bool:
+    """Whether one more trial may enter: there is the time for its rungs and its full run one after the other,
+    and for what everybody together still has to do."""
+    if view.several and _way_seconds(view) > view.left:
+        return False
+    return _search_seconds(view) <= view.work_left
+
+
+def _way_seconds(view: View) -> float:
+    """Seconds from a trial's beginning to the end of its full run if it never waits."""
+    plan, share = view.plan, _full_share(view)
+    steps = [plan.ladder[view.entry]]
+    steps += [plan.ladder[k] - plan.ladder[k - 1] for k in range(view.entry + 1, plan.top_rung)]
+    rungs = sum(map(view.costs.typical_seconds, steps)) + max(plan.load_seconds.values(), default=0.0)
+    return rungs * view.costs.margin + share * _full_run_seconds(view)
+
+
+def _wanted_candidates(view: View, started: int) -> int:
+    """As many as there are free workers, and no more than surely have the time to start."""
+    if not view.several:
+        return 1
+    each = view.costs.typical_seconds(view.plan.ladder[view.entry], ganged=True) * view.costs.margin
+    fitting = 1 + max(0.0, view.work_left - _search_seconds(view)) / max(each, 1e-9)
+    return max(1, int(min(view.free, view.plan.max_trials - started, fitting)))
 
 
 def _time_for_finalists(view: View) -> bool:
@@ -271,8 +309,11 @@ def _search_seconds(view: View) -> float:
         total += (entering - already) * view.costs.typical_seconds(ladder[rung] - ladder[rung - 1])
     already = view.entered(view.plan.top_rung)
     full = max(already, entering // eta, view.wanted_finalists) - already
-    share = FEW_SHARE if view.entered(0) < FEW_TRIALS else 1.0
-    return total * view.costs.margin + full * share * _full_run_seconds(view)
+    return total * view.costs.margin + full * _full_share(view) * _full_run_seconds(view)
+
+
+def _full_share(view: View) -> float:
+    return FEW_SHARE if view.entered(0) < FEW_TRIALS else 1.0
 
 
 def _full_run_seconds(view: View) -> float:
@@ -350,7 +391,7 @@ def _runner_up_fits(view: View, state: TrialState) -> bool:
     """Whether another finalist can run in full after this one."""
     if view.plan.top_rung == 0:  # anyone could be next
         return _seconds_to_top(view, state) + _full_run_seconds(view) * PESSIMISM <= view.left
-    others = [s for s in finalists(view) if s is not state]
+    others = [s for s in finalists(view) if s is not state and not s.running]
     if not others:
         return False
     return _seconds_to_top(view, state) + _seconds_to_top(view, others[0]) <= view.left
@@ -375,6 +416,11 @@ def _worth_a_restart(view: View, state: TrialState) -> bool:
     return bool(state.tokens) or not state.lost or _gets_far_enough(view, state)
 
 
+def _has_full_run(view: View) -> bool:
+    """Whether somebody has run in full, or does so now on another worker."""
+    return _has_whole_full_run(view) or (view.several and bool(view.history.full_trials))
+
+
 def _has_whole_full_run(view: View) -> bool:
     return any(view.history.trials[i].dead is None for i in view.history.full_done)
 
@@ -382,9 +428,10 @@ def _has_whole_full_run(view: View) -> bool:
 def _wants_another(view: View) -> bool:
     """On a ladder of one rung: whether one more configuration may run in full."""
     history = view.history
-    if any(not s.stuck and s.trial_id not in history.full_done for s in history.trials.values()):
+    waiting = (s for s in history.trials.values() if not s.stuck and s.trial_id not in history.full_done)
+    if any(not s.running for s in waiting):
         return False
-    room = not _has_whole_full_run(view) or _full_run_seconds(view) * PESSIMISM <= view.left
+    room = not _has_full_run(view) or _full_run_seconds(view) * PESSIMISM <= view.left
     return room and view.may_ask and len(history.trials) < view.plan.max_trials
 
 

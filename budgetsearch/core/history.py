@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from budgetsearch.core.disk import runners_up
 from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import (
     Calibrated,
@@ -26,6 +27,7 @@ from budgetsearch.core.events import (
     SegmentEnded,
     SegmentStarted,
     TrialAdded,
+    WorkersChanged,
 )
 from budgetsearch.core.feasibility import problem, taught
 from budgetsearch.core.records import (
@@ -50,9 +52,8 @@ MAX_CRASHES = 1
 
 MAX_TIMEOUTS = 1
 """A trial that its watchdog stopped goes on so often, then it is given up."""
-RUNNERS_UP = 2
-"""So many trials behind the promoted ones keep their checkpoint, in case those fail; more if the budget
-holds more full runs than that, for what is left at the end goes to them."""
+MAX_STRANDED = 3
+"""Where a trial lost so many workers in a row, it is what takes them down."""
 
 
 @dataclass
@@ -94,6 +95,10 @@ class TrialState:
     unread: int = 0
     """How often in a row the checkpoint could not be read from which it would go on; it is still there."""
     crashes: int = 0
+    stranded: int = 0
+    """How many of its workers went away, each with its node, since a segment of it ended well."""
+    moves: int = 0
+    """How many went away in all."""
     timeouts: int = 0
     running: bool = False
     seconds: float = 0.0
@@ -140,6 +145,10 @@ class History:
     trials: dict[int, TrialState] = field(default_factory=dict)
     running: dict[int, list[Segment]] = field(default_factory=dict)
     """Segments under way, by job."""
+    running_since: dict[int, float] = field(default_factory=dict)
+    """When each of these jobs began, in active seconds of the run."""
+    workers: int = 1
+    """Jobs that can run at once."""
     results: list[tuple[Segment, SegmentResult]] = field(default_factory=list)
     result_jobs: list[int] = field(default_factory=list)
     """The job that each of the results comes from."""
@@ -154,8 +163,8 @@ class History:
     exported: Exported | None = None
     closed: Closed | None = None
     decisions: int = 0
-    full_trial: int | None = None
-    """The trial in its full run, from its first link until it ends."""
+    full_trials: list[int] = field(default_factory=list)
+    """The trials in their full runs, each from its first link until it ends; one at a time on one worker."""
     full_done: list[int] = field(default_factory=list)
     last_quantization: str | None = None
     gang_limits: dict[str, int] = field(default_factory=dict)
@@ -178,6 +187,11 @@ class History:
     """The last jobs, as far as none of them could write a checkpoint."""
 
     # ------------------------------------------------------------------ questions
+
+    @property
+    def full_trial(self) -> int | None:
+        """The trial in its full run; of several the one that came to it last."""
+        return self.full_trials[-1] if self.full_trials else None
 
     @property
     def incumbent(self) -> TrialState | None:
@@ -223,7 +237,7 @@ class History:
 
         def rank(state: TrialState) -> tuple[bool, bool, int, int, int]:
             paused, place = state.goal <= state.rung, places.get(state.trial_id, 0)
-            return state.trial_id != self.full_trial, paused, place, -state.rung, state.trial_id
+            return state.trial_id not in self.full_trials, paused, place, -state.rung, state.trial_id
 
         return {t.trial_id for t in sorted(waiting.values(), key=rank)[limit:]}
 
@@ -237,7 +251,8 @@ class History:
         return replace(self, trials=trials, running=running, last_quantization=job.quantization)
 
     def _runners_up(self) -> int:
-        return max(RUNNERS_UP, int(self.plan.budget_seconds / self.plan.full_seconds)) if self.plan else 0
+        plan = self.plan
+        return runners_up(plan.budget_seconds / plan.full_seconds, plan.workers) if plan else 0
 
     def needed_checkpoints(self) -> set[str]:
         """Names of the checkpoints that the run may still want."""
@@ -253,8 +268,8 @@ class History:
         wanted |= {s.checkpoint_in for segments in self.running.values() for s in segments}
         if not self.unwritten:  # on a full disk spares have to go
             wanted |= spares(best, self.trials.values()) if best else set()
-            full = self.trials.get(-1 if self.full_trial is None else self.full_trial)
-            wanted |= {stand.checkpoint for stand in full.held[-2:]} if full else set()
+            for number in self.full_trials:
+                wanted |= {stand.checkpoint for stand in self.trials[number].held[-2:]}
         return {name for name in wanted if name}
 
     def _forget(self) -> None:
@@ -273,7 +288,7 @@ class History:
             return state.dead
         if state.trial_id in self.full_done or (over and state.full_losses):
             return "done"
-        if state.trial_id == self.full_trial:
+        if state.trial_id in self.full_trials:
             return "full run"
         if over:
             return "dropped" if state.started else "not tried"
@@ -323,6 +338,12 @@ class History:
 
     def _on_planned(self, event: Planned, at: float) -> None:
         self.plan = event.plan
+        self.workers = event.plan.workers
+
+    def _on_workerschanged(self, event: WorkersChanged, at: float) -> None:
+        self.workers = event.workers
+        if self.plan is not None and event.workers > self.plan.workers:
+            self.plan = replace(self.plan, workers=event.workers)
 
     def _on_trialadded(self, event: TrialAdded, at: float) -> None:
         trial = event.trial
@@ -338,9 +359,9 @@ class History:
 
     def _on_decided(self, event: Decided, at: float) -> None:
         self.decisions += 1
-        if isinstance(event.decision, Finish) and self.full_trial is not None:
-            self.full_done.append(self.full_trial)  # the time ended it
-            self.full_trial = None
+        if isinstance(event.decision, Finish):
+            self.full_done += self.full_trials  # the time ended them
+            self.full_trials.clear()
 
     def _on_segmentstarted(self, event: SegmentStarted, at: float) -> None:
         segment = event.segment
@@ -348,13 +369,20 @@ class History:
         state.running = True
         state.goal = max(state.goal, segment.rung)
         self.running.setdefault(event.job_id, []).append(segment)
+        self.running_since.setdefault(event.job_id, at)
         self.job_sizes[event.job_id] = len(self.running[event.job_id])
         self.next_job = max(self.next_job, event.job_id + 1)
         self.last_quantization = cost_class(segment.params)
         if self.plan and segment.rung == self.plan.top_rung:
             state.full_stop_tokens = segment.schedule.stop_tokens
             state.full_cooldown_tokens = segment.schedule.cooldown_tokens
-            self.full_trial = segment.trial_id
+            self._note_full_run(segment.trial_id)
+
+    def _note_full_run(self, trial_id: int) -> None:
+        if self.plan is not None and self.plan.workers == 1:
+            self.full_trials.clear()
+        if trial_id not in self.full_trials:
+            self.full_trials.append(trial_id)
 
     def _on_heartbeat(self, event: Heartbeat, at: float) -> None:
         self.last_beat = event.beat
@@ -385,9 +413,11 @@ class History:
             self._note_gang(segment, result, self.job_sizes[event.job_id])
         alone = self.job_sizes[event.job_id] == 1
         if event.job_id not in self.running:
-            del self.job_sizes[event.job_id]
+            del self.job_sizes[event.job_id], self.running_since[event.job_id]
         state.unread = state.unread + 1 if result.unread else 0
         _OUTCOMES[result.status](self, state, segment, result, alone)
+        if result.worker_lost:
+            self._strand(state)
         if result.lost:
             self._lose(result.lost, result.detail, at)
         self._note_end_of_full_run(state, segment, result)
@@ -466,7 +496,7 @@ class History:
 
     def _ended_ok(self, state: TrialState, segment: Segment, result: SegmentResult, alone: bool) -> None:
         self._advance(state, segment, result)
-        state.crashes = 0
+        state.crashes = state.stranded = 0
         if result.tokens < segment.goal_tokens:
             return
         state.rung = max(state.rung, segment.rung)
@@ -504,12 +534,21 @@ class History:
         if state.crashes > MAX_CRASHES:
             state.dead = "crashed"
 
+    def _strand(self, state: TrialState) -> None:
+        """Its worker went away. Where there is only one, the engine itself gives up in time."""
+        if self.plan is None or self.plan.workers == 1:
+            return
+        state.stranded += 1
+        state.moves += 1
+        if state.stranded >= MAX_STRANDED:
+            state.dead = state.dead or "crashed"
+
     def _note_end_of_full_run(self, state: TrialState, segment: Segment, result: SegmentResult) -> None:
-        if self.full_trial != state.trial_id:
+        if state.trial_id not in self.full_trials:
             return
         finished = state.full_stop_tokens is not None and state.tokens >= state.full_stop_tokens
         if state.dead or finished or turned_worse(state.full_losses):
-            self.full_trial = None
+            self.full_trials.remove(state.trial_id)
             self.full_done.append(state.trial_id)
 
     def _on_charged(self, event: Charged, at: float) -> None:

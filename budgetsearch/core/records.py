@@ -244,6 +244,8 @@ class SegmentResult:
     """Why its checkpoint could not be written: the disk's fault. Status cancelled."""
     unread: str = ""
     """Why the checkpoint that it starts from, which is there, could not be read. Status cancelled."""
+    worker_lost: bool = False
+    """Whether its worker went away with its card or its node. Status cancelled: the trial is issued again."""
 
 
 @dataclass(frozen=True)
@@ -443,6 +445,8 @@ class Plan:
     rung predicts it."""
     max_held: int | None = None
     """So many trials that wait may keep a checkpoint; None: as many as may still be promoted."""
+    workers: int = 1
+    """Jobs that can run at once, at the most that the run has seen. With one nothing runs beside anything."""
 
     @property
     def full_seconds(self) -> float:

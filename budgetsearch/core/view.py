@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from budgetsearch.core.budget import seconds_left
 from budgetsearch.core.costs import CostModel
@@ -33,11 +34,56 @@ class View:
     candidates: Sequence[TrialState]
     now: float
     costs: CostModel
+    workers: int = 1
+    """Jobs that can run at once now; 1 where the plan knows of no more, for then nothing runs beside
+    anything."""
+    free: int = 1
+    """Workers without a job."""
+    saved: float = 0.0
+    """Worker seconds that are not gone although ``now`` has moved: only the worker of a gang that is being
+    gathered is busy till then."""
 
     @property
     def left(self) -> float:
         """Seconds that may still be spent before the reserve."""
         return seconds_left(self.plan, self.now) - self.costs.reserve_rise
+
+    @property
+    def several(self) -> bool:
+        """Whether jobs may run beside each other."""
+        return self.plan.workers > 1
+
+    @property
+    def work_left(self) -> float:
+        """Worker seconds before the reserve that nobody has yet; with one worker the seconds left."""
+        if not self.several:
+            return self.left
+        return self.workers * self.left + self.saved - self.under_way
+
+    @cached_property
+    def under_way(self) -> float:
+        """Worker seconds that running jobs, and full runs that have begun, are expected to take still."""
+        return self._running_seconds() + self._full_run_seconds()
+
+    def _running_seconds(self) -> float:
+        total = 0.0
+        for job_id, segments in self.history.running.items():
+            since = self.history.running_since.get(job_id)
+            if since is not None:  # else its time has passed already: see ``after``
+                total += max(0.0, sum(map(self._expected, segments)) - (self.now - since))
+        return total
+
+    def _full_run_seconds(self) -> float:
+        """Of full runs beyond the links that run now."""
+        ends = {s.trial_id: s.stop_tokens for some in self.history.running.values() for s in some}
+        total = 0.0
+        for state in map(self.history.trials.__getitem__, self.history.full_trials):
+            rest = (state.full_stop_tokens or 0) - ends.get(state.trial_id, state.tokens)
+            total += self.costs.train_seconds(state.trial.params, max(0, rest))
+        return total
+
+    def _expected(self, segment: Segment) -> float:
+        return self.costs.segment_seconds(segment.params, segment.stop_tokens - segment.start_tokens)
 
     @property
     def entry(self) -> int:
@@ -47,7 +93,8 @@ class View:
     @property
     def wanted_finalists(self) -> int:
         """How many trials shall run in full, at the least."""
-        return 2 if self.plan.budget_seconds >= TWO_FINALISTS_FROM * self.plan.full_seconds else 1
+        work = self.plan.workers * self.plan.budget_seconds
+        return 2 if work >= TWO_FINALISTS_FROM * self.plan.full_seconds else 1
 
     @property
     def may_ask(self) -> bool:
@@ -62,9 +109,17 @@ class View:
         trials = self.history.trials.values()
         return sum(1 for s in trials if s.goal >= rung and not (_brings_nothing(s) and s.rung < rung))
 
+    def competed(self, rung: int) -> int:
+        """How many trials a rung's best are the best of: those that have come to it. Where others may be on
+        their way for long, those whose loss there is known."""
+        if not self.several:
+            return self.entered(rung)
+        trials = self.history.trials.values()
+        return sum(1 for s in trials if s.rung >= rung or (s.goal == rung and s.dead == "diverged"))
+
     def quota(self, rung: int) -> int:
         """How many of a rung's trials have earned the next."""
-        return self.entered(rung) // self.plan.eta
+        return self.competed(rung) // self.plan.eta
 
     def fits(self, state: TrialState, tokens: int, extra: float = 0.0) -> bool:
         """Whether a segment of so many tokens surely ends in time."""
@@ -72,9 +127,11 @@ class View:
         return seconds + self.load_seconds(state) + extra <= self.left
 
     def load_seconds(self, state: TrialState) -> float:
-        """What loading the trial's base may take, if another quantization ran last."""
+        """What loading the trial's base may take, if another quantization ran last; nobody knows here which
+        of several workers will get it, and what that one holds."""
         name = cost_class(state.trial.params)
-        return 0.0 if name == self.history.last_quantization else self.plan.load_seconds.get(name, 0.0)
+        held = name == self.history.last_quantization and not self.several
+        return 0.0 if held else self.plan.load_seconds.get(name, 0.0)
 
     def run(self, segment: Segment, reason: str, limit: float) -> Run:
         """The decision to execute one segment."""
@@ -101,9 +158,11 @@ class View:
             for s in segments
         )
         first = self.history.trials[segments[0].trial_id]
+        load = self.load_seconds(first)
         return replace(
             self,
             history=self.history.with_running(run.job),
             candidates=[state for state in self.candidates if state.trial_id not in started],
-            now=self.now + seconds + self.load_seconds(first),
+            now=self.now + seconds + load,
+            saved=self.saved + (self.workers - 1) * (seconds + load),
         )

@@ -20,7 +20,7 @@ def phase_of(history: History) -> str:
     beat = history.last_beat
     if history.score is not None or (beat and beat.activity in SCORING and not history.running):
         return "score"
-    return "full run" if history.full_trial is not None else "search"
+    return "full run" if history.full_trials else "search"
 
 
 STOPPED, CUT_OFF = "stopped", "cut off"

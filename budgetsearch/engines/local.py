@@ -234,13 +234,15 @@ class LocalEngine:
 
 
 def lost_results(job: Job, detail: str) -> tuple[SegmentResult | Calibration | Score, ...]:
-    """What a job comes to whose card went away: a segment is issued again, and it counts for nothing."""
+    """What a job comes to whose card or node went away: a segment is issued again, and it counts for
+    nothing."""
     if isinstance(job, TrainJob):
         return tuple(
             SegmentResult(
                 *(s.trial_id, s.rung, "cancelled", s.start_tokens),
                 checkpoint_out=s.checkpoint_in,
                 detail=detail,
+                worker_lost=True,
             )
             for s in job.segments
         )

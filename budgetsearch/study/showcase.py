@@ -115,7 +115,7 @@ def _state(history: History) -> tuple[Any, ...]:
     return (
         len(history.results),
         best and (best.trial_id, best.best_loss),
-        history.full_trial,
+        tuple(history.full_trials),
         history.exported,
         history.closed,
     )

@@ -117,7 +117,7 @@ def is_over(history: History) -> bool:
 def is_settled(state: TrialState, history: History) -> bool:
     """Whether nothing that is said of a trial can change before the run is over, the best one's end apart:
     it is dead, or its checkpoint was given up so that it cannot be promoted any more."""
-    if state.running or state.trial_id == history.full_trial:
+    if state.running or state.trial_id in history.full_trials:
         return False
     if state.dead:
         return True
