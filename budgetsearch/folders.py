@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ REMEDIES = {
     errno.ENOENT: "bring the folder back",
 }
 """What to do about a folder that cannot be written."""
+UNFINISHED = ".budgetsearch-"
+"""In the name of a folder that is still being written."""
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 """Of Linux's renameat2."""
@@ -44,9 +47,12 @@ def locked(path: Path) -> Iterator[None]:
 def fresh_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``target``, synced and whole, or goes. Call it locked."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    prefix = f".{target.name}{UNFINISHED}"
+    for leftover in list(target.parent.iterdir()):
+        # Exactly what mkdtemp makes: a neighbour's folder may begin with the same name.
+        if re.fullmatch(re.escape(prefix) + "[a-z0-9_]{8}", leftover.name) and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         yield folder
         for path in [*folder.iterdir(), folder]:
@@ -56,6 +62,24 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         sync(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def why_not(target: Path) -> str:
+    """Why the folder ``target``, which does not exist, cannot be made with those above it; nothing if it can.
+
+    Found by making something at the nearest folder that is there: permissions do not tell of a full quota, of
+    a disk that is mounted read-only, or of a superuser.
+    """
+    if os.path.lexists(target):
+        return "it exists already"
+    above = next(path for path in target.absolute().parents if os.path.lexists(path))
+    if not above.is_dir():
+        return f"{above} is not a folder"
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}{UNFINISHED}", dir=above))
+    except OSError as error:
+        return f"{above}: {error.strerror}; {remedy(error)}"
+    return ""
 
 
 def exchange(one: Path, other: Path) -> bool:

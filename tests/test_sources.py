@@ -225,7 +225,15 @@ def test_a_failed_download_repeats_what_pip_says(tmp_path: Path, monkeypatch: py
 
 def test_a_folder_that_fails_midway_never_appears(tmp_path: Path) -> None:
     """Half-written work is removed, and what a killed process left behind goes with the next try."""
-    (tmp_path / ".target-killed").mkdir()
+
+    def killed(target: Path) -> None:
+        writing = fresh_folder(target)
+        writing.__enter__()
+        unfinished.append(writing)  # as long as it is there its finally does not run
+
+    unfinished: list[object] = []
+    killed(tmp_path / "target")
+    assert [".target"] == [path.name[:7] for path in tmp_path.iterdir()]
 
     def fail(folder: Path) -> None:
         (folder / "half").write_text("x", encoding="utf-8")
@@ -234,6 +242,24 @@ def test_a_folder_that_fails_midway_never_appears(tmp_path: Path) -> None:
     with pytest.raises(KeyError), fresh_folder(tmp_path / "target") as folder:
         fail(folder)
     assert [] == list(tmp_path.iterdir())
+
+
+def test_what_others_keep_beside_a_folder_stays(tmp_path: Path) -> None:
+    """Only what this function makes for this very target is a leftover: not a copy with a like name, not what
+    is being written for a neighbour whose name goes on, and nothing behind a link."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".target.budgetsearch-abcdefgh").symlink_to(tmp_path / "elsewhere")
+    for name in (
+        ".target-old",
+        ".target-backup_1",
+        ".target.budgetsearch-old",
+        ".t[a]rget.budgetsearch-abcdefgh",
+    ):
+        (tmp_path / name).mkdir()
+    before = {path.name for path in tmp_path.iterdir()}
+    with fresh_folder(tmp_path / "target-2"), fresh_folder(tmp_path / "target"):
+        pass
+    assert before | {"target", "target-2"} == {path.name for path in tmp_path.iterdir()}
 
 
 def test_digits_are_split_where_the_gguf_says_so(tiny: Path) -> None:
