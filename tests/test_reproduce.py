@@ -562,9 +562,29 @@ def test_an_existing_folder_is_not_overwritten(made: MadeRun, tmp_path: Path) ->
     """Wrong input is found before anything is done."""
     with pytest.raises(UsageError, match="exists already"):
         api.reproduce(made.folder.path, out=tmp_path)
-    with pytest.raises(UsageError, match="--tolerance"):
-        api.reproduce(made.folder.path, tolerance=7.0)
     assert Given() == Given(None, None, None)
+
+
+@pytest.mark.parametrize("out", ["file/again", "link", "/proc/again"])
+def test_an_out_that_cannot_be_made_is_found_before_it_trains(
+    made: MadeRun, tmp_path: Path, out: str
+) -> None:
+    """Below a file, over a dead link, on a disk that takes nothing: exit code 2, and no trace."""
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.iterdir())
+    code, output = invoke("reproduce", made.folder.path, "--out", tmp_path / out)
+    assert (2, True) == (code, "--out" in output)
+    assert "training trial" not in output
+    assert before == sorted(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["verify", "reproduce"])
+@pytest.mark.parametrize("value", ["-0.1", "nan", "7"])
+def test_a_tolerance_that_is_no_share_is_refused(made: MadeRun, command: str, value: str) -> None:
+    """Exit code 2 before anything is read: with a negative one nothing could agree, with nan neither."""
+    code, output = invoke(command, made.folder.path, f"--tolerance={value}")
+    assert (2, True) == (code, "--tolerance must be a share" in output)
 
 
 # ----------------------------------------------------------------------------- comparing

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from budgetsearch.core.errors import UsageError
+
 TOLERANCES: Mapping[str, float] = {"fp32": 0.005, "nf4": 0.005, "bf16": 0.02, "int8": 0.02}
 """Of a validation loss, as a share of it, where sums round differently. Source: members of gangs against the
 same trials alone (docs/training.md); int8 was not measured and is taken like bf16."""
@@ -37,6 +39,16 @@ class Losses:
 def agree(rows: Sequence[Row]) -> bool:
     """Whether no comparison fails."""
     return all(row.agrees is not False for row in rows)
+
+
+def check_tolerance(given: float | None) -> None:
+    """Refuse a tolerance that is no share.
+
+    Raises:
+        UsageError: it is negative, no number, or 1 and more.
+    """
+    if given is not None and not 0 <= given < 1:
+        raise UsageError(f"--tolerance must be a share from 0 to 1, such as 0.005; it is {given:g}.")
 
 
 def tolerance_of(quantization: str, *, exact: bool, given: float | None = None) -> float:

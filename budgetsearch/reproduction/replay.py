@@ -14,7 +14,7 @@ from budgetsearch.compose import Say
 from budgetsearch.core.codec import decode
 from budgetsearch.core.errors import RunFolderError, UsageError
 from budgetsearch.core.records import Beat, Score, Segment, SegmentResult, Stint, TrainJob
-from budgetsearch.folders import fresh_folder
+from budgetsearch.folders import fresh_folder, why_not
 from budgetsearch.reproduction import compare
 from budgetsearch.reproduction.bench import NO_LIMIT, Bench, Talk, bench
 from budgetsearch.reproduction.compare import Row
@@ -61,10 +61,9 @@ def reproduce(
         EngineError: the worker cannot train here.
     """
     found = read(run)
-    if out is not None and out.exists():
-        raise RunFolderError(f"--out {out} exists already. Name a folder that does not.")
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise UsageError(f"--tolerance must be a share from 0 to 1, such as 0.005; it is {tolerance:g}.")
+    compare.check_tolerance(tolerance)
+    if out is not None and (reason := why_not(out)):
+        raise RunFolderError(f"--out {out} cannot be made ({reason}). Name a folder that does not exist yet.")
     inputs = ready(found, given, say, anyway=anyway)
     manifest = found.manifest
     seconds = sum(link.seconds for link in manifest.training)

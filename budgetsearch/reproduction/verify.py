@@ -58,6 +58,7 @@ def verify(
     Raises:
         UsageError: there is no manifest, it cannot be read, or the base needs code that is not allowed.
     """
+    compare.check_tolerance(tolerance)
     found = read(run)
     adapter = adapter_folder(found)
     findings = [*_manifests(found), *_adapter(found, adapter)]
