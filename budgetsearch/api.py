@@ -33,6 +33,7 @@ from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.mending import mend
 from budgetsearch.reporting import Reports, write_in_time, write_reports
 from budgetsearch.runfolder import RunFolder, RunLock
+from budgetsearch.shared import find_place
 
 if TYPE_CHECKING:
     from budgetsearch.comparing.comparison import Comparison
@@ -110,6 +111,7 @@ def run(
     grace_seconds: float | None = None,
     keep_checkpoints: bool | None = None,
     storage: str | None = None,
+    shared: str | None = None,
     config: str | os.PathLike[str] | None = None,
     watchers: Sequence[Watcher] = (),
     say: Say = lambda line: None,
@@ -283,6 +285,8 @@ def _go_on(
         deadline_of(deadline) if deadline else None,
         already_seconds,
     )
+    if settings.shared:
+        find_place(settings.shared)
     drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
     return _conclude(folder, say, timing)
 

@@ -215,6 +215,13 @@ def run(
             show_default="SQLite in the run folder",
         ),
     ] = None,
+    shared: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoints for several machines: a folder that all mount, or a URL like s3://bucket/runs.",
+            show_default="in the run folder",
+        ),
+    ] = None,
     config: ConfigOption = None,
     resume: Annotated[
         str,

@@ -25,17 +25,17 @@ from budgetsearch.core.errors import (
 )
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History
-from budgetsearch.core.ports import Watcher
+from budgetsearch.core.ports import Exporter, Watcher
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space import Space
 from budgetsearch.ledger import Ledger, read_entries, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
+from budgetsearch.shared import begin_place, check_shared, folder_of, leave_place, own_place
 from budgetsearch.stopping import ended_in_time, stop_signals
 
 if TYPE_CHECKING:
     from budgetsearch.driver import Driver
     from budgetsearch.engines.local import LocalEngine
-    from budgetsearch.exporter import AdapterExporter
     from budgetsearch.gpu.detect import Card
     from budgetsearch.gpu.shapes import ModelShape
     from budgetsearch.settings import Settings
@@ -75,10 +75,14 @@ def start(
     lock.sign()
     try:
         with marked(folder.path):
+            if settings.shared:
+                begin_place(settings.shared)
             return drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
     except (UsageError, KeyboardInterrupt):
         if not _has_trials(folder):
             folder.clear(remove=not existed)
+            if settings.shared:
+                leave_place(settings.shared)
         raise
     finally:
         lock.release()
@@ -99,6 +103,9 @@ def _anchored(settings: Settings) -> Settings:
     if not Path(settings.space).suffix:
         local.pop("space", None)  # a name that comes with the package
     local["storage"] = anchored_storage(settings.storage)
+    if settings.shared:
+        assert settings.out is not None
+        local["shared"] = own_place(settings.shared, settings.out.name)
     return settings.model_copy(update=local)
 
 
@@ -149,6 +156,8 @@ def check_inputs(settings: Settings) -> None:
             raise DataError(f"{source[:200]} cannot be read: {error.strerror or error}.") from error
     if settings.storage:
         check_url(settings.storage)
+    if settings.shared:
+        check_shared(settings.shared)
 
 
 def drive(
@@ -258,6 +267,7 @@ def finish_leaving(folder: RunFolder, history: History, say: Say, storage: str |
     last lines, and removing what nobody needs any more. An adapter that was damaged since is written again.
     """
     from budgetsearch.exporter import AdapterExporter, mend
+    from budgetsearch.shared_exporter import exporter_for
 
     opened = history.opened
     assert opened is not None
@@ -269,7 +279,8 @@ def finish_leaving(folder: RunFolder, history: History, say: Say, storage: str |
         LOGGER.warning("The Optuna study is not looked at. %s", error)
     keep = bool(opened.settings.get("keep_checkpoints"))
     model, data = opened.facts.get("model", {}), opened.facts.get("data", {})
-    exporter = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, folder.adapter, keep)
+    inner = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, folder.adapter, keep)
+    exporter = exporter_for(inner, opened.settings.get("shared"))
     mend(exporter, history, say, lambda: _tokenizer(opened, say))
     exporter.sweep(history)
     folder.tidy()
@@ -358,7 +369,8 @@ def worker_setup(
         model_path=str(base.path),
         model_name=base.loadable,
         data_path=str(prepared.folder),
-        checkpoint_path=str(folder.checkpoints.absolute()),
+        checkpoint_path=str((folder_of(settings.shared) or folder.checkpoints).absolute()),
+        shared=settings.shared or "",
         device=card.device,
         targets=settings.targets,
         seed=settings.seed,
@@ -414,19 +426,21 @@ def _max_held(
         RunFolderError: the disk has no room for the least that a run needs.
     """
     from budgetsearch.needs import largest_adapter, run_need
-    from budgetsearch.room import check_run_folder
+    from budgetsearch.room import check_disks
 
     shape = _shape(base)
     if shape is None:
         return None
     weights = largest_adapter(settings, space, shape)
-    return check_run_folder(folder.path, run_need(settings, weights, timing.budget_seconds, base.path))
+    need = run_need(settings, weights, timing.budget_seconds, base.path)
+    return check_disks(settings, folder.path, need)
 
 
-def _exporter(settings: Settings, folder: RunFolder, base: BaseModel, opened: Opened) -> AdapterExporter:
+def _exporter(settings: Settings, folder: RunFolder, base: BaseModel, opened: Opened) -> Exporter:
     from budgetsearch.exporter import AdapterExporter
+    from budgetsearch.shared_exporter import exporter_for
 
-    return AdapterExporter(
+    inner = AdapterExporter(
         run_folder=folder.path.absolute(),
         checkpoint_path=folder.checkpoints,
         model_facts=opened.facts["model"],
@@ -434,6 +448,7 @@ def _exporter(settings: Settings, folder: RunFolder, base: BaseModel, opened: Op
         tokenizer_files_from=base.path,
         keep_checkpoints=settings.keep_checkpoints,
     )
+    return exporter_for(inner, settings.shared)
 
 
 def _facts(

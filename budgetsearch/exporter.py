@@ -15,10 +15,11 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError, UsageError
 from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.ports import Exporter
 from budgetsearch.folders import exchange, remedy, sync
 from budgetsearch.report.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
 from budgetsearch.training import sums
@@ -160,17 +161,18 @@ class AdapterExporter:
             there = list(self.checkpoint_path.iterdir())
         except OSError:
             return  # the next sweep finds them
-        needed = history.needed_checkpoints()
-        # A job under way may have written a checkpoint that the ledger does not know yet.
-        busy = tuple(f"trial{s.trial_id:04d}-" for job in history.running.values() for s in job)
+        spare = is_spare(history)
         for path in there:
             if path.name.startswith("."):
-                useless = not busy
+                useless = not history.running
             else:
-                spare = path.name.startswith("trial") and path.name not in needed
-                useless = spare and not self.keep_checkpoints and not path.name.startswith(busy)
+                useless = not self.keep_checkpoints and spare(path.name)
             if useless:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def with_tokenizer(self, folder: Path) -> AdapterExporter:
+        """The same, with the tokenizer's files from another folder."""
+        return dataclasses.replace(self, tokenizer_files_from=folder)
 
     # ------------------------------------------------------------------------ the folder
 
@@ -202,8 +204,29 @@ class AdapterExporter:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def is_spare(history: History) -> Callable[[str], bool]:
+    """Whether nothing needs the checkpoint of a name any more."""
+    needed = history.needed_checkpoints()
+    # A job under way may have written a checkpoint that the ledger does not know yet.
+    busy = tuple(f"trial{s.trial_id:04d}-" for job in history.running.values() for s in job)
+    return lambda name: name.startswith("trial") and name not in needed and not name.startswith(busy)
+
+
+class Mendable(Exporter, Protocol):
+    """An exporter that can write the adapter again."""
+
+    @property
+    def target(self) -> Path:
+        """Where the adapter stands."""
+        ...
+
+    def with_tokenizer(self, folder: Path) -> Mendable:
+        """The same, with the tokenizer's files from another folder."""
+        ...
+
+
 def mend(
-    exporter: AdapterExporter,
+    exporter: Mendable,
     history: History,
     say: Callable[[str], None],
     tokenizer: Callable[[], Path],
@@ -221,6 +244,6 @@ def mend(
         return
     say(f"the adapter in {exporter.target} is damaged; it is written again from its checkpoint")
     try:
-        dataclasses.replace(exporter, tokenizer_files_from=tokenizer()).export(history, best, final=True)
+        exporter.with_tokenizer(tokenizer()).export(history, best, final=True)
     except (CheckpointError, DiskError, UsageError) as error:
         say(f"it cannot be written again: {error}")

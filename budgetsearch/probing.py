@@ -34,6 +34,7 @@ def probe_here(settings: Settings, say: Say) -> tuple[PlanRequest, dict[str, Cal
     from budgetsearch.spaces import load_space
 
     check(settings)
+    settings = settings.model_copy(update={"shared": None})  # what is measured here is nobody's checkpoint
     card, space = detect(settings.gpu, settings.device), load_space(settings.space)
     with tempfile.TemporaryDirectory(prefix="budgetsearch-probe-") as scratch:
         folder = RunFolder(Path(scratch))

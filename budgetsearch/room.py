@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from budgetsearch.core.disk import DiskNeed
@@ -20,6 +21,7 @@ from budgetsearch.needs import cache_need, largest_adapter, run_need
 from budgetsearch.planning.configs import find_config
 from budgetsearch.planning.guesses import guess_data
 from budgetsearch.settings import Settings
+from budgetsearch.shared import folder_of
 from budgetsearch.spaces import load_space
 
 Say = Callable[[str], None]
@@ -64,13 +66,34 @@ def check_before(settings: Settings, budget_seconds: float, cache: Path, say: Sa
             f"The cache {cache} has {amount(free)} free, but {amount(extra)} are needed "
             f"({', '.join(added)}). Make room, or name another folder with BUDGETSEARCH_CACHE."
         )
-    check_run_folder(settings.out, need, say, extra if shared else 0)
+    check_disks(settings, settings.out, need, say, extra if shared else 0)
 
 
-def check_run_folder(out: Path, need: DiskNeed, say: Say = lambda line: None, extra: int = 0) -> int:
+def check_disks(
+    settings: Settings, out: Path, need: DiskNeed, say: Say = lambda line: None, extra: int = 0
+) -> int | None:
+    """Insist on the least that a run needs in its folder ``out`` and where its checkpoints lie.
+
+    Returns how many trials that wait may keep a checkpoint; None: behind a URL nobody knows.
+
+    Raises:
+        RunFolderError: it does not fit.
+    """
+    if not settings.shared:
+        return check_run_folder(out, need, say, extra)
+    folder = folder_of(settings.shared)
+    # Behind a URL the run folder holds copies of the best adapter; with a folder, no checkpoints at all.
+    here = replace(need, checkpoint=need.adapter if folder is None else 0, held=0, gang=0)
+    check_run_folder(out, here, extra=extra)
+    return None if folder is None else check_run_folder(folder, need, say, flag="--shared")
+
+
+def check_run_folder(
+    out: Path, need: DiskNeed, say: Say = lambda line: None, extra: int = 0, flag: str = "--out"
+) -> int:
     """Insist on the least that a run needs; returns how many trials that wait may keep a checkpoint.
 
-    ``extra``: bytes that go to the same disk beside the run.
+    ``extra``: bytes that go to the same disk beside the run. ``flag``: what names the folder.
 
     Raises:
         RunFolderError: it does not fit.
@@ -79,7 +102,7 @@ def check_run_folder(out: Path, need: DiskNeed, say: Say = lambda line: None, ex
     least, most = amount(need.least), amount(need.most)
     if free < need.least:
         raise RunFolderError(
-            f"--out {out}: its disk has {amount(max(0, free))} free, but a run needs at least {least} there "
+            f"{flag} {out}: its disk has {amount(max(0, free))} free, but a run needs at least {least} there "
             f"and {most} at most (checkpoints of {amount(need.checkpoint)} at the largest rank, the adapter "
             "twice, and the records). Make room, name a folder on another disk, or use a --space with "
             "smaller ranks."

@@ -44,6 +44,7 @@ TAKES: Mapping[str, str] = {
     "trust_remote_code": "true or false",
     "keep_checkpoints": "true or false",
     "out": "the path of a folder",
+    "shared": "a folder, or a URL like s3://bucket/folder",
 }
 """What each setting takes, for its error; the others take text. The bounds stand in the fields."""
 
@@ -189,6 +190,13 @@ class Settings(BaseModel):
         min_length=1,
         description="Optuna storage URL; its password may come from BUDGETSEARCH_STORAGE_PASSWORD instead. "
         "Default: SQLite inside the run folder.",
+    )
+    shared: str | None = Field(
+        None,
+        min_length=1,
+        description="Where the checkpoints lie if workers on several machines need them: a folder that all "
+        "of them mount, or a URL that fsspec knows, such as s3://bucket/folder; each run has a place of its "
+        "own in it. Default: the run folder.",
     )
 
     @field_validator("*", mode="before")

@@ -89,11 +89,15 @@ def test_settings_are_anchored_to_absolute_paths(
 ) -> None:
     """A resume from another folder finds model, data and study; names that ship stay names."""
     monkeypatch.chdir(rows_file.parent)
-    relative = settings.model_copy(update={"data": rows_file.name, "storage": "sqlite:///study.db"})
+    relative = settings.model_copy(
+        update={"data": rows_file.name, "storage": "sqlite:///study.db", "shared": "ckpt"}
+    )
     anchored = compose._anchored(relative)
     assert anchored.data == str(rows_file)
     assert anchored.storage == f"sqlite:///{rows_file.parent / 'study.db'}"
     assert anchored.space == "lora_small"
+    assert settings.out is not None
+    assert str(anchored.shared).startswith(f"{rows_file.parent / 'ckpt' / settings.out.name}-")
 
 
 def test_the_wheel_holds_the_search_spaces_and_the_type_marker(tmp_path: Path) -> None:

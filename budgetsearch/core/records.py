@@ -72,6 +72,9 @@ class WorkerSetup:
     """Whether torch.compile runs the base's layers in training."""
     half: str = "bf16"
     """What the card computes in where 16 bits suffice: ``bf16``, or ``fp16`` on a card without its units."""
+    shared: str = ""
+    """Where checkpoints lie that several machines share: the folder ``checkpoint_path``, or a URL; then that
+    folder is of no concern to the worker. Empty: on this machine."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,6 @@ def without_secrets(text: str) -> str:
 def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as others may see them."""
     return {
-        name: without_secrets(value) if name == "storage" and isinstance(value, str) else value
+        name: without_secrets(value) if name in ("storage", "shared") and isinstance(value, str) else value
         for name, value in settings.items()
     }

@@ -134,13 +134,14 @@ def main() -> None:
     sys.stderr = Log(sys.stderr)
     pipe, inbox = Pipe(), Inbox()
     _quiet_libraries()
+    from budgetsearch.engines.courier import with_shared
     from budgetsearch.training.workshop import Workshop
 
     setup = inbox.orders.get()
     if not isinstance(setup, WorkerSetup):
         raise SystemExit("the first order must be the setup")
     try:
-        workshop = Workshop(setup, pipe.send, inbox.is_cancelled)
+        workshop = with_shared(setup, lambda setup: Workshop(setup, pipe.send, inbox.is_cancelled))
     except Exception as error:
         traceback.print_exc()
         os._exit(EXIT_DEVICE if is_lost(error) else EXIT_BROKEN)

@@ -31,6 +31,7 @@ from budgetsearch.reproduction.schema import (
 )
 from budgetsearch.reproduction.tensors import ADAPTER_FILE, load, norm, tensors_sha256
 from budgetsearch.runfolder import RunFolder
+from budgetsearch.shared import url_of
 from budgetsearch.training.inputs import file_facts
 
 LOGGER = logging.getLogger("budgetsearch.reproduction")
@@ -232,6 +233,8 @@ def _settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     shown["out"] = folder.name
     if shown.get("storage"):
         shown["storage"] = str(shown["storage"]).partition(":")[0]
+    if shared := shown.get("shared"):
+        shown["shared"] = url_of(shared).partition(":")[0] or "folder"
     return shown
 
 
