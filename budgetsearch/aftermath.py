@@ -15,6 +15,7 @@ from budgetsearch.core.events import Entry
 from budgetsearch.core.history import History, fold
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.ledger import read_entries
+from budgetsearch.report.card import told_by
 from budgetsearch.runfolder import RunFolder
 
 MARK = "budgetsearch_run"
@@ -28,6 +29,8 @@ class Facts:
     path: Path
     adapter: bool
     """Whether there is an adapter that can be used."""
+    adapter_trial: int | None = None
+    """Whose it is, as it says itself: the ledger may have lost that."""
     last_wall: float = 0.0
     """When the ledger's last event happened, in seconds since the epoch."""
     events: int = 0
@@ -39,7 +42,7 @@ def aftermath(facts: Facts, history: History) -> list[str]:
         return [f"Nothing was earned yet in {facts.path}."]
     return [
         f"run   {facts.path}: {history.spent:.0f} of {history.opened.budget_seconds:.0f} s spent",
-        f"safe  {_adapter(facts, history)}; {_trials(history)}",
+        f"safe  {_adapter(facts)}; {_trials(history)}",
         f"      the ledger: {facts.events} events until {local_time(facts.last_wall)}",
         f"Go on with:  {go_on(facts.path, history)}",
     ]
@@ -51,10 +54,10 @@ def go_on(run: Path, history: History) -> str:
     return f"budgetsearch {'report' if over else 'resume'} {shlex.quote(str(run))}"
 
 
-def _adapter(facts: Facts, history: History) -> str:
+def _adapter(facts: Facts) -> str:
     if not facts.adapter:
         return "no adapter yet"
-    of = f" of trial {history.exported.trial_id}" if history.exported is not None else ""
+    of = f" of trial {facts.adapter_trial}" if facts.adapter_trial is not None else ""
     return f"the adapter{of} in {facts.path / 'adapter'}"
 
 
@@ -78,7 +81,9 @@ def after_failure(run: Path) -> list[str]:
         kept = ", the adapter in it can be used" if folder.adapter.is_dir() else ""
         return [f"run   {run}: its ledger cannot be read{kept}"]
     last = entries[-1].wall if entries else 0.0
-    return aftermath(Facts(run, folder.adapter.is_dir(), last, len(entries)), history)
+    whose = told_by(folder.adapter).get("trial_id")
+    there = Facts(run, folder.adapter.is_dir(), whose if isinstance(whose, int) else None, last, len(entries))
+    return aftermath(there, history)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from budgetsearch.core.errors import (
     SettingsError,
     UsageError,
 )
-from budgetsearch.core.history import History, fold
+from budgetsearch.core.history import History, TrialState, fold
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
 from budgetsearch.ledger import read_entries, read_history
@@ -68,7 +68,8 @@ class Result:
     run: Path
     best: Best | None
     adapter_path: Path | None
-    """A PEFT adapter; ``peft.PeftModel.from_pretrained`` loads it."""
+    """The best trial's PEFT adapter, which ``peft.PeftModel.from_pretrained`` loads; None if another's or
+    none stands there."""
     score: Score | None
     """Base against adapter, under the same quantization."""
     ledger: Path
@@ -500,6 +501,14 @@ def _conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> Resu
     return _result(folder, history)
 
 
+def _is_of(folder: RunFolder, best: TrialState | None) -> bool:
+    """Whether the adapter in the folder is the best trial's: after a failure or a damaged ledger it may be
+    that of another one."""
+    from budgetsearch.report.card import told_by
+
+    return best is not None and told_by(folder.adapter).get("checkpoint") == best.best_checkpoint
+
+
 def _result(folder: RunFolder, history: History) -> Result:
     best = history.incumbent
     closed = history.closed
@@ -513,7 +522,7 @@ def _result(folder: RunFolder, history: History) -> Result:
             if best is not None and best.best_loss is not None
             else None
         ),
-        adapter_path=folder.adapter if folder.adapter.is_dir() else None,
+        adapter_path=folder.adapter if _is_of(folder, best) else None,
         score=history.score,
         ledger=folder.ledger,
         spent_seconds=history.spent,

@@ -117,6 +117,8 @@ class AdapterExporter:
         """(the folder that the adapter is made from, the sums of its files)."""
         if state.exported is not None and state.exported.checkpoint == state.best_checkpoint:
             source, known = self.target, sums.read_sums(self.target)
+            if self._made_from() != state.best_checkpoint:
+                raise CheckpointError(f"The adapter in {source} was made from another checkpoint.")
         else:
             source = self.checkpoint_path / str(state.best_checkpoint)
             known = sums.read_meta(source)["sha256"]
@@ -134,13 +136,19 @@ class AdapterExporter:
         """
         try:
             sums.check_sums(self.target)
-            content = sums.patiently(
-                (self.target / MANIFEST_FILE).read_bytes, f"The adapter in {self.target}"
-            )
-            manifest = json.loads(content)
-        except (CheckpointError, ValueError):
+            return self._made_from() == checkpoint
+        except CheckpointError:
             return False
-        return isinstance(manifest, dict) and manifest.get("checkpoint") == checkpoint
+
+    def _made_from(self) -> str | None:
+        """The checkpoint that the adapter says it was made from: after a lost end of the ledger it may be one
+        that the history does not know."""
+        content = sums.patiently((self.target / MANIFEST_FILE).read_bytes, f"The adapter in {self.target}")
+        try:
+            manifest = json.loads(content)
+        except ValueError:
+            return None
+        return manifest.get("checkpoint") if isinstance(manifest, dict) else None
 
     def missing(self, names: Iterable[str]) -> dict[str, str]:
         """Which of these checkpoints are obviously not whole, and why; sums are not looked at. One that
@@ -231,7 +239,7 @@ def mend(
     say: Callable[[str], None],
     tokenizer: Callable[[], Path],
 ) -> None:
-    """Write the adapter of a run that is over again from its checkpoint, if a file of it was damaged since.
+    """Write the adapter of a run that is over again from its checkpoint, if it was damaged or is another's.
 
     ``tokenizer``: finds a folder with the tokenizer's files.
     """
@@ -242,7 +250,7 @@ def mend(
     except UnreadableError as error:
         say(str(error))
         return
-    say(f"the adapter in {exporter.target} is damaged; it is written again from its checkpoint")
+    say(f"the adapter in {exporter.target} is damaged or another trial's; it is written again")
     try:
         exporter.with_tokenizer(tokenizer()).export(history, best, final=True)
     except (CheckpointError, DiskError, UsageError) as error:

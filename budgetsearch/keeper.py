@@ -30,7 +30,9 @@ class Keeper:
     def look_round(self) -> None:
         """Before a run goes on: whether every checkpoint that it needs is there, and as long as it was."""
         for name, why in sorted(self.exporter.missing(self.history().needed_checkpoints()).items()):
-            self.record(CheckpointLost(name, why))
+            done = self.history().exported
+            mine = done is not None and done.checkpoint == name
+            self.record(CheckpointLost(name, why, exported=mine and not self._may_stand(name)))
 
     def best(self) -> TrialState | None:
         """The best trial of which a whole adapter exists, in a checkpoint or already exported; None as well
@@ -91,7 +93,9 @@ class Keeper:
         if len(history.unwritten) < MAX_UNWRITTEN:
             return
         why = next(result.unwritten for _, result in reversed(history.results) if result.unwritten)
-        stands = f" The best adapter so far is in {history.exported.path}." if history.exported else ""
+        done = history.exported
+        whole = done is not None and self._may_stand(done.checkpoint)
+        stands = f" The best adapter so far is in {done.path}." if done is not None and whole else ""
         raise DiskError(
             f"No checkpoint can be written any more ({why}). Make room or mend the run's folder, then go on "
             f"with `budgetsearch resume`.{stands}"

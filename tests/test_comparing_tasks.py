@@ -17,6 +17,8 @@ from budgetsearch.comparing.comparison import Comparison
 from budgetsearch.comparing.harness import read_samples
 from budgetsearch.comparing.tasks import Task, parse_tasks
 from budgetsearch.core.errors import BudgetsearchError, ModelError, UsageError
+from budgetsearch.ledger import read_history
+from budgetsearch.report.card import MANIFEST_FILE
 from budgetsearch.settings import load_settings
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.sources import resolve_model
@@ -44,6 +46,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         # B of random weights too: a fresh adapter would answer as its base does.
         lora = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
         get_peft_model(load_base(str(tiny_model), "fp32", "cpu"), lora).save_pretrained(run / "adapter")
+        best = read_history(run / "ledger.sqlite").incumbent
+        assert best is not None
+        (run / "adapter" / MANIFEST_FILE).write_text(json.dumps({"checkpoint": best.best_checkpoint}))
     return folder
 
 
@@ -207,6 +212,18 @@ def test_a_run_without_an_adapter_answers_nothing_and_is_named(
     found = api.compare([place / "one", bare], tasks=GYM, limit=1)
     assert {"base fp32", "one"} == set(found.tasks[0].means)
     assert "bare: there is no adapter on disk, so it answered nothing" in found.notes
+
+
+def test_another_trials_adapter_does_not_answer_in_the_name_of_the_best(
+    compare: Callable[..., Comparison], place: Path, tmp_path: Path
+) -> None:
+    """After a lost end of the ledger: what the adapter itself says counts."""
+    other = tmp_path / "other"
+    shutil.copytree(place / "one", other)
+    (other / "adapter" / MANIFEST_FILE).write_text(json.dumps({"checkpoint": "trial0007-rung0"}))
+    found = api.compare([place / "one", other], tasks=GYM, limit=1)
+    assert {"base fp32", "one"} == set(found.tasks[0].means)
+    assert any("other: the adapter on disk is not that of its best trial" in note for note in found.notes)
 
 
 def test_a_base_that_has_changed_is_refused(place: Path, tmp_path: Path, tiny_model: Path) -> None:

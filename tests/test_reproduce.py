@@ -275,6 +275,15 @@ def test_a_manifest_is_not_written_again_over_what_was_changed(copy: Path) -> No
     assert before == (copy / "manifest.json").read_bytes()
 
 
+def test_an_adapter_that_the_ledger_does_not_know_gets_no_manifest(copy: Path) -> None:
+    """The ledger lost its end: the adapter of a later trial is not described as that of an earlier one."""
+    (copy / "manifest.json").unlink()
+    told = copy / "adapter" / "budgetsearch.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "checkpoint": "trial0007-rung0"}))
+    assert write_manifest(RunFolder(copy), read_history(copy / "ledger.sqlite")) is None
+    assert not (copy / "manifest.json").exists()
+
+
 def test_a_chain_leaves_out_what_trained_nothing() -> None:
     """A segment that gave back the checkpoint it came with is no link; a lost checkpoint is an error."""
     story = whole_run()

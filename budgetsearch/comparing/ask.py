@@ -18,6 +18,7 @@ from budgetsearch.comparing.tasks import Task, content_hash, key_of, overlap, re
 from budgetsearch.core.errors import ModelError, RunFolderError
 from budgetsearch.core.records import Plan
 from budgetsearch.ledger import read_history
+from budgetsearch.report.card import told_by
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.settings import Settings
 
@@ -40,6 +41,8 @@ class Subject:
     settings: Settings
     plan: Plan | None
     adapter: Path
+    checkpoint: str | None
+    """What the best trial's adapter is made from."""
 
     @classmethod
     def of(cls, run: Run) -> Subject:
@@ -58,7 +61,17 @@ class Subject:
                 f"The settings of {run.path} are those of another version of budgetsearch, so its adapter "
                 f"cannot be asked: {error}. Compare it without --tasks."
             ) from error
-        return cls(run, settings, history.plan, folder.adapter)
+        best = history.incumbent
+        return cls(run, settings, history.plan, folder.adapter, best.best_checkpoint if best else None)
+
+    @property
+    def silence(self) -> str:
+        """Why its adapter cannot answer, if so."""
+        if not kept.adapter_hash(self.adapter):
+            return "there is no adapter on disk"
+        if self.checkpoint is None or told_by(self.adapter).get("checkpoint") != self.checkpoint:
+            return "the adapter on disk is not that of its best trial (`budgetsearch resume` writes that one)"
+        return ""
 
     def base(self, cache: Path, allowed: bool, say: Callable[[str], None]) -> BaseModel:
         """The base model on this machine, not loaded; ``allowed``: whether code of its own may run.
@@ -128,10 +141,8 @@ class Asking:
         """
         self._check()
         self.answers.update({task.name: {} for task in self.questions.tasks})
-        able = [one for one in subjects if kept.adapter_hash(one.adapter)]
-        for one in subjects:
-            if one not in able:
-                self.notes.append(f"{one.run.name}: there is no adapter on disk, so it answered nothing")
+        able = [one for one in subjects if not one.silence]
+        self.notes += [f"{s.run.name}: {s.silence}, so it answered nothing" for s in subjects if s.silence]
         self._note_overlaps(able)
         if not able:
             return

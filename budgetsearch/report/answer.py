@@ -8,6 +8,7 @@ from typing import Any
 
 from budgetsearch.core.history import History
 from budgetsearch.core.records import Score
+from budgetsearch.report.card import adapter_path
 from budgetsearch.report.intervals import (
     MIN_EXAMPLES,
     RESAMPLES,
@@ -186,5 +187,5 @@ def _best(history: History) -> BestTrial | None:
     state = history.incumbent
     if state is None:
         return None
-    path = history.exported.path if history.exported else None
+    path = adapter_path(history)
     return BestTrial(state.trial_id, dict(state.trial.params), state.best_loss, state.best_tokens, path)

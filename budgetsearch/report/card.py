@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.history import History, TrialState
@@ -117,6 +119,24 @@ def device_of(history: History) -> str:
     """The device that the run trained on."""
     facts = history.opened.facts if history.opened else {}
     return str(facts.get("card", {}).get("device", "cpu"))
+
+
+def adapter_path(history: History) -> str | None:
+    """Where the exported adapter is, if it is the best trial's: one that was exported before is not."""
+    best, done = history.incumbent, history.exported
+    return done.path if best and done and done.checkpoint == best.best_checkpoint else None
+
+
+def told_by(adapter: Path) -> Mapping[str, Any]:
+    """What an exported adapter itself says of where it comes from; nothing if that cannot be read.
+
+    After a ledger lost its end, the adapter may come from an event that the ledger does not hold.
+    """
+    try:
+        found = json.loads((adapter / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def scored_for(history: History, state: TrialState) -> Score | None:

@@ -13,7 +13,7 @@ from budgetsearch.core.history import History
 from budgetsearch.core.records import cost_class
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.report.answer import Budget, answer_of, budget_of
-from budgetsearch.report.card import load_snippet
+from budgetsearch.report.card import adapter_path, load_snippet
 from budgetsearch.report.facts import state_words
 from budgetsearch.report.files import replace_file
 from budgetsearch.report.intervals import CONFIDENCE, Estimate
@@ -118,11 +118,11 @@ def _loading(entries: Sequence[Entry], history: History) -> list[str]:
 
 def load_lines(history: History) -> list[str]:
     """Lines of Python that load the adapter; none before there is one."""
-    best, exported = history.incumbent, history.exported
-    if best is None or exported is None or history.opened is None:
+    best, path = history.incumbent, adapter_path(history)
+    if best is None or path is None or history.opened is None:
         return []
     model = history.opened.facts.get("model", {})
-    return load_snippet(model, cost_class(best.trial.params), exported.path, history)
+    return load_snippet(model, cost_class(best.trial.params), path, history)
 
 
 def _trials(entries: Sequence[Entry], history: History, going: bool = True) -> list[str]:

@@ -23,6 +23,7 @@ from budgetsearch.core.words import phase_of as phase_of
 from budgetsearch.core.words import rung_names as rung_names
 from budgetsearch.core.words import state_of as state_of
 from budgetsearch.core.words import value_text as value_text
+from budgetsearch.report.card import adapter_path
 
 SCORE_FIELDS = (
     "quantization",
@@ -230,7 +231,7 @@ def _best_dict(best: TrialState, history: History) -> dict[str, Any]:
         "params": dict(best.trial.params),
         "loss": best.best_loss,
         "tokens": best.best_tokens,
-        "adapter_path": history.exported.path if history.exported else None,
+        "adapter_path": adapter_path(history),
     }
 
 

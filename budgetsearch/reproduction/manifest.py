@@ -15,6 +15,7 @@ from budgetsearch.core.history import History
 from budgetsearch.core.records import Score, SegmentResult
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.folders import sync
+from budgetsearch.report.card import told_by
 from budgetsearch.reproduction.schema import (
     MANIFEST,
     Adapter,
@@ -87,8 +88,8 @@ def build(history: History, folder: RunFolder, adapter: Adapter | None = None) -
     done, opened = history.exported, history.opened
     if done is None or opened is None or "inputs" not in opened.facts:
         return None
-    if adapter is None and not folder.adapter.is_dir():
-        return None
+    if adapter is None and told_by(folder.adapter).get("checkpoint") != done.checkpoint:
+        return None  # none stands there, or another one than the ledger knows
     facts, inputs = opened.facts, opened.facts["inputs"]
     indices = _chain(history, done.checkpoint)
     last = history.results[indices[-1]][1]

@@ -33,9 +33,9 @@ from tests.faults.proofs import check_end
 WALL = 1.8e9
 
 
-def facts(adapter: bool = True, path: str = "runs/mine") -> Facts:
+def facts(adapter: bool = True, path: str = "runs/mine", trial: int | None = None) -> Facts:
     """Of a folder."""
-    return Facts(Path(path), adapter, WALL, 42)
+    return Facts(Path(path), adapter, trial, WALL, 42)
 
 
 # ------------------------------------------------------------------------------- the lines
@@ -67,8 +67,8 @@ def test_a_run_that_had_not_begun_has_nothing_to_go_on_with() -> None:
 
 
 def test_a_finished_run_is_reported_not_resumed() -> None:
-    """What failed came after its end; the exported trial is named."""
-    lines = aftermath(facts(), whole_run().history)
+    """What failed came after its end; the trial is named that the adapter itself names."""
+    lines = aftermath(facts(trial=3), whole_run().history)
     assert "Go on with:  budgetsearch report runs/mine" == lines[-1]
     assert "the adapter of trial 3" in lines[1]
 

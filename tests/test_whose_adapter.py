@@ -1,0 +1,143 @@
+"""Whose adapter stands on disk: what it says itself counts, for the ledger may have lost its end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from budgetsearch.aftermath import after_failure
+from budgetsearch.core.errors import CheckpointError, DiskError
+from budgetsearch.core.events import CheckpointLost, Exported, SegmentEnded
+from budgetsearch.core.history import TrialState
+from budgetsearch.core.records import SegmentResult
+from budgetsearch.keeper import Keeper
+from budgetsearch.report.answer import answer_of
+from budgetsearch.report.markdown import load_lines
+from budgetsearch.report.tables import status_dict
+from tests.factories import Story, params
+from tests.test_exporter import House, best, house  # noqa: F401
+
+
+@pytest.fixture
+def told(house: House) -> Story:  # noqa: F811
+    """Two trials; the ledger knows that the first one's adapter was exported, and the best is the first."""
+    story = Story.planned()
+    for rank, loss in ((4, 1.2), (8, 1.5)):
+        story.train(story.trial(params(rank)), loss)
+    for _, result in story.history.results:
+        house.checkpoint(result.checkpoint_out)
+    path = house.exporter().export(story.history, best(story), final=False)
+    story.add(Exported(0, str(best(story).best_checkpoint), path, False))
+    return story
+
+
+@pytest.fixture
+def keeper(told: Story, house: House) -> Keeper:  # noqa: F811
+    """On the real exporter."""
+    return Keeper(house.exporter(), told.add, lambda: told.history)
+
+
+def replaced(house: House, told: Story) -> TrialState:  # noqa: F811
+    """A later event, which the ledger has lost, exported the other trial; returns that."""
+    other = told.history.trials[1]
+    house.exporter().export(told.history, other, final=False)
+    return other
+
+
+def lost(told: Story) -> list[tuple[str, bool]]:
+    """What was recorded as lost, and whether the adapter with it."""
+    events = [entry.event for entry in told.entries if isinstance(entry.event, CheckpointLost)]
+    return [(event.checkpoint, event.exported) for event in events]
+
+
+def test_no_adapter_is_taken_for_another_trials(house: House, told: Story, keeper: Keeper) -> None:  # noqa: F811
+    """The best trial's checkpoint is gone, and what stands is the other's: it is not exported in its name."""
+    name, other = str(best(told).best_checkpoint), replaced(house, told)
+    shutil.rmtree(house.checkpoints / name)
+    told.add(CheckpointLost(name, "it is missing"))
+    assert name == best(told).best_checkpoint
+    assert "made from another checkpoint" in house.exporter().damage(best(told))
+    with pytest.raises(CheckpointError, match="made from another checkpoint"):
+        house.exporter().export(told.history, best(told), final=True)
+    assert keeper.best() is other
+    assert [(name, False), (name, True)] == lost(told)
+    assert keeper.export(final=True) is other
+
+
+def test_a_resume_sees_at_once_that_the_adapter_is_anothers(
+    house: House,  # noqa: F811
+    told: Story,
+    keeper: Keeper,
+) -> None:
+    """The look round compares it with the lost checkpoint; a whole one of the same trial stands in."""
+    name, other = str(best(told).best_checkpoint), replaced(house, told)
+    shutil.rmtree(house.checkpoints / name)
+    keeper.look_round()
+    assert [(name, True)] == lost(told)
+    assert best(told) is other
+
+
+def test_the_best_trials_own_adapter_stands_in_for_its_checkpoint(
+    house: House,  # noqa: F811
+    told: Story,
+    keeper: Keeper,
+) -> None:
+    """As long as it is that: nothing is given up."""
+    name = str(best(told).best_checkpoint)
+    shutil.rmtree(house.checkpoints / name)
+    keeper.look_round()
+    assert [(name, False)] == lost(told)
+    assert keeper.best() is told.history.trials[0]
+
+
+def unwritten(told: Story) -> None:
+    """A job found no room for its checkpoint."""
+    segment = told.start(1, 1)
+    job = next(iter(told.history.running))
+    told.add(SegmentEnded(job, SegmentResult(1, 1, "cancelled", segment.start_tokens, unwritten="full")))
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_full_disk_names_the_adapter_only_if_it_is_the_one_exported(
+    house: House,  # noqa: F811
+    told: Story,
+    keeper: Keeper,
+    mine: bool,
+) -> None:
+    """Else it says nothing of an adapter."""
+    for _ in range(2):
+        unwritten(told)
+    if not mine:
+        replaced(house, told)
+    with pytest.raises(DiskError) as caught:
+        keeper.check_disk()
+    assert mine == ("The best adapter so far is in" in str(caught.value))
+
+
+def test_an_older_export_is_not_shown_as_the_best_trials_adapter(told: Story) -> None:
+    """Status, report and the lines that load it: until the better one is exported there is none to name."""
+    path = told.history.exported.path if told.history.exported else None
+    assert path == status_dict(told.history)["best"]["adapter_path"]
+    assert path in "".join(load_lines(told.history))
+    told.train(told.trial(params(16)), 0.9)
+    assert status_dict(told.history)["best"]["adapter_path"] is None
+    assert [] == load_lines(told.history)
+    found = answer_of(told.history).best
+    assert found is not None
+    assert (2, None) == (found.trial_id, found.adapter_path)
+
+
+def test_a_failed_run_names_the_trial_that_the_adapter_names(
+    house: House,  # noqa: F811
+    told: Story,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not the one that the ledger, which lost its end, exported last."""
+    replaced(house, told)
+    monkeypatch.setattr("budgetsearch.aftermath.read_entries", lambda path: told.entries)
+    (house.root / "run" / "ledger.sqlite").touch()
+    lines = after_failure(house.root / "run")
+    assert any("the adapter of trial 1 in" in line for line in lines)
+    assert Path(house.root / "run" / "adapter").is_dir()
