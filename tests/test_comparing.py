@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from scipy import stats
 
 from budgetsearch import api
 from budgetsearch.comparing import bootstrap
-from budgetsearch.comparing.bootstrap import holm, mean_of, pairs_of
+from budgetsearch.comparing.bootstrap import mean_of, pairs_of
 from budgetsearch.comparing.comparison import Comparison, as_json, compare_runs
 from budgetsearch.comparing.gather import gather, names_of
 from budgetsearch.comparing.page import page
@@ -33,9 +34,11 @@ from budgetsearch.comparing.pairing import (
     base_names,
     validation_measures,
 )
-from budgetsearch.comparing.table import rows, show
+from budgetsearch.comparing.table import mean_text, rows, show
 from budgetsearch.comparing.winrates import challenge, warnings_of, win_rates
 from budgetsearch.core.errors import UsageError
+from budgetsearch.core.multiple import holm
+from budgetsearch.report.intervals import newcombe, paired_shares, wilson
 from tests.comparable import BASE, DATA, GOOD, TARGETS, score, write_run
 from tests.test_cli import invoke
 
@@ -168,6 +171,77 @@ def test_equal_values_have_no_interval() -> None:
         (1.0, None, None),
         (2.0, None, None),
     ]
+
+
+def graded(name: str, right: int, of: int, base: int = 0) -> Run:
+    """A run that gave the first ``right`` answers right."""
+    grades, bare = [1.0] * right + [0.0] * (of - right), [1.0] * base + [0.0] * (of - base)
+    results = Results(GOOD, TARGETS, tuple(grades)), Results(BASE, TARGETS, tuple(bare))
+    return replace(run_with(name), adapter=results[0], base=results[1])
+
+
+def test_accuracies_have_wilsons_interval_and_differences_newcombes_for_pairs() -> None:
+    """Also where all answers are wrong, of which a bootstrap knows nothing; all ends are shares."""
+    found = compare_runs([graded("a", 24, 32), graded("b", 20, 32)])
+    (accuracy,) = [one for one in found.compared if one.measure.name == ACCURACY]
+    for name, right in (("a", 24), ("b", 20), ("base fp32", 0)):
+        proportion = stats.binomtest(right, 32).proportion_ci(0.95, method="wilson")
+        mean = accuracy.means[name]
+        assert (mean.low, mean.high) == (pytest.approx(proportion.low), pytest.approx(proportion.high))
+    pair = next(p for p in accuracy.pairs if (p.first, p.second) == ("a", "b"))
+    assert pair.low is not None and pair.high is not None
+    independent = newcombe(wilson(20 / 32, 32), wilson(24 / 32, 32))
+    assert independent.low is not None and independent.high is not None
+    assert pair.high - pair.low < independent.high - independent.low, "the same answers stand behind both"
+
+
+def test_newcombes_interval_of_a_published_table() -> None:
+    """36 right in both, 12 and 2 in one alone, none wrong in both: 0.0569 to 0.3404 (his method 10)."""
+    both = [(1.0, 1.0)] * 36 + [(0.0, 1.0)] * 12 + [(1.0, 0.0)] * 2
+    found = paired_shares(*zip(*both, strict=True))
+    assert (0.2, 0.0569, 0.3404) == (
+        pytest.approx(found.value), pytest.approx(found.low, abs=5e-5), pytest.approx(found.high, abs=5e-5),
+    )  # fmt: skip
+
+
+def test_paired_intervals_of_accuracies_cover_the_truth() -> None:
+    """Of 2000 pairs of 32 answers whose mistakes are mostly the same, 93% or more contain the difference."""
+    rng, inside = np.random.default_rng(0), 0
+    grid = (np.arange(1000) + 0.5) / 1000
+    low, high = (float(stats.norm.cdf((ability - grid) / 0.2).mean()) for ability in (0.5, 0.7))
+    for _ in range(2000):
+        hard = rng.random(32)  # of each question: whoever is able enough is right
+        before, after = ((hard + rng.normal(0, 0.2, 32) < ability).astype(float) for ability in (0.5, 0.7))
+        found = paired_shares(list(before), list(after))
+        assert found.low is not None and found.high is not None
+        inside += found.low <= high - low <= found.high
+    assert inside / 2000 >= 0.93
+
+
+def test_too_few_answers_are_said_to_be_too_few() -> None:
+    """Of 16 answers there is no interval: tables, page and JSON say how many it takes."""
+    found = compare_runs([graded("a", 12, 16)])
+    (accuracy,) = [one for one in found.compared if one.measure.name == ACCURACY]
+    assert {(mean.low, mean.high) for mean in accuracy.means.values()} == {(None, None)}
+    assert [(pair.low, pair.high) for pair in accuracy.pairs] == [(None, None)]
+    why = "validation accuracy: 16 answers are too few for an interval: it takes 20"
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(show(found))
+    text = console.export_text()
+    assert "75.0% [too few]" in text and "+75.0% [too few]" in text and why in text
+    assert why in page(found)
+    assert [one["too_few"] for one in as_json(found)["measures"]] == ["", why.partition(": ")[2]]
+    assert not compare_runs([graded("a", 15, 20)]).compared[1].too_few
+
+
+def test_a_metric_that_is_no_share_is_no_percentage() -> None:
+    """A task may count in other units: then it has a bootstrap's interval and plain numbers."""
+    keys = tuple(f"example {number}" for number in range(24))
+    bits = {name: TaskResult("text", "bits", False, keys, tuple(map(float, range(k, 24 + k))))
+            for k, name in ((1, "a"), (3, "b"))}  # fmt: skip
+    found = compare_runs([run_with("a"), run_with("b")], {"text": bits})
+    (task,) = found.tasks
+    assert mean_text(task.means["a"], task).startswith("12.5000 [")
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:

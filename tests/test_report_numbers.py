@@ -39,7 +39,7 @@ from budgetsearch.report.markdown import report_text
 from budgetsearch.report.numbers import ALPHA, MIN_IMPORTANCE, SCHEMA_VERSION, as_json, numbers_of, pareto
 from budgetsearch.report.peaks import Peaks, peaks_of
 from budgetsearch.report.timeline import MemorySample, binned, lanes, timeline_of
-from budgetsearch.study.importance import holm, importances
+from budgetsearch.study.importance import importances
 from tests.factories import FACTS, SPACE, Story, params, plan, whole_run
 from tests.simulation import make_driver
 
@@ -403,14 +403,6 @@ def test_what_noise_gives_is_marked_as_chance() -> None:
     text = html_text(nothing)
     assert "Too few trials to tell: no parameter stands out" in text
     assert "(chance)" in text and "more than chance gives" in text
-
-
-def test_p_values_are_corrected_for_their_number() -> None:
-    """Holm's own example: each times the number of those not rejected before it, never falling."""
-    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
-    assert {"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06} == {
-        name: pytest.approx(p) for name, p in found.items()
-    }
 
 
 def test_too_few_trials_have_no_importance() -> None:

@@ -1,4 +1,7 @@
-"""How sure a mean and a paired difference are: bootstrap intervals, sign flips, Holm's correction.
+"""How sure a mean and a paired difference are: intervals, sign flips, Holm's correction.
+
+Losses are resampled. Accuracies have Wilson's interval and their differences Newcombe's for paired shares: a
+bootstrap of a few answers that are all wrong gives no interval, or one that pretends to be sure.
 
 Examples are resampled, not runs: what comes out says how much of a difference is due to the choice of
 validation examples. It says nothing of what another seed would have given.
@@ -7,13 +10,17 @@ validation examples. It says nothing of what another seed would have given.
 from __future__ import annotations
 
 import itertools
+import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
+
+from budgetsearch.core.multiple import holm
+from budgetsearch.report.intervals import paired_shares, wilson
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -24,9 +31,12 @@ BATCH = 1000
 """Of them at once, so that some hundred examples do not take gigabytes."""
 
 
+Ends = tuple[float | None, float | None]
+
+
 @dataclass(frozen=True)
 class Mean:
-    """A weighted mean; without an interval where all values are equal or there is only one."""
+    """A weighted mean; without an interval where all values are equal, or too few to give one."""
 
     mean: float
     low: float | None
@@ -61,19 +71,45 @@ def mean_of(values: Sequence[float], weights: Sequence[float], seed: int = 0) ->
     return Mean(float(np.average(value, weights=weight)), low, high)
 
 
+def share_of(values: Sequence[float]) -> Mean:
+    """The mean of grades between 0 and 1 with Wilson's interval."""
+    found = wilson(statistics.fmean(values), len(values))
+    return Mean(found.value, found.low, found.high)
+
+
+Interval = Callable[[Sequence[float], Sequence[float]], Ends]
+"""Of the mean difference of two that were measured on the same examples."""
+
+
+def share_interval(first: Sequence[float], second: Sequence[float]) -> Ends:
+    """Of the difference of two shares on the same answers."""
+    found = paired_shares(second, first)
+    return found.low, found.high
+
+
+def no_interval(first: Sequence[float], second: Sequence[float]) -> Ends:
+    """Where there are too few examples."""
+    return None, None
+
+
 def pairs_of(
     values: Mapping[str, Sequence[float]],
     weights: Sequence[float],
     *,
     baseline: str | None = None,
     seed: int = 0,
+    interval: Interval | None = None,
 ) -> list[Pair]:
-    """Every pair, or each one against ``baseline``, with p-values corrected for their number."""
+    """Every pair, or each one against ``baseline``, with p-values corrected for their number.
+
+    ``interval``: of a difference; without it a bootstrap over the examples.
+    """
     if baseline is None:
         names = list(itertools.combinations(values, 2))
     else:
         names = [(name, baseline) for name in values if name != baseline]
-    found = [_pair(one, other, values, np.asarray(weights, dtype=float), seed) for one, other in names]
+    weight = np.asarray(weights, dtype=float)
+    found = [_pair(one, other, values, weight, seed, interval) for one, other in names]
     adjusted = holm([pair.p for pair in found])
     return [
         Pair(pair.first, pair.second, pair.difference, pair.low, pair.high, pair.p, p)
@@ -81,28 +117,22 @@ def pairs_of(
     ]
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """P-values of a family of tests, so that the chance of one false finding stays as stated (Holm)."""
-    adjusted, highest = [0.0] * len(values), 0.0
-    for place, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
-        highest = max(highest, min(1.0, (len(values) - place) * values[index]))
-        adjusted[index] = highest
-    return adjusted
-
-
 def _pair(
-    one: str, other: str, values: Mapping[str, Sequence[float]], weights: np.ndarray[Any, Any], seed: int
+    one: str,
+    other: str,
+    values: Mapping[str, Sequence[float]],
+    weights: np.ndarray[Any, Any],
+    seed: int,
+    interval: Interval | None,
 ) -> Pair:
     first, second = (np.asarray(values[name], dtype=float) for name in (one, other))
-    low, high = _interval(first - second, weights, seed)
+    low, high = interval(values[one], values[other]) if interval else _interval(first - second, weights, seed)
     difference = float(np.average(first - second, weights=weights))
     p = _sign_flips(first, second, weights, seed)
     return Pair(one, other, difference, low, high, p, p)
 
 
-def _interval(
-    values: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], seed: int
-) -> tuple[float | None, float | None]:
+def _interval(values: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], seed: int) -> Ends:
     if len(values) < 2 or np.all(values == values[0]):
         return None, None
 

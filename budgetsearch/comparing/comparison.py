@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from budgetsearch.comparing.bootstrap import ALPHA, CONFIDENCE, RESAMPLES, Mean, Pair, mean_of, pairs_of
+from budgetsearch.comparing.bootstrap import (
+    ALPHA,
+    CONFIDENCE,
+    RESAMPLES,
+    Mean,
+    Pair,
+    mean_of,
+    no_interval,
+    pairs_of,
+    share_interval,
+    share_of,
+)
 from budgetsearch.comparing.pairing import (
     Apart,
     Measure,
@@ -18,12 +29,14 @@ from budgetsearch.comparing.pairing import (
     validation_measures,
 )
 from budgetsearch.comparing.winrates import Winning, challenge, warnings_of
+from budgetsearch.report.intervals import MIN_ANSWERS, MIN_EXAMPLES, weighted_mean
 
 FORMAT = 1
 CAVEATS = (
-    f"Intervals ({CONFIDENCE:.0%}, bootstrap over examples, {RESAMPLES} resamples) and p-values (sign flips "
-    "of paired differences, Holm's correction within a measure) say what the choice of examples explains. "
-    "They say nothing of other seeds: a run again with another seed would differ as well.",
+    f"Intervals ({CONFIDENCE:.0%}; of accuracies Wilson's, of their differences Newcombe's for pairs, of all "
+    f"else a bootstrap over examples, {RESAMPLES} resamples) and p-values (sign flips of paired differences, "
+    "Holm's correction within a measure) say what the choice of examples explains. They say nothing of other "
+    "seeds: a run again with another seed would differ as well.",
     "A run's validation rows also chose its configuration, so its loss on them is a little too good; that "
     "of a base is not.",
 )
@@ -37,6 +50,15 @@ class Compared:
     means: Mapping[str, Mean]
     """By entrant, the best first."""
     pairs: tuple[Pair, ...]
+
+    @property
+    def too_few(self) -> str:
+        """Why there is no interval; empty where there are examples enough."""
+        needed = MIN_ANSWERS if self.measure.shares else MIN_EXAMPLES
+        if self.measure.examples >= needed:
+            return ""
+        what = "answers" if self.measure.shares else "examples"
+        return f"{self.measure.examples} {what} are too few for an interval: it takes {needed}"
 
     def better(self, pair: Pair) -> str | None:
         """Which of the two is better; None where chance explains the difference."""
@@ -63,6 +85,12 @@ class Comparison:
     def compared(self) -> tuple[Compared, ...]:
         """All measures."""
         return (*self.validation, *self.tasks)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know of the measures and the runs."""
+        few = [f"{one.measure.name}: {one.too_few}" for one in self.compared if one.too_few]
+        return [*dict.fromkeys(few), *self.notes]
 
     @property
     def warnings(self) -> list[str]:
@@ -112,13 +140,21 @@ def _tasks(answers: Mapping[str, Mapping[str, TaskResult]]) -> tuple[list[Measur
 
 
 def _compare(measure: Measure, baseline: str | None, seed: int) -> Compared:
-    means = {name: mean_of(values, measure.weights, seed) for name, values in measure.values.items()}
+    few = bool(Compared(measure, {}, ()).too_few)
+    means = {name: _mean(values, measure, seed, few) for name, values in measure.values.items()}
+    interval = no_interval if few else share_interval if measure.shares else None
     sign = -1 if measure.higher_is_better else 1
     order = sorted(means, key=lambda name: (sign * means[name].mean, name))
     values = {name: measure.values[name] for name in order}
     chosen = baseline if baseline in values else None
-    pairs = pairs_of(values, measure.weights, baseline=chosen, seed=seed)
+    pairs = pairs_of(values, measure.weights, baseline=chosen, seed=seed, interval=interval)
     return Compared(measure, {name: means[name] for name in order}, tuple(pairs))
+
+
+def _mean(values: Sequence[float], measure: Measure, seed: int, few: bool) -> Mean:
+    if few:
+        return Mean(weighted_mean(values, measure.weights), None, None)
+    return share_of(values) if measure.shares else mean_of(values, measure.weights, seed)
 
 
 def _winnings(tasks: Sequence[Compared]) -> list[Winning]:
@@ -177,6 +213,7 @@ def _compared_dict(one: Compared) -> dict[str, Any]:
         "examples": measure.examples,
         "weights": list(measure.weights),
         "notes": list(measure.notes),
+        "too_few": one.too_few,
         "alpha": ALPHA,
         "entrants": [
             {"name": name, **dataclasses.asdict(mean), "values": list(measure.values[name])}

@@ -54,7 +54,7 @@ def page(found: Comparison) -> str:
         confidence=f"{CONFIDENCE:.0%}",
         figure=_figure(found) if found.compared else "",
         unmeasured=unmeasured(found),
-        notes=[*found.notes, *CAVEATS],
+        notes=[*found.remarks, *CAVEATS],
         params=params_text,
     )
 

@@ -97,6 +97,11 @@ class Measure:
         """How many."""
         return len(self.weights)
 
+    @property
+    def shares(self) -> bool:
+        """Whether its means are shares, 0 to 1; a task's metric may be something else."""
+        return self.name != LOSS and all(0 <= one <= 1 for values in self.values.values() for one in values)
+
 
 @dataclass(frozen=True)
 class Apart:

@@ -10,13 +10,15 @@ from rich.text import Text
 
 from budgetsearch.comparing.bootstrap import Mean
 from budgetsearch.comparing.comparison import CAVEATS, Compared, Comparison
-from budgetsearch.comparing.pairing import LOSS, Apart, Run
+from budgetsearch.comparing.pairing import Apart, Run
 from budgetsearch.report.peaks import PROCESS_PEAK
 from budgetsearch.report.tables import gib
 
 SHOWN_PAIRS = 12
 """Pairs of each measure that a terminal shows; the page has all of them."""
 NOT_MEASURED = "not measured"
+TOO_FEW = "too few"
+"""In place of an interval."""
 
 
 def show(found: Comparison) -> Group:
@@ -27,7 +29,8 @@ def show(found: Comparison) -> Group:
             parts += [Text(""), pairs_table(compared)]
     if found.winnings:
         parts += [Text(""), winnings_table(found)]
-    lines = [*[f"not compared: {apart_text(one)}" for one in found.apart], *found.warnings, *found.notes]
+    apart = [f"not compared: {apart_text(one)}" for one in found.apart]
+    lines = [*apart, *found.warnings, *found.remarks]
     parts += [Text(""), *[Text(line) for line in lines], *[Text(line, style="dim") for line in CAVEATS]]
     return Group(*parts)
 
@@ -152,8 +155,10 @@ def interval_text(
     sign = "+" if signed else ""
 
     def text(number: float) -> str:
-        return f"{number:{sign}.4f}" if compared.measure.name == LOSS else f"{100 * number:{sign}.1f}%"
+        return f"{100 * number:{sign}.1f}%" if compared.measure.shares else f"{number:{sign}.4f}"
 
+    if compared.too_few:
+        return f"{text(value)} [{TOO_FEW}]"
     return text(value) if low is None or high is None else f"{text(value)} [{text(low)}, {text(high)}]"
 
 

@@ -10,12 +10,14 @@ from budgetsearch.core.history import History
 from budgetsearch.core.records import Score
 from budgetsearch.report.card import adapter_path
 from budgetsearch.report.intervals import (
+    MIN_ANSWERS,
     MIN_EXAMPLES,
     RESAMPLES,
     SEED,
     Estimate,
     bootstrapped,
     newcombe,
+    paired_shares,
     wilson,
 )
 from budgetsearch.report.tables import padding_share, phase_rows, trial_counts
@@ -31,7 +33,9 @@ BOOTSTRAP = (
 )
 TOO_FEW = f"no interval: it takes {MIN_EXAMPLES} examples that differ"
 UNWEIGHTED = "no interval: what each example weighs is not recorded"
-WILSON = "Wilson's intervals; the difference's is Newcombe's, which ignores that the examples are the same"
+PAIRED = "Wilson's intervals; the difference's is Newcombe's for pairs, answer by answer"
+UNPAIRED = "Wilson's intervals; the difference's is Newcombe's, which ignores that the examples are the same"
+FEW_ANSWERS = f"no interval: it takes {MIN_ANSWERS} answers"
 
 
 @dataclass(frozen=True)
@@ -178,9 +182,15 @@ def _loss(score: Score | None) -> LossAnswer | None:
 def _accuracy(score: Score | None) -> AccuracyAnswer | None:
     if score is None or score.base_accuracy is None or score.adapter_accuracy is None:
         return None
-    base = wilson(score.base_accuracy, score.task_examples)
-    adapter = wilson(score.adapter_accuracy, score.task_examples)
-    return AccuracyAnswer(base, adapter, newcombe(base, adapter), score.task_examples, WILSON)
+    count, before, after = score.task_examples, score.base_accuracy, score.adapter_accuracy
+    if count < MIN_ANSWERS:
+        plain = (Estimate(before), Estimate(after), Estimate(after - before))
+        return AccuracyAnswer(*plain, count, FEW_ANSWERS)
+    base, adapter = wilson(before, count), wilson(after, count)
+    if len(score.base_grades) == len(score.adapter_grades) == count:
+        paired = paired_shares(score.base_grades, score.adapter_grades)
+        return AccuracyAnswer(base, adapter, paired, count, PAIRED)
+    return AccuracyAnswer(base, adapter, newcombe(base, adapter), count, UNPAIRED)
 
 
 def _best(history: History) -> BestTrial | None:

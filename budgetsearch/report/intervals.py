@@ -1,7 +1,8 @@
 """How sure a number is: 95% intervals, the same at every call.
 
 Losses are resampled (BCa bootstrap: Efron 1987, JASA 82), accuracies have Wilson's interval, and their
-difference Newcombe's, which is built from the two (Newcombe 1998, Statistics in Medicine 17, method 10).
+difference Newcombe's, which is built from the two (Newcombe 1998, Statistics in Medicine 17: method 10 of the
+paper on independent shares, p. 873, and of the one on paired shares, p. 2635).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ RESAMPLES = 9999
 SEED = 0
 MIN_EXAMPLES = 8
 """With fewer examples a bootstrap says too little to be shown."""
+MIN_ANSWERS = 20
+"""With fewer answers an accuracy has no interval: it would reach over half of the scale, or hide that."""
 BATCH = 500
 """Resamples that are held in memory at once."""
 
@@ -77,14 +80,36 @@ def wilson(share: float, count: int) -> Estimate:
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def newcombe(before: Estimate, after: Estimate) -> Estimate:
+def newcombe(before: Estimate, after: Estimate, correlation: float = 0.0) -> Estimate:
     """``after - before``, of two shares with Wilson's intervals.
 
-    It takes the two for independent; the same examples stand behind both, so it is a little too wide.
+    Without their ``correlation`` over the answers the two are taken for independent: where they are right on
+    the same answers the interval is a little too wide then.
     """
     difference = after.value - before.value
     if before.low is None or before.high is None or after.low is None or after.high is None:
         return Estimate(difference)
-    down = math.hypot(after.value - after.low, before.high - before.value)
-    up = math.hypot(after.high - after.value, before.value - before.low)
+    down = _joined(after.value - after.low, before.high - before.value, correlation)
+    up = _joined(after.high - after.value, before.value - before.low, correlation)
     return Estimate(difference, max(-1.0, difference - down), min(1.0, difference + up))
+
+
+def _joined(one: float, other: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))
+
+
+def paired_shares(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """``after - before``, of the grades (0 to 1) of the same answers."""
+    count = len(before)
+    one, other = (wilson(math.fsum(grades) / count, count) for grades in (before, after))
+    return newcombe(one, other, agreement(before, after))
+
+
+def agreement(before: Sequence[float], after: Sequence[float]) -> float:
+    """The correlation of grades of the same answers, a positive one made smaller as Newcombe does."""
+    count = len(before)
+    product = count * math.fsum(a * b for a, b in zip(before, after, strict=True))
+    shared = product - math.fsum(before) * math.fsum(after)
+    shared = max(0.0, shared - count / 2) if shared > 0 else shared
+    spread = [count * math.fsum(x * x for x in some) - math.fsum(some) ** 2 for some in (before, after)]
+    return shared / math.sqrt(spread[0] * spread[1]) if min(spread) > 0 else 0.0

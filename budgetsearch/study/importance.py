@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from budgetsearch.core.multiple import holm
 from budgetsearch.core.records import Params
 from budgetsearch.core.space import Space
 from budgetsearch.study.distributions import quiet, shown
@@ -40,19 +41,11 @@ def importances(space: Space, results: Sequence[tuple[Params, float]]) -> dict[s
             shuffled = _distances(study, rng.sample(losses, len(losses)))
             for name in exceeded:
                 exceeded[name] += shuffled[name] >= found[name]
-    p_values = holm({name: (1 + count) / (1 + PERMUTATIONS) for name, count in exceeded.items()})
+    corrected = holm([(1 + count) / (1 + PERMUTATIONS) for count in exceeded.values()])
+    p_values = dict(zip(exceeded, corrected, strict=True))
     whole = sum(found.values())
     order = sorted(found, key=lambda name: (-found[name], name))
     return {name: (found[name] / whole if whole else 1 / len(found), p_values[name]) for name in order}
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """The same p-values, corrected so that one false finding among all is as rare as each was alone."""
-    adjusted, highest = {}, 0.0
-    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
-        adjusted[name] = highest
-    return adjusted
 
 
 @contextmanager
