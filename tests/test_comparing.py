@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,14 +39,17 @@ from budgetsearch.comparing.pairing import (
     base_names,
     validation_measures,
 )
+from budgetsearch.comparing.plot import panels
 from budgetsearch.comparing.table import mean_text, rows, show
 from budgetsearch.comparing.winrates import challenge, warnings_of, win_rates
 from budgetsearch.core.errors import UsageError
 from budgetsearch.core.multiple import holm
 from budgetsearch.report.intervals import newcombe, paired_shares, wilson
+from tests.browser import browser_page
 from tests.comparable import BASE, DATA, GOOD, TARGETS, score, write_run
 from tests.test_cli import invoke
 
+EVIL = "<img src=x onerror=alert(1)>"
 ROWS = Rows("prepared", "source", "rows", "tokens")
 
 
@@ -513,6 +521,66 @@ def test_names_are_as_short_as_they_can_be_and_harmless(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(show(found))
     assert "[bold]{{ 7 * 7 }}" in console.export_text()
+
+
+def test_the_page_lets_nothing_run_but_its_own_scripts_and_fetches_nothing() -> None:
+    """Its policy forbids everything else; a name that is markup stays text, in the figures too."""
+    text = page(compare_runs([run_with(EVIL), run_with("b")]))
+    (content,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)
+    allowed = html.unescape(content)
+    assert allowed.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-inline'; img-src" in allowed and "http" not in allowed
+    scripts = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    assert re.findall(r"'sha256-([^']+)'", allowed) == hashes
+    assert EVIL not in text
+    (data,) = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', text)
+    assert "<" not in "".join(trace["name"] for one in json.loads(data).values() for trace in one["data"])
+
+
+def test_an_axis_of_accuracies_ends_at_0_and_at_100_percent() -> None:
+    """It has room for every interval and none beyond what a share can be."""
+    for right, ends in ((32, (0.0, 1.0)), (4, (0.0, None))):
+        found = compare_runs([graded("a", right, 32), graded("b", right - 1, 32)])
+        (accuracy,) = [one for one in found.compared if one.measure.name == ACCURACY]
+        (panel,) = panels(accuracy, found, 0)
+        low, high = panel.layout["yaxis"]["range"]
+        assert low == ends[0]
+        assert high <= 1.0 and high == (ends[1] or high)
+        shown = [end for mean in accuracy.means.values() for end in (mean.low, mean.high, mean.mean)]
+        assert all(end is not None and low <= end <= high for end in shown)
+        go.Figure(panel.data, panel.layout)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page_fits_a_phone(width: int, tmp_path: Path) -> None:
+    """Nothing scrolls sideways, every plot is drawn, long names are whole in the legend and in no plot."""
+    names = [f"a-run-with-a-rather-long-name-number-{number}" for number in range(8)]
+    runs = [replace(graded(name, 20 + k, 32), costs=Costs(720.0, 600.0 + k, 500.0, 5.0, 2**30 + k))
+            for k, name in enumerate(names)]  # fmt: skip
+    path = tmp_path / "compare.html"
+    path.write_text(page(compare_runs(runs)), encoding="utf-8")
+    with browser_page() as browser:
+        browser.open(path, width=width)
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        drawn = browser.run(
+            "[...document.querySelectorAll('.plot')].map(p => "
+            "p.querySelector('svg.main-svg').getBoundingClientRect().width)"
+        )
+        assert len(drawn) == 6
+        assert all(200 < wide <= width for wide in drawn)
+        keys = browser.run(
+            "[...document.querySelectorAll('.keys li')].map(k => "
+            "[k.textContent, k.getBoundingClientRect().right])"
+        )
+        assert [label[2:] for label, _ in keys] == [*names, "base fp32"]
+        assert all(right <= width for _, right in keys)
+        in_plots = browser.run("[...document.querySelectorAll('.plot text')].map(t => t.textContent).join()")
+        assert "rather-long" not in in_plots
+        first = browser.run("document.querySelector('td').getBoundingClientRect()['width']")
+        assert first >= 100, "a name is not squeezed into a column of letters"
+        assert browser.complaints() == []
+        assert [url for url in browser.requests() if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def test_a_long_name_keeps_its_ends() -> None:

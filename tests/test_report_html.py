@@ -404,7 +404,7 @@ def test_a_slow_library_does_not_cost_the_deadline(run_folder: RunFolder, monkey
 
 def test_a_broken_library_does_not_fail_the_run(run_folder: RunFolder, monkeypatch: Any) -> None:
     """The run has ended well; the reason is told."""
-    monkeypatch.setattr("budgetsearch.report.html._plotly", lambda: 1 / 0)
+    monkeypatch.setattr("budgetsearch.report.html.plotly_library", lambda: 1 / 0)
     assert "report.html could not be written (division by zero)" in written(run_folder, 300.0)
     assert run_folder.report.is_file()
 

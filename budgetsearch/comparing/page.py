@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from budgetsearch.comparing.bootstrap import CONFIDENCE
-from budgetsearch.comparing.comparison import CAVEATS, Comparison, as_json
-from budgetsearch.comparing.plot import figure, unmeasured
+from budgetsearch.comparing.comparison import CAVEATS, Compared, Comparison, as_json
+from budgetsearch.comparing.plot import caption, legend, panels, unmeasured
 from budgetsearch.comparing.table import apart_text, headings, measure_title, pair_rows, rows
 from budgetsearch.core.errors import UsageError
+from budgetsearch.report.offline import DRAW, plotly_library, policy, script_json
 from budgetsearch.report.tables import params_text
 
 HTML, JSON = "compare.html", "compare.json"
@@ -40,25 +42,37 @@ def page(found: Comparison) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
+    library = plotly_library()
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         found=found,
         apart=[apart_text(one) for one in found.apart],
         headings=headings(found),
         rows=rows(found),
-        measures=[
-            (measure_title(one, found), one.measure.notes, pair_rows(one))
-            for one in found.compared
-            if one.pairs
-        ],
+        measures=[_measure(one, found, number) for number, one in enumerate(found.compared)],
+        legend=legend(found),
+        figure_json=script_json(
+            {
+                panel.name: {"data": panel.data, "layout": panel.layout}
+                for number, one in enumerate(found.compared)
+                for panel in panels(one, found, number)
+            }
+        ),
+        plotly=library,
+        draw=DRAW,
+        policy=policy([library, DRAW]),
         confidence=f"{CONFIDENCE:.0%}",
-        figure=_figure(found) if found.compared else "",
         unmeasured=unmeasured(found),
         notes=[*found.remarks, *CAVEATS],
         params=params_text,
     )
 
 
-def _figure(found: Comparison) -> str:
-    options = {"displaylogo": False, "responsive": True}
-    return str(figure(found).to_html(full_html=False, include_plotlyjs=True, config=options))
+def _measure(one: Compared, found: Comparison, number: int) -> dict[str, Any]:
+    return {
+        "title": measure_title(one, found),
+        "panels": panels(one, found, number),
+        "caption": caption(one),
+        "notes": one.measure.notes,
+        "pairs": pair_rows(one),
+    }

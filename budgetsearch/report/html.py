@@ -6,8 +6,6 @@ security policy lets nothing run but the two scripts below, and nothing be fetch
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +16,7 @@ from budgetsearch.report.facts import state_words
 from budgetsearch.report.figures import figures_of
 from budgetsearch.report.intervals import CONFIDENCE, Estimate
 from budgetsearch.report.numbers import ALPHA, Numbers
+from budgetsearch.report.offline import DRAW, plotly_library, policy, script_json
 from budgetsearch.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK
 from budgetsearch.report.tables import loss_text, params_text, value_text
 
@@ -26,25 +25,6 @@ SAMPLE_CHARACTERS = 600
 FIRST_TRIALS = 20
 """So many rows of a table are seen at once; the others are folded away."""
 TEMPLATE = "report.html.j2"
-DRAW = """
-const figures = JSON.parse(document.getElementById("figures").textContent);
-const options = {responsive: true, displayModeBar: false};
-for (const [name, figure] of Object.entries(figures)) {
-  const place = document.getElementById("figure-" + name);
-  place.textContent = "";
-  Plotly.newPlot(place, figure.data, figure.layout, options);
-}
-const each = (width) => {
-  for (const name of Object.keys(figures)) {
-    const place = document.getElementById("figure-" + name);
-    if (width) Plotly.relayout(place, {width: width, autosize: false});
-    else Plotly.relayout(place, {width: null, autosize: true});
-  }
-};
-addEventListener("beforeprint", () => each(640));
-addEventListener("afterprint", () => each(0));
-"""
-"""Figures have a width of their own in pixels: on paper they get one that fits."""
 
 
 def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
@@ -60,7 +40,7 @@ def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
     )
     environment.filters |= FILTERS
     figures = figures_of(numbers)
-    library = _plotly()
+    library = plotly_library()
     return environment.get_template(TEMPLATE).render(
         n=numbers,
         alpha=ALPHA,
@@ -69,10 +49,10 @@ def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
         peaks_mean=MEANING,
         state=state_words(numbers.run.state, numbers.run.reason),
         figures=figures,
-        figure_json=_script_json({name: _drawable(figure) for name, figure in figures.items()}),
+        figure_json=script_json({name: _drawable(figure) for name, figure in figures.items()}),
         plotly=library,
         draw=DRAW,
-        script_hashes=[_hash(library), _hash(DRAW)],
+        policy=policy([library, DRAW]),
         confidence=f"{CONFIDENCE:.0%}",
         snippet=snippet or [],
         knobs=_knobs(numbers),
@@ -81,24 +61,8 @@ def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
     )
 
 
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
-
-
 def _drawable(figure: Figure) -> dict[str, Any]:
     return {"data": figure.data, "layout": figure.layout}
-
-
-def _script_json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _knobs(numbers: Numbers) -> tuple[str, ...]:
