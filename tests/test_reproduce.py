@@ -396,6 +396,90 @@ def test_a_changed_byte_is_named(copy: Path, name: str, what: str) -> None:
         assert (2, True) == (code, what in " ".join(output.split()))
 
 
+def test_a_changed_row_is_named(copy: Path) -> None:
+    """Another answer in a file that still parses: by the file's hash and by that of the rows."""
+    data = copy / "../../train.jsonl"
+    lines = data.read_text(encoding="utf-8").splitlines()
+    lines[3] = json.dumps({**json.loads(lines[3]), "answer": "purple"})
+    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = {finding.what: finding for finding in api.verify(copy, score=False).findings if not finding.well}
+    assert "changed" == found.pop("data train.jsonl").state
+    assert {"changed"} == {finding.state for finding in found.values()}
+    assert set(found) <= {"training rows", "validation rows"}
+    assert found
+    assert all("sha256" in finding.detail for finding in found.values())
+
+
+def cut(path: Path) -> None:
+    """Leave half of a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json"])
+def test_a_file_of_the_adapter_that_is_cut_off_or_gone_is_named(
+    copy: Path, name: str, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1; an adapter that is not what it was is not loaded to score it."""
+    monkeypatch.setattr(Bench, "score", lambda *_: pytest.fail("loaded"))
+    damage(copy / "adapter" / name)
+    code, output = invoke("verify", copy)
+    flat = " ".join(output.split())
+    assert code == 1, output
+    assert f"adapter {name} {'changed' if damage is cut else 'missing'}" in flat
+    assert "scores unchecked" in flat
+
+
+def test_an_adapter_that_is_gone_is_named_file_by_file(copy: Path) -> None:
+    """With the manifest's copy that went with it."""
+    shutil.rmtree(copy / "adapter")
+    lost = {finding.what for finding in api.verify(copy).findings if finding.state == "missing"}
+    assert {"adapter adapter_model.safetensors", "adapter tokenizer.json", "adapter/manifest.json"} <= lost
+
+
+@pytest.mark.parametrize(("damage", "state"), [(cut, "damaged"), (Path.unlink, "missing")])
+@pytest.mark.parametrize("name", ["manifest.json", "adapter/manifest.json"])
+def test_a_manifest_that_is_cut_off_or_gone_is_named(
+    copy: Path, name: str, damage: Callable[[Path], None], state: str
+) -> None:
+    """The other one stands in, and all that it names is checked: nothing else is wrong."""
+    damage(copy / name)
+    outcome = api.verify(copy, score=False)
+    assert [(name, state)] == [(f.what, f.state) for f in outcome.findings if not f.well]
+    assert {"ledger.sqlite", "training rows", "adapter adapter_model.safetensors"} <= {
+        finding.what for finding in outcome.findings if finding.state == "unchanged"
+    }
+    damage(copy / ("adapter/manifest.json" if name == "manifest.json" else "manifest.json"))
+    assert invoke("verify", copy)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("notes.txt", 0),
+        ("model.safetensors", 0),
+        ("x.py", 1),
+        ("adapter_model.bin", 1),
+        ("X.PT", 1),
+        ("a.pkl", 1),
+    ],
+)
+def test_what_was_not_exported_is_named(copy: Path, name: str, code: int) -> None:
+    """A note; but what can run code fails. Nothing is said of other things beside a lone manifest."""
+    (copy / "adapter" / name).write_bytes(b"x")
+    found, output = invoke("verify", copy, "--no-score")
+    assert code == found, output
+    assert f"adapter {name} {'new' if code else 'noted'}" in output
+    (copy / "adapter" / "adapter_model.safetensors").rename(copy.parent / "adapter_model.safetensors")
+    (copy / "adapter" / "adapter_config.json").unlink()
+    places = {"model": str(copy / "../../base"), "data": str(copy / "../../train.jsonl")}
+    assert not [
+        finding
+        for finding in api.verify(copy / "adapter" / "manifest.json", score=False, **places).findings
+        if finding.what == f"adapter {name}"
+    ]
+
+
 def test_a_changed_manifest_is_named(copy: Path) -> None:
     """Whatever stands in it: its own hash tells, and its copy beside the adapter."""
     path = copy / "manifest.json"

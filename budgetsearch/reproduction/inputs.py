@@ -24,13 +24,13 @@ class Finding:
 
     what: str
     state: str
-    """unchanged, changed, missing, new, or unchecked."""
+    """unchanged, changed, damaged, missing, new, unchecked, or noted (told, and nothing is wrong with it)."""
     detail: str = ""
 
     @property
     def well(self) -> bool:
-        """Whether it is what it was."""
-        return self.state == "unchanged"
+        """Whether it is what it was, or nothing that matters."""
+        return self.state in ("unchanged", "noted")
 
     @property
     def line(self) -> str:
@@ -143,14 +143,12 @@ def settings_of(manifest: Manifest, places: dict[str, str], *, trust: bool) -> S
         raise UsageError(f"The manifest's settings cannot be used by this version: {error}") from error
 
 
-def compare_files(
-    owner: str, expected: Sequence[File], found: Sequence[File], *, only_known: bool = False
-) -> Iterator[Finding]:
-    """Each file of a folder: unchanged, changed, missing; new ones too, unless ``only_known``."""
+def compare_files(owner: str, expected: Sequence[File], found: Sequence[File]) -> Iterator[Finding]:
+    """Each file of a folder: unchanged, changed, missing or new."""
     there = {file.name: file for file in found}
     for file in expected:
         yield compare_file(f"{owner} {file.name}", file, there.pop(file.name, None))
-    for name in () if only_known else sorted(there):
+    for name in sorted(there):
         yield Finding(f"{owner} {name}", "new", "it was not there when the run began")
 
 

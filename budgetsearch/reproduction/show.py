@@ -27,10 +27,10 @@ def show_reproduced(outcome: Reproduced) -> RenderableType:
 
 def show_verified(outcome: Verified) -> RenderableType:
     """What changed, the scores again, and the verdict."""
-    bad = [finding for finding in outcome.findings if not finding.well]
-    lines = [Text(finding.line) for finding in bad]
-    count = len(outcome.findings) - len(bad)
-    lines.append(Text(f"{count} of {len(outcome.findings)} unchanged"))
+    known = [finding for finding in outcome.findings if finding.state != "noted"]
+    lines = [Text(finding.line) for finding in outcome.findings if finding.state != "unchanged"]
+    same = sum(finding.state == "unchanged" for finding in known)
+    lines.append(Text(f"{same} of {len(known)} unchanged"))
     parts: list[RenderableType] = [_table(outcome.rows)] if outcome.rows else []
     verdict = "verified" if outcome.passes else "NOT verified"
     return Group(*lines, *parts, *_reasons(outcome.reasons), Text(verdict))
