@@ -29,6 +29,7 @@ from budgetsearch.core.errors import (
 from budgetsearch.core.history import History, TrialState, fold
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
+from budgetsearch.execution import moved
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.mending import mend
 from budgetsearch.reporting import Reports, write_in_time, write_reports
@@ -88,6 +89,9 @@ def run(
     valid: str | None = None,
     gpu: str | None = None,
     device: int | str | None = None,
+    engine: str | None = None,
+    gpus: int | None = None,
+    address: str | None = None,
     hours: float | None = None,
     deadline: str | None = None,
     space: str | None = None,
@@ -153,7 +157,8 @@ def run(
         if RunFolder(folder).has_ledger():
             say(f"going on with the run in {folder}, with its own settings")
             return resume_run(
-                folder, deadline=deadline, storage=settings.storage, watchers=watchers, say=say,
+                folder, deadline=deadline, storage=settings.storage, engine=engine, gpus=gpus,
+                address=address, watchers=watchers, say=say,
                 already_seconds=already_seconds, last_resort=last_resort,
             )  # fmt: skip
     until = deadline_of(settings.deadline) if settings.deadline else None
@@ -226,6 +231,9 @@ def resume(
     *,
     deadline: str | None = None,
     storage: str | None = None,
+    engine: str | None = None,
+    gpus: int | None = None,
+    address: str | None = None,
     watchers: Sequence[Watcher] = (),
     say: Say = lambda line: None,
     already_seconds: float = 0.0,
@@ -234,7 +242,8 @@ def resume(
     """Go on with an interrupted run, with its own settings and what is left of its budget.
 
     ``deadline``: another one than before, or the first. ``storage``: the study's URL again, with its
-    password, which stands nowhere in the run. ``last_resort``: end this process when the time is over,
+    password, which stands nowhere in the run. ``engine``, ``gpus``, ``address``: others than before, as on
+    another cluster. ``last_resort``: end this process when the time is over,
     whatever hangs in it.
 
     Raises:
@@ -250,7 +259,8 @@ def resume(
     lock.sign()
     try:
         with marked(folder.path):
-            return _go_on(folder, lock, deadline, storage, watchers, say, already_seconds, last_resort)
+            place = {"engine": engine, "gpus": gpus, "address": address}
+            return _go_on(folder, lock, deadline, storage, place, watchers, say, already_seconds, last_resort)
     finally:
         lock.release()
 
@@ -260,6 +270,7 @@ def _go_on(
     lock: RunLock,
     deadline: str | None,
     storage: str | None,
+    place: Mapping[str, Any],
     watchers: Sequence[Watcher],
     say: Say,
     already_seconds: float,
@@ -277,7 +288,7 @@ def _go_on(
     if history.closed is not None and history.closed.state == "finished":
         finish_leaving(folder, history, say, storage)
         return _conclude(folder, say)
-    settings = Settings.model_validate(dict(history.opened.settings))
+    settings = moved(Settings.model_validate(dict(history.opened.settings)), **place)
     settings = settings.model_copy(update={"storage": resumed_storage(history.opened, storage)})
     timing = timing_of_resumed(
         history.spent,

@@ -48,6 +48,19 @@ CardOption = Annotated[
     str | None, typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Index or UUID of the card, if there are several.")]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(help="local: one card of this machine; ray: several, on Ray Tune.", show_default="local"),
+]
+GpusOption = Annotated[
+    int | None, typer.Option(help="Workers of --engine ray, one GPU each.", show_default="all that Ray sees")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster that runs already: auto, or HOST:PORT.", show_default="start one on this machine"
+    ),
+]
 StorageAgain = Annotated[
     str | None,
     typer.Option("--storage", help="The run's Optuna storage URL again: its password is not written down."),
@@ -112,6 +125,9 @@ def run(
     ] = None,
     gpu: CardOption = None,
     device: DeviceOption = None,
+    engine: EngineOption = None,
+    gpus: GpusOption = None,
+    address: AddressOption = None,
     hours: Annotated[
         float | None, typer.Option(help="The whole budget, from start to exit.", show_default="24")
     ] = None,
@@ -298,14 +314,17 @@ def resume(
     ] = None,
     log: LogOption = None,
     storage: StorageAgain = None,
+    engine: EngineOption = None,
+    gpus: GpusOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Go on with an interrupted run, with what is left of its budget."""
     with _errors(), _progress() as (watchers, say):
         from budgetsearch import api
 
         result = api.resume(
-            run, deadline=deadline, storage=storage, watchers=[*watchers, *_loggers(log)], say=say,
-            already_seconds=process_age(), last_resort=True,
+            run, deadline=deadline, storage=storage, engine=engine, gpus=gpus, address=address,
+            watchers=[*watchers, *_loggers(log)], say=say, already_seconds=process_age(), last_resort=True,
         )  # fmt: skip
     _conclude(result)
 

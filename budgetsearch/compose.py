@@ -28,6 +28,7 @@ from budgetsearch.core.history import History
 from budgetsearch.core.ports import Exporter, Watcher
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space import Space
+from budgetsearch.execution import RunEngine, check_execution, choose
 from budgetsearch.ledger import Ledger, read_entries, read_history
 from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.shared import begin_place, check_shared, folder_of, leave_place, own_place
@@ -35,7 +36,6 @@ from budgetsearch.stopping import ended_in_time, stop_signals
 
 if TYPE_CHECKING:
     from budgetsearch.driver import Driver
-    from budgetsearch.engines.local import LocalEngine
     from budgetsearch.gpu.detect import Card
     from budgetsearch.gpu.shapes import ModelShape
     from budgetsearch.settings import Settings
@@ -121,10 +121,9 @@ def check(settings: Settings) -> None:
     Raises:
         UsageError: the card, the model's source or another input cannot be used.
     """
-    from budgetsearch.gpu.detect import detect
     from budgetsearch.training.sources import check_source
 
-    detect(settings.gpu, settings.device)
+    check_execution(settings)
     check_source(settings.model)
     check_inputs(settings)
 
@@ -174,14 +173,10 @@ def drive(
 
     ``last_resort``: this process may be ended when its time is over, whatever hangs in it.
     """
-    from budgetsearch.engines.local import LocalEngine
-    from budgetsearch.gpu.detect import detect
     from budgetsearch.study.follower import Follower
 
-    card = detect(settings.gpu, settings.device)
-    if card.note:
-        say(card.note)
-    engine = LocalEngine(None, folder.worker_log, keep_open=(lock.fd,), environment=card.environment)
+    execution = choose(settings, folder, (lock.fd,), say)
+    engine = execution.engine
     drivers: list[Driver] = []
 
     def planned() -> bool:
@@ -192,6 +187,7 @@ def drive(
         try:
             engine.warm_up()
             base, prepared = prepare_inputs(settings, say)
+            card = execution.card()
             engine.prepare(worker_setup(settings, folder, card, base, prepared))
             driver = _driver(settings, folder, card, base, prepared, engine, timing)
             drivers.append(driver)
@@ -214,7 +210,7 @@ def _driver(
     card: Card,
     base: BaseModel,
     prepared: PreparedData,
-    engine: LocalEngine,
+    engine: RunEngine,
     timing: Timing,
 ) -> Driver:
     from budgetsearch.driver import Driver

@@ -21,7 +21,7 @@ from budgetsearch.owner import Owner, read_owner, seconds_to_wait
 
 OWN = (
     *("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite"),
-    *("ledger.jsonl", "traceback.log"),
+    *("ledger.jsonl", "traceback.log", "ray"),
 )
 """What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
 
@@ -86,6 +86,11 @@ class RunFolder:
     def worker_log(self) -> Path:
         """What the worker process and its libraries printed."""
         return self.path / "worker.log"
+
+    @property
+    def ray(self) -> Path:
+        """What Ray Tune wrote: results, TensorBoard files, logs of the workers."""
+        return self.path / "ray"
 
     @property
     def traceback(self) -> Path:

@@ -23,6 +23,8 @@ PLACEHOLDERS: Mapping[str, Any] = {"model": "-", "data": "-", "space": "-", "bat
 FLAGS = "the flags"
 
 TAKES: Mapping[str, str] = {
+    "engine": "local or ray",
+    "gpus": "a whole number of at least 1",
     "hours": "more than 0 and finite, for example 0.2 for twelve minutes or 24 for a day",
     "device": "a whole number from 0, as nvidia-smi counts, or a UUID like GPU-1a2b or MIG-1a2b",
     "seed": "a whole number from 0",
@@ -80,6 +82,23 @@ class Settings(BaseModel):
         None,
         description="The card: its index as nvidia-smi counts, or its UUID or how that begins (GPU-..., "
         "MIG-...). Default: found by --gpu.",
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="What runs the jobs: local, one card of this machine, or ray, several on Ray Tune. "
+        "Default: local.",
+    )
+    gpus: int | None = Field(
+        None,
+        ge=1,
+        description="Workers of --engine ray, one GPU each; with --gpu cpu a share of the CPUs each. "
+        "Default: every GPU that Ray sees, or one worker without a GPU.",
+    )
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="Ray cluster that runs already: auto on one of its machines, or HOST:PORT. Default: a "
+        "cluster of this machine alone, which is started and ended with the run.",
     )
     hours: float = Field(
         24.0, gt=0, description="Hours that the whole run may take. Default: 24, as in the challenge."
@@ -262,6 +281,16 @@ def load_settings(
     if settings.out is None:
         return settings.model_copy(update={"out": default_out(settings.model)})
     return settings
+
+
+def revised(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The same settings with some of them changed; None counts as not given.
+
+    Raises:
+        SettingsError: a value that a setting does not take.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    return _validate({**settings.model_dump(mode="json"), **given}, {}) if given else settings
 
 
 def names_out(config: Path | None, cwd: Path | None = None) -> bool:

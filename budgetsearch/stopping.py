@@ -14,7 +14,7 @@ from budgetsearch.clock import Timing
 from budgetsearch.runfolder import RunFolder
 
 if TYPE_CHECKING:
-    from budgetsearch.engines.local import LocalEngine
+    from budgetsearch.execution import RunEngine
 
 EXIT_OVERDUE = 3
 """Exit code of a process that hung until its time was over."""
@@ -28,7 +28,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def ended_in_time(
-    timing: Timing, engine: LocalEngine, folder: RunFolder, planned: Callable[[], bool]
+    timing: Timing, engine: RunEngine, folder: RunFolder, planned: Callable[[], bool]
 ) -> Iterator[None]:
     """Inside, this process ends before its time is over, whatever hangs in it: a download, a disk, a lock.
 

@@ -17,6 +17,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from budgetsearch.core.codec import decode, encode
@@ -68,10 +69,11 @@ def _run(spec: FleetSpec, pipe: Pipe) -> None:
     context = _connect(spec, namespace)
     for number in STOPPING:  # Ray has set its own; they are the driver's to handle
         signal.signal(number, signal.SIG_IGN)
-    pipe.write(encode(Up(context.address_info["address"], context.dashboard_url or "")))
     if short := _shortage(spec):
         pipe.write(encode(Down(short, final=True)))
         return
+    spec = replace(spec, lanes=spec.lanes or max(1, _gpus(spec)))
+    pipe.write(encode(Up(context.address_info["address"], spec.lanes, context.dashboard_url or "")))
     from budgetsearch.engines.hub import Hub
     from budgetsearch.engines.tuning import keep_lanes
 
@@ -109,12 +111,17 @@ def _connect(spec: FleetSpec, namespace: str) -> Any:
 
 def _shortage(spec: FleetSpec) -> str:
     """Why the lanes cannot all be started on this machine; a cluster's nodes may still come."""
+    there = _gpus(spec)
+    if spec.gpu == "cpu" or spec.address or there >= max(1, spec.lanes):
+        return ""
+    return f"--gpus {spec.lanes or 1} were asked for, but Ray sees {there} on this machine"
+
+
+def _gpus(spec: FleetSpec) -> int:
+    """How many GPUs Ray sees now, for lanes that take some."""
     import ray
 
-    there = int(ray.cluster_resources().get("GPU", 0))
-    if spec.gpu == "cpu" or spec.address or there >= spec.lanes:
-        return ""
-    return f"--gpus {spec.lanes} were asked for, but Ray sees {there} on this machine"
+    return 0 if spec.gpu == "cpu" else int(ray.cluster_resources().get("GPU", 0))
 
 
 def _listen(hub: Any, pipe: Pipe) -> None:

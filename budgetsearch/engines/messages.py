@@ -18,6 +18,7 @@ class FleetSpec:
     """What the fleet's process is to start; the first line on its pipe."""
 
     lanes: int
+    """0: one for each GPU that Ray sees, or one."""
     folder: str
     """Where Ray Tune's results go, on the driver's machine."""
     log: str
@@ -108,6 +109,8 @@ class Up:
     """The fleet's process has reached Ray."""
 
     address: str
+    lanes: int
+    """How many it keeps alive."""
     dashboard: str = ""
     """Where Ray's dashboard can be seen; empty: there is none."""
 

@@ -54,7 +54,7 @@ class RayEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``log`` takes what Ray says; the rest is as with the local engine."""
-        self._setup, self._spec, self._log, self._keep_open = setup, spec, log, tuple(keep_open)
+        self._setup, self._spec, self._keep_open = setup, spec, tuple(keep_open)
         self._table = Table(spec.lanes, clock)
         self._process: subprocess.Popen[str] | None = None
         self._heard: queue.Queue[tuple[int, ToDriver | None]] = queue.Queue()
@@ -63,13 +63,14 @@ class RayEngine:
         self._down = Down("")
         self.card: Card | None = None
         """The card of the first lane that came; None: none has come yet, or there is none."""
-        self.place = Up("")
-        """Where Ray is."""
+        self.log = log
+        self.place: Up | None = None
+        """Where Ray is; None: it is not reached yet."""
 
     @property
     def slots(self) -> int:
-        """How many lanes live; one, which is waited for, where none does."""
-        return max(1, self._table.living)
+        """How many lanes live; before the fleet is started, how many there are to be."""
+        return self._table.living if self._process is not None else max(1, self._spec.lanes)
 
     def warm_up(self) -> None:
         """Start the fleet early: Ray and the lanes take seconds that others can use."""
@@ -144,15 +145,15 @@ class RayEngine:
         if self._down.final or self._falls >= MAX_FALLS:
             raise EngineError(
                 f"Ray cannot be used: {self._down.reason or 'its process ended'}. What it said is in "
-                f"{self._log}. Everything so far is kept, and `budgetsearch resume RUN` goes on."
+                f"{self.log}. Everything so far is kept, and `budgetsearch resume RUN` goes on."
             )
         self._generation += 1
         Path(self._spec.folder).mkdir(parents=True, exist_ok=True)
         try:
-            log = self._log.open("ab")
+            log = self.log.open("ab")
         except OSError as error:
             raise DiskError(
-                f"Ray's log {self._log} cannot be written ({error.strerror}); {remedy(error)}, then go on "
+                f"Ray's log {self.log} cannot be written ({error.strerror}); {remedy(error)}, then go on "
                 "with `budgetsearch resume`."
             ) from error
         with log:
@@ -198,7 +199,7 @@ class RayEngine:
         if message is None:
             self._fell()
         elif isinstance(message, Up):
-            self.place = message
+            self.place, self._table.size = message, message.lanes
         elif isinstance(message, Down):
             self._down = message
         else:

@@ -44,8 +44,8 @@ class _Lane:
     flight: _Flight | None = None
     holds: str = ""
     """The quantization of its last job: its worker process keeps that base resident."""
-    stale: bool = False
-    """Whether it still runs a job that was given up."""
+    stale_since: float | None = None
+    """Since when it still runs a job that was given up; None: it does not."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Table:
     @property
     def living(self) -> int:
         """How many lanes can be used."""
-        return sum(self._usable(lane) and not lane.stale for lane in self._lanes.values())
+        return sum(self._usable(lane) for lane in self._lanes.values())
 
     @property
     def waiting(self) -> bool:
@@ -105,7 +105,7 @@ class Table:
         reports = self._forget_waiting(job_id)
         for lane, flight in self._flying(job_id):
             self.orders.append(Strike(lane.name, flight.token))
-            lane.flight, lane.stale, lane.holds = None, True, ""
+            lane.flight, lane.stale_since, lane.holds = None, self.clock(), ""
             reports.append(JobEnded(job_id, crashed_results(flight.job, "killed")))
         return reports
 
@@ -164,9 +164,11 @@ class Table:
     def _alive(self, lane: _Lane, alive: Alive) -> list[Report]:
         flight = lane.flight
         if flight is None:
-            lane.stale = bool(alive.token)
-            if lane.stale:
-                self.orders.append(Strike(lane.name, alive.token))
+            if not alive.token:
+                lane.stale_since = None
+                return []
+            lane.stale_since = self.clock() if lane.stale_since is None else lane.stale_since
+            self.orders.append(Strike(lane.name, alive.token))
             return []
         if alive.token == flight.token or self.clock() - flight.since <= DELIVERY_SECONDS:
             return []
@@ -176,7 +178,7 @@ class Table:
     def _said(self, lane: _Lane, said: Said) -> list[Report]:
         ended = isinstance(said.report, JobEnded)
         if lane.flight is None or said.token != lane.flight.token:
-            lane.stale = lane.stale and not ended
+            lane.stale_since = None if ended else lane.stale_since
             return []
         if ended:
             lane.flight = None
@@ -233,7 +235,8 @@ class Table:
             )
 
     def _usable(self, lane: _Lane) -> bool:
-        return self._vain.get(lane.number, 0) < MAX_DEATHS
+        stuck = lane.stale_since is not None and self.clock() - lane.stale_since > DELIVERY_SECONDS
+        return self._vain.get(lane.number, 0) < MAX_DEATHS and not stuck
 
     def _is_free(self, lane: _Lane) -> bool:
-        return lane.flight is None and not lane.stale and self._usable(lane)
+        return lane.flight is None and lane.stale_since is None and self._usable(lane)

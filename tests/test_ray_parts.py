@@ -1,0 +1,433 @@
+"""The parts of the engine on Ray Tune, each on its own: no Ray, no processes, virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budgetsearch import execution
+from budgetsearch.core.codec import decode, encode
+from budgetsearch.core.errors import EngineError, SettingsError
+from budgetsearch.core.records import (
+    Beat,
+    CalibrateJob,
+    Calibration,
+    Job,
+    JobEnded,
+    Notice,
+    Report,
+    SegmentResult,
+    WorkerSetup,
+)
+from budgetsearch.engines.hands import Hands
+from budgetsearch.engines.hub import Hub
+from budgetsearch.engines.messages import Alive, Gone, Halt, Hello, Said, Strike, Take, ToDriver, ToLane, Up
+from budgetsearch.engines.table import DELIVERY_SECONDS, EMPTY_SECONDS, MAX_TRIES, SILENT_SECONDS, Table
+from budgetsearch.settings import Settings, load_settings
+from budgetsearch.testing import segment, train_job
+
+SETUP = WorkerSetup("model", "model", "data", "checkpoints", "cpu", "all-linear", 0)
+
+
+@dataclass
+class Fleet:
+    """A table under virtual time, and what it ordered."""
+
+    size: int = 2
+    now: float = 0.0
+    table: Table = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.table = Table(self.size, lambda: self.now)
+
+    def up(self, number: int, life: str = "a") -> list[Report]:
+        return self.table.hear(Hello(f"{number}-{life}", number, f"node{number}"))
+
+    def place(self, job: Job) -> Take | None:
+        """Place a job; returns the order that it comes to."""
+        self.table.place(job, SETUP)
+        return self.taken()
+
+    def taken(self) -> Take | None:
+        orders, self.table.orders = self.table.orders, []
+        return next((order for order in orders if isinstance(order, Take)), None)
+
+    def orders(self) -> list[ToLane]:
+        orders, self.table.orders = self.table.orders, []
+        return orders
+
+    def pass_time(self, seconds: float, *beating: tuple[str, str]) -> list[Report]:
+        """Let time pass while these lanes go on beating."""
+        reports: list[Report] = []
+        until = self.now + seconds
+        while self.now < until:
+            self.now += 1.0
+            for lane, token in beating:
+                reports += self.table.hear(Alive(lane, token))
+            reports += self.table.tick()
+        return reports
+
+
+def job_of(quantization: str) -> Job:
+    """A job on one quantization of the base."""
+    one = segment(0, 100)
+    return train_job(replace(one, params={**one.params, "quantization": quantization}))
+
+
+def ended(job: Job) -> JobEnded:
+    """The good end of a job."""
+    return JobEnded(job.job_id, (SegmentResult(0, 0, "ok", 100),))
+
+
+def results(reports: Sequence[Report]) -> list[Any]:
+    """The results of the jobs that ended."""
+    return [result for report in reports if isinstance(report, JobEnded) for result in report.results]
+
+
+def test_jobs_go_to_the_lane_that_holds_their_quantization() -> None:
+    """A base that is resident is not loaded again; one that is held by nobody goes to a fresh lane."""
+    fleet = Fleet()
+    fleet.up(0), fleet.up(1)
+    first = fleet.place(job_of("nf4"))
+    assert first is not None and first.lane == "0-a"
+    fleet.table.hear(Said("0-a", first.token, ended(first.job)))
+    second = fleet.place(job_of("bf16"))
+    assert second is not None and second.lane == "1-a"
+    fleet.table.hear(Said("1-a", second.token, ended(second.job)))
+    for quantization, lane in (("bf16", "1-a"), ("nf4", "0-a")):
+        again = fleet.place(job_of(quantization))
+        assert again is not None and again.lane == lane
+
+
+def test_a_job_waits_for_the_first_lane() -> None:
+    """While the fleet starts, a job is kept, and placed as soon as a lane is there."""
+    fleet = Fleet(size=1)
+    job = job_of("fp32")
+    assert fleet.place(job) is None
+    with pytest.raises(EngineError, match=f"while job {job.job_id} runs"):
+        fleet.table.place(job_of("fp32"), SETUP)
+    fleet.up(0)
+    placed = fleet.taken()
+    assert placed is not None and placed.job == job
+
+
+def test_a_waiting_job_that_is_cancelled_ends_at_once() -> None:
+    """It has done nothing, so it comes back as if it had not begun."""
+    fleet = Fleet()
+    job = job_of("fp32")
+    fleet.place(job)
+    (result,) = results(fleet.table.cancel(job.job_id))
+    assert ("cancelled", 0) == (result.status, result.tokens)
+    fleet.up(0)
+    assert fleet.taken() is None
+
+
+def test_a_silent_lane_is_lost_and_its_segment_counts_for_nothing() -> None:
+    """The trial has done nothing wrong: its segment starts again from its checkpoint, on another lane."""
+    fleet = Fleet()
+    fleet.up(0), fleet.up(1)
+    job = train_job(segment(7, 400, start=200, checkpoint="trial0007-before"))
+    placed = fleet.place(job)
+    assert placed is not None
+    reports = fleet.pass_time(SILENT_SECONDS + 2, ("1-a", ""))
+    (result,) = results(reports)
+    assert ("cancelled", 200, "trial0007-before") == (result.status, result.tokens, result.checkpoint_out)
+    assert "starts again from its checkpoint" in result.detail
+    assert any(isinstance(r, Notice) and "Worker 0 on node0 was lost" in r.text for r in reports)
+    assert 1 == fleet.table.living
+
+
+def test_what_a_lost_lane_says_later_is_ignored() -> None:
+    """It was presumed lost, its job was issued again, and now its result comes: it would count twice."""
+    fleet = Fleet()
+    fleet.up(0), fleet.up(1)
+    job = job_of("fp32")
+    placed = fleet.place(job)
+    assert placed is not None
+    fleet.pass_time(SILENT_SECONDS + 2, ("1-a", ""))
+    assert [] == fleet.table.hear(Said("0-a", placed.token, ended(job)))
+    again = fleet.place(job)
+    assert again is not None and again.lane == "1-a" and again.token != placed.token
+    assert [] == fleet.table.hear(Said("1-a", placed.token, ended(job)))
+    assert [ended(job)] == fleet.table.hear(Said("1-a", again.token, ended(job)))
+
+
+def test_a_lane_that_is_started_again_has_lost_its_job() -> None:
+    """Ray Tune started it elsewhere before anybody noticed the silence."""
+    fleet = Fleet(size=1)
+    fleet.up(0)
+    fleet.place(job_of("fp32"))
+    (result,) = results(fleet.up(0, life="b"))
+    assert "cancelled" == result.status
+    assert 1 == fleet.table.living
+
+
+def test_an_order_that_never_arrived_is_found_out() -> None:
+    """The lane lives and goes on saying that it is idle: the job is issued again."""
+    fleet = Fleet(size=1)
+    fleet.up(0)
+    placed = fleet.place(job_of("fp32"))
+    assert placed is not None
+    assert [] == results(fleet.pass_time(DELIVERY_SECONDS - 1, ("0-a", "")))
+    assert ["cancelled"] == [r.status for r in results(fleet.pass_time(3, ("0-a", "")))]
+    assert 1 == fleet.table.living
+
+
+def test_a_killed_job_is_over_though_its_lane_cannot_answer() -> None:
+    """The deadline does not wait for a machine; the lane takes jobs again once it is idle."""
+    fleet = Fleet(size=1)
+    fleet.up(0)
+    job = job_of("fp32")
+    placed = fleet.place(job)
+    assert placed is not None
+    assert ["crashed"] == [r.status for r in results(fleet.table.kill(job.job_id))]
+    assert [Strike("0-a", placed.token)] == fleet.orders()
+    assert fleet.place(job_of("fp32")) is None
+    fleet.table.hear(Alive("0-a", placed.token))
+    assert [Strike("0-a", placed.token)] == fleet.orders()
+    fleet.table.hear(Alive("0-a", ""))
+    assert fleet.taken() is not None
+
+
+def test_a_lane_whose_job_cannot_be_ended_is_no_slot() -> None:
+    """Its worker process hangs in the kernel: the others go on without it."""
+    fleet = Fleet()
+    fleet.up(0), fleet.up(1)
+    job = job_of("fp32")
+    placed = fleet.place(job)
+    assert placed is not None
+    fleet.table.kill(job.job_id)
+    assert 2 == fleet.table.living
+    fleet.pass_time(DELIVERY_SECONDS + 2, ("0-a", placed.token), ("1-a", ""))
+    assert 1 == fleet.table.living
+
+
+def test_cancel_reaches_the_lane() -> None:
+    """The order names the job's token, so it can only meet this job."""
+    fleet = Fleet()
+    fleet.up(0)
+    job = job_of("fp32")
+    placed = fleet.place(job)
+    assert placed is not None
+    assert [] == fleet.table.cancel(job.job_id)
+    assert [Halt("0-a", placed.token)] == fleet.orders()
+
+
+def test_a_calibration_moves_to_another_lane() -> None:
+    """Nobody issues it again, so the table does, a few times."""
+    fleet = Fleet(size=1)
+    job = CalibrateJob(-1, "fp32", ranks=(4,), batch_size=4, limit_seconds=600.0)
+    fleet.up(0)
+    fleet.place(job)
+    for life in range(1, MAX_TRIES):
+        assert [] == results(fleet.up(0, life=str(life)))
+        assert fleet.taken() is not None
+    (result,) = results(fleet.up(0, life="last"))
+    assert isinstance(result, Calibration) and result.status == "crashed"
+
+
+def test_a_lane_that_only_loses_jobs_is_used_no_more() -> None:
+    """A machine with a broken card would take one job after the other down with it."""
+    fleet = Fleet()
+    fleet.up(0)
+    for life in range(5):
+        fleet.up(0, life=str(life))
+        fleet.place(job_of("fp32"))
+        fleet.table.hear(Gone(f"0-{life}", "no card"))
+    fleet.up(0, life="again")
+    assert 0 == fleet.table.living
+    fleet.up(1)
+    placed = fleet.place(job_of("fp32"))
+    assert placed is not None and placed.lane == "1-a"
+
+
+def test_without_a_lane_for_long_the_engine_gives_up_with_the_last_words() -> None:
+    """A cluster without a free GPU must not eat the whole budget."""
+    fleet = Fleet()
+    fleet.up(0)
+    fleet.table.hear(Gone("0-a", "the driver is too old"))
+    with pytest.raises(EngineError, match=r"driver is too old.*ray status.*resume RUN"):
+        fleet.pass_time(EMPTY_SECONDS + 5)
+
+
+@dataclass
+class FakeLine:
+    """Orders in a list; messages as records. Without another order the fleet ends."""
+
+    rounds: list[list[ToLane]]
+    told: list[ToDriver] = field(default_factory=list)
+
+    def orders(self, timeout: float) -> Sequence[Mapping[str, Any]] | None:
+        return [encode(order) for order in self.rounds.pop(0)] if self.rounds else None
+
+    def tell(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        self.told += [decode(ToDriver, message) for message in messages]
+
+
+@dataclass
+class FakeEngine:
+    """Reports that come with each poll; what was asked of it."""
+
+    reports: list[list[Report]] = field(default_factory=list)
+    asked: list[tuple[str, Any]] = field(default_factory=list)
+    broken: str = ""
+
+    def prepare(self, setup: WorkerSetup) -> None:
+        self.asked.append(("prepare", setup.device))
+
+    def submit(self, job: Job) -> None:
+        if self.broken:
+            raise EngineError(self.broken)
+        self.asked.append(("submit", job.job_id))
+
+    def poll(self, timeout: float) -> list[Report]:
+        return self.reports.pop(0) if self.reports else []
+
+    def cancel(self, job_id: int) -> None:
+        self.asked.append(("cancel", job_id))
+
+    def kill(self, job_id: int) -> None:
+        self.asked.append(("kill", job_id))
+
+    def close(self) -> None:
+        self.asked.append(("close", None))
+
+
+def hands(line: FakeLine, engine: FakeEngine) -> Hands:
+    """The hands of a lane with a card of its own."""
+    return Hands(Hello("0-a", 0, "here"), line, engine, lambda s: replace(s, device="cuda:0"))  # type: ignore[arg-type]
+
+
+def test_hands_run_a_job_and_tell_the_driver_and_tune() -> None:
+    """The worker's reports carry the job's token; each segment is a result for Ray Tune."""
+    job = train_job(segment(3, 100))
+    done = JobEnded(job.job_id, (SegmentResult(3, 0, "ok", 100, loss=1.5, peak_bytes=2**30),))
+    line = FakeLine([[Take("0-a", "5.1", SETUP, job)], [], [Halt("0-a", "5.1")], []])
+    engine = FakeEngine([[Beat(job.job_id, 3, "train")], [], [done]])
+    worker = hands(line, engine)
+    worker.work()
+    assert [
+        ("prepare", "cuda:0"),
+        ("submit", job.job_id),
+        ("cancel", job.job_id),
+        ("close", None),
+    ] == engine.asked
+    said = [message for message in line.told if isinstance(message, Said)]
+    assert [("5.1", "Beat"), ("5.1", "JobEnded")] == [(s.token, type(s.report).__name__) for s in said]
+    row = worker.rows.get_nowait()
+    assert row is not None
+    assert (3, 0, 1.5, 1.0) == (row["trial"], row["rung"], row["loss"], row["peak_gib"])
+    assert worker.rows.get_nowait() is None
+    assert "" == worker.failure
+
+
+def test_hands_leave_a_job_alone_that_another_order_means() -> None:
+    """An order for a job that was given up must not meet the next one."""
+    job = train_job(segment(3, 100))
+    line = FakeLine([[Take("0-a", "5.1", SETUP, job)], [Halt("0-a", "4.0"), Strike("0-a", "4.0")]])
+    engine = FakeEngine()
+    hands(line, engine).work()
+    assert {"prepare", "submit", "close"} == {name for name, _ in engine.asked}
+
+
+def test_hands_that_cannot_work_say_why_and_fail() -> None:
+    """Ray Tune starts the lane again, and the driver knows at once that its job is lost."""
+    line = FakeLine([[Take("0-a", "5.1", SETUP, train_job(segment(3, 100)))]])
+    worker = hands(line, FakeEngine(broken="The card does not answer any more."))
+    worker.work()
+    assert Gone("0-a", "The card does not answer any more.") == line.told[-1]
+    assert worker.failure
+
+
+def test_the_hub_keeps_messages_until_they_are_fetched() -> None:
+    """Each is fetched once, in its order; closing lets everyone who waits go."""
+
+    async def play() -> None:
+        hub = Hub()
+        await hub.order([{"lane": "0-a", "n": 1}, {"lane": "1-a", "n": 2}, {"lane": "0-a", "n": 3}])
+        assert [1, 3] == [order["n"] for order in await hub.orders("0-a", 5) or []]
+        assert [] == await hub.orders("0-a", 0.01)
+        waiting = asyncio.create_task(hub.told(5))
+        await asyncio.sleep(0)
+        await hub.tell([{"n": 4}])
+        assert [{"n": 4}] == await waiting
+        asking = asyncio.create_task(hub.orders("0-a", 5))
+        await asyncio.sleep(0)
+        await hub.close()
+        assert await asking is None
+
+    asyncio.run(play())
+
+
+CPU = {"gpu": "cpu", "model": "m", "data": "d", "space": "lora_small", "max_length": 64, "batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"gpus": 8}, "--gpus 8 needs --engine ray"),
+        ({"address": "auto"}, "needs --engine ray"),
+        ({"engine": "ray", "address": "ray://head:10001"}, "ray job submit"),
+        ({"engine": "ray", "address": "auto", "gpu": "auto"}, "--address needs --gpu"),
+        ({"engine": "ray", "device": 0}, "CUDA_VISIBLE_DEVICES"),
+        ({"engine": "slurm"}, "--engine must be local or ray"),
+        ({"gpus": 0}, "--gpus must be a whole number of at least 1"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    given: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """Before anything is touched, with what to do."""
+    with pytest.raises(SettingsError, match=said):
+        execution.check_execution(load_settings({**CPU, **given}, cwd=tmp_path))
+
+
+def test_without_ray_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optional dependency is guarded once."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
+    with pytest.raises(SettingsError, match=r'pip install "budgetsearch\[ray\]"'):
+        execution.check_execution(load_settings({**CPU, "engine": "ray"}, cwd=tmp_path))
+
+
+def test_a_run_can_go_on_on_another_engine(tmp_path: Path) -> None:
+    """Local after Ray drops what only Ray understands; another cluster replaces the address."""
+    ray: Settings = load_settings({**CPU, "engine": "ray", "gpus": 4, "address": "auto"}, cwd=tmp_path)
+    local = execution.moved(ray, "local", None, None)
+    assert ("local", None, None) == (local.engine, local.gpus, local.address)
+    there = execution.moved(ray, None, 2, "head:6379")
+    assert ("ray", 2, "head:6379") == (there.engine, there.gpus, there.address)
+    assert ray == execution.moved(ray, None, None, None)
+
+
+def test_importing_the_package_or_asking_for_help_imports_no_ray() -> None:
+    """Ray takes seconds to import and is optional; the driver's process never needs it."""
+    code = (
+        "import sys, budgetsearch, budgetsearch.api, budgetsearch.execution, budgetsearch.engines.ray_tune\n"
+        "from typer.testing import CliRunner\nfrom budgetsearch.cli import app\n"
+        "assert CliRunner().invoke(app, ['run', '--help']).exit_code == 0\n"
+        "assert 'ray' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_messages_survive_the_way() -> None:
+    """Everything that travels is JSON."""
+    for message in (Up("here:1", 2, "http://127.0.0.1:8265"), Said("0-a", "1.1", Beat(1, 2, "train"))):
+        assert message == decode(ToDriver, encode(message))
+
+
+def test_cpus_are_shared_so_that_every_lane_finds_room() -> None:
+    """As many for each as there can be; one where there are too few."""
+    tuning = pytest.importorskip("budgetsearch.engines.tuning")
+    assert [4, 2, 1, 1, 3] == [
+        tuning.cpus_per_lane(*case) for case in (([8], 2), ([4], 2), ([3, 3], 6), ([1], 4), ([3, 3], 2))
+    ]
