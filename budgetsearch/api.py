@@ -464,8 +464,10 @@ def compare(
     )
 
 
-def dashboard(*runs: str | os.PathLike[str], port: int = 8080) -> None:
+def dashboard(*runs: str | os.PathLike[str], port: int | None = None, say: Say = lambda line: None) -> None:
     """Serve the runs in one view on loopback until the process is interrupted; going runs are followed.
+
+    ``port``: without one the first that is free from 8080 on. ``say`` hears the address once it answers.
 
     Raises:
         RunFolderError: there is no run in a folder.
@@ -478,7 +480,7 @@ def dashboard(*runs: str | os.PathLike[str], port: int = 8080) -> None:
         raise UsageError("Name at least one run, and none of them twice.")
     for folder in folders:
         open_history(folder.path)
-    serve(folders, port)
+    serve(folders, port, say)
 
 
 def open_history(run: str | os.PathLike[str]) -> History:

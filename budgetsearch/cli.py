@@ -431,7 +431,12 @@ def dashboard(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="The folders of runs.", show_default=False)
     ],
-    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 8080,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port on this machine.", min=1, max=65535, show_default="8080, or the next free one"
+        ),
+    ] = None,
 ) -> None:
     """Show runs in optuna-dashboard, on loopback only; going runs are followed. Ctrl-C ends it.
 
@@ -440,10 +445,7 @@ def dashboard(
     with _errors():
         from budgetsearch import api
 
-        for run in runs:
-            api.open_history(run)
-        typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
-        api.dashboard(*runs, port=port)
+        api.dashboard(*runs, port=port, say=typer.echo)
 
 
 @app.command(epilog="Example:  budgetsearch reproduce runs/mine --out runs/mine-again")

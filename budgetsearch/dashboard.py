@@ -12,13 +12,14 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from budgetsearch.core.errors import LedgerError, UsageError
+from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.history import History
 from budgetsearch.ledger import read_entries
+from budgetsearch.loopback import DEFAULT_PORT, HOST, bind
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.study.artifacts import MemoryLinks
 from budgetsearch.study.distributions import quiet
@@ -26,7 +27,6 @@ from budgetsearch.study.mirror import StudyMirror
 from budgetsearch.study.showcase import Showcase
 
 LOGGER = logging.getLogger("budgetsearch.dashboard")
-HOST = "127.0.0.1"
 EVERY_SECONDS = 2.0
 """Ledgers are read again so often."""
 
@@ -107,23 +107,29 @@ class View:
             thread.join(EVERY_SECONDS)
 
 
-def serve(folders: Sequence[RunFolder], port: int) -> None:
+def serve(
+    folders: Sequence[RunFolder], port: int | None, say: Callable[[str], None] = lambda line: None
+) -> None:
     """Serve the runs on loopback until the process is interrupted.
+
+    ``port``: without one the first that is free from 8080 on. ``say`` hears the address, once the ledgers
+    have been read and the port is taken.
 
     Raises:
         UsageError: the port cannot be used.
         LedgerError: a ledger cannot be read.
     """
-    from optuna_dashboard import run_server
+    from optuna_dashboard import wsgi
 
     view = View(folders)
-    with view.followed():
+    with bind(wsgi(view.storage, artifact_store=view.links), port) as server, view.followed():
+        moved = port is None and server.server_port != DEFAULT_PORT
+        other = f"  (port {DEFAULT_PORT} is in use)" if moved else ""
+        say(f"http://{HOST}:{server.server_port}  (Ctrl-C ends it){other}")
         try:
-            run_server(view.storage, host=HOST, port=port, artifact_store=view.links)
-        except OSError as error:
-            raise UsageError(
-                f"Port {port} cannot be used ({error}). Name another one with --port."
-            ) from error
+            server.serve_forever()
+        except KeyboardInterrupt:
+            pass
 
 
 def _names(folders: Sequence[RunFolder]) -> list[str]:

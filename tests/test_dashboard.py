@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,14 +18,16 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
 from typer.testing import CliRunner
 
-from budgetsearch import dashboard
+from budgetsearch import dashboard, loopback
 from budgetsearch.cli import app
+from budgetsearch.core.errors import UsageError
 from budgetsearch.core.events import Exported, Noticed
 from budgetsearch.core.history import History
 from budgetsearch.dashboard import View
@@ -485,7 +488,71 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         result = CliRunner().invoke(app, ["dashboard", str(folder.path), "--port", port])
     assert 2 == result.exit_code
-    assert "--port" in result.output
+    assert "leave it out: then the next free one is taken" in result.output.replace("\n", " ")
+    assert "http://" not in result.output, "no address of a server that is not there"
+
+
+def test_without_a_port_the_next_free_one_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address that is printed is the one that answers; 8080 itself is not needed."""
+    folder = run_folder(tmp_path / "run", whole_run())
+    said: list[str] = []
+
+    def once(server: WSGIServer) -> None:
+        """Answer one question, as a browser on this machine asks it."""
+        asked = threading.Thread(target=server.handle_request)
+        asked.start()
+        with urllib.request.urlopen(said[0].split()[0] + "/api/meta", timeout=30) as answer:
+            said.append(answer.read().decode())
+        asked.join(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WSGIServer, "serve_forever", once)
+    with socket.socket() as taken:
+        taken.bind((loopback.HOST, 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        monkeypatch.setattr(loopback, "DEFAULT_PORT", number)
+        monkeypatch.setattr(dashboard, "DEFAULT_PORT", number)
+        dashboard.serve([folder], None, said.append)
+        assert f"(port {number} is in use)" in said[0]
+        assert "artifact_is_available" in said[1]
+        monkeypatch.setattr(loopback, "TRIED_PORTS", 1)
+        with pytest.raises(UsageError, match="can be used"):
+            dashboard.serve([folder], None, said.append)
+    assert 2 == len(said)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "served"),
+    [
+        ("localhost:8080", None, True),
+        ("127.0.0.1:9000", "http://127.0.0.1:9000", True),
+        ("[::1]:8080", None, True),
+        ("LOCALHOST", None, True),
+        ("evil.example:8080", None, False),
+        ("127.0.0.1.evil.example", None, False),
+        ("evil.example@127.0.0.1", None, False),
+        ("127.0.0.1:8080/evil", None, False),
+        ("127.0.0.1:port", None, False),
+        ("", None, False),
+        ("localhost:8080", "https://evil.example", False),
+        ("localhost:8080", "null", False),
+    ],
+)
+def test_only_requests_to_this_machine_by_name_are_answered(
+    host: str, origin: str | None, served: bool
+) -> None:
+    """A page that rebinds its name to 127.0.0.1, or posts here from elsewhere, learns and changes nothing."""
+    asked: list[str] = []
+
+    def application(environment: dict[str, Any], start: Any) -> list[bytes]:
+        start("200 OK", [])
+        return [b"secret"]
+
+    environment: dict[str, Any] = {"HTTP_HOST": host, **({"HTTP_ORIGIN": origin} if origin else {})}
+    body = loopback.guarded(application)(environment, lambda status, headers: asked.append(status))
+    expected = (["200 OK"], b"secret") if served else (["403 Forbidden"], loopback.REFUSAL)
+    assert expected == (asked, b"".join(body))
 
 
 # ------------------------------------------------------------------------- in the browser
