@@ -24,6 +24,7 @@ from budgetsearch.core.events import (
     Exported,
     Opened,
     Planned,
+    Resumed,
     Scored,
     SegmentEnded,
     SegmentStarted,
@@ -50,7 +51,7 @@ from budgetsearch.reproduction.inputs import Given
 from budgetsearch.reproduction.manifest import _chain, write_manifest
 from budgetsearch.reproduction.replay import NO_COURSE_NOTE, reasons_of, score_rows
 from budgetsearch.reproduction.schema import Manifest, Scores, digest, read
-from budgetsearch.runfolder import RunFolder
+from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.settings import load_settings
 from budgetsearch.training.inputs import file_facts
 from budgetsearch.training.sources import hashed_files
@@ -510,6 +511,68 @@ def test_what_is_not_there_is_named_with_the_flag(copy: Path, monkeypatch: pytes
     _, output = invoke("verify", copy, "--no-score")
     assert "6 segments instead of" not in output
     assert "budgetsearch resume RUN" in " ".join(output.split())
+
+
+def flip_last_event(path: Path) -> None:
+    """Change a byte in the text of the last event, in a database or in a line."""
+    flip(path, path.read_bytes().rindex(b"by hand"))
+
+
+LEDGERS = ("ledger.sqlite", "ledger.jsonl")
+
+
+@pytest.mark.parametrize(("damage", "state"), [
+    (flip_last_event, "damaged"), (cut, "damaged"), (lambda path: os.truncate(path, 0), "damaged"),
+    (lambda path: os.truncate(path, path.stat().st_size - 1), "damaged"), (Path.unlink, "missing"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", LEDGERS)
+def test_a_ledger_or_a_backup_that_is_not_whole_is_named(
+    copy: Path, name: str, damage: Callable[[Path], None], state: str
+) -> None:
+    """The other one tells the manifest's story all the same; the run is not called verified."""
+    damage(copy / name)
+    code, output = invoke("verify", copy, "--no-score", "--json")
+    outcome = json.loads(output[output.index("{") :])
+    assert [(name, state)] == [
+        (f["what"], f["state"]) for f in outcome["findings"] if f["state"] != "unchanged"
+    ]
+    assert (1, False) == (code, outcome["passes"])
+    assert "budgetsearch resume" in next(f["detail"] for f in outcome["findings"] if f["what"] == name)
+
+
+def test_ledgers_of_which_nothing_is_left_are_named(copy: Path) -> None:
+    """Damaged beyond reading, then gone."""
+    for name in LEDGERS:
+        (copy / name).write_bytes(b"nothing")
+    found = [finding for finding in api.verify(copy, score=False).findings if not finding.well]
+    assert [("ledger.sqlite", "damaged")] == [(finding.what, finding.state) for finding in found]
+    for name in LEDGERS:
+        (copy / name).unlink()
+    found = [finding for finding in api.verify(copy, score=False).findings if not finding.well]
+    assert [("ledger.sqlite", "missing")] == [(finding.what, finding.state) for finding in found]
+
+
+def test_a_run_that_is_going_is_said_to_be(copy: Path) -> None:
+    """Its ledger is ahead of the manifest, and its backup may be a line behind: that is no damage."""
+    ledger, clock = Ledger(copy / "ledger.sqlite"), VirtualClock(1e6)
+    segment, result = ledger.history.results[-1]
+    for event in (Resumed(), SegmentStarted(77, segment), SegmentEnded(77, result)):
+        ledger.append(event, clock)
+    ledger.close()
+    backup = copy / "ledger.jsonl"
+    os.truncate(backup, backup.read_bytes().rindex(b"\n", 0, -1) + 1)
+    lock = RunLock(RunFolder(copy))
+    try:
+        found = [finding for finding in api.verify(copy, score=False).findings if not finding.well]
+        for name in ("manifest.json", "adapter/manifest.json"):
+            (copy / name).unlink()
+        for command in ("verify", "reproduce"):
+            code, output = invoke(command, copy)
+            assert (2, True) == (code, "is still going" in " ".join(output.split()))
+    finally:
+        lock.release()
+    assert [("ledger.sqlite", "changed")] == [(finding.what, finding.state) for finding in found]
+    assert "still going" in found[0].detail
 
 
 def test_verify_passes_on_a_run_and_on_its_adapter(made: MadeRun, tmp_path: Path) -> None:

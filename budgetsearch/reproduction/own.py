@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from budgetsearch.core.errors import BudgetsearchError, UsageError
-from budgetsearch.ledger import read_history
+from budgetsearch.core.history import History
+from budgetsearch.ledger import Survey, damaged, read_history, survey
 from budgetsearch.reproduction.inputs import Finding, compare_files
 from budgetsearch.reproduction.manifest import UNSUMMED, build
 from budgetsearch.reproduction.schema import MANIFEST, File, Found, Manifest, read
@@ -115,22 +116,63 @@ def _others(folder: Path, names: set[str]) -> Iterator[Finding]:
 # -------------------------------------------------------------------------------- ledger
 
 
-def ledger_findings(found: Found) -> Iterator[Finding]:
+def ledger_findings(found: Found) -> list[Finding]:
     """Whether ledger and backup are there and whole, and still tell the manifest's story."""
-    folder, manifest = RunFolder(found.folder), found.manifest
-    if not folder.ledger.is_file():
-        return
+    folder = RunFolder(found.folder)
+    if not is_run(folder):
+        return []
+    if not folder.has_ledger():
+        why = f"and {folder.backup.name} too: bring one of them back from a copy"
+        return [Finding(folder.ledger.name, "missing", why)]
     try:
+        seen = survey(folder.ledger)
+        if not seen.rows:
+            return [Finding(folder.ledger.name, "damaged", damaged(folder.ledger, seen.problem or seen.flaw))]
         history = read_history(folder.ledger)
-        again = build(history, folder, manifest.adapter)
+        going = folder.goes(history.closed is not None)
+        wrong = _damage(folder, seen, going)
+        told = _story(found, folder, history, going)
     except (BudgetsearchError, OSError, ValueError, KeyError) as error:
-        yield Finding("ledger.sqlite", "changed", str(error))
-        return
+        return [Finding(folder.ledger.name, "unchecked", str(error))]
+    if told.well and any(finding.what == told.what for finding in wrong):
+        return wrong
+    return [*wrong, told]
+
+
+def _damage(folder: RunFolder, seen: Survey, going: bool) -> list[Finding]:
+    """What is wrong with the two files. A run that is going may be about to write the last lines."""
+    remedy = "`budgetsearch resume RUN` makes it whole from the other"
+    found = []
+    if not folder.ledger.is_file():
+        found.append(Finding(folder.ledger.name, "missing", remedy))
+    elif seen.problem:
+        lost = f", and at least {seen.lost} events are in neither file" if seen.lost else ""
+        found.append(Finding(folder.ledger.name, "damaged", f"{seen.problem}{lost}; {remedy}"))
+    whole = sum(one == other for one, other in zip(seen.copy.rows, seen.rows, strict=False))
+    if not folder.backup.is_file():
+        found.append(Finding(folder.backup.name, "missing", remedy))
+    elif seen.flaw:
+        found.append(Finding(folder.backup.name, "damaged", f"{seen.flaw}; {remedy}"))
+    elif not going and (whole < len(seen.rows) or seen.copy.torn):
+        count = f"{whole} of {len(seen.rows)} events are whole in it"
+        found.append(Finding(folder.backup.name, "damaged", f"{count}; {remedy}"))
+    else:
+        found.append(Finding(folder.backup.name, "unchanged"))
+    return found
+
+
+def _story(found: Found, folder: RunFolder, history: History, going: bool) -> Finding:
+    """Whether the ledger tells what the manifest does."""
+    name, manifest = folder.ledger.name, found.manifest
+    again = build(history, folder, manifest.adapter)
     if again is None or len(history.results) != manifest.ledger_results:
         count = f"{len(history.results)} segments instead of {manifest.ledger_results}"
-        advice = "if the run went on, `budgetsearch resume RUN` writes the manifest anew"
-        yield Finding("ledger.sqlite", "changed", f"it holds {count}; {advice}")
-        return
-    other = [name for name, part in PARTS.items() if part(again) != part(manifest)]
+        advice = (
+            "the run is still going, and the manifest is older; verify it when it is over"
+            if going
+            else "if the run went on, `budgetsearch resume RUN` writes the manifest anew"
+        )
+        return Finding(name, "changed", f"it holds {count}; {advice}")
+    other = [part for part, of in PARTS.items() if of(again) != of(manifest)]
     detail = f"it tells something else of the {', '.join(other)}" if other else ""
-    yield Finding("ledger.sqlite", "changed" if other else "unchanged", detail)
+    return Finding(name, "changed" if other else "unchanged", detail)

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from budgetsearch.core.errors import UsageError
+from budgetsearch.runfolder import RunFolder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -172,6 +173,11 @@ def read(where: Path) -> Found:
     """
     path = where / MANIFEST if where.is_dir() else where
     if not path.is_file():
+        folder = RunFolder(where)
+        if folder.has_ledger() and folder.in_use():
+            raise UsageError(
+                f"{where} is still going: it writes its {MANIFEST} when it stops. Try again then."
+            )
         what = "has no manifest.json" if where.is_dir() else "does not exist"
         raise UsageError(
             f"{where} {what}. Name the folder of a run, of its adapter, or a manifest.json. A run writes it "
