@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import inspect
 import json
-import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,9 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C."""
 EXIT_PREEMPTED = 75
 """SIGTERM or SIGUSR1: EX_TEMPFAIL of sysexits.h, on which schedulers can requeue."""
+
+OWN_PROCESS = "own process"
+"""The context's object where the process is this command's and ends with it."""
 
 app = typer.Typer(
     name="budgetsearch",
@@ -251,7 +253,7 @@ def run(
     """
     given = dict(locals())
     config_file, loggers = given.pop("config"), given.pop("log")
-    with _errors(), _progress() as (watchers, say):
+    with _errors(), _running() as (watchers, say):
         from budgetsearch import api
 
         result = api.run(
@@ -319,7 +321,7 @@ def resume(
     address: AddressOption = None,
 ) -> None:
     """Go on with an interrupted run, with what is left of its budget."""
-    with _errors(), _progress() as (watchers, say):
+    with _errors(), _running() as (watchers, say):
         from budgetsearch import api
 
         result = api.resume(
@@ -601,23 +603,18 @@ def simulate(
 
 
 def main() -> None:
-    """The entry point of the ``budgetsearch`` command.
+    """The entry point of the ``budgetsearch`` command."""
+    from budgetsearch.leaving import leave
 
-    When everything is said and done the process ends at once: taking torch and its like apart first takes
-    Python seconds, on a slow machine tens of them, and they would be seconds of the budget.
-    """
     code = 0
     try:
-        app()
+        app(obj=OWN_PROCESS)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            pass  # nobody listens any more
-    os._exit(code)
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_FAILED
+    leave(code)
 
 
 # --------------------------------------------------------------------------- helpers
@@ -633,7 +630,7 @@ def _errors() -> Iterator[None]:
     except BudgetsearchError as error:
         _fail(error, f"error: {error}", EXIT_FAILED)
     except KeyboardInterrupt as error:
-        _fail(error, "stopped at once", EXIT_INTERRUPTED)
+        _fail(error, "stopped at once", _code_of(getattr(error, "signal", "SIGINT")))
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
@@ -654,6 +651,18 @@ def _fail(error: BaseException, message: str, code: int) -> NoReturn:
     for line in (message, *(after_failure(run) if run is not None else ())):
         typer.echo(line, err=True)
     raise typer.Exit(code) from error
+
+
+@contextmanager
+def _running() -> Iterator[tuple[list[Watcher], Any]]:
+    """Signals stop the run with their exit codes from here on, and its output does not hold it up."""
+    from budgetsearch.outlet import free_output
+    from budgetsearch.stopping import stop_signals
+
+    with stop_signals():
+        free_output()
+        with _progress() as shown:
+            yield shown
 
 
 @contextmanager
@@ -687,9 +696,9 @@ def _unfinished() -> Iterator[None]:
     """Ctrl-C ends a check, and nothing of it remains."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         typer.echo("stopped; nothing was kept", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(_code_of(getattr(error, "signal", "SIGINT"))) from None
 
 
 def _console() -> Console:
@@ -714,4 +723,9 @@ def _conclude(result: Any) -> None:
         typer.echo(line)
     if result.state != "interrupted":
         raise typer.Exit(EXIT_FAILED)
-    raise typer.Exit(EXIT_INTERRUPTED if result.signal == "SIGINT" else EXIT_PREEMPTED)
+    raise typer.Exit(_code_of(result.signal))
+
+
+def _code_of(signal: str) -> int:
+    """The exit code of what a signal stopped."""
+    return EXIT_INTERRUPTED if signal == "SIGINT" else EXIT_PREEMPTED

@@ -20,6 +20,8 @@ EXIT_OVERDUE = 3
 """Exit code of a process that hung until its time was over."""
 LAST_SECONDS = 1.0
 """So long before the end a process that hangs is ended: what it has earned is on disk."""
+WORDS_SECONDS = 0.2
+"""Its last words get so long to be written."""
 WATCH_SECONDS = 0.5
 PREPARATION_SECONDS = 180.0
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -50,7 +52,10 @@ def ended_in_time(
             f"error: the time is over and the process hangs, so it ends here. What was earned is safe in "
             f"{folder.path}; `budgetsearch status {folder.path}` shows it.\n"
         )
-        os.write(2, message.encode())
+        # Perhaps it hangs because nobody reads what it prints.
+        words = threading.Thread(target=os.write, args=(2, message.encode()), daemon=True)
+        words.start()
+        words.join(WORDS_SECONDS)
         os._exit(EXIT_OVERDUE)
 
     threading.Thread(target=watch, name="last-resort", daemon=True).start()
@@ -58,6 +63,14 @@ def ended_in_time(
         yield
     finally:
         over.set()
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the work at once, by its name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.signal = name
 
 
 class Signals:
@@ -72,11 +85,20 @@ class Signals:
         self._gentle = True
         return self._asked
 
+    def at_once(self) -> None:
+        """From now on the next one stops at once again: what is left to do can be done at any time."""
+        self._gentle = False
+
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler; a second signal stops at once as well."""
+        """The signal handler; a second signal stops at once as well.
+
+        Raises:
+            Stopped: by the first of them.
+        """
+        name = signal.Signals(number).name
         if self._asked or not self._gentle:
-            raise KeyboardInterrupt
-        self._asked = signal.Signals(number).name
+            raise Stopped(self._asked or name)
+        self._asked = name
 
 
 @contextmanager

@@ -66,12 +66,12 @@ def test_what_a_killed_preparation_left_does_not_block_the_next_run(tmp_path: Pa
 def test_the_first_signal_is_a_request_only_once_the_driver_runs() -> None:
     """While preparing it stops at once; then the first one asks and the second one stops."""
     signals = stopping.Signals()
-    with pytest.raises(KeyboardInterrupt):
-        signals.handle(signal.SIGINT, None)
+    with pytest.raises(stopping.Stopped, match="SIGUSR1"):
+        signals.handle(signal.SIGUSR1, None)
     assert signals.gently() == ""
-    signals.handle(signal.SIGINT, None)
-    assert signals.gently() == "SIGINT"
-    with pytest.raises(KeyboardInterrupt):
+    signals.handle(signal.SIGTERM, None)
+    assert signals.gently() == "SIGTERM"
+    with pytest.raises(stopping.Stopped, match="SIGTERM"):
         signals.handle(signal.SIGINT, None)
 
 
