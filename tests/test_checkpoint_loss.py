@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from budgetsearch.core.errors import BudgetError, CheckpointError, DiskError
 from budgetsearch.core.events import CheckpointLost, Exported, SegmentEnded
 from budgetsearch.core.history import History, fold
-from budgetsearch.core.records import SegmentResult
+from budgetsearch.core.records import Segment, SegmentResult
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import MemoryLedger, read_entries
 from budgetsearch.report.progress import Narrator
@@ -26,6 +26,7 @@ from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import train_gang
 from tests.factories import Story, params
 from tests.simdisk import SimDisk, driver_on
+from tests.test_policy import SMALL_DATA
 from tests.test_training import base, make_segment
 
 # ------------------------------------------------------------------------ the history
@@ -209,6 +210,28 @@ def test_a_full_disk_ends_no_trial_and_then_the_run(tmp_path: Path) -> None:
     check(list(read_entries(tmp_path / "ledger.sqlite")), 720.0, replay=True)
     assert history.closed is not None
     assert history.closed.state == "finished"
+
+
+@pytest.mark.parametrize("kind", ["loses", "balks"])
+def test_a_member_that_cannot_begin_says_nothing_of_the_memory(kind: str) -> None:
+    """Its gang trains with one fewer, and later ones are as large as before; those seconds are a gang's."""
+    cut: set[int] = set()
+
+    def broken(segment: Segment) -> bool:
+        fails = bool(segment.checkpoint_in) and segment.trial_id % 2 == 0 and segment.trial_id not in cut
+        cut.add(segment.trial_id) if fails else None
+        return fails
+
+    disk, world = SimDisk(), SyntheticWorld(gains={2: 1.6, 4: 2.4})
+    driver = driver_on(None, disk, world, budget=7200.0, max_gang=4, **SMALL_DATA)
+    setattr(world, kind, broken)
+    history = driver.run()
+    assert isinstance(driver.ledger, MemoryLedger)
+    check(driver.ledger.entries, 7200.0, replay=True)
+    fewer = [result for _, result in history.results if result.began]
+    assert fewer, "no gang lost a member"
+    assert all(result.gang == result.began for result in fewer)
+    assert {} == history.gang_limits
 
 
 def test_on_a_resume_what_is_missing_is_told_at_once(tmp_path: Path) -> None:

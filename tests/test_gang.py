@@ -570,6 +570,7 @@ def test_a_checkpoint_that_cannot_be_read_costs_only_its_own_trial(base: Any, sh
     first, second = train_gang(base, [lost, trial(0)], shop, 4)
     assert [("cancelled", "gone"), ("ok", "")] == [(r.status, r.lost) for r in (first, second)]
     assert "gone" in first.detail
+    assert (1, 1) == (second.gang, second.began)  # it was alone from the start, memory did not run out
     (only,) = train_gang(base, [lost], shop, 4)
     assert ("cancelled", "gone") == (only.status, only.lost)
 

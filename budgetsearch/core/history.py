@@ -409,9 +409,10 @@ class History:
         if result.micro_batch is not None and not result.yielded:
             state.micro_batch = min(state.micro_batch, result.micro_batch)
             self._note_shrunk(segment, result.micro_batch)
+        size = result.began or self.job_sizes[event.job_id]
         if not result.yielded:
-            self._note_gang(segment, result, self.job_sizes[event.job_id])
-        alone = self.job_sizes[event.job_id] == 1
+            self._note_gang(segment, result, size)
+        alone = size == 1
         if event.job_id not in self.running:
             del self.job_sizes[event.job_id], self.running_since[event.job_id]
         state.unread = state.unread + 1 if result.unread else 0

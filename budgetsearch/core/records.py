@@ -231,6 +231,8 @@ class SegmentResult:
     """What it trained with in the end: less than the segment's where memory ran out."""
     gang: int = 1
     """How many trained at once in the end."""
+    began: int = 0
+    """How many of its job began to train, where the checkpoints of some could not be had; 0: all of them."""
     yielded: bool = False
     """Whether it went on with less because other processes left too little memory."""
     padding: float = 0.0

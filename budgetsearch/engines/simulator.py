@@ -160,8 +160,7 @@ class SyntheticWorld:
             return (self._calibrate(job),), 10.0
         if isinstance(job, ScoreJob):
             return (self._score(job),), min(5.0, job.limit_seconds)
-        gain = self._gain(job)
-        results = tuple(self._together(self._train(s, job.eval_examples), job, gain) for s in job.segments)
+        results = self._together([self._train(s, job.eval_examples) for s in job.segments], job)
         self.started += job.segments
         seconds = sum(sum(result.seconds.values()) for result in results)
         return results, math.inf if any(self.hang(s) for s in job.segments) else seconds
@@ -172,8 +171,7 @@ class SyntheticWorld:
             return self.perform(job)[0]
         if any(self.deaf(segment) for segment in job.segments):
             return None
-        gain = self._gain(job)
-        return tuple(self._together(self._cut(s, share), job, gain) for s in job.segments)
+        return self._together([self._cut(s, share) for s in job.segments], job)
 
     def loss(self, segment: Segment, tokens: int) -> float:
         """Validation loss of a configuration after so many tokens."""
@@ -245,16 +243,29 @@ class SyntheticWorld:
             seconds={"train": train, "evaluate": self.overhead_seconds},
         )
 
-    def _gain(self, job: TrainJob) -> float:
+    def _gain(self, job: TrainJob, size: int) -> float:
         """As the calibration measures it, interpolated between its sizes."""
         known = gang_gains(
             self._calibrate(CalibrateJob(0, job.quantization, (1,), 1, 0.0, max_gang=MAX_GANG))
         )
-        return known[min(len(job.segments), len(known)) - 1]
+        return known[min(size, len(known)) - 1]
 
-    def _together(self, result: SegmentResult, job: TrainJob, gain: float) -> SegmentResult:
-        seconds = {**result.seconds, "train": result.seconds["train"] / gain}
-        return replace(result, seconds=seconds, gang=len(job.segments))
+    def _together(self, results: Sequence[SegmentResult], job: TrainJob) -> tuple[SegmentResult, ...]:
+        """The results of those that trained at once: without those whose checkpoints could not be had."""
+        size = sum(not (result.lost or result.unread) for result in results)
+        gain = self._gain(job, max(1, size))
+        began = size if size < len(results) else 0
+        return tuple(
+            result
+            if result.lost or result.unread
+            else replace(
+                result,
+                seconds={**result.seconds, "train": result.seconds["train"] / gain},
+                gang=size,
+                began=began,
+            )
+            for result in results
+        )
 
     def _cut(self, segment: Segment, share: float) -> SegmentResult:
         tokens = segment.start_tokens + int(share * (segment.stop_tokens - segment.start_tokens))

@@ -306,6 +306,7 @@ class GangTraining:
             detail=member.detail,
             micro_batch=member.micro_batch,
             gang=self.width,
+            began=len(self.members) if self.broken else 0,
             yielded=self.yielded,
             padding=1.0 - trained / member.positions if member.positions and trained else 0.0,
             course=tuple(self.course),
