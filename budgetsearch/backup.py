@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgetsearch.core.seals import Row, row_of
+from budgetsearch.core.seals import GENESIS, Row, follows, row_of
 from budgetsearch.folders import replace_file, sync
 
 LOGGER = logging.getLogger("budgetsearch.ledger")
@@ -56,12 +56,16 @@ def read_copy(path: Path) -> Copy:
 
 
 def _begun(pieces: Sequence[bytes], found: Sequence[Row | None]) -> int:
-    """How many rows were begun: up to the highest number that can be read, and what lies behind it. One line
-    that a changed byte broke in two is one."""
-    last = max((place for place, row in enumerate(found) if row is not None), default=-1)
+    """How many rows were begun: up to the highest number of a row that is as it was written, and what lies
+    behind it. One line that a changed byte broke in two is one. A number alone says nothing: one digit of it
+    may have changed."""
+    seals = [GENESIS, *(row.seal if row is not None else "" for row in found)]
+    places = [place for place, row in enumerate(found) if row is not None and follows(seals[place], row)]
+    last = places[-1] if places else -1
     behind = pieces[last + 1 :]
     unread = max(1, sum(piece.startswith(b"[") for piece in behind)) if behind else 0
-    return max((row.seq for row in found if row is not None), default=0) + unread
+    known = found[last] if places else None
+    return (known.seq if known is not None else 0) + unread
 
 
 def last_seq(path: Path) -> int:

@@ -123,7 +123,7 @@ def survey(path: Path) -> Survey:
         problem = f"entry {whole + 1} is not as it was written"
     elif not problem and (whole < len(rows) or lost):
         problem = f"it ends with entry {whole}, before its end"
-    flaw = f"line {copied + 1} is not as it was written" if copied < copy.lines - 1 else ""
+    flaw = f"line {copied + 1} is not as it was written" if copied < copy.lines - copy.torn else ""
     return Survey(rows, problem, lost, flaw, copy)
 
 

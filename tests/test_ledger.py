@@ -387,6 +387,36 @@ def cut_lines(backup: Path, keep: int, *, garbage: bool = True) -> None:
         backup.write_bytes(b"".join(lines[:keep]))
 
 
+@pytest.mark.parametrize("digit", [b"9", b"0"])
+@pytest.mark.parametrize("place", [0, 7, 120, -2, -1])
+def test_a_number_that_changed_in_the_backup_says_nothing_of_the_whole_database(
+    killed: tuple[Path, list[Entry]],
+    closed: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    place: int,
+    digit: bytes,
+) -> None:
+    """One digit more or another one: the ledger is read without a warning and may be written to at once, and
+    mending says that the backup was damaged, in which line, and that nothing is lost."""
+    run = tmp_path / "run"
+    shutil.copytree(closed, run)
+    path, backup = run / "ledger.sqlite", run / "ledger.jsonl"
+    lines = backup.read_bytes().splitlines(keepends=True)
+    lines[place] = b"[" + digit + lines[place][1 if place % 2 else 2 :]
+    lines[place] = lines[place].replace(b"[0", b"[10", 1)
+    backup.write_bytes(b"".join(lines))
+    assert killed[1] == entries_of(path)
+    assert "" == caplog.text
+    assert "" == survey(path).problem
+    mended = mend(path)
+    assert mended is not None
+    assert mended.line.startswith("The ledger is whole, but its backup was damaged (line ")
+    assert "Nothing is known to be lost" in mended.line
+    assert (run / "ledger.damaged-1.jsonl").read_bytes() == b"".join(lines)
+    go_on(path, killed[1])
+
+
 def test_where_both_are_damaged_in_different_places_nothing_is_lost(
     killed: tuple[Path, list[Entry]], closed: Path, tmp_path: Path
 ) -> None:
