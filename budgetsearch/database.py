@@ -24,8 +24,12 @@ BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
     """CREATE TRIGGER no_delete BEFORE DELETE ON events
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
 )
+LOCK_SECONDS = 3.0
+"""Somebody who has the database locked is waited for so long: longer, and a deadline may pass meanwhile."""
 BLOCKED = frozenset({3, 5, 6, 7, 8, 10, 13, 14, 23})
 """SQLite's PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN, AUTH: it could not look."""
+LOCKED = frozenset({5, 6})
+"""... of these BUSY and LOCKED."""
 UNREADABLE = frozenset({266, 8202, 8458})
 """... but IOERR_READ, IOERR_DATA and IOERR_CORRUPTFS are a disk that has lost something."""
 
@@ -47,18 +51,26 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         LedgerError: SQLite could not look at it.
     """
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
         with closing(connection):
             connection.text_factory = lambda data: data.decode("utf-8", "replace")
             yield connection
     except (sqlite3.Error, UnicodeError) as error:  # a name in its schema may be no text any more
         code = getattr(error, "sqlite_errorcode", 1)
         if code & 0xFF in BLOCKED and code not in UNREADABLE:
+            remedy = locked_remedy(error) or "Mend the folder's permissions or its disk, or make room,"
             raise LedgerError(
-                f"The ledger {path} cannot be read now ({error}). Mend the folder's permissions or its disk, "
-                "or make room, and try again."
+                f"The ledger {path} cannot be read now ({error}). {remedy} and try again."
             ) from error
         raise Damage(str(error)) from error
+
+
+def locked_remedy(error: Exception) -> str:
+    """What to do where another program has the database locked, as the first half of a sentence; nothing if
+    that is not what went wrong."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in LOCKED:
+        return ""
+    return f"Another program has had it locked for {LOCK_SECONDS:.0f} s: close what has it open,"
 
 
 def is_empty(connection: sqlite3.Connection) -> bool:

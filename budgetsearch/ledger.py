@@ -36,11 +36,13 @@ from budgetsearch.core.history import History
 from budgetsearch.core.ports import Clock, Watcher
 from budgetsearch.core.seals import FORMAT, GENESIS, Row, follows, last_seal, longest, sealed
 from budgetsearch.database import (
+    LOCK_SECONDS,
     SCHEMA,
     Damage,
     OtherFormat,
     format_of,
     is_empty,
+    locked_remedy,
     reading,
     scan,
     structure_of,
@@ -222,7 +224,7 @@ class MemoryLedger(Ledger):
 
 def connect(path: Path) -> sqlite3.Connection:
     """The database at ``path`` for writing; made, whole or not at all, where there is none."""
-    connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     if is_empty(connection):
@@ -311,7 +313,7 @@ def _warn(message: str) -> None:
 
 
 def _unwritable(path: Path, error: Exception) -> str:
+    remedy = locked_remedy(error) or "Make room or mend the folder's permissions,"
     return (
-        f"The ledger {path} cannot be written ({error}). What it holds is safe; make room or mend the "
-        "folder's permissions, then resume the run."
+        f"The ledger {path} cannot be written ({error}). What it holds is safe. {remedy} then resume the run."
     )

@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from budgetsearch import database
+from budgetsearch import ledger as ledger_module
 from budgetsearch.backup import backup_of
 from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import Charged, Closed, Entry, Heartbeat, Noticed, Opened
@@ -385,6 +387,29 @@ def cut_lines(backup: Path, keep: int, *, garbage: bool = True) -> None:
         backup.write_bytes(b"".join(lines))
     else:
         backup.write_bytes(b"".join(lines[:keep]))
+
+
+def test_a_database_that_somebody_has_locked_is_waited_for_briefly_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline may not pass meanwhile: seconds, then an error that says who has to let go of it."""
+    assert database.LOCK_SECONDS <= 5.0
+    for module in (database, ledger_module):
+        monkeypatch.setattr(module, "LOCK_SECONDS", 0.01)
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerError, match=r"Another program has had it locked .* close what has it open"):
+        ledger.append(Noticed("on"), VirtualClock())
+    other.execute("ROLLBACK")
+    assert 1 == ledger.append(Noticed("on"), VirtualClock()).seq
+    ledger.close()
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(LedgerError, match=r"Another program has had it locked .* and try again"):
+        entries_of(path)
+    other.close()
 
 
 @pytest.mark.parametrize("digit", [b"9", b"0"])
