@@ -24,10 +24,11 @@ from budgetsearch import api, reporting
 from budgetsearch.core.errors import RunFolderError
 from budgetsearch.core.events import CardWatched, Closed, Entry, Heartbeat, Opened, Scored
 from budgetsearch.core.history import fold
-from budgetsearch.core.records import Beat, CardUse, Score
+from budgetsearch.core.records import PHASES, Beat, CardUse, Score
 from budgetsearch.ledger import Ledger, read_entries
 from budgetsearch.report.figures import figures_of
 from budgetsearch.report.html import html_text
+from budgetsearch.report.over_time import PHASE_GROUPS
 from budgetsearch.report.numbers import Numbers, numbers_of
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.study.importance import importances
@@ -211,6 +212,15 @@ def test_the_figures_show_the_numbers() -> None:
     front = next(trace for trace in figures["memory_front"].data if trace["name"] == "Pareto front")
     assert len(front["x"]) == sum(1 for t in found.trials if t.on_memory_front)
     assert {trace["name"] for trace in figures["memory_over_time"].data} == {"memory in use", "utilization"}
+
+
+def test_idle_seconds_do_not_look_like_lost_ones() -> None:
+    """Each phase is in one group, each group has its own colour, and waiting is none of what a crash took."""
+    phases = [phase for _, _, some in PHASE_GROUPS for phase in some]
+    assert sorted(PHASES) == sorted(phases)
+    assert len(PHASE_GROUPS) == len({colour for _, colour, _ in PHASE_GROUPS})
+    found = {name: some for name, _, some in PHASE_GROUPS}
+    assert (("idle",), ("crash", "down")) == (found["idle"], found["lost"])
 
 
 def test_hostile_names_stay_text() -> None:

@@ -31,7 +31,8 @@ PHASE_GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("training", BLUE, ("train",)),
     ("evaluating, scoring", "#7FB2E5", ("evaluate", "score")),
     ("loading, writing", "#F0B429", ("load", "checkpoint", "export")),
-    ("lost", RED, ("idle", "crash", "down")),
+    ("idle", "#7A7F87", ("idle",)),
+    ("lost", RED, ("crash", "down")),
 )
 LIMIT_REACH = 3.0
 """A limit that is more than so many times the peak is told, not drawn: all else would lie flat below it."""
