@@ -18,6 +18,12 @@ from budgetsearch.core.ports import Exporter
 MAX_UNWRITTEN = 2
 """So many jobs in a row may find no room for a checkpoint: between them the disk is swept."""
 
+STANDS = (
+    "The best trial's adapter stands there already, whole, from an earlier export: the run ends with it. "
+    "Only its card and budgetsearch.json lack the final scores; `budgetsearch report` has them."
+)
+"""What to say where the end of a run cannot write its adapter once more."""
+
 
 @dataclass
 class Keeper:
@@ -51,6 +57,8 @@ class Keeper:
     def export(self, *, final: bool) -> TrialState | None:
         """Put the best adapter in its place; returns whose it is, None if nothing is left to export.
 
+        At the end an adapter that was exported from the same checkpoint before, and is whole, will do.
+
         Raises:
             DiskError: there is no room for it, even after a sweep, or it cannot be read now.
         """
@@ -60,17 +68,33 @@ class Keeper:
                 path = self.exporter.export(self.history(), best, final=final)
             except CheckpointError as error:
                 self._lose(best, str(error))
-            except UnreadableError:
-                raise  # room would not help
-            except DiskError:
-                if swept:
+            except DiskError as error:
+                if not swept and not isinstance(error, UnreadableError):  # to which room would not help
+                    self.sweep()
+                    swept = True
+                    continue
+                path = self._standing(best) if final else ""
+                if not path:
                     raise
-                self.sweep()
-                swept = True
+                what = f"The adapter cannot be written once more ({error.__cause__ or error})."
+                self.record(Noticed(f"{what} {STANDS}"))
+                return self._told(best, path, final=True)
             else:
-                self.record(Exported(best.trial_id, str(best.best_checkpoint), path, final))
-                return best
+                return self._told(best, path, final=final)
         return None
+
+    def _told(self, best: TrialState, path: str, *, final: bool) -> TrialState:
+        self.record(Exported(best.trial_id, str(best.best_checkpoint), path, final))
+        return best
+
+    def _standing(self, best: TrialState) -> str:
+        """Where the best trial's adapter stands already, whole; empty if it does not, or nobody can tell."""
+        done = self.history().exported
+        try:
+            whole = done is not None and self.exporter.stands(str(best.best_checkpoint))
+        except UnreadableError:
+            return ""
+        return done.path if done is not None and whole else ""
 
     def export_meanwhile(self) -> None:
         """The same in the middle of a run: if there is no room now, the end of the run tries again."""

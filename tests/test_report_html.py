@@ -28,8 +28,8 @@ from budgetsearch.core.records import PHASES, Beat, CardUse, Score
 from budgetsearch.ledger import Ledger, read_entries
 from budgetsearch.report.figures import figures_of
 from budgetsearch.report.html import html_text
-from budgetsearch.report.over_time import PHASE_GROUPS
 from budgetsearch.report.numbers import Numbers, numbers_of
+from budgetsearch.report.over_time import PHASE_GROUPS
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.study.importance import importances
 from tests.browser import Page, browser_page

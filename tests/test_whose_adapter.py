@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
 import pytest
 
 from budgetsearch.aftermath import after_failure
-from budgetsearch.core.errors import CheckpointError, DiskError
-from budgetsearch.core.events import CheckpointLost, Exported, SegmentEnded
-from budgetsearch.core.history import TrialState
+from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
+from budgetsearch.core.events import CheckpointLost, Exported, Noticed, SegmentEnded
+from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import SegmentResult
 from budgetsearch.keeper import Keeper
+from budgetsearch.ledger import MemoryLedger
 from budgetsearch.report.answer import answer_of
 from budgetsearch.report.markdown import load_lines
 from budgetsearch.report.tables import status_dict
+from budgetsearch.simulate.invariants import check
 from tests.factories import Story, params
+from tests.simdisk import SimDisk, driver_on
 from tests.test_exporter import House, best, house  # noqa: F401
 
 
@@ -141,3 +145,84 @@ def test_a_failed_run_names_the_trial_that_the_adapter_names(
     lines = after_failure(house.root / "run")
     assert any("the adapter of trial 1 in" in line for line in lines)
     assert Path(house.root / "run" / "adapter").is_dir()
+
+
+# ---------------------------------------------------------------------- the end of a run
+
+
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no file of an adapter can be written."""
+
+    def build(self: object, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("budgetsearch.exporter.AdapterExporter._build", build)
+
+
+def test_at_the_end_the_adapter_that_stands_will_do(
+    told: Story, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room to write it once more: it is the best trial's and whole, so the run has one."""
+    full(monkeypatch)
+    assert keeper.export(final=True) is best(told)
+    noticed, exported = (entry.event for entry in told.entries[-2:])
+    assert isinstance(noticed, Noticed)
+    assert "No space left on device). The best trial's adapter stands there already" in noticed.text
+    assert exported == Exported(0, str(best(told).best_checkpoint), str(told.history.exported.path), True)  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_that_cannot_be_read_at_the_end_is_not_needed_either(
+    house: House,  # noqa: F811
+    told: Story,
+    keeper: Keeper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was made of it before stands."""
+
+    def build(self: object, *_: object) -> None:
+        raise UnreadableError("cannot be read now")
+
+    monkeypatch.setattr("budgetsearch.exporter.AdapterExporter._source", build)
+    assert keeper.best() is None
+    assert keeper.export(final=True) is best(told)
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_an_adapter_that_is_anothers_or_damaged_will_not_do(
+    house: House,  # noqa: F811
+    told: Story,
+    keeper: Keeper,
+    monkeypatch: pytest.MonkeyPatch,
+    final: bool,
+) -> None:
+    """Then the run fails, as it would without one; and in the middle of a run the end tries again."""
+    if final:
+        replaced(house, told)
+    full(monkeypatch)
+    with pytest.raises(DiskError, match="make room"):
+        keeper.export(final=final)
+
+
+class Brimful(SimDisk):
+    """A disk on which the last export finds no room."""
+
+    def export(self, history: History, state: TrialState, *, final: bool) -> str:
+        """See the port."""
+        if final:
+            raise DiskError("The adapter cannot be written (no space left on device).")
+        return super().export(history, state, final=final)
+
+
+def test_a_run_whose_last_export_finds_no_room_is_finished() -> None:
+    """It ends with what stands, in time, and says so; no second is unaccounted for."""
+    disk = Brimful()
+    driver = driver_on(None, disk, budget=900.0)
+    history = driver.run()
+    assert isinstance(driver.ledger, MemoryLedger)
+    check(driver.ledger.entries, 900.0, replay=True)
+    assert history.closed is not None
+    assert history.exported is not None
+    assert ("finished", True) == (history.closed.state, history.exported.final)
+    assert history.incumbent is not None
+    assert disk.stands(str(history.incumbent.best_checkpoint))
+    assert "stands there already, whole" in history.notices[-1][1]
