@@ -48,7 +48,7 @@ from budgetsearch.ledger import Ledger, read_history
 from budgetsearch.reproduction import compare
 from budgetsearch.reproduction.bench import Bench, Talk
 from budgetsearch.reproduction.inputs import Given
-from budgetsearch.reproduction.manifest import _chain, write_manifest
+from budgetsearch.reproduction.manifest import _chain, _path, write_manifest
 from budgetsearch.reproduction.replay import NO_COURSE_NOTE, reasons_of, score_rows
 from budgetsearch.reproduction.schema import Manifest, Scores, digest, read
 from budgetsearch.runfolder import RunFolder, RunLock
@@ -260,6 +260,43 @@ def test_no_password_and_no_absolute_path_of_an_input(made: MadeRun) -> None:
     )
     assert manifest.settings["storage"] == "postgresql"
     assert set(compose.PACKAGES) <= set(manifest.versions)
+
+
+@pytest.mark.parametrize("source", ["proj/train.jsonl", "proj/runs/mine/train.jsonl", "linked/train.jsonl"])
+@pytest.mark.parametrize("run", ["proj/runs/mine", "proj/runs/link", "other/link", "linked/runs/mine"])
+def test_a_path_leads_to_the_input_through_links(tmp_path: Path, run: str, source: str) -> None:
+    """Whatever names the run and the input had, from the folder itself and over a link to it; what is
+    inside the folder, or the project, is named without what lies above, so it may move."""
+    (tmp_path / "proj" / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for link in ("proj/runs/link", "other/link"):
+        (tmp_path / link).symlink_to(tmp_path / "proj" / "runs" / "mine")
+    (tmp_path / "linked").symlink_to(tmp_path / "proj")
+    (tmp_path / source).write_text("x", encoding="utf-8")
+    found = _path(str(tmp_path / source), tmp_path / run)
+    assert found is not None
+    for name in ("proj/runs/mine", run):
+        assert (tmp_path / name / found).samefile(tmp_path / source)
+    assert ("train.jsonl" if "mine" in source else "../../train.jsonl") == found
+    (tmp_path / "proj").rename(tmp_path / "moved")
+    (tmp_path / "linked").unlink()
+    moved = tmp_path / "moved" / Path(source).relative_to(Path(source).parts[0])
+    assert (tmp_path / "moved" / "runs" / "mine" / found).samefile(moved)
+
+
+def test_a_run_whose_folder_is_a_link_is_verified_and_reproduced(copy: Path, tmp_path: Path) -> None:
+    """The folder lies on another disk, say, and the manifest was written from there."""
+    disk = tmp_path / "disk" / "deep" / "down"
+    disk.mkdir(parents=True)
+    copy.rename(disk / "mine")
+    copy.symlink_to(disk / "mine")
+    for name in ("manifest.json", "adapter/manifest.json"):
+        body = json.loads((copy / name).read_text(encoding="utf-8"))
+        body["base"]["path"] = _path(str(tmp_path / "place" / "base"), copy)
+        body["data"]["sources"][0]["path"] = _path(str(tmp_path / "place" / "train.jsonl"), copy)
+        (copy / name).write_text(json.dumps({**body, "sha256": digest(body)}), encoding="utf-8")
+    for run in (copy, disk / "mine", copy / "adapter"):
+        assert [] == [finding for finding in api.verify(run, score=False).findings if not finding.well]
 
 
 def test_the_schema_in_the_docs_is_the_code_s() -> None:

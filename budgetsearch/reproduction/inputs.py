@@ -213,9 +213,10 @@ def _locate(found: Found, flag: str, wanted: Base | Source, given: str | None) -
         homes.reverse()  # paths are seen from the run folder
     for place in (*(home / wanted.path for home in homes), Path.cwd() / wanted.source):
         if place.exists():
-            return os.path.abspath(place)
+            # Without links in its folder's name, along which .. would not lead back; its own name counts.
+            return os.path.join(os.path.realpath(place.parent), place.name)
     kind: Any = ModelError if flag == "model" else DataError
     raise kind(
-        f"{wanted.source} is not where the run found it ({wanted.path}, from the run's folder). Say where it "
-        f"lies now with --{flag} PATH."
+        f"{wanted.source} is not where the run found it ({wanted.path}, from the run's folder): it or "
+        f"the run was moved. Say where it lies now with --{flag} PATH."
     )

@@ -240,8 +240,28 @@ def _settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _path(source: str, folder: Path) -> str | None:
-    """A local source as it is seen from the run folder; None for others. A run keeps local paths absolute."""
-    return os.path.relpath(source, folder.absolute()) if Path(source).is_absolute() else None
+    """A local source as it is seen from the run folder; None for others. A run keeps local paths absolute.
+
+    ``..`` is what lies above the folder itself, not above a link to it. Of the ways that lead there the one
+    that climbs least is taken, so that a project may move as a whole, whatever links it has.
+    """
+    if not Path(source).is_absolute():
+        return None
+    real = os.path.realpath(folder)
+    above, name = os.path.split(source)
+    plain = os.path.relpath(os.path.join(os.path.realpath(above), name), real)
+    ways = (os.path.relpath(source, folder.absolute()), os.path.relpath(source, real), plain)
+    return min((way for way in ways if _leads(real, way, source)), key=_climbs, default=plain)
+
+
+def _leads(folder: str, way: str, source: str) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(os.path.join(folder, way), source)
+    return False
+
+
+def _climbs(way: str) -> int:
+    return Path(way).parts.count(os.pardir)
 
 
 def _name(source: str) -> str:
