@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,7 +311,7 @@ def _never_began(folder: RunFolder) -> BudgetsearchError:
         )
     return RunFolderError(
         f"{folder.path} was stopped before it began, so there is nothing to go on with. Start it "
-        f"again with `budgetsearch run --out {folder.path}` and its other options."
+        f"again with `budgetsearch run --out {folder.command_word}` and its other options."
     )
 
 
@@ -509,8 +508,8 @@ def _conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> Resu
         if untold := write_in_time(folder, entries, history, left):
             say(untold)
     except OSError as error:
-        where = shlex.quote(str(folder.path))
-        say(f"the reports cannot be written ({error}); make room, then: budgetsearch report {where}")
+        again = f"budgetsearch report {folder.command_word}"
+        say(f"the reports cannot be written ({error}); make room, then: {again}")
     return _result(folder, history)
 
 

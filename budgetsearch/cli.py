@@ -349,8 +349,9 @@ def status(
             for path in found["reports"][:1]:
                 typer.echo(f"report  {path}")
             if found["phase"] == "stopped":
-                where = shlex.quote(str(run))
-                typer.echo(f"No process works on it. Go on with:  budgetsearch resume {where}")
+                typer.echo(
+                    f"No process works on it. Go on with:  budgetsearch resume {shlex.quote(str(run))}"
+                )
 
 
 @app.command(epilog="Example:  budgetsearch report runs/mine")
@@ -396,7 +397,10 @@ def compare(
     baseline: Annotated[
         Path | None, typer.Option(help="Run that each other one is paired with.", show_default="all pairs")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for compare.html and compare.json.")] = Path("compare"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write compare.html and compare.json into this folder.", show_default="no files"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Put runs side by side: paired differences on the same validation rows, and what each run cost.
@@ -415,14 +419,17 @@ def compare(
                 runs, tasks=tasks, limit=limit, task_data=task_data, chat_template=chat_template,
                 trust_remote_code=trust_remote_code, gpu=gpu, baseline=baseline, say=say, tick=tick,
             )  # fmt: skip
-        written = write(found, out)
+        written = write(found, out) if out is not None else []
         if as_json:
             typer.echo(json.dumps(values(found), indent=2, allow_nan=False))
         else:
             from budgetsearch.comparing.table import show
 
             _console().print(show(found))
-            typer.echo("\n".join(map(str, written)))
+            typer.echo(
+                "\n".join(map(str, written))
+                or "No file was written: --out FOLDER writes a page with plots, and JSON."
+            )
     if found.interrupted:
         typer.echo("interrupted: what was answered is kept; the same command asks the rest", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)

@@ -57,7 +57,7 @@ def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History,
             LOGGER.warning("report.html could not be written", exc_info=True)
             failed.append(error)
 
-    later = f"`budgetsearch report {folder.path}` writes it."
+    later = f"`budgetsearch report {folder.command_word}` writes it."
     if left < PAGE_SECONDS + LEAVE_SECONDS:
         return f"There was no time left for report.html; {later}"
     # A thread, for nothing else lets go of a library that takes its time.

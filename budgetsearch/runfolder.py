@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,11 @@ class RunFolder:
         """Where errors happened that nobody foresaw."""
         return self.path / "traceback.log"
 
+    @property
+    def command_word(self) -> str:
+        """The path as a shell takes it: quoted where it must be."""
+        return shlex.quote(str(self.path))
+
     def has_ledger(self) -> bool:
         """Whether the ledger is there, or its backup, from which it can be made again."""
         return self.ledger.is_file() or self.backup.is_file()
@@ -115,8 +121,8 @@ class RunFolder:
         self.check_not_in_use()
         if self.has_ledger() and self._has_begun():
             raise RunFolderError(
-                f"--out {self.path} already holds a run. Go on with `budgetsearch resume {self.path}`, or "
-                "name another folder."
+                f"--out {self.path} already holds a run. Go on with `budgetsearch resume "
+                f"{self.command_word}`, or name another folder."
             )
         names = {re.sub(r"(?<=\.sqlite)-(wal|shm|journal)$", "", path.name) for path in self.path.iterdir()}
         if names - set(OWN):
@@ -153,6 +159,10 @@ class RunFolder:
                 "are checkpoints or an adapter beside them. Restore one of the two files from a copy; the "
                 "adapter can be used as it is."
             )
+        if self.path.is_file():
+            near = RunFolder(self.path.parent)
+            hint = f"the run is {near.command_word}" if near.has_ledger() else "name the folder of a run"
+            raise RunFolderError(f"{self.path} is a file, not a run: {hint}.")
         what = "has no ledger.sqlite, so it is not a run" if self.path.is_dir() else "does not exist"
         raise RunFolderError(f"{self.path} {what}. `budgetsearch run --out FOLDER` starts one.")
 

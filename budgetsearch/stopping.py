@@ -50,7 +50,7 @@ def ended_in_time(
         engine.end()
         message = (
             f"error: the time is over and the process hangs, so it ends here. What was earned is safe in "
-            f"{folder.path}; `budgetsearch status {folder.path}` shows it.\n"
+            f"{folder.path}; `budgetsearch status {folder.command_word}` shows it.\n"
         )
         # Perhaps it hangs because nobody reads what it prints.
         words = threading.Thread(target=os.write, args=(2, message.encode()), daemon=True)

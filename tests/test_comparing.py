@@ -441,6 +441,27 @@ def test_the_command_compares_ledgers_and_writes_its_files(folders: list[Path], 
     assert 'src="http' not in page_text
 
 
+def test_without_a_folder_nothing_is_written(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading ledgers leaves nothing behind in the working folder; it says how to get the page."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    code, text = invoke("compare", *map(str, folders))
+    assert code == 0, text
+    assert "No file was written: --out FOLDER writes a page with plots" in text
+    assert [] == list(here.iterdir())
+
+
+def test_bases_come_first_and_runs_as_they_were_named(folders: list[Path]) -> None:
+    """Whichever is best: the eye finds what it looks for, and the same command twice looks the same."""
+    good, worse, _ = folders
+    for order in ((good, worse), (worse, good)):
+        found = compare_runs(gather(order))
+        assert ["base fp32", *(path.name for path in order)] == [name for name, _ in rows(found)]
+
+
 def test_json_is_printed_alone_on_request(folders: list[Path], tmp_path: Path) -> None:
     """``--json`` prints what compare.json holds; a baseline among other folders is taken along."""
     out = tmp_path / "out"
@@ -465,7 +486,7 @@ def test_an_unfinished_run_stands_for_what_it_has(tmp_path: Path) -> None:
     unscored = write_run(tmp_path / "going", finished=False)
     found = compare_runs(gather([unscored, write_run(tmp_path / "done", score())]))
     assert (found.runs[0].state, found.runs[0].adapter) == ("stopped", Results())
-    assert [("done", "finished"), ("base fp32", "-"), ("going", "stopped")] == [
+    assert [("base fp32", "-"), ("going", "stopped"), ("done", "finished")] == [
         (name, cells[-1]) for name, cells in rows(found)
     ]
     assert ["going: its ledger holds no loss by example"] == list(found.notes[:1])

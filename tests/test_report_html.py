@@ -26,6 +26,9 @@ from budgetsearch.core.events import CardWatched, Closed, Entry, Heartbeat, Open
 from budgetsearch.core.history import fold
 from budgetsearch.core.records import PHASES, Beat, CardUse, Score
 from budgetsearch.ledger import Ledger, read_entries
+from budgetsearch.report import files
+from budgetsearch.report import html as html_module
+from budgetsearch.report import numbers as numbers_module
 from budgetsearch.report.figures import figures_of
 from budgetsearch.report.html import html_text
 from budgetsearch.report.numbers import Numbers, numbers_of
@@ -369,9 +372,33 @@ def test_a_folder_that_cannot_be_written_is_named(run_folder: RunFolder, monkeyp
     def full(path: Path, text: str) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("budgetsearch.report.files.replace_file", full)
+    monkeypatch.setattr(files, "replace_file", full)
     with pytest.raises(RunFolderError, match=r"cannot be written \(No space left on device\). Make room"):
         api.report(run_folder.path)
+
+
+def test_the_api_keeps_its_report() -> None:
+    """The package has a room of that name too: importing it later does not take the function's place."""
+    code = "import budgetsearch as bs, budgetsearch.report.html; assert callable(bs.report), bs.report"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_in_place_of_a_run_is_told_from_one(run_folder: RunFolder, tmp_path: Path) -> None:
+    """Whoever names the ledger or the report hears which folder is meant, quoted as a shell needs it."""
+    spaced = RunFolder(run_folder.path.rename(tmp_path / "a run"))
+    with pytest.raises(RunFolderError, match=r"ledger.sqlite is a file, not a run: the run is '.*/a run'\.$"):
+        api.report(spaced.ledger)
+    (tmp_path / "notes.txt").write_text("no run", encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"notes.txt is a file, not a run: name the folder of a run"):
+        api.report(tmp_path / "notes.txt")
+
+
+def test_commands_to_type_are_quoted_for_the_shell(run_folder: RunFolder, tmp_path: Path) -> None:
+    """A folder with a blank in its name is one word."""
+    spaced = RunFolder(run_folder.path.rename(tmp_path / "a run"))
+    assert f"`budgetsearch report '{spaced.path}'` writes it" in written(spaced, 2.0)
+    with pytest.raises(RunFolderError, match=r"`budgetsearch resume '.*/a run'`"):
+        spaced.check_free()
 
 
 def written(folder: RunFolder, left: float) -> str:
@@ -402,7 +429,7 @@ def test_a_slow_library_does_not_cost_the_deadline(run_folder: RunFolder, monkey
         time.sleep(2.5)
         return numbers_of(entries, *rest, **more)
 
-    monkeypatch.setattr("budgetsearch.report.numbers.numbers_of", slow)
+    monkeypatch.setattr(numbers_module, "numbers_of", slow)
     start = time.monotonic()
     assert "The time was over" in written(run_folder, 2.0)
     assert time.monotonic() - start < 1.8, "it waited into what is kept for the exit"
@@ -414,7 +441,7 @@ def test_a_slow_library_does_not_cost_the_deadline(run_folder: RunFolder, monkey
 
 def test_a_broken_library_does_not_fail_the_run(run_folder: RunFolder, monkeypatch: Any) -> None:
     """The run has ended well; the reason is told."""
-    monkeypatch.setattr("budgetsearch.report.html.plotly_library", lambda: 1 / 0)
+    monkeypatch.setattr(html_module, "plotly_library", lambda: 1 / 0)
     assert "report.html could not be written (division by zero)" in written(run_folder, 300.0)
     assert run_folder.report.is_file()
 

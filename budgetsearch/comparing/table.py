@@ -69,11 +69,11 @@ def headings(found: Comparison) -> list[str]:
 
 
 def rows(found: Comparison) -> list[tuple[str, list[str]]]:
-    """(name, cells) of all runs and bases: in the order of the first measure that has them."""
+    """(name, cells) of all bases, which the runs began from, then of all runs in the order of naming."""
     runs = {run.name: run for run in found.runs}
-    names = [name for one in found.compared for name in one.means]
-    order = dict.fromkeys([*names, *runs])
-    return [(name, _cells(name, runs.get(name), found)) for name in order]
+    measured = {name for one in found.compared for name in one.means}
+    bases = [name for name in found.bases.values() if name in measured]
+    return [(name, _cells(name, runs.get(name), found)) for name in (*bases, *runs)]
 
 
 def _cells(name: str, run: Run | None, found: Comparison) -> list[str]:
