@@ -6,6 +6,7 @@ the cases in which the kernel of this machine cannot know: a file system without
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -86,6 +87,38 @@ def read_owner(text: str) -> Owner | None:
         return Owner(int(found)) if isinstance(found, int) and found > 0 else None
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
+
+
+def held(lock: Path, folder: Path) -> bool:
+    """Whether a process has the lock, as far as one can tell who may only read.
+
+    The kernel's lock tells, and where it tells nothing the record does: a process of this machine by its
+    number and its start, one of another machine by the age of what it last wrote.
+    """
+    try:
+        fd = os.open(lock, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return _written_lately(folder)
+    try:
+        owner = read_owner(os.pread(fd, 4096, 0).decode("utf-8", "replace"))
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # a file system without locks
+            if owner is not None and owner.lives():
+                return True
+        return seconds_to_wait(owner, folder, lock) > 0
+    finally:
+        os.close(fd)
+
+
+def _written_lately(folder: Path) -> bool:
+    """Whether the ledger was written to a moment ago: where nobody lets us look at the lock."""
+    written = [path.stat().st_mtime for path in folder.glob("ledger.*") if path.is_file()]
+    return bool(written) and max(written) + QUIET_SECONDS > _server_time(folder)
 
 
 def seconds_to_wait(owner: Owner | None, folder: Path, lock: Path) -> float:

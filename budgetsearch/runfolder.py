@@ -18,7 +18,7 @@ from budgetsearch.backup import backup_of
 from budgetsearch.core.errors import LedgerError, RunFolderError
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.ledger import read_entries
-from budgetsearch.owner import Owner, read_owner, seconds_to_wait
+from budgetsearch.owner import Owner, held, read_owner, seconds_to_wait
 
 OWN = (
     *("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite"),
@@ -180,12 +180,8 @@ class RunFolder:
         return RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")
 
     def in_use(self) -> bool:
-        """Whether a process works on the run."""
-        try:
-            self.check_not_in_use()
-        except RunFolderError:
-            return True
-        return False
+        """Whether a process works on the run; nothing is written to find out."""
+        return held(self.path / "lock", self.path)
 
     def goes(self, closed: bool) -> bool:
         """Whether a process works on the run in it; ``closed``: the ledger says that the run is over."""

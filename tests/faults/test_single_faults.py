@@ -374,6 +374,7 @@ def test_a_folder_without_write_permission_is_refused_and_left_alone(
         if command == "resume":
             shown = CliRunner().invoke(app, ["status", str(run)])
             assert shown.exit_code == 0, shown.output
+            assert "No process works on it" in shown.output
         result = CliRunner().invoke(app, target + (["--gpu", "cpu"] if command == "run" else []))
         print(result.output)
         if not isinstance(result.exception, SystemExit):
