@@ -341,21 +341,23 @@ def status(run: str | os.PathLike[str]) -> dict[str, Any]:
     return found
 
 
-def report(run: str | os.PathLike[str]) -> Reports:
+def report(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Reports:
     """Write report.md, report.json and report.html from the ledger again; returns their paths.
 
+    ``out``: the folder that they go to; None: the run's own.
+
     Raises:
-        RunFolderError: there is no run in the folder, or it cannot be written.
+        RunFolderError: there is no run in the folder, or the reports cannot be written.
     """
     folder = RunFolder(Path(run))
     open_history(run)
     entries = list(read_entries(folder.ledger))
     try:
-        return write_reports(folder, entries, fold(entries))
+        return write_reports(folder, entries, fold(entries), Path(out) if out is not None else None)
     except OSError as error:
         raise RunFolderError(
-            f"The reports in {folder.path} cannot be written ({error.strerror or error}). Make room, or mend "
-            "the folder's permissions."
+            f"The reports in {out or folder.path} cannot be written ({error.strerror or error}). Make room, "
+            "mend the folder's permissions, or name another folder with --out."
         ) from error
 
 

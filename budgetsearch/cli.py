@@ -358,12 +358,15 @@ def status(
 def report(
     run: RunArgument,
     show: Annotated[bool, typer.Option("--open", help="Open report.html in the browser.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the reports.", show_default="the run's own")
+    ] = None,
 ) -> None:
     """Write report.html, report.md and report.json from the ledger again, and say where they are."""
     with _errors():
         from budgetsearch import api
 
-        written = api.report(run)
+        written = api.report(run, out=out)
         for path in (written.html, written.markdown, written.json):
             typer.echo(path)
         if show:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -30,6 +32,8 @@ BLOCKED = frozenset({3, 5, 6, 7, 8, 10, 13, 14, 23})
 """SQLite's PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN, AUTH: it could not look."""
 LOCKED = frozenset({5, 6})
 """... of these BUSY and LOCKED."""
+SIDECARS_MISSING = frozenset({8, 14})
+"""... and READONLY and CANTOPEN, where it cannot make or mend what it keeps beside a database."""
 UNREADABLE = frozenset({266, 8202, 8458})
 """... but IOERR_READ, IOERR_DATA and IOERR_CORRUPTFS are a disk that has lost something."""
 
@@ -51,10 +55,11 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         LedgerError: SQLite could not look at it.
     """
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
-        with closing(connection):
+        with _opened(path) as connection:
             connection.text_factory = lambda data: data.decode("utf-8", "replace")
             yield connection
+    except OSError as error:
+        raise LedgerError(f"The ledger {path} cannot be read now ({error}).") from error
     except (sqlite3.Error, UnicodeError) as error:  # a name in its schema may be no text any more
         code = getattr(error, "sqlite_errorcode", 1)
         if code & 0xFF in BLOCKED and code not in UNREADABLE:
@@ -63,6 +68,41 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
                 f"The ledger {path} cannot be read now ({error}). {remedy} and try again."
             ) from error
         raise Damage(str(error)) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection for reading only, also where nothing can be written, as on a read-only disk or in somebody
+    else's folder. There SQLite cannot make what it keeps beside a database with a log: without a log it is
+    told that nobody writes, and a log is read from a copy of both, whose seals say whether it is whole."""
+    with closing(_connect(path)) as connection:
+        if not _lacks_sidecars(connection):
+            yield connection
+            return
+    log = Path(f"{path}-wal")
+    if not log.is_file() or not log.stat().st_size:
+        with closing(_connect(path, "&immutable=1")) as connection:
+            yield connection
+        return
+    with tempfile.TemporaryDirectory(prefix="budgetsearch-") as folder:
+        copy = Path(folder) / path.name
+        shutil.copyfile(path, copy)
+        shutil.copyfile(log, f"{copy}-wal")
+        with closing(_connect(copy)) as connection:
+            yield connection
+
+
+def _connect(path: Path, more: str = "") -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{more}", uri=True, timeout=LOCK_SECONDS)
+
+
+def _lacks_sidecars(connection: sqlite3.Connection) -> bool:
+    """Whether SQLite would have to write beside the database, and cannot."""
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as error:
+        return error.sqlite_errorcode & 0xFF in SIDECARS_MISSING
+    return False
 
 
 def locked_remedy(error: Exception) -> str:

@@ -28,14 +28,23 @@ class Reports:
     html: Path
 
 
-def write_reports(folder: RunFolder, entries: Sequence[Entry], history: History) -> Reports:
-    """Write all three from the ledger, over older ones; report.md, which costs least, first."""
+def write_reports(
+    folder: RunFolder, entries: Sequence[Entry], history: History, out: Path | None = None
+) -> Reports:
+    """Write all three from the ledger, over older ones; report.md, which costs least, first.
+
+    ``out``: a folder for them, made if need be; None: the run's own.
+    """
     from budgetsearch.report.markdown import write_report
 
     going = folder.goes(history.closed is not None)
-    write_report(entries, history, folder.report, going=going)
-    _write_page(folder, entries, history, lambda: False, going)
-    return Reports(folder.report, folder.report_json, folder.report_html)
+    target = folder
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        target = RunFolder(out)
+    write_report(entries, history, target.report, going=going)
+    _write_page(target, entries, history, lambda: False, going)
+    return Reports(target.report, target.report_json, target.report_html)
 
 
 def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History, left: float) -> str:
