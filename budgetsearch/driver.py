@@ -295,7 +295,7 @@ class Driver:
         best = self._keeper.best()
         # Without the time for the losses of base and adapter there is nothing to score.
         enough = self._score_seconds(plan) > 2 * max(plan.overheads.values())
-        if best is not None and self.history.score is None and enough:
+        if best is not None and enough:
             self._score(plan, best)
         if self._keeper.export(final=True) is None:
             self._charge_rest("idle")
@@ -308,7 +308,7 @@ class Driver:
         done = self.history.exported
         # Of a lost checkpoint the exported adapter may be all that is left.
         folder = done.path if done and best.exported and best.exported.checkpoint == done.checkpoint else ""
-        waiting = score_jobs(plan, best, self.history.next_job, folder)
+        waiting = score_jobs(plan, best, self.history.next_job, folder, self.history.score)
         order = [job.job_id for job in waiting]
         found: dict[int, Score] = {}
         while waiting or self._flights:
@@ -327,7 +327,7 @@ class Driver:
                 assert isinstance(outcome, Score)
                 found[landing.job.job_id] = outcome
             while order and order[0] in found:  # the losses first
-                self._append(Scored(found[order.pop(0)]))
+                self._append(Scored(found[order.pop(0)], best.trial_id, str(best.best_checkpoint)))
                 self._charge_rest("score")
 
     def _score_seconds(self, plan: Plan) -> float:

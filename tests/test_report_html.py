@@ -122,8 +122,7 @@ def rich_story() -> Story:
     base = tuple(3.0 + k / 10 for k in range(12))
     adapter = tuple(loss - 1.0 - k / 100 for k, loss in enumerate(base))
     score = Score("ok", "fp32", 3.55, 2.5, base, adapter, tuple(range(5, 17)), 0.25, 0.75, 32)
-    story.add(Scored(score))
-    story.history.score = replace(score, samples=({"prompt": "1 + 1?", "reference": "2", "base": EVIL},))
+    story.add(Scored(replace(score, samples=({"prompt": "1 + 1?", "reference": "2", "base": EVIL},))))
     return story
 
 

@@ -15,7 +15,7 @@ from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.history import TrialState
 from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
 from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import CalibrateJob, Calibration, Job, Plan, ScoreJob, Trial, cost_class
+from budgetsearch.core.records import CalibrateJob, Calibration, Job, Plan, Score, ScoreJob, Trial, cost_class
 from budgetsearch.core.space import Space
 
 MIN_RUNG_STEPS = 4
@@ -331,10 +331,13 @@ def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
     return min(grace, behind / 3)
 
 
-def score_jobs(plan: Plan, best: TrialState, job_id: int, checkpoint: str = "") -> list[ScoreJob]:
-    """The final scores of a trial's best checkpoint, still without their limits: the losses first; then,
-    in a job of its own that may fail alone, answers while there is time. Seconds that would be idle go to
-    more answers, within the share of the budget that answers may take. ``checkpoint``: that folder."""
+def score_jobs(
+    plan: Plan, best: TrialState, job_id: int, checkpoint: str = "", known: Score | None = None
+) -> list[ScoreJob]:
+    """The final scores of a trial's best checkpoint, still without their limits: the losses first; then, in a
+    job of its own that may fail alone, answers while there is time. Seconds that would be idle go to more
+    answers, within the share of the budget that answers may take. ``checkpoint``: that folder. ``known``:
+    what an earlier process measured of it; only what is missing is measured."""
     losses = ScoreJob(
         job_id=job_id,
         quantization=cost_class(best.trial.params),
@@ -351,7 +354,10 @@ def score_jobs(plan: Plan, best: TrialState, job_id: int, checkpoint: str = "") 
         task_examples=plan.task_examples,
         further_seconds=answer_seconds(plan.budget_seconds),
     )
-    return [losses, answers] if plan.task_examples else [losses]
+    wanted = [] if known and known.status == "ok" else [losses]
+    if plan.task_examples and not (known and known.task_examples):
+        wanted.append(answers)
+    return wanted
 
 
 def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:

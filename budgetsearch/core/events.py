@@ -128,6 +128,10 @@ class Charged:
 @dataclass(frozen=True)
 class Scored:
     score: Score
+    trial_id: int | None = None
+    """Whose adapter was scored; None in ledgers of earlier versions: the best one's at that moment."""
+    checkpoint: str = ""
+    """The checkpoint that was scored; empty in those ledgers."""
 
 
 @dataclass(frozen=True)

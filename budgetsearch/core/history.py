@@ -159,7 +159,8 @@ class History:
     next_job: int = 0
     last_beat: Beat | None = None
     last_beat_at: float = 0.0
-    score: Score | None = None
+    scored: Scored | None = None
+    """The last scores, of whichever checkpoint; its losses and its answers joined."""
     exported: Exported | None = None
     closed: Closed | None = None
     decisions: int = 0
@@ -187,6 +188,14 @@ class History:
     """The last jobs, as far as none of them could write a checkpoint."""
 
     # ------------------------------------------------------------------ questions
+
+    @property
+    def score(self) -> Score | None:
+        """The final scores, if they are those of the best adapter: a better one has to be scored anew."""
+        best = self.incumbent
+        if self.scored is None or best is None or best.best_checkpoint != self.scored.checkpoint:
+            return None
+        return self.scored.score
 
     @property
     def full_trial(self) -> int | None:
@@ -556,7 +565,13 @@ class History:
         self.charged[event.phase] = self.charged.get(event.phase, 0.0) + event.seconds
 
     def _on_scored(self, event: Scored, at: float) -> None:
-        self.score = event.score if self.score is None else self.score.joined(event.score)
+        best = self.incumbent
+        if not event.checkpoint and best is not None:
+            event = replace(event, trial_id=best.trial_id, checkpoint=str(best.best_checkpoint))
+        before = self.scored
+        if before and before.checkpoint == event.checkpoint and event.score.base_loss is None:
+            event = replace(event, score=before.score.joined(event.score))
+        self.scored = event
 
     def _on_exported(self, event: Exported, at: float) -> None:
         self.exported = event
