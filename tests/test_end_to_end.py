@@ -231,7 +231,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
     closed = read_history(run / "ledger.sqlite").closed
     assert closed is not None
     assert (closed.state, closed.signal) == ("interrupted", "SIGUSR1")
-    output, _ = command(workplace, "resume", "runs/interrupted").communicate(timeout=200)
+    process = command(workplace, "resume", "runs/interrupted")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
     check_finished(run)
 
 
