@@ -282,8 +282,8 @@ class FastEngine(LocalEngine):
     """The local engine over forked workers; the clock leaps over what a job is said to have taken."""
 
     empty_poll = 0.1
-    """Real seconds that an empty poll waits; the rest of its time is leapt over. Not less: a worker that a loaded
-    machine slows would be taken for one that hangs."""
+    """Real seconds that an empty poll waits; the rest of its time is leapt over. Not less: a worker
+    that a loaded machine slows would be taken for one that hangs."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
