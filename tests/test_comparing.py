@@ -329,6 +329,25 @@ def test_win_rates_and_their_geometric_mean_by_hand() -> None:
     assert {name: pytest.approx(values) for name, values in expected.items()} == found
 
 
+def test_the_worked_example_of_the_documentation_is_what_the_code_gives() -> None:
+    """Every number of the table in docs/compare.md, and the warnings of its two zeros."""
+    text = (Path(__file__).parents[1] / "docs" / "compare.md").read_text(encoding="utf-8")
+    _, _, tail = text.partition("| entry | gsm8k | arc_easy |")
+    table = [line.strip("| ").split(" | ") for line in tail.splitlines()[2:6]]
+    scores = {
+        task: {row[0]: float(row[column].rstrip("%")) / 100 for row in table}
+        for column, task in ((1, "gsm8k"), (2, "arc_easy"))
+    }
+    found = challenge(scores)
+    assert [row[3:] for row in table] == [
+        [f"{value:.3f}" for value in (*one.rates.values(), one.mean, one.score)] for one in found
+    ]
+    assert [row[0] for row in table] == [one.name for one in found]
+    first, second, few = warnings_of(found)
+    assert first.startswith("a is better than nobody in arc_easy: that makes its score 0")
+    assert second.startswith("d is better than nobody in gsm8k") and "With 4 entrants" in few
+
+
 def test_a_zero_is_warned_of_by_name() -> None:
     """One lost scenario zeroes a score; with few entrants somebody is always last, and that is said."""
     winnings = challenge({"gsm8k": {"a": 0.3, "b": 0.0}, "arc": {"a": 0.5, "b": 0.6}})
