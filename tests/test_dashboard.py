@@ -294,7 +294,10 @@ def test_a_figure_is_valid_in_plotlys_schema(name: str, history: History) -> Non
     """Plotly itself accepts every figure at every stage of a run: unknown names would be refused."""
     import plotly.graph_objects as go
 
-    go.Figure(json.loads(plots.PLOTS[name](history).to_json()))
+    figure = go.Figure(json.loads(plots.PLOTS[name](history).to_json()))
+    title, _, words = figure.layout.title.text.partition("<br>")
+    assert title
+    assert words.startswith("<sub>") and words.endswith(".</sub>"), "a sentence says what it shows"
 
 
 def test_the_figures_draw_what_the_history_says() -> None:
@@ -309,7 +312,7 @@ def test_the_figures_draw_what_the_history_says() -> None:
     dots, line = plots.loss_over_time(history).data
     assert [1, 2, 3, 4, 7, 8, 9] == dots["x"]
     assert [1.875, 1.75, 1.5, 1.0, 0.9, 0.9] == line["y"]
-    assert ["rung 0<br>(10 s)", "rung 1<br>(30 s)", "full run<br>(90 s)"] == (
+    assert ["rung 0<br>10 s", "rung 1<br>30 s", "full run<br>90 s"] == (
         plots.rungs(history).layout["xaxis"]["ticktext"]
     )
 

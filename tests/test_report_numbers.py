@@ -31,6 +31,7 @@ from budgetsearch.core.events import (
 from budgetsearch.core.history import fold
 from budgetsearch.core.records import Beat, Calibration, CardUse, Params, Run, Score, TrainJob
 from budgetsearch.core.space import Space
+from budgetsearch.core.words import rung_ticks
 from budgetsearch.ledger import MemoryLedger
 from budgetsearch.report.answer import answer_of, budget_of
 from budgetsearch.report.html import html_text
@@ -411,6 +412,15 @@ def test_too_few_trials_have_no_importance() -> None:
     found = numbers_of(story.entries, story.history, importances).importance
     assert (found.rung, found.trials, dict(found.shares)) == (0, 4, {})
     assert found.method.startswith("too few trials")
+
+
+def test_rungs_have_short_names_in_plots() -> None:
+    """Two short lines for each, numbers alone where there are many, minutes and hours for long times."""
+    few = ["rung 0<br>44 s", "rung 1<br>7 min", "full run<br>9.6 h"]
+    assert few == rung_ticks((44.2, 400.0, 34_560.0))
+    many = rung_ticks([4.0 * 3**k for k in range(7)])
+    assert ["0<br>4 s", "full<br>49 min"] == [many[0], many[-1]]
+    assert all(len(line) <= 6 for tick in many for line in tick.split("<br>"))
 
 
 def test_a_gang_is_stacked_on_one_worker() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from budgetsearch.core.history import History
 from budgetsearch.core.records import Params
 
@@ -23,6 +25,8 @@ def phase_of(history: History) -> str:
     return "full run" if history.full_trials else "search"
 
 
+LONG_NAMES = 5
+"""With more rungs an axis names them by their numbers alone."""
 STOPPED, CUT_OFF = "stopped", "cut off"
 """Of a run that nobody closed and no process works on; of a trial that trained when that happened."""
 STATE_MEANS = {
@@ -51,6 +55,24 @@ def rung_names(history: History) -> list[str]:
         f"{'full run' if rung == top else f'rung {rung}'} ({seconds:.0f} s)"
         for rung, seconds in enumerate(history.plan.ladder)
     ]
+
+
+def rung_ticks(ladder: Sequence[float]) -> list[str]:
+    """A rung's name for the axis of a plot, in two short lines: many must stand side by side on a phone."""
+    top = len(ladder) - 1
+    long = len(ladder) <= LONG_NAMES
+    return [
+        f"{('full run' if long else 'full') if rung == top else f'rung {rung}' if long else str(rung)}"
+        f"<br>{short_duration(seconds)}"
+        for rung, seconds in enumerate(ladder)
+    ]
+
+
+def short_duration(seconds: float) -> str:
+    """Seconds, minutes or hours with two or three digits."""
+    if seconds < 300:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def params_text(params: Params) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
+from budgetsearch.core.words import rung_ticks
 from budgetsearch.report.drawing import (
     BEST,
     BLUE,
@@ -46,17 +47,14 @@ def ladder(numbers: Numbers) -> Figure | None:
     rungs = numbers.rungs
     layout["xaxis"] |= {
         "tickvals": [rung.rung for rung in rungs],
-        "ticktext": [_rung_tick(rung.rung, len(rungs), rung.train_seconds) for rung in rungs],
+        "ticktext": rung_ticks([rung.train_seconds for rung in rungs]),
+        "tickangle": 0,
         "range": [-0.3, len(rungs) - 0.7],
         "zeroline": False,
     }
     promoted = numbers.answer.trials_promoted
     words = f"Losses of {len(trials)} trials at {len(rungs)} rungs; {promoted} were promoted.{above(losses)}"
     return Figure("ladder", data, layout, words, tuple(trial_legend(numbers, "●")))
-
-
-def _rung_tick(rung: int, count: int, seconds: float) -> str:
-    return f"{'full run' if rung == count - 1 else f'rung {rung}'}<br>{seconds:.0f} s"
 
 
 def _stayed(trials: Sequence[TrialNumbers]) -> Json:

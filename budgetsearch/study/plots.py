@@ -15,13 +15,17 @@ from typing import Any
 
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import PHASES
-from budgetsearch.core.words import rung_names
+from budgetsearch.core.words import rung_ticks
 from budgetsearch.study.shown_trial import values
 
 BEST, GOING, OTHER, LINE = "#d1495b", "#00798c", "#a8b0b8", "#30343f"
 WIDE_RANGE = 10.0
 """Losses that differ by such a factor are drawn on a logarithmic axis."""
 LOSS_TITLE = "validation loss (nats per token)"
+RUNGS = "A line is a trial; it ends at the last rung that the trial finished."
+BUDGET = "What each second of the budget was charged to."
+OVER_TIME = "A point is a measured loss; the line is the best adapter had the run ended there."
+"""What a plot shows, in a sentence under its title: optuna-dashboard has no other place for it."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,17 @@ def rungs(history: History) -> Figure:
         for name, line in lines.items()
         if line["x"]
     ]
-    names = [name.replace(" (", "<br>(") for name in rung_names(history)]
+    names = rung_ticks(history.plan.ladder if history.plan else ())
     steps = {
         "tickvals": list(range(len(names))),
         "ticktext": names,
+        "tickangle": 0,
         "range": [-0.3, max(len(names), 1) - 0.7],
         "zeroline": False,
-        "title": {"text": "rung (seconds of training)"},
+        "title": {"text": "rung and its time of training"},
     }
     losses = [y for line in lines.values() for y in line["y"]]
-    return Figure(found, _layout("Validation loss at each rung", steps, _loss_axis(losses)))
+    return Figure(found, _layout("Validation loss at each rung", RUNGS, steps, _loss_axis(losses)))
 
 
 def _lines(states: Iterable[TrialState], history: History) -> dict[str, list[Any]]:
@@ -110,7 +115,7 @@ def budget(history: History) -> Figure:
     }
     title = f"The budget by phase: {history.spent:.0f} of {total:.0f} s spent"
     steps = {"title": {"text": "seconds"}, "rangemode": "tozero"}
-    return Figure([trace], _layout(title, steps, {"autorange": "reversed", "automargin": True}))
+    return Figure([trace], _layout(title, BUDGET, steps, {"autorange": "reversed", "automargin": True}))
 
 
 def loss_over_time(history: History) -> Figure:
@@ -151,7 +156,9 @@ def loss_over_time(history: History) -> Figure:
         },
     ]
     steps = {"title": {"text": "GPU seconds of all segments"}, "rangemode": "tozero"}
-    return Figure(traces, _layout("Validation loss over GPU seconds", steps, _loss_axis(dots["y"])))
+    return Figure(
+        traces, _layout("Validation loss over GPU seconds", OVER_TIME, steps, _loss_axis(dots["y"]))
+    )
 
 
 PLOTS: Mapping[str, Callable[[History], Figure]] = {
@@ -162,14 +169,14 @@ PLOTS: Mapping[str, Callable[[History], Figure]] = {
 """By the name under which the study keeps them."""
 
 
-def _layout(title: str, x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
+def _layout(title: str, words: str, x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
     return {
-        "title": {"text": title},
+        "title": {"text": f"{title}<br><sub>{words}</sub>"},
         "xaxis": x,
         "yaxis": y,
         "hovermode": "closest",
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
-        "margin": {"l": 70, "r": 30, "t": 90, "b": 70},
+        "margin": {"l": 70, "r": 30, "t": 125, "b": 70},
     }
 
 
