@@ -18,7 +18,7 @@ from budgetsearch.training import checkpoints, sums
 KNOWN = (
     *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "study.sqlite", "adapter", "checkpoints"),
     *("report.md", "report.json", "report.html", "settings.json", "versions.lock", "worker.log", "lock"),
-    *("ledger.jsonl", "manifest.json", "artifacts"),
+    *("ledger.jsonl", "manifest.json", "artifacts", "ray"),
 )
 """All that a finished run leaves."""
 SLACK = 0.2
