@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test lint docs clean bench-policy bench-training
+.PHONY: help setup quickstart test lint docs clean bench-policy bench-training bench-ray
 
 help:
 	@echo "make quickstart   set up, then search on a real small model for 0.2 hours"
 	@echo "make test         set up, then run every check"
 	@echo "make bench-policy CURVES=FOLDER   compare budget policies on recorded curves"
 	@echo "make bench-training   gangs against PEFT + Trainer, rungs, the useful share of a search; about 2 hours"
+	@echo "make bench-ray    what share of their time 1 to 16 workers on Ray work; half an hour, mostly asleep"
 	@echo "make docs         build the documentation into site/"
 	@echo "make setup        make .venv and install the project with its tools"
 
@@ -50,6 +51,9 @@ bench-training: setup
 	$(BIN)/python -m benchmarks.training.gangs --device $(DEVICE)
 	$(BIN)/python -m benchmarks.training.search --minutes 10 --gpu $(if $(filter cpu,$(DEVICE)),cpu,auto)
 	$(BIN)/python -m benchmarks.training.rungs --device $(DEVICE)
+
+bench-ray: setup
+	$(BIN)/python -m benchmarks.ray.efficiency
 
 docs: setup
 	$(BIN)/mkdocs build --strict

@@ -38,7 +38,7 @@ def command_lines() -> list[tuple[str, str]]:
     found = []
     for page, body in blocks("bash", "sh", "console"):
         for line in re.sub(r"\\\n\s*", " ", body).splitlines():
-            line = re.sub(r"^\$ |^srun ", "", line.strip())
+            line = re.sub(r"^\$ |^srun |^exec ", "", line.strip())
             if line.startswith("budgetsearch "):
                 found.append((page, line))
     return found
