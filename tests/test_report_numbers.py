@@ -416,6 +416,7 @@ def test_too_few_trials_have_no_importance() -> None:
 
 def test_rungs_have_short_names_in_plots() -> None:
     """Two short lines for each, numbers alone where there are many, minutes and hours for long times."""
+    assert ["rung 0<br>0.4 s", "full run<br>9 s"] == rung_ticks((0.42, 9.0))
     few = ["rung 0<br>44 s", "rung 1<br>7 min", "full run<br>9.6 h"]
     assert few == rung_ticks((44.2, 400.0, 34_560.0))
     many = rung_ticks([4.0 * 3**k for k in range(7)])

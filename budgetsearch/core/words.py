@@ -70,6 +70,8 @@ def rung_ticks(ladder: Sequence[float]) -> list[str]:
 
 def short_duration(seconds: float) -> str:
     """Seconds, minutes or hours with two or three digits."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
     if seconds < 300:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

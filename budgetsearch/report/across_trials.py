@@ -169,6 +169,7 @@ def importance(numbers: Numbers) -> Figure | None:
     ]
     layout = layout_of("share of the importance", "", height=120 + 34 * len(shares))
     layout["xaxis"] |= {"tickformat": ".0%", "range": [0, max(share for _, share in shares) * 1.3]}
+    layout["xaxis"]["tickvals"] = [0.0, 0.25, 0.5, 0.75, 1.0]
     layout["yaxis"] |= {"type": "category", "showgrid": False}
     words = ", ".join(f"{name} {share:.0%}" for name, share in reversed(shares)) + "."
     legend = [Key("■", BLUE, "more than chance gives")] if above else []
