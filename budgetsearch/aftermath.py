@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,11 @@ from budgetsearch.runfolder import RunFolder
 
 MARK = "budgetsearch_run"
 """The attribute of an exception that names the run that it ended."""
+
+MORE_SHARE = 0.1
+"""Of its budget, at the least, is proposed for a run that has nothing left."""
+MORE_SECONDS = 360.0
+SPENT_UP = "      no budget is left, so the command gives it more; budgetsearch report {} tells what there is"
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,39 @@ def aftermath(facts: Facts, history: History) -> list[str]:
     """Lines for the user of a run that did not come to its end."""
     if history.opened is None:
         return [f"Nothing was earned yet in {facts.path}."]
+    spent_up = [SPENT_UP.format(shlex.quote(str(facts.path)))] if _more_time(history) else []
     return [
         f"run   {facts.path}: {history.spent:.0f} of {history.opened.budget_seconds:.0f} s spent",
         f"safe  {_adapter(facts)}; {_trials(history)}",
         f"      the ledger: {facts.events} events until {local_time(facts.last_wall)}",
+        *spent_up,
         f"Go on with:  {go_on(facts.path, history)}",
     ]
 
 
 def go_on(run: Path, history: History) -> str:
-    """The command to type next."""
-    over = history.closed is not None and history.closed.state == "finished"
-    return f"budgetsearch {'report' if over else 'resume'} {shlex.quote(str(run))}"
+    """The command to type next: a run whose budget is spent gets more of it."""
+    where = shlex.quote(str(run))
+    if history.closed is not None and history.closed.state == "finished":
+        return f"budgetsearch report {where}"
+    return f"budgetsearch resume {where}{_more_time(history)}"
+
+
+def _more_time(history: History) -> str:
+    """The option that gives a run more time, where what is left would not even do for its end."""
+    opened, plan = history.opened, history.plan
+    if opened is None:
+        return ""
+    by_the_wall = bool(opened.settings.get("deadline"))
+    now = time.time()
+    down = max(0.0, now - history.wall) if by_the_wall else 0.0  # a deadline does not wait
+    reserve = plan.reserve_seconds if plan is not None else 0.0
+    if opened.budget_seconds - history.spent - down > reserve:
+        return ""
+    more = max(MORE_SHARE * opened.budget_seconds, 2 * reserve, MORE_SECONDS)
+    if by_the_wall:
+        return f" --deadline {local_time(now + more)}"
+    return f" --hours {math.ceil((history.spent + more) / 36) / 100:.2f}"
 
 
 def _adapter(facts: Facts) -> str:

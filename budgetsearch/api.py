@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.aftermath import marked
-from budgetsearch.clock import Timing, deadline_of, local_time, timing_of_new, timing_of_resumed
+from budgetsearch.clock import (
+    Timing,
+    budget_of_resumed,
+    deadline_of,
+    local_time,
+    timing_of_new,
+    timing_of_resumed,
+)
 from budgetsearch.compose import (
     Say,
     cache_folder,
@@ -228,6 +235,7 @@ def doctor(
 def resume(
     run: str | os.PathLike[str],
     *,
+    hours: float | None = None,
     deadline: str | None = None,
     storage: str | None = None,
     engine: str | None = None,
@@ -240,7 +248,8 @@ def resume(
 ) -> Result:
     """Go on with an interrupted run, with its own settings and what is left of its budget.
 
-    ``deadline``: another one than before, or the first. ``storage``: the study's URL again, with its
+    ``hours``: what it may take in all, another number than before. ``deadline``: another one than before, or
+    the first. ``storage``: the study's URL again, with its
     password, which stands nowhere in the run. ``engine``, ``gpus``, ``address``: others than before, as on
     another cluster. ``last_resort``: end this process when the time is over,
     whatever hangs in it.
@@ -248,7 +257,7 @@ def resume(
     Raises:
         RunFolderError: there is no run in the folder, or it is in use.
         LedgerError: neither its ledger nor the backup can be used.
-        SettingsError: the study's storage needs a password, and nobody says which.
+        SettingsError: the study's storage needs a password, and nobody says which; or the hours are spent.
     """
     folder = RunFolder(Path(run))
     folder.check_run()
@@ -259,7 +268,8 @@ def resume(
     try:
         with marked(folder.path):
             place = {"engine": engine, "gpus": gpus, "address": address}
-            return _go_on(folder, lock, deadline, storage, place, watchers, say, already_seconds, last_resort)
+            until = (hours, deadline)
+            return _go_on(folder, lock, until, storage, place, watchers, say, already_seconds, last_resort)
     finally:
         lock.release()
 
@@ -267,7 +277,7 @@ def resume(
 def _go_on(
     folder: RunFolder,
     lock: RunLock,
-    deadline: str | None,
+    until: tuple[float | None, str | None],
     storage: str | None,
     place: Mapping[str, Any],
     watchers: Sequence[Watcher],
@@ -277,6 +287,7 @@ def _go_on(
 ) -> Result:
     from budgetsearch.settings import Settings
 
+    hours, deadline = until
     if (mended := mend(folder.ledger)) is not None:
         say(mended.line)
         if mended.lost:
@@ -291,7 +302,7 @@ def _go_on(
     settings = settings.model_copy(update={"storage": resumed_storage(history.opened, storage)})
     timing = timing_of_resumed(
         history.spent,
-        history.opened.budget_seconds,
+        budget_of_resumed(hours, history.spent, history.opened.budget_seconds),
         _began(folder) if settings.deadline else None,
         deadline_of(deadline) if deadline else None,
         already_seconds,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -311,6 +310,12 @@ def plan(
 @app.command(epilog="Example:  budgetsearch resume runs/mine")
 def resume(
     run: RunArgument,
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            help="Hours that the whole run may take, those before included.", show_default="as before"
+        ),
+    ] = None,
     deadline: Annotated[
         str | None, typer.Option(help="Another deadline: 2026-11-24T18:00, or slurm.")
     ] = None,
@@ -325,7 +330,7 @@ def resume(
         from budgetsearch import api
 
         result = api.resume(
-            run, deadline=deadline, storage=storage, engine=engine, gpus=gpus, address=address,
+            run, hours=hours, deadline=deadline, storage=storage, engine=engine, gpus=gpus, address=address,
             watchers=[*watchers, *_loggers(log)], say=say, already_seconds=process_age(), last_resort=True,
         )  # fmt: skip
     _conclude(result)
@@ -349,9 +354,10 @@ def status(
             for path in found["reports"][:1]:
                 typer.echo(f"report  {path}")
             if found["phase"] == "stopped":
-                typer.echo(
-                    f"No process works on it. Go on with:  budgetsearch resume {shlex.quote(str(run))}"
-                )
+                from budgetsearch.aftermath import go_on
+
+                command = go_on(run, api.open_history(run))
+                typer.echo(f"No process works on it. Go on with:  {command}")
 
 
 @app.command(epilog="Example:  budgetsearch report runs/mine")

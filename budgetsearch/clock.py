@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -81,6 +82,23 @@ def timing_of_resumed(
         until = now + deadline - time.time()
         budget_seconds = until if began is not None else min(budget_seconds, until)
     return Timing(clock, budget_seconds, now - spent - already)
+
+
+def budget_of_resumed(hours: float | None, spent: float, before: float) -> float:
+    """Seconds that a run that goes on may take in all: ``before``, or the ``hours`` that it is given now.
+
+    Raises:
+        SettingsError: they are no number, or spent already.
+    """
+    if hours is None:
+        return before
+    if not (math.isfinite(hours) and hours * 3600 > spent):
+        least = math.ceil(spent / 36 + 1) / 100
+        raise SettingsError(
+            f"--hours {hours:g} is for the whole run, which has taken {spent / 3600:.3f} h already. Give "
+            f"{least:.2f} or more."
+        )
+    return hours * 3600
 
 
 def process_age() -> float:

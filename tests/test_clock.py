@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -9,7 +10,14 @@ from datetime import datetime, timedelta
 import pytest
 
 from budgetsearch import clock as clock_module
-from budgetsearch.clock import RunClock, deadline_of, local_time, timing_of_new, timing_of_resumed
+from budgetsearch.clock import (
+    RunClock,
+    budget_of_resumed,
+    deadline_of,
+    local_time,
+    timing_of_new,
+    timing_of_resumed,
+)
 from budgetsearch.core.errors import SettingsError
 
 NOW = 1_700_000_000.0
@@ -85,6 +93,22 @@ def test_a_new_deadline_moves_the_end(clocks: SetClocks) -> None:
     first = timing_of_resumed(500.0, 3600.0, None, NOW + 1000.0, 0.0)
     assert first.budget_seconds == pytest.approx(1500.0)
     assert timing_of_resumed(500.0, 3600.0, None, NOW + 10**6, 0.0).budget_seconds == pytest.approx(3600.0)
+
+
+def test_a_run_that_goes_on_may_be_given_more_hours() -> None:
+    """In all, with those before; without them it keeps its own."""
+    assert 3600.0 == budget_of_resumed(None, 500.0, 3600.0)
+    assert 7200.0 == budget_of_resumed(2.0, 3599.0, 3600.0)
+    assert 900.0 == budget_of_resumed(0.25, 500.0, 3600.0)
+
+
+@pytest.mark.parametrize("hours", [0.1, 0.0, -1.0, math.nan, math.inf])
+def test_hours_that_are_spent_already_are_refused_with_some_that_are_not(hours: float) -> None:
+    """The message names the option and a number that is taken."""
+    with pytest.raises(SettingsError, match=r"--hours .* Give (\d+\.\d\d) or more") as caught:
+        budget_of_resumed(hours, 360.0, 3600.0)
+    least = float(str(caught.value).rsplit("Give ", 1)[1].split()[0])
+    assert least * 3600 == budget_of_resumed(least, 360.0, 3600.0)
 
 
 def test_times_are_local_unless_they_say_otherwise() -> None:

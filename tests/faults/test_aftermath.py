@@ -11,24 +11,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from budgetsearch import driver
-from budgetsearch.aftermath import Facts, after_failure, aftermath, keep_traceback, marked, run_of
+from budgetsearch.aftermath import Facts, after_failure, aftermath, go_on, keep_traceback, marked, run_of
 from budgetsearch.cli import app
-from budgetsearch.clock import local_time
+from budgetsearch.clock import budget_of_resumed, deadline_of, local_time
 from budgetsearch.core.errors import EngineError, RunFolderError
+from budgetsearch.core.events import Charged, Closed
 from budgetsearch.core.history import History
 from budgetsearch.core.records import Segment
-from budgetsearch.ledger import read_history
+from budgetsearch.engines.simulator import VirtualClock
+from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder
+from budgetsearch.simulate.invariants import check
 from tests.factories import Story, params, whole_run
 from tests.faults import fastrun
 from tests.faults.kills import preload
 from tests.faults.proofs import check_end
+from tests.simulation import make_driver
 
 WALL = 1.8e9
 
@@ -71,6 +76,60 @@ def test_a_finished_run_is_reported_not_resumed() -> None:
     lines = aftermath(facts(trial=3), whole_run().history)
     assert "Go on with:  budgetsearch report runs/mine" == lines[-1]
     assert "the adapter of trial 3" in lines[1]
+
+
+def spent(seconds: float, **settings: object) -> History:
+    """Of a run of 720 s that has taken so many and failed."""
+    story = Story.planned()
+    opened = story.history.opened
+    assert opened is not None
+    story.history.opened = replace(opened, settings={**opened.settings, **settings})
+    story.train(story.trial(), 1.5)
+    story.history.spent = seconds
+    story.add(Closed("failed", "DiskError: no room"))
+    return story.history
+
+
+def test_where_no_budget_is_left_the_command_gives_it_more() -> None:
+    """With less than the reserve a resume could not train, perhaps not even end: it is proposed with hours
+    that leave the reserve and something to spend, and the report is named for whoever has none."""
+    assert "Go on with:  budgetsearch resume runs/mine" == aftermath(facts(), spent(600.0))[-1]
+    for seconds in (661.0, 719.0, 800.0):
+        *_, told, command = aftermath(facts(), spent(seconds))
+        assert "no budget is left, so the command gives it more; budgetsearch report runs/mine" in told
+        head, _, hours = command.rpartition(" ")
+        assert "Go on with:  budgetsearch resume runs/mine --hours" == head
+        assert budget_of_resumed(float(hours), seconds, 720.0) >= seconds + 360.0
+
+
+def test_a_run_with_a_deadline_is_given_another_one() -> None:
+    """Hours do not move it, and it does not wait while nobody works on it."""
+    command = go_on(Path("runs/mine"), spent(100.0, deadline="2026-11-24T18:00"))
+    head, _, until = command.rpartition(" ")
+    assert "budgetsearch resume runs/mine --deadline" == head
+    assert deadline_of(until) > time.time() + 300.0
+
+
+def test_the_command_with_more_hours_goes_on_to_the_end(tmp_path: Path) -> None:
+    """The budget went by while the process hung: the driver takes the new one, trains with it, and keeps
+    every promise."""
+    path = tmp_path / "ledger.sqlite"
+    clock = VirtualClock(2.0)
+    first = make_driver(path, clock=clock)
+    first.stop_requested = lambda: "SIGTERM" if clock.now() > 400 else ""
+    history = first.run()
+    clock.advance(718.0 - clock.now())
+    first.ledger.append(Charged("down", clock.now() - history.spent), clock)
+    first.ledger.close()
+    hours = float(go_on(path.parent, history).rpartition(" --hours ")[2])
+    budget = budget_of_resumed(hours, history.spent, 720.0)
+    again = make_driver(path, budget=budget, clock=VirtualClock(history.spent + 2.0))
+    done, before = again.run(), len(history.results)
+    again.ledger.close()
+    check(list(read_entries(path)), budget, replay=True)
+    assert done.closed is not None
+    assert "finished" == done.closed.state
+    assert len(done.results) > before
 
 
 @pytest.mark.parametrize("path", ["my runs/a", "it's", "$HOME/x", "a;b"])
