@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from budgetsearch.compose import (
     resumed_storage,
     start,
 )
+from budgetsearch.concluding import conclude
 from budgetsearch.core.errors import (
     BudgetsearchError,
     LedgerError,
@@ -38,7 +40,7 @@ from budgetsearch.core.records import Score
 from budgetsearch.execution import moved
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.mending import mend
-from budgetsearch.reporting import Reports, write_in_time, write_reports
+from budgetsearch.reporting import Reports, write_reports
 from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.shared import find_place
 
@@ -48,10 +50,6 @@ if TYPE_CHECKING:
     from budgetsearch.planning.preview import Preview
     from budgetsearch.reproduction.replay import Reproduced
     from budgetsearch.reproduction.verify import Verified
-
-
-AMPLE_SECONDS = 600.0
-"""For the reports of a run that was over before this process began."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,8 @@ class Result:
     budget_seconds: float
     signal: str = ""
     """The signal that interrupted it, such as SIGTERM."""
+    left_seconds: float = math.inf
+    """What the budget still held when this was made; infinite of a run that was over before."""
 
 
 def run(
@@ -171,9 +171,9 @@ def run(
     timing = timing_of_new(settings.hours, until, already_seconds)
     if until is not None:
         settings = settings.model_copy(update={"deadline": local_time(until)})
-    start(settings, timing, watchers, say, last_resort=last_resort)
+    start(settings, timing, watchers, say, last_resort=last_resort, conclude=conclude)
     with marked(folder):
-        return _conclude(RunFolder(folder), say, timing)
+        return _result(RunFolder(folder), timing)
 
 
 def plan(
@@ -297,7 +297,8 @@ def _go_on(
         raise _never_began(folder)
     if history.closed is not None and history.closed.state == "finished":
         finish_leaving(folder, history, say, storage)
-        return _conclude(folder, say)
+        conclude(folder, say)
+        return _result(folder)
     settings = moved(Settings.model_validate(dict(history.opened.settings)), **place)
     settings = settings.model_copy(update={"storage": resumed_storage(history.opened, storage)})
     timing = timing_of_resumed(
@@ -309,8 +310,8 @@ def _go_on(
     )
     if settings.shared:
         find_place(settings.shared)
-    drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
-    return _conclude(folder, say, timing)
+    drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort, conclude=conclude)
+    return _result(folder, timing)
 
 
 def _never_began(folder: RunFolder) -> BudgetsearchError:
@@ -509,23 +510,6 @@ def open_history(run: str | os.PathLike[str]) -> History:
     return history
 
 
-def _conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> Result:
-    """Write manifest and reports, within what is left of the time, and say what the run came to."""
-    from budgetsearch.reproduction.manifest import write_manifest
-
-    entries = list(read_entries(folder.ledger))
-    history = fold(entries)
-    try:
-        write_manifest(folder, history)
-        left = timing.budget_seconds - timing.clock.now() if timing else AMPLE_SECONDS
-        if untold := write_in_time(folder, entries, history, left):
-            say(untold)
-    except OSError as error:
-        again = f"budgetsearch report {folder.command_word}"
-        say(f"the reports cannot be written ({error}); make room, then: {again}")
-    return _result(folder, history)
-
-
 def _is_of(folder: RunFolder, best: TrialState | None) -> bool:
     """Whether the adapter in the folder is the best trial's: after a failure or a damaged ledger it may be
     that of another one."""
@@ -534,7 +518,8 @@ def _is_of(folder: RunFolder, best: TrialState | None) -> bool:
     return best is not None and told_by(folder.adapter).get("checkpoint") == best.best_checkpoint
 
 
-def _result(folder: RunFolder, history: History) -> Result:
+def _result(folder: RunFolder, timing: Timing | None = None) -> Result:
+    history = read_history(folder.ledger)
     best = history.incumbent
     closed = history.closed
     assert history.opened is not None
@@ -553,4 +538,5 @@ def _result(folder: RunFolder, history: History) -> Result:
         spent_seconds=history.spent,
         budget_seconds=history.opened.budget_seconds,
         signal=closed.signal if closed else "",
+        left_seconds=timing.budget_seconds - timing.clock.now() if timing else math.inf,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,9 +27,6 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C."""
 EXIT_PREEMPTED = 75
 """SIGTERM or SIGUSR1: EX_TEMPFAIL of sysexits.h, on which schedulers can requeue."""
-
-OWN_PROCESS = "own process"
-"""The context's object where the process is this command's and ends with it."""
 
 app = typer.Typer(
     name="budgetsearch",
@@ -620,11 +618,12 @@ def simulate(
 
 def main() -> None:
     """The entry point of the ``budgetsearch`` command."""
-    from budgetsearch.leaving import leave
+    from budgetsearch.leaving import leave, take_process
 
+    take_process()
     code = 0
     try:
-        app(obj=OWN_PROCESS)
+        app()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:
@@ -724,8 +723,14 @@ def _console() -> Console:
 
 def _conclude(result: Any) -> None:
     from budgetsearch import api
+    from budgetsearch.leaving import leave_within
     from budgetsearch.report.tables import summary
+    from budgetsearch.stopping import LAST_SECONDS
 
+    codes = {"finished": 0, "interrupted": _code_of(result.signal)}
+    code = codes.get(result.state, EXIT_FAILED)
+    if math.isfinite(result.left_seconds):
+        leave_within(result.left_seconds - LAST_SECONDS, code)
     _console().print(summary(api.open_history(result.run)))
     if result.adapter_path is not None:
         typer.echo(f"adapter  {result.adapter_path}")
@@ -737,9 +742,7 @@ def _conclude(result: Any) -> None:
 
     for line in (f"{result.state}: {result.reason}", *after_failure(result.run)):
         typer.echo(line)
-    if result.state != "interrupted":
-        raise typer.Exit(EXIT_FAILED)
-    raise typer.Exit(_code_of(result.signal))
+    raise typer.Exit(code)
 
 
 def _code_of(signal: str) -> int:

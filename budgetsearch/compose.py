@@ -46,12 +46,20 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("budgetsearch.compose")
 Say = Callable[[str], None]
 """Takes one line about what is going on."""
+Conclude = Callable[[RunFolder, Say, Timing], None]
+"""What follows a search."""
 PACKAGES = ("budgetsearch", "torch", "transformers", "peft", "bitsandbytes", "optuna")
 """Whose versions stand in the ledger; all of them stand in versions.lock."""
 
 
 def start(
-    settings: Settings, timing: Timing, watchers: Sequence[Watcher], say: Say, *, last_resort: bool = False
+    settings: Settings,
+    timing: Timing,
+    watchers: Sequence[Watcher],
+    say: Say,
+    *,
+    last_resort: bool = False,
+    conclude: Conclude | None = None,
 ) -> History:
     """Check everything that can be checked without touching anything, then make the run folder.
 
@@ -77,7 +85,9 @@ def start(
         with marked(folder.path):
             if settings.shared:
                 begin_place(settings.shared)
-            return drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort)
+            return drive(
+                settings, folder, lock, timing, watchers, say, last_resort=last_resort, conclude=conclude
+            )
     except (UsageError, KeyboardInterrupt):
         if not _has_trials(folder):
             folder.clear(remove=not existed)
@@ -168,10 +178,12 @@ def drive(
     say: Say,
     *,
     last_resort: bool = False,
+    conclude: Conclude | None = None,
 ) -> History:
-    """Prepare model and data while the worker starts, then let the driver run to the end.
+    """Prepare model and data while the worker starts, then let the driver run to the end, and conclude.
 
-    ``last_resort``: this process may be ended when its time is over, whatever hangs in it.
+    ``last_resort``: this process may be ended when its time is over, whatever hangs in it. ``conclude`` is
+    under the same lock, last resort and signals as the search, but the first signal stops it.
     """
     from budgetsearch.study.follower import Follower
 
@@ -196,12 +208,16 @@ def drive(
             for watcher in (*watchers, follower):
                 driver.ledger.watch(watcher)
             try:
-                return driver.run()
+                history = driver.run()
             finally:
                 follower.close()
                 driver.ledger.close()
         finally:
             engine.close()
+        signals.at_once()
+        if conclude is not None:
+            conclude(folder, say, timing)
+        return history
 
 
 def _driver(

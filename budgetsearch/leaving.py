@@ -16,8 +16,19 @@ EXIT_SECONDS = 3.0
 """Whatever libraries do at the exit, and all else that remains, is over by then."""
 
 
+_own: list[int] = []
+"""The number of the process that is this command's and ends with it."""
+
+
+def take_process() -> None:
+    """This process belongs to the command line alone."""
+    _own.append(os.getpid())
+
+
 def leave_within(seconds: float, code: int) -> None:
-    """End this process with ``code`` after so many seconds at the latest."""
+    """End this process with ``code`` after so many seconds at the latest, if it is the command line's."""
+    if os.getpid() not in _own:
+        return
 
     def wait() -> None:
         time.sleep(max(0.0, seconds))
@@ -32,6 +43,7 @@ def leave(code: int) -> None:
     Taking torch and its like apart would take Python seconds, on a slow machine tens of them, and they would
     be seconds of the budget.
     """
+    take_process()
     leave_within(EXIT_SECONDS, code)
     atexit._run_exitfuncs()
     drain_output(DRAIN_SECONDS)

@@ -8,12 +8,16 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from budgetsearch import cli, compose
+from budgetsearch import api, cli, compose
+from budgetsearch import concluding as concluding_module
+from budgetsearch.runfolder import RunFolder
+from budgetsearch.stopping import EXIT_OVERDUE
 from tests.faults import fastrun
 from tests.faults.kills import preload
 from tests.faults.proofs import check_end
@@ -82,3 +86,69 @@ def test_a_signal_before_the_search_has_its_own_exit_code(
     assert fork(place, run, arrange, log) == code
     assert not run.exists()
     assert log.read_text(encoding="utf-8").splitlines()[-1] == "stopped at once"
+
+
+# ---------------------------------------------------------------------- what follows the search
+
+
+def concluding(tmp: Path, during: Callable[[], None]) -> Arrange:
+    """Something happens while the reports are written; the mark says that the run was locked then."""
+
+    def arrange() -> None:
+        def work(folder: RunFolder, *more: object) -> str:
+            if folder.in_use():
+                tmp.touch()
+            during()
+            return ""
+
+        concluding_module.write_in_time = work
+
+    return arrange
+
+
+def fail() -> None:
+    """No OSError: an error that nobody foresaw."""
+    raise ZeroDivisionError("of mysql://me:s3cret@db")
+
+
+def stop() -> None:
+    """A scheduler's signal."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("during", "line"),
+    [(fail, "the reports could not be written: ZeroDivisionError"), (stop, "stopped before the reports")],
+)
+def test_reports_that_cannot_be_written_leave_a_finished_run_finished(
+    place: fastrun.Place, tmp_path: Path, during: Callable[[], None], line: str
+) -> None:
+    """The exit code stays 0, the adapter stands, and the command that writes them is named."""
+    run, log, mark = (
+        place.path / "runs" / during.__name__,
+        place.path / f"{during.__name__}.log",
+        tmp_path / "m",
+    )
+    assert fork(place, run, concluding(mark, during), log) == 0, log.read_text(encoding="utf-8")
+    said = log.read_text(encoding="utf-8")
+    assert line in said
+    assert f"budgetsearch report {run}` writes them" in said
+    assert "s3cret" not in said
+    (run / "traceback.log").unlink(missing_ok=True)
+    assert mark.exists(), "the run was not locked while it was concluded"
+    api.report(run)
+    check_end(run, loads=False)
+
+
+def test_reports_that_hang_do_not_pass_the_deadline(place: fastrun.Place, tmp_path: Path) -> None:
+    """The last resort is there until the end."""
+
+    def hang() -> None:
+        fastrun.CLOCKS[-1].leap(1e6)
+        time.sleep(60)
+
+    run, log = place.path / "runs" / "hang", place.path / "hang.log"
+    assert fork(place, run, concluding(tmp_path / "m", hang), log) == EXIT_OVERDUE
+    api.report(run)
+    check_end(run, loads=False)
