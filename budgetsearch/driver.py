@@ -308,15 +308,16 @@ class Driver:
         done = self.history.exported
         # Of a lost checkpoint the exported adapter may be all that is left.
         folder = done.path if done and best.exported and best.exported.checkpoint == done.checkpoint else ""
-        waiting = score_jobs(plan, best, self.history.next_job, folder, self.history.score)
+        waiting: list[Job] = [*score_jobs(plan, best, self.history.next_job, folder, self.history.score)]
         order = [job.job_id for job in waiting]
         found: dict[int, Score] = {}
+        again: set[int] = set()
         while waiting or self._flights:
             self._obey_stop()
             # One that hears nothing is killed within the scores' own time: the export's stays whole.
             limit = self._score_seconds(plan) - self._patience(waiting[0]) if waiting else 0.0
             if waiting and limit <= 0:
-                order = order[: -len(waiting)]
+                order = [number for number in order if number not in {job.job_id for job in waiting}]
                 waiting.clear()
             elif waiting and self._flights.free:
                 self._dispatch(replace(waiting.pop(0), limit_seconds=limit))
@@ -325,7 +326,11 @@ class Driver:
             for landing in self._flights.landings():
                 (outcome,) = landing.report.results
                 assert isinstance(outcome, Score)
-                found[landing.job.job_id] = outcome
+                if outcome.status == "crashed" and self._several and landing.job.job_id not in again:
+                    again.add(landing.job.job_id)  # its node may have gone away
+                    waiting.insert(0, landing.job)
+                else:
+                    found[landing.job.job_id] = outcome
             while order and order[0] in found:  # the losses first
                 self._append(Scored(found[order.pop(0)], best.trial_id, str(best.best_checkpoint)))
                 self._charge_rest("score")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from budgetsearch.core.budget import PlanRequest
@@ -11,8 +11,8 @@ from budgetsearch.core.events import Entry, Opened
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.driver import Driver
-from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
-from budgetsearch.ledger import Ledger
+from budgetsearch.engines.simulator import Change, SimulatorEngine, SyntheticWorld, VirtualClock
+from budgetsearch.ledger import Ledger, MemoryLedger
 
 SPACE = {
     "name": "test",
@@ -107,21 +107,22 @@ def request(budget: float = 720.0, **changes: object) -> PlanRequest:
 
 
 def make_driver(
-    path: Path,
+    path: Path | None,
     world: SyntheticWorld | None = None,
     *,
     budget: float = 720.0,
     slots: int = 1,
+    node_changes: Sequence[Change] = (),
     clock: VirtualClock | None = None,
     sampler: Sampler | None = None,
     **changes: object,
 ) -> Driver:
-    """A driver on virtual time with its ledger at ``path``."""
+    """A driver on virtual time with its ledger at ``path``, or in memory."""
     clock = clock or VirtualClock(2.0)
-    ledger = Ledger(path)
+    ledger = Ledger(path) if path is not None else MemoryLedger()
     return Driver(
         ledger=ledger,
-        engine=SimulatorEngine(world or SyntheticWorld(), clock, slots),
+        engine=SimulatorEngine(world or SyntheticWorld(), clock, slots, node_changes),
         sampler=sampler or RandomSampler(),
         exporter=NoExporter(),
         clock=clock,

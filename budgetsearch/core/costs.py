@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Params, ParamValue, Plan, cost_class
+from budgetsearch.core.measured import CostKey, Mean, Measured, cost_keys
+from budgetsearch.core.records import Params, Plan, cost_class
 
 PESSIMISM = 1.25
 """A segment may take so much longer than expected before the deadline arithmetic is wrong; shared
@@ -21,8 +22,6 @@ MIN_SAMPLES = 2
 """Segments of one kind that must have ended before its own factor is trusted."""
 MANY = 10**6
 """More members than any gang has."""
-CostKey = tuple[str, ParamValue | None]
-"""A quantization and a rank; None for all ranks."""
 
 
 @dataclass(frozen=True)
@@ -45,35 +44,23 @@ class CostModel:
     @classmethod
     def learn(cls, plan: Plan, history: History) -> CostModel:
         """From the calibrated rates and every segment that has ended."""
-        ratios: dict[CostKey, list[float]] = {}
-        extras: dict[tuple[str, bool], list[float]] = {}
-        for segment, result in history.results:
-            name = cost_class(segment.params)
-            train = result.seconds.get("train", 0.0)
-            tokens = result.tokens - segment.start_tokens
-            if tokens > 0 and train > 0:  # also what a segment did before it was stopped for slowness
-                ratio = train * plan.reference_rates[name] * plan.gang_gain(name, result.gang) / tokens
-                if result.gang > 1:  # a gang that gains more than calibrated makes nobody faster alone
-                    ratio = max(1.0, ratio)
-                for key in _keys(segment.params):
-                    ratios.setdefault(key, []).append(ratio)
-            if result.status == "ok":
-                key = name, segment.evaluate
-                extras.setdefault(key, []).append(sum(result.seconds.values()) - train)
+        measured = history.measured
+        if measured is None or not measured.holds(plan, len(history.results)):
+            measured = Measured.of(plan, history.results)
         names = plan.reference_rates
-        everything = [ratio for name in names for ratio in ratios.get((name, None), [])]
         between = _between_segments(history)
-        known = {key: some for key, some in ratios.items() if len(some) >= MIN_SAMPLES}
+        known = {key: some for key, some in measured.ratios.items() if len(some) >= MIN_SAMPLES}
+        extras = measured.extras
         return cls(
             plan=plan,
             factors={key: _factors(some) for key, some in known.items()}
-            | {(name, None): _factors(known.get((name, None), everything)) for name in names},
-            overheads={n: between + _mean(extras.get((n, True), []), plan.overheads[n]) for n in names},
+            | {(name, None): _factors(known.get((name, None), measured.everything)) for name in names},
+            overheads={n: between + _mean(extras.get((n, True)), plan.overheads[n]) for n in names},
             bare_overheads={
-                n: between + _mean(extras.get((n, False), []), plan.checkpoint_seconds[n]) for n in names
+                n: between + _mean(extras.get((n, False)), plan.checkpoint_seconds[n]) for n in names
             },
             gains={n: plan.gang_gain(n, history.gang_limits.get(n, MANY)) for n in names},
-            margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(everything) / 4),
+            margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(measured.everything) / 4),
         )
 
     @property
@@ -85,7 +72,7 @@ class CostModel:
 
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of training alone for so many tokens."""
-        general, own = _keys(params)
+        general, own = cost_keys(params)
         usual, slow = self.factors[general]
         expected, worst = self.factors.get(own, (usual, slow))
         worst = max(worst, expected * slow / usual)  # few samples of a rank do not make it certain
@@ -121,20 +108,16 @@ def _between_segments(history: History) -> float:
     return own / len(history.results) if history.results else 0.0
 
 
-def _keys(params: Params) -> tuple[CostKey, CostKey]:
-    """The general class of a configuration, and the one that its rank makes."""
-    name = cost_class(params)
-    return (name, None), (name, params.get("rank"))
-
-
 def _factors(sample: Sequence[float]) -> tuple[float, float]:
+    """Of a sorted sample: (expected, pessimistic)."""
     if not sample:
         return 1.0, PESSIMISM
-    expected = statistics.median(sample)
-    high = sorted(sample)[max(0, round(0.9 * len(sample)) - 1)]
+    middle = len(sample) // 2
+    expected = sample[middle] if len(sample) % 2 else (sample[middle - 1] + sample[middle]) / 2
+    high = sample[max(0, round(0.9 * len(sample)) - 1)]
     doubt = 1.0 + (PESSIMISM - 1.0) / math.sqrt(max(1.0, len(sample) / 4))
     return expected, max(expected * doubt, high * QUANTILE_MARGIN)
 
 
-def _mean(sample: Sequence[float], default: float) -> float:
-    return statistics.fmean(sample) if sample else default
+def _mean(sample: Mean | None, default: float) -> float:
+    return sample.value if sample else default

@@ -30,6 +30,7 @@ from budgetsearch.core.events import (
     WorkersChanged,
 )
 from budgetsearch.core.feasibility import problem, taught
+from budgetsearch.core.measured import Measured
 from budgetsearch.core.records import (
     Beat,
     Calibration,
@@ -150,6 +151,8 @@ class History:
     workers: int = 1
     """Jobs that can run at once."""
     results: list[tuple[Segment, SegmentResult]] = field(default_factory=list)
+    measured: Measured | None = field(default=None, repr=False, compare=False)
+    """What the results since the plan say of costs."""
     result_jobs: list[int] = field(default_factory=list)
     """The job that each of the results comes from."""
     charged: dict[str, float] = field(default_factory=dict)
@@ -196,11 +199,6 @@ class History:
         if self.scored is None or best is None or best.best_checkpoint != self.scored.checkpoint:
             return None
         return self.scored.score
-
-    @property
-    def full_trial(self) -> int | None:
-        """The trial in its full run; of several the one that came to it last."""
-        return self.full_trials[-1] if self.full_trials else None
 
     @property
     def incumbent(self) -> TrialState | None:
@@ -348,6 +346,7 @@ class History:
     def _on_planned(self, event: Planned, at: float) -> None:
         self.plan = event.plan
         self.workers = event.plan.workers
+        self.measured = Measured(event.plan)
 
     def _on_workerschanged(self, event: WorkersChanged, at: float) -> None:
         self.workers = event.workers
@@ -408,6 +407,8 @@ class History:
         segment = self._take_running(event.job_id, result.trial_id)
         self.results.append((segment, result))
         self.result_jobs.append(event.job_id)
+        if self.measured is not None:
+            self.measured.add(segment, result)
         state = self.trials[result.trial_id]
         state.running = False
         state.ended_wall = self.wall

@@ -69,11 +69,22 @@ class _Running:
     ends: float
 
 
-class SimulatorEngine:
-    """Runs up to ``slots`` jobs at once on a virtual clock."""
+@dataclass(frozen=True)
+class Change:
+    """From ``at`` (virtual seconds) on there are so many workers: a node went away with its, or came back."""
 
-    def __init__(self, world: World, clock: VirtualClock, slots: int = 1) -> None:
+    at: float
+    slots: int
+
+
+class SimulatorEngine:
+    """Runs up to ``slots`` jobs at once on a virtual clock; ``changes`` in the order of their times."""
+
+    def __init__(
+        self, world: World, clock: VirtualClock, slots: int = 1, changes: Sequence[Change] = ()
+    ) -> None:
         self.world, self.clock, self.slots = world, clock, slots
+        self._changes = list(changes)
         self._running: dict[int, _Running] = {}
         self._ready: list[Report] = []
 
@@ -89,10 +100,13 @@ class SimulatorEngine:
         """Reports that have arrived; moves the clock to the first end, at most ``timeout`` on."""
         if not self._ready:
             until = self.clock.now() + timeout
-            first = min(self._running.values(), key=lambda r: r.ends, default=None)
-            self.clock.advance(min(until, first.ends if first else until) - self.clock.now())
+            first = min((r.ends for r in self._running.values()), default=until)
+            change = self._changes[0].at if self._changes else until
+            self.clock.advance(min(until, first, change) - self.clock.now())
             for running in [r for r in self._running.values() if r.ends <= self.clock.now()]:
                 self._end(running, running.results)
+            while self._changes and self._changes[0].at <= self.clock.now():
+                self._resize(self._changes.pop(0).slots)
         found, self._ready = self._ready, []
         return found
 
@@ -118,6 +132,15 @@ class SimulatorEngine:
     def close(self) -> None:
         """Nothing is left running; safe to call twice."""
         self._running.clear()
+
+    def _resize(self, slots: int) -> None:
+        """The last jobs are on the workers that go away."""
+        from budgetsearch.engines.local import lost_results
+
+        self.slots = slots
+        for job_id in sorted(self._running)[slots:]:
+            running = self._running[job_id]
+            self._end(running, lost_results(running.job, "its node went away"))
 
     def _end(self, running: _Running, results: tuple[Result, ...]) -> None:
         del self._running[running.job.job_id]

@@ -1,0 +1,89 @@
+"""What the segments that have ended took, added up one after the other: no decision reads them all again."""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from budgetsearch.core.records import Params, ParamValue, Plan, Segment, SegmentResult, cost_class
+
+CostKey = tuple[str, ParamValue | None]
+"""A quantization and a rank; None for all ranks."""
+
+
+@dataclass
+class Mean:
+    """A mean to which values are added; rounded once, like that of all values together."""
+
+    count: int = 0
+    _parts: list[float] = field(default_factory=list)
+    """Their exact sum, as numbers that do not overlap."""
+
+    def add(self, value: float) -> None:
+        """One more (Shewchuk 1997: what rounding loses becomes a part of its own)."""
+        self.count += 1
+        parts = []
+        for part in self._parts:
+            large, small = (value, part) if abs(value) >= abs(part) else (part, value)
+            value = large + small
+            if rest := small - (value - large):
+                parts.append(rest)
+        self._parts = [*parts, value]
+
+    @property
+    def value(self) -> float:
+        """The mean of at least one."""
+        return math.fsum(self._parts) / self.count
+
+
+@dataclass
+class Measured:
+    """Ratios to the reference rate and seconds beside training, under one plan."""
+
+    plan: Plan
+    count: int = 0
+    """Results that were looked at."""
+    ratios: dict[CostKey, list[float]] = field(default_factory=dict)
+    """Measured over reference seconds of training, sorted; by quantization, and by both and rank."""
+    everything: list[float] = field(default_factory=list)
+    """All ratios, sorted."""
+    extras: dict[tuple[str, bool], Mean] = field(default_factory=dict)
+    """Seconds beside training, by quantization and whether the segment was evaluated."""
+
+    @classmethod
+    def of(cls, plan: Plan, results: Iterable[tuple[Segment, SegmentResult]]) -> Measured:
+        """What all of them say."""
+        found = cls(plan)
+        for segment, result in results:
+            found.add(segment, result)
+        return found
+
+    def holds(self, plan: Plan, count: int) -> bool:
+        """Whether it is what so many results say under that plan."""
+        same = plan.reference_rates == self.plan.reference_rates and plan.gang_gains == self.plan.gang_gains
+        return same and self.count == count
+
+    def add(self, segment: Segment, result: SegmentResult) -> None:
+        """One more segment has ended."""
+        self.count += 1
+        name = cost_class(segment.params)
+        train = result.seconds.get("train", 0.0)
+        tokens = result.tokens - segment.start_tokens
+        if tokens > 0 and train > 0:  # also what a segment did before it was stopped for slowness
+            ratio = train * self.plan.reference_rates[name] * self.plan.gang_gain(name, result.gang) / tokens
+            if result.gang > 1:  # a gang that gains more than calibrated makes nobody faster alone
+                ratio = max(1.0, ratio)
+            insort(self.everything, ratio)
+            for key in cost_keys(segment.params):
+                insort(self.ratios.setdefault(key, []), ratio)
+        if result.status == "ok":
+            extra = self.extras.setdefault((name, segment.evaluate), Mean())
+            extra.add(sum(result.seconds.values()) - train)
+
+
+def cost_keys(params: Params) -> tuple[CostKey, CostKey]:
+    """The general class of a configuration, and the one that its rank makes."""
+    name = cost_class(params)
+    return (name, None), (name, params.get("rank"))
