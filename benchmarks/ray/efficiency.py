@@ -136,12 +136,12 @@ def slept(folder: Path) -> list[Slept]:
 
 
 def seconds_until(jobs: Sequence[Slept], work: float) -> float | None:
-    """Seconds after which the lanes had worked so long together; None: they never did."""
+    """Seconds after which the lanes had worked so long together, to a hundredth; None: they never did."""
     begin = jobs[0].start
     moments = sorted([(job.start, 1) for job in jobs] + [(job.end, -1) for job in jobs])
     done, active, last = 0.0, 0, begin
     for moment, step in moments:
-        if active and done + active * (moment - last) >= work - 0.05:
+        if active and done + active * (moment - last) >= work - 0.01:
             return max(last, last + (work - done) / active) - begin
         done, active, last = done + active * (moment - last), active + step, moment
     return None
