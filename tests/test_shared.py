@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.doctor import examine, host
 from budgetsearch.engines.courier import LOCK, PREFIX, Copies, Courier, Mounted
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import VirtualClock
@@ -768,3 +770,30 @@ def test_a_run_is_not_resumed_while_its_checkpoints_are_not_mounted(
     with pytest.raises(SettingsError, match=r"is missing.*mount the folder"):
         api.resume(folder.path)
     assert before == (len(read_history(folder.ledger).results), folder.ledger.stat().st_size)
+
+
+def test_the_doctor_asks_the_shared_place_and_writes_nothing_there(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is not there and a service that does not answer fail, with a remedy."""
+    assert ["ok", "ok"] == [host.shared_place(place).state for place in (str(tmp_path), url)]
+    assert [] == list(tmp_path.iterdir())
+    missing = host.shared_place(str(tmp_path / "mnt"))
+    assert ("fail", "Mount it") == (missing.state, missing.remedy[:8])
+
+    def away(self: Any, key: str) -> bool:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(CheckpointStore, "_cat", away)
+    silent = host.shared_place(url)
+    assert ("fail", "Look at the network and at the service.") == (silent.state, silent.remedy)
+
+
+def test_the_doctor_looks_for_room_where_the_checkpoints_lie(
+    small_settings: Settings, tmp_path: Path
+) -> None:
+    """In the shared folder, if there is one; in the run folder otherwise."""
+    facts = SimpleNamespace(rank_weights=None)
+    for shared, expected in ((None, "run"), (str(tmp_path / "mnt"), "mnt"), ("s3://bucket/x", "run")):
+        settings = small_settings.model_copy(update={"shared": shared})
+        assert expected == examine._run_place(settings, facts, 8).path.name  # type: ignore[arg-type]

@@ -93,6 +93,8 @@ def _model(settings: Settings, cache: Path, largest_rank: int) -> Iterator[Check
     places = _places(settings, cache, facts, largest_rank)
     disks = attempt("disk", lambda: host.disks(places))
     yield from [disks] if isinstance(disks, Check) else disks
+    if settings.shared:
+        yield attempt("checkpoints", partial(host.shared_place, settings.shared))
     yield attempt("shared memory", host.shared_memory)
     yield asked if isinstance(asked, Check) else attempt("hub", lambda: hub.hub(asked))
     if isinstance(facts, Check):
@@ -126,12 +128,16 @@ def _places(
 
 
 def _run_place(settings: Settings, facts: ModelFacts, largest_rank: int) -> host.Place:
-    """The run folder with its usual need, the most that it may come to, and the least."""
+    """Where the checkpoints lie, with their usual need, the most that it may come to, and the least."""
     from budgetsearch.gpu.host import gib
     from budgetsearch.needs import run_need
+    from budgetsearch.shared import folder_of, url_of
 
     assert settings.out is not None
+    if url_of(settings.shared):
+        return host.Place("the run", settings.out, None)
+    where = folder_of(settings.shared) or settings.out
     if facts.rank_weights is None:
-        return host.Place("checkpoints", settings.out, None)
+        return host.Place("checkpoints", where, None)
     need = run_need(settings, facts.rank_weights * largest_rank, 3600.0 * settings.hours)
-    return host.Place(f"checkpoints (at most {gib(need.most)})", settings.out, need.usual, need.least)
+    return host.Place(f"checkpoints (at most {gib(need.most)})", where, need.usual, need.least)

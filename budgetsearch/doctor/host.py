@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgetsearch.doctor.check import Check, describe, fail, ok, warn
+from budgetsearch.checkpoint_store import ONCE, SIGN
+from budgetsearch.core.errors import DiskError
+from budgetsearch.doctor.check import Check, describe, divided, fail, ok, warn
 from budgetsearch.gpu.host import GIB, gib
+from budgetsearch.shared import check_shared, folder_of, open_store
 
 PACKAGE = "budgetsearch"
 UNKNOWN_NEED = 10 * GIB
@@ -102,6 +105,22 @@ def _disk(places: Sequence[Place]) -> Check:
 def _share(place: Place) -> str:
     size = "of unknown size " if place.need is None else f"{gib(place.need)} " if place.need else ""
     return f"{place.what} {size}in {place.path}"
+
+
+def shared_place(shared: str) -> Check:
+    """Whether the place of checkpoints that machines share can be asked; nothing is written there."""
+    check_shared(shared)
+    if (folder := folder_of(shared)) is not None:
+        if folder.is_dir():
+            return ok("checkpoints", f"in {folder}; whether other machines mount it, only they can say")
+        return fail(
+            "checkpoints", f"there is no folder {folder}", "Mount it, or let --shared name another one."
+        )
+    try:
+        open_store(shared, ONCE).has(SIGN)
+    except DiskError as error:
+        return fail("checkpoints", *divided(str(error)))
+    return ok("checkpoints", f"{shared} answers this machine; whether it answers others, only they can say")
 
 
 def shared_memory(path: Path = SHARED) -> Check:
