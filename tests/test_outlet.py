@@ -14,9 +14,12 @@ from typing import TextIO
 
 import pytest
 
-from budgetsearch import stopping
+from budgetsearch import reporting, stopping
+from budgetsearch.core import budget
+from budgetsearch.engines.local import CLOSE_SECONDS
 from budgetsearch.leaving import DRAIN_SECONDS, EXIT_SECONDS
 from budgetsearch.outlet import Outlet
+from budgetsearch.study import follower
 
 LONG = 20.0
 """Seconds that nothing here takes, however busy the machine is."""
@@ -119,7 +122,10 @@ def test_the_last_resort_ends_a_process_whose_words_nobody_reads(full: Pipe, tmp
     """It kills and exits, whatever becomes of its message."""
     code = f"""
 from pathlib import Path
-from budgetsearch import stopping
+from budgetsearch import reporting, stopping
+from budgetsearch.core import budget
+from budgetsearch.engines.local import CLOSE_SECONDS
+from budgetsearch.study import follower
 from budgetsearch.clock import RunClock, Timing
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.runfolder import RunFolder
@@ -153,3 +159,9 @@ leaving.leave(7)
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=2 * LONG, check=False).returncode == 7
     assert DRAIN_SECONDS < EXIT_SECONDS
+
+
+def test_the_steps_of_an_exit_fit_into_the_reserve_one_after_the_other() -> None:
+    """The worker's end, then the study, then the reports, and all before the last resort."""
+    assert CLOSE_SECONDS + follower.EXIT_SECONDS <= budget.EXIT_SECONDS
+    assert follower.EXIT_SECONDS > reporting.LEAVE_SECONDS > stopping.LAST_SECONDS

@@ -15,8 +15,8 @@ from budgetsearch.study.mirror import INCOMPLETE, SILENT, StudyMirror
 LOGGER = logging.getLogger("budgetsearch.study")
 CLOSING_SECONDS = 2.0
 """At the end the study gets so long to become level, if the budget still has it."""
-EXIT_SECONDS = 1.0
-"""What the process itself needs after that."""
+EXIT_SECONDS = 3.0
+"""What report.md and the process itself need after that, before the last resort ends it."""
 CLOSING_PAUSE = 0.25
 """Between attempts in these last seconds."""
 
