@@ -80,8 +80,8 @@ def start(
         lock = RunLock(folder)
     except OSError as error:
         raise RunFolderError(f"--out {folder.path} cannot be made: {error}. Name another folder.") from error
-    lock.sign()
     try:
+        lock.sign()
         with marked(folder.path):
             if settings.shared:
                 begin_place(settings.shared)

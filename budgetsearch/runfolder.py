@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -17,12 +18,13 @@ from typing import Any
 from budgetsearch.backup import backup_of
 from budgetsearch.core.errors import LedgerError, RunFolderError
 from budgetsearch.core.secrets import shown_settings
+from budgetsearch.folders import remedy, replace_file
 from budgetsearch.ledger import read_entries
 from budgetsearch.owner import Owner, held, read_owner, seconds_to_wait
 
 OWN = (
     *("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite"),
-    *("ledger.jsonl", "traceback.log", "ray"),
+    *("ledger.jsonl", "traceback.log", "ray", ".settings.json.new", ".versions.lock.new"),
 )
 """What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
 
@@ -197,16 +199,24 @@ class RunFolder:
             RunLock(self).release()
 
     def prepare(self, settings: dict[str, Any]) -> None:
-        """Make what a run needs before its first event: folders, settings, versions."""
-        self.checkpoints.mkdir(exist_ok=True)
-        self.tidy()
-        shown = json.dumps(shown_settings(settings), indent=2)
-        self.settings.write_text(shown + "\n", encoding="utf-8")
-        self._write_versions()
+        """Make what a run needs before its first event: folders, settings, versions.
+
+        Raises:
+            RunFolderError: the disk is full, or something else keeps them from being written.
+        """
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+            self.tidy()
+            shown = json.dumps(shown_settings(settings), indent=2)
+            replace_file(self.settings, f"{shown}\n".encode())
+            self._write_versions()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def tidy(self) -> None:
-        """Remove what a process left that was killed while it wrote a report."""
-        for leftover in self.path.glob(f".{self.report.stem}.*.tmp"):
+        """Remove what a process left that was killed while it wrote a report or its settings."""
+        halves = (self.path / f".{path.name}.new" for path in (self.settings, self.versions))
+        for leftover in (*self.path.glob(f".{self.report.stem}.*.tmp"), *halves):
             leftover.unlink(missing_ok=True)
 
     def _write_versions(self) -> None:
@@ -216,7 +226,7 @@ class RunFolder:
         found = {(d.metadata["Name"] or "?").lower(): d.version for d in importlib.metadata.distributions()}
         lines = [f"# Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
         lines += [f"{name}=={version}" for name, version in sorted(found.items())]
-        self.versions.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        replace_file(self.versions, ("\n".join(lines) + "\n").encode())
 
     def clear(self, *, remove: bool) -> None:
         """Take back what was made for a run that never began; ``remove`` the folder as well."""
@@ -244,10 +254,7 @@ class RunLock:
         try:
             self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise RunFolderError(
-                f"{folder.path} cannot be written ({error.strerror}). Mend its permissions, or mount its "
-                "disk for writing."
-            ) from error
+            raise _unwritable(folder.path, error) from error
         try:
             self._take(folder)
         except BaseException:
@@ -287,16 +294,33 @@ class RunLock:
         )
 
     def sign(self) -> None:
-        """Write down who has the lock."""
+        """Write down who has the lock.
+
+        Raises:
+            RunFolderError: that cannot be written; the lock is let go of.
+        """
         record = Owner.this_process().to_json().encode()
-        os.pwrite(self.fd, record, 0)
-        os.ftruncate(self.fd, len(record))
         self._signed = True
+        try:
+            if os.pwrite(self.fd, record, 0) < len(record):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.ftruncate(self.fd, len(record))
+        except OSError as error:
+            self.release()
+            raise _unwritable(self._path.parent, error) from error
 
     def release(self) -> None:
         """Let go of this process's share; safe to call twice."""
         if self.fd >= 0:
-            if self._signed:
-                os.ftruncate(self.fd, 0)
+            try:
+                if self._signed:
+                    os.ftruncate(self.fd, 0)
+            except OSError:
+                pass  # a record that stays names a process that has ended
             os.close(self.fd)
             self.fd = -1
+
+
+def _unwritable(path: Path, error: OSError) -> RunFolderError:
+    """What to say of a run folder that cannot be written, and what to do."""
+    return RunFolderError(f"{path} cannot be written ({error.strerror}): {remedy(error)}.")

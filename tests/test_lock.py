@@ -166,6 +166,39 @@ def test_a_worker_that_outlives_its_driver_is_said_to_end_soon(folder: RunFolder
             RunLock(folder)
 
 
+def full(*arguments: object) -> int:
+    """A disk without room."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_at_the_lock_is_said_and_leaves_it_free(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where, why, what to do; and nobody is kept out afterwards."""
+    lock = RunLock(folder)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(RunFolderError, match=r"cannot be written \(No space left on device\): make room"):
+        lock.sign()
+    monkeypatch.undo()
+    again = RunLock(folder)
+    assert again.left_behind is None
+    again.release()
+
+
+def test_settings_and_versions_are_whole_or_as_before(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up while they are written: the old ones stand, and the next run is not kept out."""
+    folder.prepare({"seed": 1})
+    before = {path: path.read_bytes() for path in (folder.settings, folder.versions)}
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFolderError, match="make room"):
+        folder.prepare({"seed": 2})
+    assert before == {path: path.read_bytes() for path in before}
+    monkeypatch.undo()
+    folder.check_free()
+
+
 # ---------------------------------------------------------------------- other machines
 
 
