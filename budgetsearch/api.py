@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.aftermath import marked
+from budgetsearch.awaiting import lock_in_time
 from budgetsearch.clock import (
     Timing,
     budget_of_resumed,
@@ -165,7 +166,7 @@ def run(
             return resume_run(
                 folder, deadline=deadline, storage=settings.storage, engine=engine, gpus=gpus,
                 address=address, watchers=watchers, say=say,
-                already_seconds=already_seconds, last_resort=last_resort,
+                already_seconds=already_seconds, last_resort=last_resort, patient=True,
             )  # fmt: skip
     until = deadline_of(settings.deadline) if settings.deadline else None
     timing = timing_of_new(settings.hours, until, already_seconds)
@@ -245,6 +246,7 @@ def resume(
     say: Say = lambda line: None,
     already_seconds: float = 0.0,
     last_resort: bool = False,
+    patient: bool = False,
 ) -> Result:
     """Go on with an interrupted run, with its own settings and what is left of its budget.
 
@@ -252,7 +254,8 @@ def resume(
     the first. ``storage``: the study's URL again, with its
     password, which stands nowhere in the run. ``engine``, ``gpus``, ``address``: others than before, as on
     another cluster. ``last_resort``: end this process when the time is over,
-    whatever hangs in it.
+    whatever hangs in it. ``patient``: wait for three minutes at most where a process on another
+    machine, which may have been killed a moment ago, still seems to have the run; with a deadline it counts.
 
     Raises:
         RunFolderError: there is no run in the folder, or it is in use.
@@ -261,7 +264,7 @@ def resume(
     """
     folder = RunFolder(Path(run))
     folder.check_run()
-    lock = RunLock(folder)
+    lock = lock_in_time(folder, say) if patient else RunLock(folder)
     if lock.left_behind is not None and not lock.left_behind.lives():
         say(f"{lock.left_behind} had this run and was ended from outside")
     lock.sign()

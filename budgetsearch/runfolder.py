@@ -22,6 +22,8 @@ from budgetsearch.folders import remedy, replace_file
 from budgetsearch.ledger import read_entries
 from budgetsearch.owner import Owner, held, read_owner, seconds_to_wait
 
+LEFT_SECONDS = 5.0
+"""A lock whose process has ended is looked at again after so long."""
 OWN = (
     *("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite"),
     *("ledger.jsonl", "traceback.log", "ray", ".settings.json.new", ".versions.lock.new"),
@@ -240,6 +242,16 @@ class RunFolder:
                 path.unlink()
 
 
+class InUse(RunFolderError):
+    """A run that a process works on, or may."""
+
+    def __init__(self, message: str, who: str, wait_seconds: float) -> None:
+        super().__init__(message)
+        self.who = who
+        self.wait_seconds = wait_seconds
+        """After so long it may turn out that nobody does; 0: it will not."""
+
+
 class RunLock:
     """An exclusive lock on a run folder, held until every process that inherited it is gone."""
 
@@ -266,7 +278,9 @@ class RunLock:
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise self._in_use(folder, owner) from error
+            # A file server may keep the lock of a machine that went down, and a worker outlive its driver.
+            left = owner is not None and not owner.lives()
+            raise self._in_use(folder, owner, wait=LEFT_SECONDS if left else 0.0) from error
         except OSError as error:  # a file system without locks: the record is all there is
             if owner is not None and (owner.elsewhere() or owner.lives()):
                 raise self._in_use(folder, owner, f" If it has ended, remove {self._path}.") from error
@@ -277,6 +291,7 @@ class RunLock:
                 owner,
                 " That is another machine, whose locks may not be seen here, and the folder was written a "
                 f"moment ago. If that process has ended, try again in {wait:.0f} s, or remove {self._path}.",
+                wait,
             )
         self.left_behind = owner
         """Who had the lock and ended without letting go of it: killed, or its machine went down."""
@@ -284,13 +299,15 @@ class RunLock:
     def _owner(self) -> Owner | None:
         return read_owner(os.pread(self.fd, 4096, 0).decode("utf-8", "replace"))
 
-    def _in_use(self, folder: RunFolder, owner: Owner | None, more: str = "") -> RunFolderError:
+    def _in_use(self, folder: RunFolder, owner: Owner | None, more: str = "", wait: float = 0.0) -> InUse:
         if owner is not None and not owner.elsewhere() and not owner.lives():
             more = more or " That process has ended, but its worker has not yet; try again in a moment."
-        who = owner or "a process that is starting or ending"
-        return RunFolderError(
+        who = str(owner or "a process that is starting or ending")
+        return InUse(
             f"{folder.path} is in use by {who}. Wait for it, stop it "
-            f"with Ctrl-C there, or name another folder.{more}"
+            f"with Ctrl-C there, or name another folder.{more}",
+            who,
+            wait,
         )
 
     def sign(self) -> None:

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgetsearch import owner
+from budgetsearch import api, owner
+from budgetsearch.awaiting import MAX_SECONDS, lock_in_time
 from budgetsearch.core.errors import RunFolderError
 from budgetsearch.owner import QUIET_SECONDS, Owner, read_owner
 from budgetsearch.runfolder import RunFolder, RunLock
@@ -224,6 +225,60 @@ def test_a_lock_of_another_machine_is_taken_once_its_run_is_quiet(folder: RunFol
     assert lock.left_behind is not None
     assert lock.left_behind.host == "node7"
     lock.release()
+
+
+@pytest.fixture
+def passing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that pass where somebody sleeps."""
+    began, slept = time.time(), [0.0]
+    monkeypatch.setattr(owner, "_server_time", lambda folder: began + sum(slept))
+    return slept
+
+
+def test_a_requeued_job_waits_until_the_killed_one_s_lock_is_old_enough(
+    folder: RunFolder, passing: list[float]
+) -> None:
+    """No longer than that, and it is said once."""
+    leave(folder, elsewhere())
+    folder.ledger.touch()
+    age(folder, 30.0)
+    said: list[str] = []
+    lock_in_time(folder, said.append, passing.append).release()
+    assert sum(passing) == pytest.approx(QUIET_SECONDS - 30.0, abs=2.0)
+    assert len(said) == 1
+    assert "on node7" in said[0]
+
+
+def test_run_resume_auto_is_the_patient_one(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that starts a job again does not read what it would have to wait for."""
+    folder.ledger.touch()
+    given: dict[str, object] = {}
+    monkeypatch.setattr(api, "resume_run", lambda run, **more: given.update(more))
+    api.run(out=folder.path, resume="auto")
+    assert given["patient"] is True
+
+
+def test_a_requeued_job_gives_way_to_one_that_goes_on_writing(
+    folder: RunFolder, passing: list[float]
+) -> None:
+    """After a bounded time; and at once to a process of this machine."""
+    leave(folder, elsewhere())
+    began = time.time()
+
+    def sleep(seconds: float) -> None:
+        passing.append(seconds)
+        now = began + sum(passing)
+        os.utime(folder.path / "lock", (now, now))
+
+    with pytest.raises(RunFolderError, match="another machine"):
+        lock_in_time(folder, lambda line: None, sleep)
+    assert MAX_SECONDS <= sum(passing) < MAX_SECONDS + 10
+    mine = Owner.this_process()
+    leave(folder, mine)
+    with (folder.path / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RunFolderError, match=f"in use by process {mine.pid}"):
+            lock_in_time(folder, print, lambda seconds: pytest.fail("nobody waits for a process that lives"))
 
 
 def test_another_container_of_this_machine_is_no_other_machine(folder: RunFolder) -> None:
