@@ -27,6 +27,8 @@ MARKER = "checkpoint.json"
 SIGN = "budgetsearch.json"
 """In the place of a run, beside its checkpoints: whoever does not find it looks at another place."""
 FORMAT = 1
+LOOK_SECONDS = 1.0
+"""Whoever waits looks so often whether there is still time for it."""
 MAX_DOWNLOADS = 2
 """A download with wrong sums is made once more: the connection may have been cut."""
 BUCKETS = ("s3://", "s3a://", "gs://", "gcs://", "abfs://", "az://", "oss://")
@@ -46,6 +48,8 @@ class Patience:
     """Before the second try; each further wait is twice as long."""
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    hurried: Callable[[], bool] = lambda: False
+    """Whether there is no time for another try any more."""
 
     def insist(self, act: Callable[[], T]) -> T:
         """Act until it works or the time is over; then the last exception is the caller's."""
@@ -54,10 +58,16 @@ class Patience:
             try:
                 return act()
             except Exception as error:
-                if _is_hopeless(error) or self.clock() + wait > until:
+                if _is_hopeless(error) or self.clock() + wait > until or not self._waited(wait):
                     raise
-            self.sleep(wait)
             wait *= 2
+
+    def _waited(self, seconds: float) -> bool:
+        """Wait, but not on for whoever is in a hurry."""
+        while seconds > 0 and not self.hurried():
+            self.sleep(min(seconds, LOOK_SECONDS))
+            seconds -= LOOK_SECONDS
+        return not self.hurried()
 
 
 ONCE = Patience(0.0)

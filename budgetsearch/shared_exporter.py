@@ -7,8 +7,10 @@ in the store. Not more than that one copy is kept.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from budgetsearch.training import sums
 LOGGER = logging.getLogger("budgetsearch.shared")
 COPIED = (*sums.ADAPTER_FILES, sums.META_FILE)
 """Of a checkpoint: what an adapter is made from, and its sums."""
+PAUSE_SECONDS = 60.0
+"""So long a store that did not answer is not swept: the driver has other things to do than wait for it."""
 
 
 def exporter_for(exporter: AdapterExporter, shared: str | None) -> AdapterExporter | SharedExporter:
@@ -42,6 +46,9 @@ class SharedExporter:
 
     inner: AdapterExporter
     store: CheckpointStore
+    clock: Callable[[], float] = time.monotonic
+    _unswept_until: float = -math.inf
+    """The store is left alone until then: it did not answer."""
 
     @property
     def target(self) -> Path:
@@ -98,14 +105,15 @@ class SharedExporter:
         for path in self._copies():
             if best is None or path.name != best.best_checkpoint:
                 shutil.rmtree(path, ignore_errors=True)
-        if self.inner.keep_checkpoints:
+        if self.inner.keep_checkpoints or self.clock() < self._unswept_until:
             return
         spare, store = is_spare(history), replace(self.store, patience=ONCE)
         try:
             for name in store.names():
                 if spare(name):
                     store.remove(name)
-        except DiskError as error:  # the next sweep comes soon
+        except DiskError as error:
+            self._unswept_until = self.clock() + PAUSE_SECONDS
             LOGGER.warning("Checkpoints that nothing needs are still there. %s", error)
 
     def _copies(self) -> list[Path]:

@@ -242,6 +242,21 @@ def test_what_passes_is_tried_again_for_a_bounded_time(
     assert 15.0 <= time.now - began <= 30.0
 
 
+def test_a_job_that_was_cancelled_waits_for_no_store(
+    store: CheckpointStore, time: Time, tmp_path: Path
+) -> None:
+    """Each thing is tried once more at most; else the worker would be killed, as if it were to blame."""
+
+    def lost(method: str, *args: Any) -> None:
+        if method == "put_file":
+            raise ConnectionError("reset by peer")
+
+    hurried = dataclasses.replace(store.patience, hurried=lambda: time.now > 2.0)
+    with pytest.raises(DiskError, match="reset by peer"):
+        dataclasses.replace(troubled(store, lost), patience=hurried).put(checkpoint(tmp_path), NAME)
+    assert [0.5, 1.0, 1.0] == time.waits
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -692,13 +707,18 @@ def test_the_sweep_leaves_the_best_one_there_and_one_copy_here(house: House) -> 
 
 
 def test_a_sweep_that_fails_ends_nothing(house: House, time: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged without waiting; the next one tries again."""
+    """It is logged without waiting; for a minute the store is left alone, then the next one tries again."""
+    asked = [0]
 
     def away(method: str, *args: Any) -> None:
+        asked[0] += method == "invalidate_cache"
         raise TimeoutError("no answer")
 
-    house.store = troubled(house.store, away)
-    house.exporter.sweep(house.story.history)
+    exporter = SharedExporter(house.exporter.inner, troubled(house.store, away), time)
+    for now, times in ((0.0, 1), (59.0, 1), (61.0, 2)):
+        time.now = now
+        exporter.sweep(house.story.history)
+        assert times == asked[0]
     assert "no answer" in caplog.text and [] == time.waits
 
 

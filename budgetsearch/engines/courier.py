@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from budgetsearch.checkpoint_store import SIGN, CheckpointStore, missing_sign
+from budgetsearch.checkpoint_store import SIGN, CheckpointStore, Patience, missing_sign
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
 from budgetsearch.core.records import (
     CalibrateJob,
@@ -72,8 +72,12 @@ class Shop(Protocol):
         ...
 
 
-def with_shared(setup: WorkerSetup, build: Callable[[WorkerSetup], Any]) -> Any:
+def with_shared(
+    setup: WorkerSetup, build: Callable[[WorkerSetup], Any], stopping: Callable[[int], bool]
+) -> Any:
     """What ``build`` makes of the setup; where several machines share checkpoints, with a guard before it.
+
+    ``stopping(job_id)``: whether a job was cancelled; then the store is not asked again and again.
 
     Raises:
         SettingsError: no package here knows the URL's protocol.
@@ -84,9 +88,11 @@ def with_shared(setup: WorkerSetup, build: Callable[[WorkerSetup], Any]) -> Any:
     if (folder := folder_of(setup.shared)) is not None:
         return Mounted(build(setup), folder)
     copies = Copies.make()
-    return Courier(
-        build(replace(setup, checkpoint_path=str(copies.folder))), open_store(setup.shared), copies
-    )
+    workshop = build(replace(setup, checkpoint_path=str(copies.folder)))
+    courier = Courier(workshop, open_store(setup.shared), copies)
+    patience = Patience(hurried=lambda: stopping(courier.job_id))
+    courier.store = replace(courier.store, patience=patience)
+    return courier
 
 
 @dataclass
@@ -210,6 +216,8 @@ class Courier(Guard):
     store: CheckpointStore
     copies: Copies
     clock: Callable[[], float] = time.monotonic
+    job_id: int = 0
+    """The job at hand."""
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
         """Fetch what the segments start from, train them, upload what came of them.
@@ -218,6 +226,7 @@ class Courier(Guard):
         checkpoint cannot be fetched or uploaded is cancelled, and the reason stands where that of a full
         disk would.
         """
+        self.job_id = job.job_id
         failed: dict[int, SegmentResult] = {}
         waited: dict[int, float] = {}
         for segment in job.segments:
@@ -246,6 +255,7 @@ class Courier(Guard):
 
     def calibrate(self, job: CalibrateJob) -> Calibration:
         """Measure one quantization; a checkpoint costs its way to the store and back as well."""
+        self.job_id = job.job_id
         before = set(os.listdir(self.copies.folder))
         result = self.workshop.calibrate(job)
         for name in sorted(set(os.listdir(self.copies.folder)) - before):
@@ -265,6 +275,7 @@ class Courier(Guard):
 
     def score(self, job: ScoreJob) -> Score:
         """Fetch the adapter, then score it; an absolute path is the exported one, on the driver's machine."""
+        self.job_id = job.job_id
         if not os.path.isabs(job.checkpoint):
             self._fetch(job.checkpoint)
         return self.workshop.score(job)

@@ -141,7 +141,9 @@ def main() -> None:
     if not isinstance(setup, WorkerSetup):
         raise SystemExit("the first order must be the setup")
     try:
-        workshop = with_shared(setup, lambda setup: Workshop(setup, pipe.send, inbox.is_cancelled))
+        workshop = with_shared(
+            setup, lambda setup: Workshop(setup, pipe.send, inbox.is_cancelled), inbox.is_cancelled
+        )
     except Exception as error:
         traceback.print_exc()
         os._exit(EXIT_DEVICE if is_lost(error) else EXIT_BROKEN)
