@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,26 @@ from budgetsearch.core.records import (
     SegmentResult,
     WorkerSetup,
 )
+from budgetsearch.engines import ray_tune
 from budgetsearch.engines.hands import Hands
 from budgetsearch.engines.hub import Hub
-from budgetsearch.engines.messages import Alive, Gone, Halt, Hello, Said, Strike, Take, ToDriver, ToLane, Up
+from budgetsearch.engines.messages import (
+    Alive,
+    FleetSpec,
+    Gone,
+    Halt,
+    Hello,
+    Said,
+    Strike,
+    Take,
+    ToDriver,
+    ToLane,
+    Up,
+)
+from budgetsearch.engines.ray_tune import RayEngine
 from budgetsearch.engines.table import DELIVERY_SECONDS, EMPTY_SECONDS, MAX_TRIES, SILENT_SECONDS, Table
 from budgetsearch.settings import Settings, load_settings
-from budgetsearch.testing import segment, train_job
+from budgetsearch.testing import await_end, segment, train_job
 
 SETUP = WorkerSetup("model", "model", "data", "checkpoints", "cpu", "all-linear", 0)
 
@@ -256,6 +270,93 @@ def test_without_a_lane_for_long_the_engine_gives_up_with_the_last_words() -> No
     fleet.table.hear(Gone("0-a", "the driver is too old"))
     with pytest.raises(EngineError, match=r"driver is too old.*ray status.*resume RUN"):
         fleet.pass_time(EMPTY_SECONDS + 5)
+
+
+HELLO = """
+import json, os, signal, sys
+spec = json.loads(sys.stdin.readline())
+def say(**message):
+    print(json.dumps(message), flush=True)
+say(**{"is": "Up", "address": "here", "lanes": 1, "dashboard": "127.0.0.1:8265"})
+say(**{"is": "Hello", "lane": "0-a", "number": 0, "node": "here"})
+"""
+DIES_WITH_A_JOB = HELLO + "sys.stdin.readline()"
+NEVER_COMES = """
+import sys
+sys.stdin.readline()
+print('{"is": "Down", "reason": "ConnectionError: nobody is there"}', flush=True)
+"""
+SHORT = NEVER_COMES.replace('"}', '", "final": true}')
+HANGS = HELLO + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport time\ntime.sleep(60)"
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[RayEngine, list[int]]]:
+    """An engine whose fleet is a script, and the processes that were started."""
+    monkeypatch.setattr(ray_tune, "RETRY_SECONDS", 0.0)
+
+    def make(code: str) -> tuple[RayEngine, list[int]]:
+        real, started = subprocess.Popen, list[int]()
+
+        def popen(arguments: list[str], **options: Any) -> Any:
+            process = real([sys.executable, "-c", code], **options)
+            started.append(process.pid)
+            return process
+
+        monkeypatch.setattr(ray_tune.subprocess, "Popen", popen)
+        spec = FleetSpec(1, str(tmp_path), str(tmp_path / "worker-{lane}.log"))
+        return RayEngine(SETUP, spec, tmp_path / "ray.log"), started
+
+    return make
+
+
+def test_a_fallen_fleet_is_started_again_until_it_falls_too_often(
+    scripted: Callable[[str], tuple[RayEngine, list[int]]],
+) -> None:
+    """Its jobs come back without a stain; one that falls with every job is given up, with its log."""
+    engine, started = scripted(DIES_WITH_A_JOB)
+    engine.warm_up()
+    for _ in range(ray_tune.MAX_FALLS):
+        while engine.slots == 0 or engine._process is None:
+            engine.poll(0.1)
+        job = train_job(segment(1, 100))
+        engine.submit(job)
+        (result,) = await_end(engine, job.job_id).results
+        assert isinstance(result, SegmentResult) and result.worker_lost
+    with pytest.raises(EngineError, match=r"Ray cannot be used.*ray\.log.*resume RUN"):
+        engine.poll(1.0)
+    assert ray_tune.MAX_FALLS == len(started)
+    engine.close()
+
+
+@pytest.mark.parametrize(("code", "starts"), [(NEVER_COMES, ray_tune.MAX_FALLS), (SHORT, 1)])
+def test_a_cluster_that_was_never_there_is_given_up_soon(
+    scripted: Callable[[str], tuple[RayEngine, list[int]]], code: str, starts: int
+) -> None:
+    """A wrong address, or fewer GPUs than asked for: with what Ray said."""
+    engine, started = scripted(code)
+    engine.warm_up()
+    with pytest.raises(EngineError, match="nobody is there"):
+        await_end(engine, 99)
+    assert starts == len(started)
+    engine.close()
+
+
+def test_a_fleet_that_hangs_is_killed(
+    scripted: Callable[[str], tuple[RayEngine, list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing takes no longer than it may, and the dashboard's address has been said."""
+    monkeypatch.setattr(ray_tune, "CLOSE_SECONDS", 0.2)
+    engine, _ = scripted(HANGS)
+    engine.warm_up()
+    reports: list[Report] = []
+    while engine.slots < 1:
+        reports += engine.poll(0.1)
+    assert [Notice(0, "Ray's dashboard is at http://127.0.0.1:8265")] == reports
+    process = engine._process
+    assert process is not None
+    engine.close()
+    assert process.poll() is not None
 
 
 @dataclass

@@ -27,6 +27,7 @@ from budgetsearch.engines.worker import Pipe, die_with_parent
 CLOSE_SECONDS = 4.0
 """Lanes get so long to end their workers; then Ray is left as it is."""
 LISTEN_SECONDS = 5.0
+LOOPBACK = "127.0.0.1"
 STORE_BYTES = 128 * 2**20
 """Object store of a local cluster: messages are small, and nothing big is put there."""
 ENVIRONMENT: Mapping[str, str] = {
@@ -42,6 +43,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S_AUTOSCALER": "1000000000",
 }
 """Without these Ray and Tune say and do things that belong into no run."""
+ALONE: Mapping[str, str] = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""A local cluster listens on loopback only: Ray asks nobody for a password."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -49,15 +52,13 @@ def main() -> None:
     """Read what to start, then run the fleet until the input ends."""
     die_with_parent()
     pipe = Pipe()
-    os.environ.update(ENVIRONMENT)
     spec = decode(FleetSpec, json.loads(sys.stdin.readline()))
+    os.environ.update(ENVIRONMENT if spec.address else {**ENVIRONMENT, **ALONE})
     try:
         _run(spec, pipe)
     except Exception as error:
         traceback.print_exc()
-        pipe.write(
-            encode(Down(f"{type(error).__name__}: {error}"[:1000], final=isinstance(error, ConnectionError)))
-        )
+        pipe.write(encode(Down(f"{type(error).__name__}: {error}"[:1000])))
     finally:
         _leave()
 
@@ -104,7 +105,7 @@ def _connect(spec: FleetSpec, namespace: str) -> Any:
         num_cpus=local_cpus(spec.lanes),
         object_store_memory=STORE_BYTES,
         include_dashboard=importlib.util.find_spec("aiohttp_cors") is not None,  # of ray[default]
-        dashboard_host="127.0.0.1",
+        dashboard_host=LOOPBACK,
         **quiet,
     )
 

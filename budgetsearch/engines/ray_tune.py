@@ -15,7 +15,7 @@ from typing import IO
 
 from budgetsearch.core.codec import decode, encode
 from budgetsearch.core.errors import DiskError, EngineError, SettingsError
-from budgetsearch.core.records import Job, JobEnded, Report, WorkerSetup
+from budgetsearch.core.records import Job, JobEnded, Notice, Report, WorkerSetup
 from budgetsearch.engines.local import SAFE_PATH
 from budgetsearch.engines.messages import Down, FleetSpec, Hello, Said, ToDriver, Up
 from budgetsearch.engines.table import Table
@@ -23,7 +23,10 @@ from budgetsearch.folders import remedy
 from budgetsearch.gpu.detect import Card
 
 MAX_FALLS = 3
-"""A fleet that fell so often without a job that ended is not started again."""
+"""A fleet that fell so often without a job that ended is not started again. A cluster that was there and
+cannot be reached does not count: its head may be starting again, and the table knows how long to wait."""
+RETRY_SECONDS = 5.0
+"""After a fall the next fleet is started so much later."""
 CLOSE_SECONDS = 8.0
 """The fleet gets so long to end its lanes and Ray; then it is killed, and they end with it."""
 TICK_SECONDS = 0.5
@@ -60,6 +63,8 @@ class RayEngine:
         self._heard: queue.Queue[tuple[int, ToDriver | None]] = queue.Queue()
         self._ready: list[Report] = []
         self._generation = self._falls = 0
+        self._started = self._manned = False
+        self._fell_at = -RETRY_SECONDS
         self._down = Down("")
         self.card: Card | None = None
         """The card of the first lane that came; None: none has come yet, or there is none."""
@@ -70,7 +75,7 @@ class RayEngine:
     @property
     def slots(self) -> int:
         """How many lanes live; before the fleet is started, how many there are to be."""
-        return self._table.living if self._process is not None else max(1, self._spec.lanes)
+        return self._table.living if self._started else max(1, self._spec.lanes)
 
     def warm_up(self) -> None:
         """Start the fleet early: Ray and the lanes take seconds that others can use."""
@@ -93,10 +98,8 @@ class RayEngine:
         until = time.monotonic() + timeout
         while True:
             self._listen(max(0.0, min(TICK_SECONDS, until - time.monotonic())) if not self._ready else 0.0)
-            if self._process is not None:
-                self._ready += self._table.tick()
-            elif self._table.waiting:
-                self._ensure_fleet()
+            if self._started and not self._ready:
+                self._look_after()
             self._send()
             if self._ready or time.monotonic() >= until:
                 found, self._ready = self._ready, []
@@ -122,6 +125,7 @@ class RayEngine:
         """End the lanes and a cluster of our own; safe to call twice."""
         process, self._process = self._process, None
         self._generation += 1
+        self._started = False
         self._table = Table(self._spec.lanes, self._table.clock)
         self._ready = []
         if process is None:
@@ -139,15 +143,26 @@ class RayEngine:
 
     # --------------------------------------------------------------------- the fleet
 
+    def _look_after(self) -> None:
+        """Find out what is lost, and bring the fleet back.
+
+        Raises:
+            EngineError: it cannot be brought back, or no lane comes.
+        """
+        self._ready += self._table.tick()
+        if self._process is None and self._table.clock() - self._fell_at >= RETRY_SECONDS:
+            self._ensure_fleet()
+
     def _ensure_fleet(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return
+        if self._process is not None:
+            return  # if it has ended, the reader says so
         if self._down.final or self._falls >= MAX_FALLS:
             raise EngineError(
                 f"Ray cannot be used: {self._down.reason or 'its process ended'}. What it said is in "
                 f"{self.log}. Everything so far is kept, and `budgetsearch resume RUN` goes on."
             )
         self._generation += 1
+        self._started, self._manned = True, False
         Path(self._spec.folder).mkdir(parents=True, exist_ok=True)
         try:
             log = self.log.open("ab")
@@ -199,11 +214,14 @@ class RayEngine:
         if message is None:
             self._fell()
         elif isinstance(message, Up):
-            self.place, self._table.size = message, message.lanes
+            self.place, self._table.size, self._down = message, message.lanes, Down("")
+            if message.dashboard:
+                self._ready.append(Notice(0, f"Ray's dashboard is at http://{message.dashboard}"))
         elif isinstance(message, Down):
             self._down = message
         else:
             if isinstance(message, Hello):
+                self._manned = True
                 self.card = self.card or message.card
             if isinstance(message, Said) and isinstance(message.report, JobEnded):
                 self._falls = 0
@@ -215,11 +233,10 @@ class RayEngine:
         if process is not None:
             process.kill()
             process.wait()
-        self._falls += 1
+        self._fell_at = self._table.clock()
+        self._falls += self._manned or self.place is None
         self._ready += self._table.lose_all(self._down.reason or "Ray's process ended")
         self._table.orders.clear()
-        if not self._down.final and self._falls < MAX_FALLS:
-            self._ensure_fleet()
 
     def _send(self) -> None:
         orders, self._table.orders = self._table.orders, []
