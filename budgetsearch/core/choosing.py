@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from budgetsearch.core.evidence import indistinguishable
 from budgetsearch.core.history import TrialState
 from budgetsearch.core.records import ParamValue, cost_class
+from budgetsearch.core.retired import STRATA
 from budgetsearch.core.view import View
-
-STRATA = ("quantization", "rank")
-"""Early rungs cannot tell how well a value of these ends (docs/policy.md), so a tie goes to the trial that
-brings one that no trial has carried up yet."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ def promotable(view: View, rung: int) -> list[Promotable]:
     for name, value in _missing(view, rung, best[0][1]):
         tie = _tie(rung, best[0][1], [(n, s) for n, s in waiting if s.trial.params.get(name) == value])
         if tie is not None:
-            where = f"place {view.history.at_rung(rung).index(tie) + 1} of {entered} at rung {rung}"
+            where = f"place {view.history.place(tie, rung)} of {entered} at rung {rung}"
             return [Promotable(tie, f"tie: {where}, the first with {name} {value} to go on"), *found]
     return found
 
@@ -59,19 +56,25 @@ def _best(view: View, rung: int) -> list[tuple[int, TrialState]]:
 
 def _waiting(view: View, rung: int) -> list[tuple[int, TrialState]]:
     """Places and trials of a rung that may go on; whoever was dropped has no checkpoint any more."""
-    ranked = enumerate(view.history.at_rung(rung), start=1)
-    out = view.history.dropped
-    return [(n, s) for n, s in ranked if s.goal == rung and not (s.stuck or s.running or s.trial_id in out)]
+    history, out = view.history, view.history.dropped
+    here = [s for s in history.active.values() if s.goal == rung and rung in s.losses]
+    able = [s for s in here if not (s.stuck or s.running or s.trial_id in out)]
+    return sorted(((history.place(s, rung), s) for s in able), key=lambda one: one[0])
 
 
 def _missing(view: View, rung: int, first: TrialState) -> list[tuple[str, ParamValue]]:
     """Values of the strata that no trial has carried beyond the rung; none if ``first`` brings one."""
-    trials = view.history.trials.values()
+    states, known = view.history.active.values(), view.history.retired.first
     found: dict[tuple[str, ParamValue], None] = {}
     for name in STRATA:
-        above = {t.trial.params.get(name) for t in trials if t.goal > rung}
-        here = [t.trial.params[name] for t in trials if t.goal == rung and name in t.trial.params]
-        found |= {(name, value): None for value in here if value not in above}
+        above = {t.trial.params.get(name) for t in states if t.goal > rung}
+        above |= {value for goal, of in known if goal > rung and of == name for value in known[goal, of]}
+        here = dict(known.get((rung, name), {}))
+        for t in states:
+            if t.goal == rung and name in t.trial.params:
+                value = t.trial.params[name]
+                here[value] = min(here.get(value, t.trial_id), t.trial_id)
+        found |= {(name, value): None for value in sorted(here, key=here.__getitem__) if value not in above}
         if name in first.trial.params and first.trial.params[name] not in above:
             return []
     return list(found)
@@ -90,10 +93,11 @@ def finalists(view: View) -> list[TrialState]:
     """Trials that may run in full, best first: those that got furthest, then the rest by rung."""
     top = view.plan.top_rung
     if top == 0:
-        return [s for s in view.history.trials.values() if not s.stuck and s.goal < top]
+        return [s for s in view.history.active.values() if not s.stuck and s.goal < top]
     kept = view.history.contenders()
-    ranked = [s for rung in range(top - 1, -1, -1) for s in view.history.at_rung(rung) if s.rung == rung]
-    return [s for s in ranked if s.trial_id in kept and s.goal < top and not s.stuck]
+    able = (s for s in view.history.active.values() if s.trial_id in kept and s.goal < top and not s.stuck)
+    ranked = [s for s in able if s.rung in s.losses]
+    return sorted(ranked, key=lambda s: (-s.rung, s.losses[s.rung], s.trial_id))
 
 
 def next_candidate(view: View) -> TrialState:

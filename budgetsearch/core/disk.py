@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from budgetsearch.core.ladders import FINALISTS_SHARE
 from budgetsearch.core.records import Plan
 from budgetsearch.core.stands import SPARES
 
@@ -97,7 +99,8 @@ def most_held(*, eta: int, top_rung: int, full_runs: float, workers: int = 1) ->
 def runners_up(full_runs: float, workers: int = 1) -> int:
     """So many trials behind the promoted ones keep their checkpoint, in case those fail: what is left at the
     end goes to them, on every worker."""
-    return max(RUNNERS_UP, int(full_runs)) + workers - 1
+    further = max(1, math.ceil(FINALISTS_SHARE * full_runs))
+    return max(RUNNERS_UP, int(full_runs)) + (workers - 1) * further
 
 
 def held_of(plan: Plan, affordable: int) -> int:

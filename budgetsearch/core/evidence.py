@@ -20,7 +20,7 @@ MIN_EXAMPLES = 8
 
 def entry_rung(plan: Plan, history: History) -> int:
     """The rung at which new trials enter: 0, or 1 if the scouts say that rung 0 does not predict."""
-    scouts = [s for s in history.trials.values() if s.trial_id < plan.scouts]
+    scouts = [history.trials[n] for n in range(plan.scouts) if n in history.trials]
     if len(scouts) < plan.scouts or any(s.running or not (s.stuck or s.rung >= 1) for s in scouts):
         return 0
     pairs = [(_loss(s.losses, 0, s.dead), _loss(s.losses, 1, s.dead)) for s in scouts]

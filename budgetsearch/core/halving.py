@@ -22,7 +22,7 @@ from budgetsearch.core.choosing import any_promotable, earned, finalists, next_c
 from budgetsearch.core.costs import PESSIMISM, CostModel
 from budgetsearch.core.gangs import gather
 from budgetsearch.core.history import History, TrialState
-from budgetsearch.core.ladders import FEW_TRIALS
+from budgetsearch.core.ladders import FEW_TRIALS, FINALISTS_SHARE
 from budgetsearch.core.records import (
     Decision,
     Finish,
@@ -40,9 +40,6 @@ COOLDOWN_SHARE = 0.2
 """The last fifth of the full run cools down."""
 FEW_SHARE = 0.5
 """Of a full run: what another trial may cost while there are few."""
-FINALISTS_SHARE = 0.4
-"""Where the rungs are too few to say much about the end, the last part of the budget belongs to the
-finalists: more of them in full find more than more short trials."""
 LIMIT_FACTOR = 4.0
 """The watchdog stops a rung's segment that takes so many times its expected seconds."""
 LIMIT_SECONDS = 30.0
@@ -75,9 +72,11 @@ def decide(
 def go_on(view: View) -> Decision | None:
     """A trial that is under way towards a rung (interrupted, retried, or a link of the full run)."""
     top = view.plan.top_rung
-    over = set(view.history.full_done) | view.history.dropped
-    for state in view.history.trials.values():
-        if state.running or state.stuck or state.goal <= state.rung or state.trial_id in over:
+    over, dropped = set(view.history.full_done), view.history.dropped
+    for state in view.history.active.values():
+        if state.running or state.stuck or state.goal <= state.rung:
+            continue
+        if state.trial_id in over or state.trial_id in dropped:
             continue
         if state.goal == top:
             if not _worth_a_restart(view, state):
@@ -92,7 +91,8 @@ def go_on(view: View) -> Decision | None:
 
 def scout(view: View) -> Decision | None:
     """The first trials go to the second rung whatever their loss there will be."""
-    for state in view.history.trials.values():
+    trials = view.history.trials
+    for state in (trials[number] for number in range(view.plan.scouts) if number in trials):
         waits = state.trial_id < view.plan.scouts and state.goal == 0 and state.rung == 0
         if waits and not state.stuck and not state.running and state.trial_id not in view.history.dropped:
             return _rung_segment(view, state, 1, "scout: does the first rung predict the second?")
@@ -101,17 +101,17 @@ def scout(view: View) -> Decision | None:
 
 def enter(view: View) -> Decision | None:
     """Another trial, while its promotions and the full run still fit behind it."""
-    states = view.history.trials.values()
-    started = [s for s in states if s.started]
-    if view.plan.top_rung == 0 or len(started) >= view.plan.max_trials:
+    retired, states = view.history.retired, [s for s in view.history.active.values() if s.started]
+    started = retired.started + len(states)
+    if view.plan.top_rung == 0 or started >= view.plan.max_trials:
         return None
     # Even if a whole full run does not fit any more: one trial there must be.
-    nobody = all(s.stuck for s in started)
+    nobody = not retired.able and all(s.stuck for s in states)
     late = _promotions_due(view) or _time_for_finalists(view) or not _another_fits(view)
     if late and not nobody:
         return None
     if not view.candidates:
-        return NeedCandidates(_wanted_candidates(view, len(started))) if view.may_ask else None
+        return NeedCandidates(_wanted_candidates(view, started)) if view.may_ask else None
     state = next_candidate(view)
     return _rung_segment(view, state, view.entry, f"new trial ({state.trial.origin})")
 
@@ -131,7 +131,7 @@ def promote_finalists(view: View) -> Decision | None:
 
 def _promote(view: View, least: int) -> Decision | None:
     for rung in range(view.plan.top_rung - 1):
-        if not view.several and any(s.running and s.goal == rung for s in view.history.trials.values()):
+        if not view.several and any(s.running and s.goal == rung for s in view.history.active.values()):
             return None  # a gang's other members
         already = view.entered(rung + 1)
         if already >= max(view.quota(rung), least):
@@ -294,8 +294,11 @@ def _time_for_finalists(view: View) -> bool:
     plan = view.plan
     few_rungs = view.entry > 0 or plan.top_rung == 1
     late = view.left < FINALISTS_SHARE * plan.budget_seconds
-    trials = view.history.trials.values()
-    return few_rungs and late and any(s.goal >= plan.top_rung - 1 and not s.stuck for s in trials)
+    if not (few_rungs and late):
+        return False
+    before = any(rung >= plan.top_rung - 1 for rung in view.history.retired.able)
+    states = view.history.active.values()
+    return before or any(s.goal >= plan.top_rung - 1 and not s.stuck for s in states)
 
 
 def _search_seconds(view: View) -> float:
@@ -428,7 +431,7 @@ def _has_whole_full_run(view: View) -> bool:
 def _wants_another(view: View) -> bool:
     """On a ladder of one rung: whether one more configuration may run in full."""
     history = view.history
-    waiting = (s for s in history.trials.values() if not s.stuck and s.trial_id not in history.full_done)
+    waiting = (s for s in history.active.values() if not s.stuck and s.trial_id not in history.full_done)
     if any(not s.running for s in waiting):
         return False
     room = not _has_full_run(view) or _full_run_seconds(view) * PESSIMISM <= view.left

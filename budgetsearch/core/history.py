@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -45,6 +46,7 @@ from budgetsearch.core.records import (
     Trial,
     cost_class,
 )
+from budgetsearch.core.retired import Retired
 from budgetsearch.core.stands import MAX_UNREAD, Stand, fall_back, settle, spares, with_stand
 
 MAX_CRASHES = 1
@@ -144,6 +146,14 @@ class History:
     plan: Plan | None = None
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     trials: dict[int, TrialState] = field(default_factory=dict)
+    active: dict[int, TrialState] = field(default_factory=dict, repr=False, compare=False)
+    """Those of the trials that may still run."""
+    retired: Retired = field(default_factory=Retired, repr=False, compare=False)
+    """What counts of the others."""
+    ranks: dict[int, list[tuple[float, int]]] = field(default_factory=dict, repr=False, compare=False)
+    """By rung: the losses there and whose they are, best first."""
+    holders: set[int] = field(default_factory=set, repr=False, compare=False)
+    """Trials of which something is on disk."""
     running: dict[int, list[Segment]] = field(default_factory=dict)
     """Segments under way, by job."""
     running_since: dict[int, float] = field(default_factory=dict)
@@ -203,30 +213,36 @@ class History:
     @property
     def incumbent(self) -> TrialState | None:
         """The trial with the best adapter on disk: the lowest validation loss seen at a checkpoint."""
-        able = [t for t in self.trials.values() if t.best_checkpoint and (t.held or t.exported)]
+        holders = map(self.trials.__getitem__, self.holders)
+        able = [t for t in holders if t.best_checkpoint and (t.held or t.exported)]
         known = [t for t in able if t.best_loss is not None]
         return min(known, key=lambda t: (t.best_loss, t.trial_id), default=None)
 
     @property
     def candidates(self) -> list[TrialState]:
         """Trials that were sampled, may fit into memory, and have never run."""
-        return [t for t in self.trials.values() if not t.started and not t.dead]
+        return [t for t in self.active.values() if not t.started and not t.dead]
 
     def at_rung(self, rung: int) -> list[TrialState]:
         """Trials with a result at ``rung``, best first; the diverged and the given up are not here."""
-        done = [t for t in self.trials.values() if rung in t.losses]
-        return sorted(done, key=lambda t: (t.losses[rung], t.trial_id))
+        return [self.trials[number] for _, number in self.ranks.get(rung, ())]
+
+    def place(self, state: TrialState, rung: int) -> int:
+        """Its place at a rung where its loss is known, from 1."""
+        return bisect_left(self.ranks[rung], (state.losses[rung], state.trial_id)) + 1
 
     def contenders(self) -> set[int]:
         """Trials that may still run: once a rung has been promoted from, its best and a few behind."""
-        kept = {t.trial_id for t in self.trials.values() if not t.dead} - self.dropped
+        states = self.active.values()
+        kept = {t.trial_id for t in states if not t.dead and t.trial_id not in self.dropped}
         eta = self.plan.eta if self.plan else 1
-        for rung in {t.rung for t in self.trials.values() if t.rung >= 0}:
-            ranked = self.at_rung(rung)
-            if not any(t.goal > rung for t in ranked):
+        for rung in {t.rung for t in states if t.rung >= 0}:
+            if not self.retired.passed[rung] and not any(t.goal > rung and rung in t.losses for t in states):
                 continue
-            quota = -(-sum(1 for t in self.trials.values() if t.goal >= rung) // eta) + self._runners_up()
-            kept -= {t.trial_id for t in ranked[quota:] if t.goal == rung}
+            reached = self.retired.reached[rung] + sum(1 for t in states if t.goal >= rung)
+            quota = -(-reached // eta) + self._runners_up()
+            here = (t for t in states if t.goal == rung and rung in t.losses)
+            kept -= {t.trial_id for t in here if self.place(t, rung) > quota}
         return kept - self._beyond_the_disk(kept)
 
     def _beyond_the_disk(self, kept: set[int]) -> set[int]:
@@ -239,8 +255,10 @@ class History:
             waiting.pop(number, None)
         places: dict[int, int] = {}
         for rung in {t.rung for t in waiting.values()}:
-            mine = [t.trial_id for t in self.at_rung(rung) if t.trial_id in waiting and t.rung == rung]
-            places |= {number: place for place, number in enumerate(mine)}
+            mine = sorted(
+                (t.losses[rung], t.trial_id) for t in waiting.values() if t.rung == rung and rung in t.losses
+            )
+            places |= {number: place for place, (_, number) in enumerate(mine)}
 
         def rank(state: TrialState) -> tuple[bool, bool, int, int, int]:
             paused, place = state.goal <= state.rung, places.get(state.trial_id, 0)
@@ -250,12 +268,15 @@ class History:
 
     def with_running(self, job: TrainJob) -> History:
         """A copy in which the job's segments have started; this history stays as it is."""
-        trials = dict(self.trials)
+        changed = {}
         for segment in job.segments:
-            state = trials[segment.trial_id]
-            trials[segment.trial_id] = replace(state, running=True, goal=max(state.goal, segment.rung))
+            state = self.trials[segment.trial_id]
+            changed[segment.trial_id] = replace(state, running=True, goal=max(state.goal, segment.rung))
+        trials, active = {**self.trials, **changed}, {**self.active, **changed}
         running = {**self.running, job.job_id: list(job.segments)}
-        return replace(self, trials=trials, running=running, last_quantization=job.quantization)
+        return replace(
+            self, trials=trials, active=active, running=running, last_quantization=job.quantization
+        )
 
     def _runners_up(self) -> int:
         plan = self.plan
@@ -274,7 +295,8 @@ class History:
         wanted |= {self.trials[number].checkpoint for number in contenders - set(self.full_done)}
         wanted |= {s.checkpoint_in for segments in self.running.values() for s in segments}
         if not self.unwritten:  # on a full disk spares have to go
-            wanted |= spares(best, self.trials.values()) if best else set()
+            holders = [self.trials[number] for number in sorted(self.holders)]
+            wanted |= spares(best, holders) if best else set()
             for number in self.full_trials:
                 wanted |= {stand.checkpoint for stand in self.trials[number].held[-2:]}
         return {name for name in wanted if name}
@@ -282,11 +304,27 @@ class History:
     def _forget(self) -> None:
         """What is not needed now is not on disk from now on."""
         contenders = self.contenders()
-        self.dropped |= {t.trial_id for t in self.trials.values() if t.rung >= 0 or t.checkpoint} - contenders
+        self.dropped |= {t.trial_id for t in self.active.values() if t.rung >= 0 or t.checkpoint} - contenders
         needed = self._needed(contenders)
-        for state in self.trials.values():
+        for number in list(self.holders):
+            state = self.trials[number]
             if any(stand.checkpoint not in needed for stand in state.held):
                 state.held = tuple(stand for stand in state.held if stand.checkpoint in needed)
+            if not state.held and not state.exported:
+                self.holders.remove(number)
+        self._retire()
+
+    def _retire(self) -> None:
+        for state in list(self.active.values()):
+            if (state.dead or state.trial_id in self.dropped) and not state.running:
+                del self.active[state.trial_id]
+                self.retired.add(state)
+
+    def _recount(self) -> None:
+        """Something became of many trials at once."""
+        self.active, self.retired = dict(self.trials), Retired()
+        self.holders = {t.trial_id for t in self.trials.values() if t.held or t.exported}
+        self._retire()
 
     def standing(self, state: TrialState) -> str:
         """One word or two for where a trial stands."""
@@ -333,6 +371,7 @@ class History:
         self.unwritten.clear()
         for state in self.trials.values():
             state.unread = 0
+        self._recount()
 
     def _on_rescheduled(self, event: Rescheduled, at: float) -> None:
         if self.opened is not None:
@@ -357,6 +396,7 @@ class History:
         trial = event.trial
         micro = taught(self.shrunk, trial.params, trial.micro_batch)
         self.trials[trial.trial_id] = TrialState(trial, micro, added_wall=self.wall)
+        self.active[trial.trial_id] = self.trials[trial.trial_id]
         self._rule_out_infeasible()
 
     def _rule_out_infeasible(self) -> None:
@@ -462,6 +502,7 @@ class History:
             state.best_loss = state.best_checkpoint = None
         for state in self.trials.values():
             settle(state)
+        self._recount()
         self.notices.append((at, "; ".join(filter(None, said))))
 
     def _note_shrunk(self, segment: Segment, micro_batch: int) -> None:
@@ -503,6 +544,7 @@ class History:
                 state.best_loss, state.best_checkpoint = result.loss, result.checkpoint_out
                 state.best_tokens = result.tokens
         known = result.loss, state.evaluated_tokens, len(state.full_losses)
+        self.holders.add(state.trial_id)
         state.held = with_stand(state.held, Stand(result.checkpoint_out, result.tokens, *known))
 
     def _ended_ok(self, state: TrialState, segment: Segment, result: SegmentResult, alone: bool) -> None:
@@ -512,8 +554,15 @@ class History:
             return
         state.rung = max(state.rung, segment.rung)
         if result.loss is not None:
-            state.losses[segment.rung] = result.loss
+            self._rank(state, segment.rung, result.loss)
             state.example_losses[segment.rung] = result.example_losses
+
+    def _rank(self, state: TrialState, rung: int, loss: float) -> None:
+        ranked = self.ranks.setdefault(rung, [])
+        if rung in state.losses:
+            ranked.remove((state.losses[rung], state.trial_id))
+        insort(ranked, (loss, state.trial_id))
+        state.losses[rung] = loss
 
     def _ended_early(self, state: TrialState, segment: Segment, result: SegmentResult, alone: bool) -> None:
         self._advance(state, segment, result)
@@ -576,7 +625,7 @@ class History:
 
     def _on_exported(self, event: Exported, at: float) -> None:
         self.exported = event
-        for state in self.trials.values():
+        for state in map(self.trials.__getitem__, self.holders):
             if state.exported is not None and state.exported.checkpoint != event.checkpoint:
                 state.exported = None
 

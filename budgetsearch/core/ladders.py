@@ -19,6 +19,9 @@ FEW_TRIALS = 6
 """R leaves room for so many trials at the first rung, and up to so many one more is worth the second half
 of the full run: on a machine that turns out slower than calibrated the full run shrinks before the
 choice does."""
+FINALISTS_SHARE = 0.4
+"""Where the rungs are too few to say much about the end, the last part of the budget belongs to the
+finalists: more of them in full find more than more short trials."""
 SCOUTS = 8
 """Trials that show whether the shortest rung predicts the next: fewer cannot tell."""
 SCOUTS_FROM = 8.0

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 from budgetsearch.core.budget import seconds_left
 from budgetsearch.core.costs import CostModel
 from budgetsearch.core.evidence import entry_rung
 from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import Plan, Run, Segment, TrainJob, cost_class
+from budgetsearch.core.retired import has_competed, has_entered
 
-NO_RESULT = ("infeasible", "crashed", "lost")
-"""Ends that say nothing about a configuration's loss."""
 RULED_OUT = 20
 """When so many samples in a row cannot fit into memory, nothing of the space does."""
 TWO_FINALISTS_FROM = 6.0
 """Full runs that the budget must hold for a second finalist: if the first fails, or its rungs promised
 too much, there is another."""
-
-
-def _brings_nothing(state: TrialState) -> bool:
-    return state.dead in NO_RESULT or state.rests
 
 
 @dataclass(frozen=True)
@@ -100,22 +96,22 @@ class View:
     def may_ask(self) -> bool:
         """Whether another sample may be asked for: there is time, and not all of the last ones were ruled out
         before they ran."""
-        last = list(self.history.trials.values())[-RULED_OUT:]
+        last = list(islice(reversed(self.history.trials.values()), RULED_OUT))
         hopeless = len(last) == RULED_OUT and all(s.dead and not s.started for s in last)
         return self.left > 0 and not hopeless
 
     def entered(self, rung: int) -> int:
         """How many trials have come to a rung; what fits in no memory has not competed."""
-        trials = self.history.trials.values()
-        return sum(1 for s in trials if s.goal >= rung and not (_brings_nothing(s) and s.rung < rung))
+        history = self.history
+        return history.retired.entered[rung] + sum(has_entered(s, rung) for s in history.active.values())
 
     def competed(self, rung: int) -> int:
         """How many trials a rung's best are the best of: those that have come to it. Where others may be on
         their way for long, those whose loss there is known."""
         if not self.several:
             return self.entered(rung)
-        trials = self.history.trials.values()
-        return sum(1 for s in trials if s.rung >= rung or (s.goal == rung and s.dead == "diverged"))
+        history = self.history
+        return history.retired.competed[rung] + sum(has_competed(s, rung) for s in history.active.values())
 
     def quota(self, rung: int) -> int:
         """How many of a rung's trials have earned the next."""
