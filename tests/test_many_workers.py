@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from budgetsearch.accounts import account
+from budgetsearch.core.codec import decode
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.events import (
     Calibrated,
     Charged,
     Entry,
+    Event,
+    Opened,
     SegmentEnded,
     SegmentStarted,
     WorkersChanged,
@@ -200,6 +207,23 @@ def test_phases_of_several_workers_are_charged_as_they_are() -> None:
     assert history.charged.get("idle", 0.0) < 0.01 * history.spent
 
 
+def test_the_seconds_of_all_workers_are_accounted_for() -> None:
+    """Beside the wall seconds: what all workers did and waited adds up to all that there was, a lost node's
+    jobs are crashes, and with one worker it is the run's wall time."""
+    history, entries = played(4, node_changes=[Change(500.0, 2), Change(800.0, 4)])
+    accounts = account(entries)
+    seconds = accounts.worker_seconds()
+    missing = 2 * 300.0
+    assert pytest.approx(4 * history.spent - missing, abs=5.0) == accounts.total
+    assert pytest.approx(accounts.total) == sum(seconds.values())
+    trained = sum(result.seconds.get("train", 0.0) for _, result in history.results)
+    assert pytest.approx(trained, rel=1e-6) == seconds["train"]
+    assert seconds["crash"] > 0
+    assert accounts.search_idle_share < 0.05
+    history, entries = played(1)
+    assert pytest.approx(history.spent) == account(entries).total
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     workers=st.integers(1, 16),
@@ -247,3 +271,24 @@ def test_whatever_happens_to_workers_the_deadline_holds(
             running[entry.event.result.trial_id] -= 1
     finished = any(result.status == "ok" for _, result in history.results)
     assert finished == (history.exported is not None)
+
+
+OLD_RUNS = Path(__file__).parent / "one_worker.jsonl.gz"
+"""Three runs on one worker, without their heartbeats, as they were recorded before a plan could have more:
+trials that diverge, crash, do not fit and lose checkpoints; gangs."""
+
+
+def test_with_one_worker_the_decisions_are_those_of_before() -> None:
+    """Ledgers that know of no workers are replayed, and each of their decisions is taken again."""
+    runs: dict[int, list[Entry]] = {}
+    with gzip.open(OLD_RUNS, "rt", encoding="utf-8") as file:
+        for line in file:
+            run, seq, seconds, event = json.loads(line)
+            runs.setdefault(run, []).append(Entry(seq, seconds, seconds, decode(Event, event)))
+    decisions = 0
+    for entries in runs.values():
+        assert isinstance(entries[0].event, Opened)
+        history = check(entries, entries[0].event.budget_seconds, replay=True)
+        assert history.plan is not None and 1 == history.plan.workers
+        decisions += history.decisions
+    assert decisions > 200

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.accounts import account
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history import History
 from budgetsearch.core.records import cost_class
@@ -157,7 +158,21 @@ def _budget(entries: Sequence[Entry], history: History) -> list[str]:
     rows = [[row.phase, f"{row.charged_seconds:.1f}", f"{row.share:.1%}"] for row in budget.phases]
     total = sum(row.charged_seconds for row in budget.phases)
     table = _table(["phase", "seconds", "share"], [*rows, ["together", f"{total:.1f}", "100.0%"]])
-    return [*table, "", *_useful(budget)]
+    return [*table, "", *_useful(budget), *_worker_seconds(entries)]
+
+
+def _worker_seconds(entries: Sequence[Entry]) -> list[str]:
+    """With several workers: what the seconds of all of them together were."""
+    accounts = account(entries)
+    if accounts.most_workers == 1:
+        return []
+    seconds = accounts.worker_seconds()
+    parts = sorted(seconds.items(), key=lambda one: -one[1])
+    told = ", ".join(f"{phase} {part / accounts.total:.1%}" for phase, part in parts if part > 0)
+    return [
+        f"Worker seconds (GPU seconds, with a GPU each) of up to {accounts.most_workers} workers: "
+        f"{accounts.total:.0f}, of which {told}."
+    ]
 
 
 def _useful(budget: Budget) -> list[str]:
