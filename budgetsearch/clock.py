@@ -15,6 +15,9 @@ from budgetsearch.core.errors import SettingsError
 SLURM_END = "SLURM_JOB_END_TIME"
 """Slurm tells a job so when it will be ended, in seconds since the epoch."""
 
+A_MOMENT = 60.0
+"""Longer than whatever happens between two lines of a run's end."""
+
 
 class RunClock:
     """Seconds of the run so far: those of earlier processes, and this one's since it began.
@@ -99,6 +102,12 @@ def budget_of_resumed(hours: float | None, spent: float, before: float) -> float
             f"{least:.2f} or more."
         )
     return hours * 3600
+
+
+def passed_since(wall: float) -> float:
+    """Seconds since a moment ago by the clock on the wall; 0 where somebody has changed it meanwhile."""
+    passed = time.time() - wall
+    return passed if 0 <= passed < A_MOMENT else 0.0
 
 
 def process_age() -> float:

@@ -9,16 +9,27 @@ the run goes on.
 
 from __future__ import annotations
 
+import logging
+import queue
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+from budgetsearch.clock import passed_since
 from budgetsearch.core.errors import SettingsError, nearest
 from budgetsearch.core.events import Closed, Entry, Heartbeat, Opened, Scored, SegmentEnded
 from budgetsearch.core.history import History
 from budgetsearch.core.secrets import shown_settings
 
+LOGGER = logging.getLogger("budgetsearch.loggers")
+HELD = 10_000
+"""So many entries may wait; what comes then is left out."""
+CLOSING_SECONDS = 2.0
+"""At the end a logger gets so long to take what waits, if the budget still has it."""
+BEHIND_SECONDS = 3.0
+"""What report.md and the process itself need after that."""
 GIB = 2.0**30
 PROJECT = "budgetsearch"
 """Under which Weights & Biases and Trackio file a run."""
@@ -37,25 +48,71 @@ class Sink(Protocol):
 
 
 class ScalarLogger:
-    """Sends losses, the best so far, memory and utilization on; implements the port ``Watcher``."""
+    """Sends losses, the best so far, memory and utilization on; implements the port ``Watcher``.
 
-    def __init__(self, open_sink: Callable[[Opened], Sink]) -> None:
+    A thread of its own does so: a server that does not answer holds neither the search nor its end up.
+    """
+
+    def __init__(self, open_sink: Callable[[Opened], Sink], name: str = "log") -> None:
         """``open_sink`` is called at the first event, when the run's folder and settings are known."""
-        self._open = open_sink
-        self._sink: Sink | None = None
+        self._open, self._name = open_sink, name
+        self._handed: queue.Queue[tuple[Mapping[str, float], int] | None] = queue.Queue(HELD)
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._taken = self._left_out = 0
 
     def see(self, entry: Entry, history: History) -> None:
-        """Send what an event is worth."""
+        """Hand over what an event is worth. Only at the end of a run this waits, and not for long."""
         if history.opened is None:
             return
-        if self._sink is None:
-            self._sink = self._open(history.opened)
-        values = scalars(entry, history)
-        if values:
-            self._sink.write(values, int(entry.at))
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._work, args=(history.opened,), name=self._name, daemon=True
+            )
+            self._thread.start()
+        if values := scalars(entry, history):
+            self._hand((values, int(entry.at)))
         if isinstance(entry.event, Closed):
-            self._sink.close()
-            self._sink = None
+            self._close(closing_seconds(entry, history))
+
+    def _hand(self, item: tuple[Mapping[str, float], int] | None) -> None:
+        try:
+            self._handed.put_nowait(item)
+        except queue.Full:
+            self._left_out += 1
+
+    def _close(self, seconds: float) -> None:
+        self._hand(None)
+        self._ended.wait(seconds)
+        missing = self._left_out + self._handed.unfinished_tasks
+        if missing:
+            LOGGER.warning(
+                "--log %s did not take the last %d entries in time; the ledger has them all",
+                self._name,
+                missing,
+            )
+
+    def _work(self, opened: Opened) -> None:
+        try:
+            sink = self._open(opened)
+            while (item := self._handed.get()) is not None:
+                sink.write(*item)
+                self._handed.task_done()
+            sink.close()
+            self._handed.task_done()
+        except Exception:
+            LOGGER.exception("--log %s failed and takes no further events; the run goes on", self._name)
+        finally:
+            self._ended.set()
+
+
+def closing_seconds(entry: Entry, history: History) -> float:
+    """How long the end of a run may wait for one logger: what follows, the study first, keeps its time."""
+    if history.opened is None:
+        return CLOSING_SECONDS
+    passed = passed_since(entry.wall)
+    left = history.opened.budget_seconds - entry.at - passed - BEHIND_SECONDS
+    return max(0.0, min(CLOSING_SECONDS, left))
 
 
 def scalars(entry: Entry, history: History) -> dict[str, float]:
@@ -93,7 +150,7 @@ def logger(name: str) -> ScalarLogger:
         )
     module, sink = LOGGERS[name]
     package = _import(name, module)
-    return ScalarLogger(lambda opened: sink(package, opened))
+    return ScalarLogger(lambda opened: sink(package, opened), name)
 
 
 def _import(name: str, module: str) -> ModuleType:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from budgetsearch import loggers
 from budgetsearch.core.errors import SettingsError
-from budgetsearch.core.events import Opened, Planned
-from budgetsearch.loggers import logger
+from budgetsearch.core.events import Closed, Entry, Opened, Planned
+from budgetsearch.core.history import History
+from budgetsearch.loggers import ScalarLogger, logger
 from tests.factories import FACTS, Story, plan, tell_run
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine gets more time at the end."""
+    monkeypatch.setattr(loggers, "CLOSING_SECONDS", 60.0)
 
 
 def told(*watchers: Any, out: Path) -> Story:
@@ -24,6 +34,7 @@ def told(*watchers: Any, out: Path) -> Story:
     return story
 
 
+@pytest.mark.usefixtures("patient")
 def test_tensorboard_finds_the_losses_of_every_trial(tmp_path: Path) -> None:
     """Read back by TensorBoard itself: the best loss and each trial's, at the second they were measured."""
     pytest.importorskip("tensorboard")
@@ -42,6 +53,7 @@ def test_tensorboard_finds_the_losses_of_every_trial(tmp_path: Path) -> None:
     assert events.Scalars("best_loss")[-1].step <= history.spent
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_tracker_gets_settings_scalars_and_an_end(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -75,3 +87,51 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(SettingsError, match="pip install trackio"):
         logger("trackio")
+
+
+class Hung:
+    """A sink whose server never answers."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def write(self, values: Any, step: int) -> None:
+        """It never comes back."""
+        self.released.wait(60)
+
+    def close(self) -> None:
+        """Never reached."""
+
+
+def test_a_logger_that_hangs_holds_neither_the_run_nor_its_end_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it did not take is counted and said, with whose fault it is."""
+    monkeypatch.setattr(loggers, "CLOSING_SECONDS", 0.1)
+    monkeypatch.setattr(loggers, "HELD", 3)
+    hung = Hung()
+    began = time.monotonic()
+    told(ScalarLogger(lambda opened: hung, "wandb"), out=tmp_path)
+    assert time.monotonic() - began < 20
+    (line,) = [record.getMessage() for record in caplog.records if "--log wandb" in record.getMessage()]
+    assert "did not take the last" in line
+    hung.released.set()
+
+
+def test_a_logger_that_fails_is_said_and_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Before its first value, as where nobody is logged in."""
+
+    def refuse(opened: Opened) -> Any:
+        raise ConnectionError("not logged in")
+
+    told(ScalarLogger(refuse, "wandb"), out=tmp_path)
+    assert "--log wandb failed" in caplog.text
+
+
+@pytest.mark.parametrize(("at", "passed", "expected"), [(100.0, 0, 2.0), (715.5, 0, 1.5), (715.5, 9, 0.0)])
+def test_the_end_waits_for_a_logger_within_the_budget(at: float, passed: float, expected: float) -> None:
+    """Less what other watchers took since the run's last event."""
+    entry = Entry(1, at, time.time() - passed, Closed("finished", "over"))
+    assert loggers.closing_seconds(entry, History(opened=Opened(720.0, {}))) == pytest.approx(
+        expected, abs=0.1
+    )

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable
 
+from budgetsearch.clock import passed_since
 from budgetsearch.core.events import Closed, Entry, Heartbeat
 from budgetsearch.core.history import History
 from budgetsearch.study.mirror import INCOMPLETE, SILENT, StudyMirror
@@ -128,5 +129,6 @@ def _closing_seconds(entry: Entry, history: History) -> float:
     """How long the end of a run may wait for its study: within the budget, so that the deadline is kept."""
     if history.plan is None:
         return CLOSING_SECONDS
-    left = history.plan.budget_seconds - entry.at - EXIT_SECONDS
+    passed = passed_since(entry.wall)  # with other watchers
+    left = history.plan.budget_seconds - entry.at - passed - EXIT_SECONDS
     return max(0.0, min(CLOSING_SECONDS, left))
