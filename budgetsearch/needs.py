@@ -32,13 +32,14 @@ def run_need(settings: Settings, weights: int, budget_seconds: float, base: Path
 
     ``base``: the folder of the base model, where it is known.
     """
-    held = most_held(eta=settings.eta, top_rung=len(DEEP) - 1, full_runs=FULL_RUNS)
+    workers = settings.gpus or 1
+    held = most_held(eta=settings.eta, top_rung=len(DEEP) - 1, full_runs=FULL_RUNS, workers=workers)
     return need_of(
         weights,
         tokenizer_bytes=_tokenizer_bytes(base) if base is not None else TOKENIZER_BYTES,
         budget_seconds=budget_seconds,
-        held=min(held, settings.max_trials),
-        gang=settings.max_gang if settings.optimizer == "adamw" else 1,
+        held=min(held, workers * settings.max_trials),
+        gang=workers * (settings.max_gang if settings.optimizer == "adamw" else 1),
     )
 
 

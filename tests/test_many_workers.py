@@ -32,6 +32,8 @@ from budgetsearch.core.records import Segment
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import Change, SyntheticWorld
 from budgetsearch.ledger import MemoryLedger
+from budgetsearch.needs import run_need
+from budgetsearch.settings import Settings
 from budgetsearch.simulate.invariants import check
 from tests.simulation import make_driver
 
@@ -222,6 +224,17 @@ def test_the_seconds_of_all_workers_are_accounted_for() -> None:
     assert accounts.search_idle_share < 0.05
     history, entries = played(1)
     assert pytest.approx(history.spent) == account(entries).total
+
+
+def test_the_need_of_disk_grows_with_the_workers() -> None:
+    """Each of them writes a gang's checkpoints, and has finalists of its own that wait."""
+    values = {"model": "m", "data": "d", "space": "lora", "max_length": 64, "batch_size": 8}
+    one, four = (
+        run_need(Settings.model_validate({**values, **more}), 1_000, HOUR)
+        for more in ({}, {"engine": "ray", "gpus": 4})
+    )
+    assert 4 * one.gang == four.gang
+    assert four.held > one.held
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
