@@ -326,7 +326,7 @@ def test_servers_listen_on_loopback_only() -> None:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
         }
         for node in ast.walk(tree):
-            if isinstance(node, ast.keyword) and node.arg in ("host", "bind", "address"):
+            if isinstance(node, ast.keyword) and node.arg in ("host", "bind", "dashboard_host"):
                 value = named[node.value.id] if isinstance(node.value, ast.Name) else node.value
                 hosts.add(ast.literal_eval(value))
     assert hosts
