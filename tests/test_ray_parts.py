@@ -381,6 +381,9 @@ class FakeEngine:
     asked: list[tuple[str, Any]] = field(default_factory=list)
     broken: str = ""
 
+    def warm_up(self) -> None:
+        self.asked.append(("warm up", None))
+
     def prepare(self, setup: WorkerSetup) -> None:
         self.asked.append(("prepare", setup.device))
 
@@ -408,7 +411,8 @@ def hands(line: FakeLine, engine: FakeEngine) -> Hands:
 
 
 def test_hands_run_a_job_and_tell_the_driver_and_tune() -> None:
-    """The worker's reports carry the job's token; each segment is a result for Ray Tune."""
+    """The worker process is started before there is a job for it. Its reports carry the job's token; each
+    segment is a result for Ray Tune."""
     job = train_job(segment(3, 100))
     done = JobEnded(job.job_id, (SegmentResult(3, 0, "ok", 100, loss=1.5, peak_bytes=2**30),))
     line = FakeLine([[Take("0-a", "5.1", SETUP, job)], [], [Halt("0-a", "5.1")], []])
@@ -416,6 +420,7 @@ def test_hands_run_a_job_and_tell_the_driver_and_tune() -> None:
     worker = hands(line, engine)
     worker.work()
     assert [
+        ("warm up", None),
         ("prepare", "cuda:0"),
         ("submit", job.job_id),
         ("cancel", job.job_id),
@@ -436,7 +441,7 @@ def test_hands_leave_a_job_alone_that_another_order_means() -> None:
     line = FakeLine([[Take("0-a", "5.1", SETUP, job)], [Halt("0-a", "4.0"), Strike("0-a", "4.0")]])
     engine = FakeEngine()
     hands(line, engine).work()
-    assert {"prepare", "submit", "close"} == {name for name, _ in engine.asked}
+    assert {"warm up", "prepare", "submit", "close"} == {name for name, _ in engine.asked}
 
 
 def test_hands_that_cannot_work_say_why_and_fail() -> None:

@@ -63,6 +63,7 @@ class Hands:
         """Until the fleet ends, or nothing works here any more."""
         try:
             self._tell(self._hello)
+            self._engine.warm_up()  # its imports take seconds that the driver's preparation takes as well
             while (orders := self._line.orders(0.0 if self._token else BEAT_SECONDS)) is not None:
                 for order in orders:
                     self._obey(decode(ToLane, order))
