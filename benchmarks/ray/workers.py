@@ -75,7 +75,8 @@ def main() -> None:
     for workers in asked.workers:
         rows.append(measure(workers, 3600 * asked.hours))
         print(json.dumps(rows[-1]), flush=True)
-    command = f"python -m benchmarks.ray.workers --hours {asked.hours:g}"
+    counts = " ".join(map(str, asked.workers))
+    command = f"python -m benchmarks.ray.workers --workers {counts} --hours {asked.hours:g}"
     machine = f"{os.cpu_count()} CPU cores, shared with other work; processor time of one process"
     if asked.out:
         asked.out.write_text(
