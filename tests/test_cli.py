@@ -25,7 +25,7 @@ COMMANDS = (
 @pytest.fixture(autouse=True)
 def _young(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' process is as old as all tests before; the program's is not."""
-    monkeypatch.setattr("budgetsearch.cli.process_age", lambda: 0.0)
+    monkeypatch.setattr("budgetsearch.cli.running.process_age", lambda: 0.0)
 
 
 def invoke(*arguments: str) -> tuple[int, str]:

@@ -1,0 +1,53 @@
+"""The command line: Typer commands without logic of their own."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Annotated
+
+import typer
+
+from budgetsearch.cli import helping, looking, repeating, running
+from budgetsearch.cli.failing import EXIT_FAILED
+
+app = typer.Typer(
+    name="budgetsearch",
+    help="The best LoRA adapter that one GPU and a fixed time can buy.",
+    epilog="Start with:  budgetsearch run --gpu cpu --hours 0.2",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Find the best LoRA adapter within a fixed time on one GPU."""
+    if version:
+        import budgetsearch
+
+        typer.echo(f"budgetsearch {budgetsearch.__version__}")
+        raise typer.Exit
+
+
+for group in (running, looking, repeating, helping):
+    app.add_typer(group.commands)
+
+
+def main() -> None:
+    """The entry point of the ``budgetsearch`` command."""
+    from budgetsearch.leaving import leave, take_process
+
+    take_process()
+    code = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_FAILED
+    leave(code)

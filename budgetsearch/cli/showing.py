@@ -1,0 +1,63 @@
+"""What a command prints: progress, tables, and how a run ended."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from budgetsearch.cli.failing import EXIT_FAILED, code_of
+from budgetsearch.core.ports import Watcher
+
+
+@contextmanager
+def progress() -> Iterator[tuple[list[Watcher], Any]]:
+    """A live display in a terminal, plain lines in a pipe."""
+    from budgetsearch.report.progress import LiveProgress, PlainProgress
+
+    if sys.stdout.isatty():
+        with LiveProgress(Console()) as live:
+            yield [live], live.say
+    else:
+        plain = PlainProgress(lambda line: print(line, flush=True))
+        yield [plain], plain.say
+
+
+def say_aside(line: str) -> None:
+    """Progress, apart from what is asked for."""
+    typer.echo(line, err=True)
+
+
+def console() -> Console:
+    """As wide as the terminal; a pipe is wide enough for the table."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def conclude(result: Any) -> None:
+    """Print how a run ended and where its results are; exits with its code unless it finished."""
+    from budgetsearch import api
+    from budgetsearch.leaving import leave_within
+    from budgetsearch.report.tables import summary
+    from budgetsearch.stopping import LAST_SECONDS
+
+    codes = {"finished": 0, "interrupted": code_of(result.signal)}
+    code = codes.get(result.state, EXIT_FAILED)
+    if math.isfinite(result.left_seconds):
+        leave_within(result.left_seconds - LAST_SECONDS, code)
+    console().print(summary(api.open_history(result.run)))
+    if result.adapter_path is not None:
+        typer.echo(f"adapter  {result.adapter_path}")
+    if result.state == "finished":
+        page = result.run / "report.html"
+        typer.echo(f"report   {page if page.is_file() else result.run / 'report.md'}")
+        return
+    from budgetsearch.aftermath import after_failure
+
+    for line in (f"{result.state}: {result.reason}", *after_failure(result.run)):
+        typer.echo(line)
+    raise typer.Exit(code)
