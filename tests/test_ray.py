@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from budgetsearch.core.codec import encode
 from budgetsearch.core.events import Entry, SegmentEnded, SegmentStarted
 from budgetsearch.core.records import Beat, JobEnded, SegmentResult, WorkerSetup
 from budgetsearch.engines import table
@@ -20,7 +23,7 @@ from budgetsearch.engines.messages import FleetSpec
 from budgetsearch.engines.ray_tune import RayEngine
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder
-from budgetsearch.testing import EngineContract, Harness, segment, train_job
+from budgetsearch.testing import EngineContract, Harness, await_end, segment, train_job
 from budgetsearch.training.tokens import prepare
 from tests.faults.proofs import check_after_kill, check_end
 from tests.faults.realrun import SPACE, Workplace, await_free
@@ -168,12 +171,23 @@ def test_a_lane_that_dies_is_started_again_by_tune(cluster: Any, engine: RayEngi
     until(engine, 2)
 
 
+def tune_rows(folder: Path) -> list[dict[str, Any]]:
+    """What Ray Tune wrote of segments that ended well."""
+    files = list(folder.rglob("result.json"))
+    rows = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row.get("status") == "ok"]
+
+
 def test_results_are_where_ray_and_tensorboard_look_for_them(engine: RayEngine, setup: WorkerSetup) -> None:
     """Tune's results name trial, rung, loss and memory of each segment."""
-    files = list((Path(setup.checkpoint_path) / "ray").rglob("result.json"))
-    rows = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
-    (row, *_) = [row for row in rows if row.get("status") == "ok"]
-    assert {"trial", "rung", "loss", "tokens", "seconds", "peak_gib"} <= set(row)
+    job = train_job(segment(5, 400))
+    engine.submit(job)
+    await_end(engine, job.job_id)
+    until_rows = time.monotonic() + 30
+    while not (rows := tune_rows(Path(setup.checkpoint_path) / "ray")):
+        assert time.monotonic() < until_rows, "Ray Tune wrote nothing"
+        time.sleep(0.2)
+    assert {"trial", "rung", "loss", "tokens", "seconds", "peak_gib"} <= set(rows[0])
     assert list((Path(setup.checkpoint_path) / "ray").rglob("events.out.tfevents.*"))
 
 
@@ -202,7 +216,7 @@ def test_a_run_survives_a_killed_driver_a_stop_and_a_lost_node(
     place, run, log = Workplace(tmp_path).make(), tmp_path / "run", tmp_path / "log"
     (tmp_path / "space.yaml").write_text(SPACE.replace("[fp32, nf4]", "[fp32]"), encoding="utf-8")
     where = ("--engine", "ray", "--gpus", "2", "--address", cluster.address)
-    budget = ("--hours", str(RUN_SECONDS / 3600))
+    budget = ("--hours", str(RUN_SECONDS / 3600), "--max-trials", "3")
     first = place.start("run", "--out", str(run), *where, *budget, log=log)
     until_events(run, SegmentEnded, 1)
     first.kill()
@@ -222,6 +236,20 @@ def test_a_run_survives_a_killed_driver_a_stop_and_a_lost_node(
     assert 0 == third.wait(timeout=2 * RUN_SECONDS), log.read_text(encoding="utf-8")[-3000:]
     check_end(run)
     check_after_kill(run, seen)
+
+
+def test_the_fleet_ends_at_once_while_it_still_looks_for_its_cluster(tmp_path: Path) -> None:
+    """A head that does not answer holds neither a stop nor the deadline up."""
+    spec = FleetSpec(1, str(tmp_path), str(tmp_path / "worker-{lane}.log"), address="127.0.0.1:1")
+    fleet = subprocess.Popen(
+        [sys.executable, "-m", "budgetsearch.engines.fleet"], stdin=subprocess.PIPE, text=True
+    )
+    assert fleet.stdin is not None
+    fleet.stdin.write(json.dumps(encode(spec)) + "\n")
+    fleet.stdin.flush()
+    time.sleep(1.0)
+    fleet.stdin.close()
+    assert 0 == fleet.wait(timeout=4)
 
 
 def test_nothing_is_left_running(cluster: Any, engine: RayEngine) -> None:

@@ -54,8 +54,9 @@ def main() -> None:
     pipe = Pipe()
     spec = decode(FleetSpec, json.loads(sys.stdin.readline()))
     os.environ.update(ENVIRONMENT if spec.address else {**ENVIRONMENT, **ALONE})
+    inbox = Inbox()
     try:
-        _run(spec, pipe)
+        _run(spec, pipe, inbox)
     except Exception as error:
         traceback.print_exc()
         pipe.write(encode(Down(f"{type(error).__name__}: {error}"[:1000])))
@@ -63,7 +64,30 @@ def main() -> None:
         _leave()
 
 
-def _run(spec: FleetSpec, pipe: Pipe) -> None:
+class Inbox:
+    """What the driver says, read from the start: it may say no more while Ray is still being reached."""
+
+    def __init__(self) -> None:
+        self._hub: Any = None
+        self._reached = threading.Event()
+        threading.Thread(target=self._read, daemon=True, name="orders").start()
+
+    def pass_to(self, hub: Any) -> None:
+        """From now on orders go to the hub."""
+        self._hub = hub
+        self._reached.set()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._reached.wait()  # orders are for lanes, and those come with the hub
+            _order(self._hub, json.loads(line))
+        if self._reached.is_set():
+            _end(self._hub)
+        else:
+            os._exit(0)  # what of a cluster of our own is there ends with this process
+
+
+def _run(spec: FleetSpec, pipe: Pipe, inbox: Inbox) -> None:
     import ray
 
     namespace = f"budgetsearch-{uuid.uuid4().hex[:8]}"
@@ -87,7 +111,7 @@ def _run(spec: FleetSpec, pipe: Pipe) -> None:
         .remote()
     )
     threading.Thread(target=_listen, args=(hub, pipe), daemon=True, name="listen").start()
-    threading.Thread(target=_order, args=(hub,), daemon=True, name="order").start()
+    inbox.pass_to(hub)
     keep_lanes(spec, "hub", namespace)
 
 
@@ -138,19 +162,27 @@ def _listen(hub: Any, pipe: Pipe) -> None:
         os._exit(1)
 
 
-def _order(hub: Any) -> None:
-    """Pass on what the driver says, until it says no more; then end everything."""
+def _order(hub: Any, order: Mapping[str, Any]) -> None:
+    """Pass on what the driver says."""
+    import ray
+
+    try:
+        ray.get(hub.order.remote([order]))
+    except Exception:  # the hub is gone: the listener says so
+        traceback.print_exc()
+
+
+def _end(hub: Any) -> None:
+    """The driver says no more: let the lanes go, and do not wait for long."""
     import ray
 
     from budgetsearch.engines.tuning import ENDING
 
+    ENDING.set()
+    threading.Timer(CLOSE_SECONDS, _leave).start()
     try:
-        for line in sys.stdin:
-            ray.get(hub.order.remote([json.loads(line)]))
-        ENDING.set()
-        threading.Timer(CLOSE_SECONDS, _leave).start()
         ray.get(hub.close.remote())
-    except Exception:  # the hub is gone: the listener says so
+    except Exception:  # the hub is gone, and its lanes with it
         traceback.print_exc()
 
 
