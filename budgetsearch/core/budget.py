@@ -29,6 +29,8 @@ TASK_SHARE = 0.06
 """Share of the budget that generating answers for the accuracy may take, ..."""
 MAX_ANSWER_SECONDS = 600.0
 """... and this at most."""
+MAX_ANSWERS = 512
+"""More of them would hardly make the accuracy surer, even where there is time."""
 ANSWER_FACTOR = 1.2
 """Answers by base and adapter may take so much longer than the calibration's by the bare base, which were of
 full length; those that do not fit are left out of the accuracy."""
@@ -335,8 +337,8 @@ def score_jobs(
     plan: Plan, best: TrialState, job_id: int, checkpoint: str = "", known: Score | None = None
 ) -> list[ScoreJob]:
     """The final scores of a trial's best checkpoint, still without their limits: the losses first; then, in a
-    job of its own that may fail alone, answers while there is time. Seconds that would be idle go to more
-    answers, within the share of the budget that answers may take. ``checkpoint``: that folder. ``known``:
+    job of its own that may fail alone, answers while there is time, for nothing else can use it any more.
+    ``checkpoint``: that folder. ``known``:
     what an earlier process measured of it; only what is missing is measured."""
     losses = ScoreJob(
         job_id=job_id,
@@ -352,7 +354,6 @@ def score_jobs(
         job_id=job_id + 1,
         eval_examples=0,
         task_examples=plan.task_examples,
-        further_seconds=answer_seconds(plan.budget_seconds),
     )
     wanted = [] if known and known.status == "ok" else [losses]
     if plan.task_examples and not (known and known.task_examples):

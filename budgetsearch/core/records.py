@@ -194,9 +194,8 @@ class ScoreJob:
     micro_batch: int
     """What fits: no pass takes more sequences."""
     limit_seconds: float
-    """Answers are generated while this lasts."""
-    further_seconds: float = 0.0
-    """What is left of so many seconds goes to further answers: the more, the surer the accuracy."""
+    """Answers are generated while this lasts; what is left of it when there are as many as asked goes to
+    further ones: the more, the surer the accuracy."""
 
 
 Job = TrainJob | CalibrateJob | ScoreJob

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from budgetsearch.core.budget import PlanRequest
+from budgetsearch.core.budget import MAX_ANSWERS, PlanRequest
 from budgetsearch.core.events import Calibrated, Entry, Opened, Planned, Scored, SegmentStarted
 from budgetsearch.core.feasibility import problem
 from budgetsearch.core.history import History
@@ -104,8 +104,7 @@ class _World:
             return (found,), found.load_seconds + PROBES * (max(2 * step, job.probe_seconds) + step)
         if isinstance(job, ScoreJob):
             losses = 2 * job.eval_examples * found.eval_seconds_per_example
-            planned = 2 * job.task_examples * found.answer_seconds
-            answers = min(max(planned, job.further_seconds), job.limit_seconds)
+            answers = min(2 * MAX_ANSWERS * found.answer_seconds, job.limit_seconds)
             score = Score("ok", job.quantization, 2.0, 1.0)
             return (score,), losses if job.eval_examples else answers
         results = tuple(self._train(segment, found, job.eval_examples) for segment in job.segments)

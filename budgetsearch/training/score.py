@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from budgetsearch.core.budget import MAX_ANSWERS
 from budgetsearch.core.records import Score, ScoreJob
 from budgetsearch.training.evaluate import EVAL_BATCH, accuracy, example_losses, generate_answers, mean_loss
 from budgetsearch.training.members import Shop
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from budgetsearch.training.data import Example
 
 ANSWER_BATCH = 8
-ANSWER_SHARE = 0.85
-"""Of the limit: the rest is for the token under way when it ends, on a machine that stutters."""
-MAX_ANSWERS = 512
-"""More of them would hardly make the accuracy surer."""
+MARGIN_SHARE = 0.15
+"""Of the limit: kept for the token under way when it ends, on a machine that stutters, ..."""
+MARGIN_SECONDS = 5.0
+"""... and this at most."""
 MAX_NEW_TOKENS = 512
 SAMPLES = 4
 """Answers shown in the report."""
@@ -72,12 +73,11 @@ def _measured(model: Any, job: ScoreJob, shop: Shop, result: Score) -> Score:
 
 def _answered(model: Any, job: ScoreJob, shop: Shop, started: float, result: Score) -> Score:
     answers, detail = Answers(), ""
-    limit = ANSWER_SHARE * job.limit_seconds
-    further = min(limit, ANSWER_SHARE * job.further_seconds)
+    until = started + job.limit_seconds - min(MARGIN_SHARE * job.limit_seconds, MARGIN_SECONDS)
     try:
-        _answer(model, job.micro_batch, shop, (job.task_examples, started + limit), answers)
+        _answer(model, job.micro_batch, shop, (job.task_examples, until), answers)
         if len(answers.adapter) == job.task_examples:
-            _answer(model, job.micro_batch, shop, (MAX_ANSWERS, started + further), answers)
+            _answer(model, job.micro_batch, shop, (MAX_ANSWERS, until), answers)
     except Exception as error:  # the answers so far stand
         detail = f"answers ended early: {type(error).__name__}: {error}"[:500]
     return replace(
