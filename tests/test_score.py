@@ -32,7 +32,7 @@ def job(checkpoint: str, *, limit: float) -> ScoreJob:
 def test_idle_seconds_go_to_further_answers(
     shop: Shop, trained: tuple[object, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With time to spare all validation rows are answered, though only a few were asked for, but not more than
+    """With time to spare all validation rows are answered, though only a few were asked for, but no more than
     make a difference."""
     base, checkpoint = trained
     found = scoring.score(base, job(checkpoint, limit=600), shop, time.monotonic())
