@@ -12,7 +12,6 @@ from budgetsearch.core.history import History, TrialState
 from budgetsearch.core.records import Segment
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import SyntheticWorld
-from budgetsearch.ledger import MemoryLedger
 from tests.simulation import make_driver
 
 
@@ -79,8 +78,4 @@ def driver_on(
     """A driver on virtual time whose checkpoints lie on this disk; without a path its ledger is in memory."""
     world = world or SyntheticWorld()
     world.loses = disk.loses
-    made = make_driver(path or Path(":memory:"), world, **more)  # type: ignore[arg-type]
-    if path is not None:
-        return dataclasses.replace(made, exporter=disk)
-    made.ledger.close()
-    return dataclasses.replace(made, exporter=disk, ledger=MemoryLedger())
+    return dataclasses.replace(make_driver(path, world, **more), exporter=disk)  # type: ignore[arg-type]

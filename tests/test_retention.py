@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +65,13 @@ def test_a_run_without_a_small_disk_decides_as_if_nobody_had_looked() -> None:
         history = driver_on(None, disk, budget=3600.0, max_held=held).run()
         ends.append([(s.trial_id, s.rung, s.stop_tokens) for s, _ in history.results])
     assert ends[0] == ends[1]
+
+
+def test_a_simulated_run_in_memory_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a ledger nor a backup of one, in the folder that it is played in."""
+    monkeypatch.chdir(tmp_path)
+    driver_on(None, SimDisk(), budget=500.0).run()
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_the_bound_counts_waiting_trials_spares_and_what_is_being_written() -> None:
