@@ -35,9 +35,10 @@ from budgetsearch.core.errors import (
     SettingsError,
     UsageError,
 )
-from budgetsearch.core.history import History, TrialState, fold
+from budgetsearch.core.history import History, fold
 from budgetsearch.core.ports import Watcher
 from budgetsearch.core.records import Score
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.execution import moved
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.mending import mend

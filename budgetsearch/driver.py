@@ -38,7 +38,7 @@ from budgetsearch.core.events import (
     WorkersChanged,
 )
 from budgetsearch.core.halving import decide
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.ports import Clock, Engine, Exporter, Sampler
 from budgetsearch.core.records import (
     Beat,
@@ -57,6 +57,7 @@ from budgetsearch.core.records import (
     TrainJob,
 )
 from budgetsearch.core.secrets import without_secrets
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.flights import Flights
 from budgetsearch.keeper import Keeper
 from budgetsearch.ledger import Ledger

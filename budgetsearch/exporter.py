@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError, UsageError
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.ports import Exporter
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.folders import exchange, remedy, sync
 from budgetsearch.report.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
 from budgetsearch.training import sums

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
 from budgetsearch.core.events import CheckpointLost, Event, Exported, Noticed
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.ports import Exporter
+from budgetsearch.core.trial_state import TrialState
 
 MAX_UNWRITTEN = 2
 """So many jobs in a row may find no room for a checkpoint: between them the disk is swept."""

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from budgetsearch.checkpoint_store import ONCE, CheckpointStore
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.exporter import AdapterExporter, is_spare
 from budgetsearch.shared import folder_of, open_store, url_of
 from budgetsearch.training import sums

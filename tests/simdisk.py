@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from budgetsearch.core.errors import CheckpointError
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.records import Segment
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import SyntheticWorld
 from tests.simulation import make_driver

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.events import Entry, Opened
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.ports import Proposal, Sampler
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import Change, SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.ledger import Ledger, MemoryLedger

@@ -17,8 +17,9 @@ import optuna
 import pytest
 
 from budgetsearch.core.events import Entry
-from budgetsearch.core.history import History, TrialState, fold
+from budgetsearch.core.history import History, fold
 from budgetsearch.core.records import Segment, Status
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.study import damage, mirror, storage
 from budgetsearch.study.mirror import StudyMirror

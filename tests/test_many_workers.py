@@ -27,7 +27,8 @@ from budgetsearch.core.events import (
     SegmentStarted,
     WorkersChanged,
 )
-from budgetsearch.core.history import MAX_STRANDED, History
+from budgetsearch.core.history import History
+from budgetsearch.core.outcomes import MAX_STRANDED
 from budgetsearch.core.records import Segment
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import Change, SyntheticWorld

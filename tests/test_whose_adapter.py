@@ -11,8 +11,9 @@ import pytest
 from budgetsearch.aftermath import after_failure
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
 from budgetsearch.core.events import CheckpointLost, Exported, Noticed, SegmentEnded
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.records import SegmentResult
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.keeper import Keeper
 from budgetsearch.ledger import MemoryLedger
 from budgetsearch.report.answer import answer_of

@@ -9,7 +9,8 @@ from typing import Any
 
 from budgetsearch.comparing.pairing import Costs, Results, Rows, Run, unique
 from budgetsearch.core.errors import LedgerError, RunFolderError, UsageError
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.ledger import read_history
 from budgetsearch.report.card import scored_for
 from budgetsearch.report.peaks import peaks_of

@@ -12,11 +12,11 @@ from budgetsearch.core.disk import held_of
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.feasibility import foresee, micro_batch
 from budgetsearch.core.footprint import Footprint
-from budgetsearch.core.history import TrialState
 from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import CalibrateJob, Calibration, Job, Plan, Score, ScoreJob, Trial, cost_class
 from budgetsearch.core.space import Space
+from budgetsearch.core.trial_state import TrialState
 
 MIN_RUNG_STEPS = 4
 """A rung shorter than this ranks nothing; the ladder loses a rung instead."""

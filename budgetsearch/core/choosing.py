@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from budgetsearch.core.evidence import indistinguishable
-from budgetsearch.core.history import TrialState
 from budgetsearch.core.records import ParamValue, cost_class
 from budgetsearch.core.retired import STRATA
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.view import View
 
 

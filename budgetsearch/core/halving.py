@@ -21,7 +21,7 @@ from budgetsearch.core.budget import FULL_EVAL_SHARE
 from budgetsearch.core.choosing import any_promotable, earned, finalists, next_candidate, promotable
 from budgetsearch.core.costs import PESSIMISM, CostModel
 from budgetsearch.core.gangs import gather
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.ladders import FEW_TRIALS, FINALISTS_SHARE
 from budgetsearch.core.records import (
     Decision,
@@ -34,6 +34,7 @@ from budgetsearch.core.records import (
     Wait,
     cost_class,
 )
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.view import View
 
 COOLDOWN_SHARE = 0.2

@@ -10,7 +10,8 @@ from budgetsearch.core.events import Entry
 from budgetsearch.core.records import Job, Params, Report
 
 if TYPE_CHECKING:
-    from budgetsearch.core.history import History, TrialState
+    from budgetsearch.core.history import History
+    from budgetsearch.core.trial_state import TrialState
 
 
 class Clock(Protocol):

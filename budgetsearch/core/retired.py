@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from budgetsearch.core.records import ParamValue
 
 if TYPE_CHECKING:
-    from budgetsearch.core.history import TrialState
+    from budgetsearch.core.trial_state import TrialState
 
 NO_RESULT = ("infeasible", "crashed", "lost")
 """Ends that say nothing about a configuration's loss."""

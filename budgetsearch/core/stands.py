@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from budgetsearch.core.history import TrialState
+    from budgetsearch.core.trial_state import TrialState
 
 MAX_RESTARTS = 1
 """A trial that lost all its checkpoints starts again from its beginning so often, then it is given up."""

@@ -10,9 +10,10 @@ from itertools import islice
 from budgetsearch.core.budget import seconds_left
 from budgetsearch.core.costs import CostModel
 from budgetsearch.core.evidence import entry_rung
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.records import Plan, Run, Segment, TrainJob, cost_class
 from budgetsearch.core.retired import has_competed, has_entered
+from budgetsearch.core.trial_state import TrialState
 
 RULED_OUT = 20
 """When so many samples in a row cannot fit into memory, nothing of the space does."""

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.records import Score
+from budgetsearch.core.trial_state import TrialState
 
 FORMAT = 1
 MANIFEST_FILE = "budgetsearch.json"

@@ -11,9 +11,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.records import PHASES, Params
 from budgetsearch.core.space import Space
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.words import CUT_OFF
 from budgetsearch.core.words import SCORING as SCORING
 from budgetsearch.core.words import gib as gib

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.history import TrialState
+from budgetsearch.core.trial_state import TrialState
 
 PASSING = frozenset(
     {

@@ -23,7 +23,8 @@ from budgetsearch.core.events import (
     Entry,
     Heartbeat,
 )
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.study import shown_trial
 from budgetsearch.study.damage import (
     CONTRADICTS,

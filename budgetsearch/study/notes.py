@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.secrets import without_secrets
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.words import gib, loss_text, params_text, phase_of, rung_names
 from budgetsearch.study.shown_trial import values
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.records import PHASES
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.words import rung_ticks
 from budgetsearch.study.shown_trial import values
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from budgetsearch.core.dimensions import Choice, Number
 from budgetsearch.core.feasibility import problem
-from budgetsearch.core.history import History, is_infeasible
+from budgetsearch.core.history import History
+from budgetsearch.core.outcomes import is_infeasible
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Params
 from budgetsearch.core.space import Space

@@ -20,7 +20,7 @@ from typing import Any
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.errors import BudgetError, BudgetsearchError
 from budgetsearch.core.events import Opened
-from budgetsearch.core.history import History, TrialState
+from budgetsearch.core.history import History
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import (
     CalibrateJob,
@@ -32,6 +32,7 @@ from budgetsearch.core.records import (
     Status,
     TrainJob,
 )
+from budgetsearch.core.trial_state import TrialState
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import Result, SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.ledger import MemoryLedger
