@@ -174,6 +174,48 @@ def test_what_a_lost_lane_says_later_is_ignored() -> None:
     assert [ended(job)] == fleet.table.hear(Said("1-a", again.token, ended(job)))
 
 
+def test_a_lane_that_was_only_silent_is_used_again() -> None:
+    """A network or a machine that stands still for half a minute costs its segments, not its GPU: nobody
+    starts such a lane again, for Ray Tune has missed nothing. What it still runs is ended first."""
+    fleet = Fleet(size=1)
+    fleet.up(0)
+    placed = fleet.place(job_of("fp32"))
+    assert placed is not None
+    fleet.pass_time(SILENT_SECONDS + 2)
+    assert 0 == fleet.table.living
+    assert [] == fleet.table.hear(Alive("0-a", placed.token))
+    assert [Strike("0-a", placed.token)] == fleet.orders()
+    assert 1 == fleet.table.living
+    assert fleet.place(job_of("fp32")) is None
+    assert [] == fleet.table.hear(Said("0-a", placed.token, ended(placed.job)))
+    again = fleet.taken()
+    assert again is not None and (again.lane, again.token != placed.token) == ("0-a", True)
+
+
+def test_a_silent_lane_that_was_replaced_stays_away() -> None:
+    """Its number has a new life, on this machine or another."""
+    fleet = Fleet(size=1)
+    fleet.up(0)
+    fleet.pass_time(SILENT_SECONDS + 2)
+    fleet.up(0, life="b")
+    assert [] == fleet.table.hear(Alive("0-a", ""))
+    assert 1 == fleet.table.living
+    placed = fleet.place(job_of("fp32"))
+    assert placed is not None and placed.lane == "0-b"
+
+
+def test_what_a_lane_said_before_its_order_came_may_be_heard_late() -> None:
+    """The driver was busy elsewhere, with a store that hangs: the job runs, and is not given up."""
+    fleet = Fleet(size=1)
+    fleet.up(0)
+    placed = fleet.place(job_of("fp32"))
+    assert placed is not None
+    fleet.now += 2 * DELIVERY_SECONDS
+    heard = [Alive("0-a", ""), Alive("0-a", placed.token), Said("0-a", placed.token, ended(placed.job))]
+    assert [ended(placed.job)] == [report for message in heard for report in fleet.table.hear(message)]
+    assert [] == fleet.orders()
+
+
 def test_a_lane_that_is_started_again_has_lost_its_job() -> None:
     """Ray Tune started it elsewhere before anybody noticed the silence."""
     fleet = Fleet(size=1)

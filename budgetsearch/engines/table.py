@@ -29,7 +29,8 @@ class _Flight:
     job: Job
     setup: WorkerSetup
     token: str = ""
-    since: float = 0.0
+    denied_since: float | None = None
+    """Since when its lane says that it does not run it; None: it does not say so."""
     tries: int = 0
 
 
@@ -60,6 +61,8 @@ class Table:
     clock: Callable[[], float]
     orders: list[ToLane] = field(default_factory=list)
     _lanes: dict[str, _Lane] = field(default_factory=dict)
+    _silent: dict[str, _Lane] = field(default_factory=dict)
+    """Lanes that are presumed lost: a network or a machine may only have stood still."""
     _waiting: list[_Flight] = field(default_factory=list)
     """Jobs that came while no lane was free: lanes are still starting, or one has just been lost."""
     _vain: dict[int, int] = field(default_factory=dict)
@@ -128,7 +131,7 @@ class Table:
             wanted = flight.job.quantization
             lane = min(free, key=lambda lane: self._rank(lane, wanted))
             flight.token = f"{flight.job.job_id}.{next(self._counter)}"
-            flight.since = self.clock()
+            flight.denied_since = None
             flight.tries += 1
             lane.flight, lane.holds = flight, wanted
             self.orders.append(Take(lane.name, flight.token, flight.setup, flight.job))
@@ -144,8 +147,12 @@ class Table:
         """Take in what a lane says; returns what the driver should know."""
         if isinstance(message, Hello):
             reports = self._greet(message)
-        elif (lane := self._lanes.get(message.lane)) is None:
-            return []  # presumed lost, and replaced since
+        elif isinstance(message, Gone) and message.lane not in self._lanes:
+            self._silent.pop(message.lane, None)
+            self._words = f"worker {message.lane}: {message.reason}"
+            return []
+        elif (lane := self._lanes.get(message.lane) or self._back(message.lane)) is None:
+            return []  # replaced since
         elif isinstance(message, Gone):
             reports = self._lose(lane, message.reason)
         else:
@@ -158,8 +165,18 @@ class Table:
         reports: list[Report] = []
         for lane in [lane for lane in self._lanes.values() if lane.number == hello.number]:
             reports += self._lose(lane, "it was started again")
+        for name in [name for name, lane in self._silent.items() if lane.number == hello.number]:
+            del self._silent[name]
         self._lanes[hello.lane] = _Lane(hello.lane, hello.number, hello.node, self.clock())
         return reports
+
+    def _back(self, name: str) -> _Lane | None:
+        """A lane that was presumed lost, if that is what is heard of now. Its job has been given up."""
+        lane = self._silent.pop(name, None)
+        if lane is not None:
+            lane.flight, lane.stale_since, lane.holds = None, self.clock(), ""
+            self._lanes[name] = lane
+        return lane
 
     def _alive(self, lane: _Lane, alive: Alive) -> list[Report]:
         flight = lane.flight
@@ -170,7 +187,12 @@ class Table:
             lane.stale_since = self.clock() if lane.stale_since is None else lane.stale_since
             self.orders.append(Strike(lane.name, alive.token))
             return []
-        if alive.token == flight.token or self.clock() - flight.since <= DELIVERY_SECONDS:
+        if alive.token == flight.token:
+            flight.denied_since = None
+            return []
+        # Counted from when it is first heard: what was said before the order came may be heard late.
+        flight.denied_since = self.clock() if flight.denied_since is None else flight.denied_since
+        if self.clock() - flight.denied_since <= DELIVERY_SECONDS:
             return []
         lane.flight = None
         return self._lost(flight, lane)
@@ -198,12 +220,14 @@ class Table:
         for lane in list(self._lanes.values()):
             if now - lane.heard > SILENT_SECONDS:
                 reports += self._lose(lane, f"it was silent for {SILENT_SECONDS:.0f} s")
+                self._silent[lane.name] = lane
         self._serve()
         self._check_empty(now)
         return reports
 
     def lose_all(self, reason: str) -> list[Report]:
         """The fleet is gone: whatever ran is lost."""
+        self._silent.clear()
         return [report for lane in list(self._lanes.values()) for report in self._lose(lane, reason)]
 
     def _lose(self, lane: _Lane, reason: str) -> list[Report]:
