@@ -7,7 +7,7 @@
 
 from importlib.metadata import version as _version
 
-from budgetsearch.api import Best, Result, plan, report, reproduce, resume, run, status, verify
+from budgetsearch.api import plan, report, reproduce, resume, run, status, verify
 from budgetsearch.core.errors import (
     BudgetError,
     BudgetsearchError,
@@ -20,6 +20,7 @@ from budgetsearch.core.errors import (
     SpaceError,
     UsageError,
 )
+from budgetsearch.results import Best, Result
 
 __version__ = _version("budgetsearch")
 

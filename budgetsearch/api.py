@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.aftermath import marked
 from budgetsearch.awaiting import lock_in_time
-from budgetsearch.clock import (
-    Timing,
-    budget_of_resumed,
-    deadline_of,
-    local_time,
-    timing_of_new,
-    timing_of_resumed,
-)
-from budgetsearch.compose import (
-    Say,
-    cache_folder,
-    drive,
-    finish_leaving,
-    resumed_storage,
-    start,
-)
+from budgetsearch.clock import deadline_of, local_time, timing_of_new
+from budgetsearch.compose import start
 from budgetsearch.concluding import conclude
-from budgetsearch.core.errors import (
-    BudgetsearchError,
-    LedgerError,
-    RunFolderError,
-    SettingsError,
-    UsageError,
-)
+from budgetsearch.core.errors import RunFolderError, SettingsError, UsageError
 from budgetsearch.core.history import History, fold
-from budgetsearch.core.ports import Watcher
-from budgetsearch.core.records import Score
-from budgetsearch.core.trial_state import TrialState
-from budgetsearch.execution import moved
+from budgetsearch.core.ports import Say, Watcher
+from budgetsearch.folders import cache_folder
+from budgetsearch.going_on import go_on, never_began
 from budgetsearch.ledger import read_entries, read_history
-from budgetsearch.mending import mend
 from budgetsearch.reporting import Reports, write_reports
+from budgetsearch.results import Result, result_of
 from budgetsearch.runfolder import RunFolder, RunLock
-from budgetsearch.shared import find_place
 
 if TYPE_CHECKING:
     from budgetsearch.comparing.comparison import Comparison
@@ -52,41 +28,6 @@ if TYPE_CHECKING:
     from budgetsearch.planning.preview import Preview
     from budgetsearch.reproduction.replay import Reproduced
     from budgetsearch.reproduction.verify import Verified
-
-
-@dataclass(frozen=True)
-class Best:
-    """The trial behind the exported adapter."""
-
-    trial_id: int
-    params: Mapping[str, Any]
-    loss: float
-    """Mean validation cross-entropy per completion token (nats)."""
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to."""
-
-    state: str
-    """finished, interrupted or failed."""
-    reason: str
-    run: Path
-    best: Best | None
-    adapter_path: Path | None
-    """The best trial's PEFT adapter, which ``peft.PeftModel.from_pretrained`` loads; None if another's or
-    none stands there."""
-    score: Score | None
-    """Base against adapter, under the same quantization."""
-    ledger: Path
-    """The SQLite file with every event, decision and second."""
-    spent_seconds: float
-    budget_seconds: float
-    signal: str = ""
-    """The signal that interrupted it, such as SIGTERM."""
-    left_seconds: float = math.inf
-    """What the budget still held when this was made; infinite of a run that was over before."""
 
 
 def run(
@@ -175,7 +116,7 @@ def run(
         settings = settings.model_copy(update={"deadline": local_time(until)})
     start(settings, timing, watchers, say, last_resort=last_resort, conclude=conclude)
     with marked(folder):
-        return _result(RunFolder(folder), timing)
+        return result_of(RunFolder(folder), timing)
 
 
 def plan(
@@ -194,7 +135,7 @@ def plan(
     Raises:
         UsageError: a setting, the model or the card cannot be used, nothing fits, or the hours are too few.
     """
-    from budgetsearch.compose import check_inputs
+    from budgetsearch.checking import check_inputs
     from budgetsearch.planning.preview import gather, preview
     from budgetsearch.probing import probe_here
     from budgetsearch.settings import load_settings
@@ -273,72 +214,13 @@ def resume(
         with marked(folder.path):
             place = {"engine": engine, "gpus": gpus, "address": address}
             until = (hours, deadline)
-            return _go_on(folder, lock, until, storage, place, watchers, say, already_seconds, last_resort)
+            return go_on(folder, lock, until, storage, place, watchers, say, already_seconds, last_resort)
     finally:
         lock.release()
 
 
-def _go_on(
-    folder: RunFolder,
-    lock: RunLock,
-    until: tuple[float | None, str | None],
-    storage: str | None,
-    place: Mapping[str, Any],
-    watchers: Sequence[Watcher],
-    say: Say,
-    already_seconds: float,
-    last_resort: bool,
-) -> Result:
-    from budgetsearch.settings import Settings
-
-    hours, deadline = until
-    if (mended := mend(folder.ledger)) is not None:
-        say(mended.line)
-        if mended.lost:
-            folder.forget_study()
-    history = read_history(folder.ledger)
-    if history.opened is None:
-        raise _never_began(folder)
-    if history.closed is not None and history.closed.state == "finished":
-        finish_leaving(folder, history, say, storage)
-        conclude(folder, say)
-        return _result(folder)
-    settings = moved(Settings.model_validate(dict(history.opened.settings)), **place)
-    settings = settings.model_copy(update={"storage": resumed_storage(history.opened, storage)})
-    timing = timing_of_resumed(
-        history.spent,
-        budget_of_resumed(hours, history.spent, history.opened.budget_seconds),
-        _began(folder) if settings.deadline else None,
-        deadline_of(deadline) if deadline else None,
-        already_seconds,
-    )
-    if settings.shared:
-        find_place(settings.shared)
-    drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort, conclude=conclude)
-    return _result(folder, timing)
-
-
-def _never_began(folder: RunFolder) -> BudgetsearchError:
-    """What a ledger without an event means: beside what only a search can have left it has lost them."""
-    if folder.has_earned():
-        return LedgerError(
-            f"The ledger {folder.ledger} holds no event, but there are checkpoints or an adapter beside it. "
-            "Restore it from a copy; the adapter can be used as it is."
-        )
-    return RunFolderError(
-        f"{folder.path} was stopped before it began, so there is nothing to go on with. Start it "
-        f"again with `budgetsearch run --out {folder.command_word}` and its other options."
-    )
-
-
 resume_run = resume
 """For ``run``, which has an argument of that name."""
-
-
-def _began(folder: RunFolder) -> float:
-    """When a run began, in seconds since the epoch, by the clock on the wall."""
-    first = next(iter(read_entries(folder.ledger)))
-    return first.wall - first.at
 
 
 def status(run: str | os.PathLike[str]) -> dict[str, Any]:
@@ -510,37 +392,5 @@ def open_history(run: str | os.PathLike[str]) -> History:
     folder.check_run()
     history = read_history(folder.ledger)
     if history.opened is None:
-        raise folder.being_prepared() if folder.in_use() else _never_began(folder)
+        raise folder.being_prepared() if folder.in_use() else never_began(folder)
     return history
-
-
-def _is_of(folder: RunFolder, best: TrialState | None) -> bool:
-    """Whether the adapter in the folder is the best trial's: after a failure or a damaged ledger it may be
-    that of another one."""
-    from budgetsearch.report.card import told_by
-
-    return best is not None and told_by(folder.adapter).get("checkpoint") == best.best_checkpoint
-
-
-def _result(folder: RunFolder, timing: Timing | None = None) -> Result:
-    history = read_history(folder.ledger)
-    best = history.incumbent
-    closed = history.closed
-    assert history.opened is not None
-    return Result(
-        state=closed.state if closed else "failed",
-        reason=closed.reason if closed else "the run did not end",
-        run=folder.path,
-        best=(
-            Best(best.trial_id, dict(best.trial.params), best.best_loss, best.best_tokens)
-            if best is not None and best.best_loss is not None
-            else None
-        ),
-        adapter_path=folder.adapter if _is_of(folder, best) else None,
-        score=history.score,
-        ledger=folder.ledger,
-        spent_seconds=history.spent,
-        budget_seconds=history.opened.budget_seconds,
-        signal=closed.signal if closed else "",
-        left_seconds=timing.budget_seconds - timing.clock.now() if timing else math.inf,
-    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from budgetsearch.aftermath import keep_traceback
 from budgetsearch.clock import Timing
-from budgetsearch.compose import Say
 from budgetsearch.core.history import fold
+from budgetsearch.core.ports import Say
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.ledger import read_entries
 from budgetsearch.reporting import write_in_time

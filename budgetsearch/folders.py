@@ -110,3 +110,12 @@ def replace_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(new, path)
     sync(path.parent)
+
+
+def cache_folder() -> Path:
+    """Where converted models and tokenized data are kept: BUDGETSEARCH_CACHE, or the user's cache."""
+    given = os.environ.get("BUDGETSEARCH_CACHE")
+    if given:
+        return Path(given).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).absolute() if base else Path.home() / ".cache") / "budgetsearch"

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgetsearch.compose import Say, check, prepare_inputs, request_of, worker_setup
+from budgetsearch.checking import check
 from budgetsearch.core.budget import OPTIONAL_SHARE, PlanRequest, calibration_job
-from budgetsearch.core.ports import Engine
+from budgetsearch.core.ports import Engine, Say
 from budgetsearch.core.records import CalibrateJob, Calibration, JobEnded
+from budgetsearch.preparing import prepare_inputs, request_of, worker_setup
 from budgetsearch.runfolder import RunFolder
 
 if TYPE_CHECKING:

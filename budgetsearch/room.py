@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from budgetsearch.core.disk import DiskNeed
 from budgetsearch.core.errors import ModelError, RunFolderError
+from budgetsearch.core.ports import Say
 from budgetsearch.gpu.shapes import ModelShape, known_models, shape_of
 from budgetsearch.needs import cache_need, largest_adapter, run_need
 from budgetsearch.planning.configs import find_config
@@ -23,8 +23,6 @@ from budgetsearch.planning.guesses import guess_data
 from budgetsearch.settings import Settings
 from budgetsearch.shared import folder_of
 from budgetsearch.spaces import load_space
-
-Say = Callable[[str], None]
 
 
 def amount(size: int) -> str:

@@ -15,10 +15,12 @@ import psutil
 import pytest
 
 from budgetsearch import compose, stopping
+from budgetsearch.checking import anchored
 from budgetsearch.clock import RunClock, Timing
 from budgetsearch.core.errors import DataError, RunFolderError
 from budgetsearch.core.events import Opened
 from budgetsearch.engines.local import LocalEngine
+from budgetsearch.opening import check_same_inputs
 from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.settings import Settings, load_settings
 
@@ -79,9 +81,9 @@ def test_the_first_signal_is_a_request_only_once_the_driver_runs() -> None:
 def test_a_run_goes_on_only_with_what_it_began_with(what: str, key: str) -> None:
     """Another model or other rows would make its trials incomparable."""
     facts = {"model": {"sha256": "a"}, "data": {"prepared": "b"}}
-    compose._check_same_inputs(Opened(1.0, {}, facts), facts)
+    check_same_inputs(Opened(1.0, {}, facts), facts)
     with pytest.raises(RunFolderError, match=f"The {what} has changed"):
-        compose._check_same_inputs(Opened(1.0, {}, facts), {**facts, what: {key: "other"}})
+        check_same_inputs(Opened(1.0, {}, facts), {**facts, what: {key: "other"}})
 
 
 def test_settings_are_anchored_to_absolute_paths(
@@ -92,12 +94,12 @@ def test_settings_are_anchored_to_absolute_paths(
     relative = settings.model_copy(
         update={"data": rows_file.name, "storage": "sqlite:///study.db", "shared": "ckpt"}
     )
-    anchored = compose._anchored(relative)
-    assert anchored.data == str(rows_file)
-    assert anchored.storage == f"sqlite:///{rows_file.parent / 'study.db'}"
-    assert anchored.space == "lora_small"
+    found = anchored(relative)
+    assert found.data == str(rows_file)
+    assert found.storage == f"sqlite:///{rows_file.parent / 'study.db'}"
+    assert found.space == "lora_small"
     assert settings.out is not None
-    assert str(anchored.shared).startswith(f"{rows_file.parent / 'ckpt' / settings.out.name}-")
+    assert str(found.shared).startswith(f"{rows_file.parent / 'ckpt' / settings.out.name}-")
 
 
 def test_the_wheel_holds_the_search_spaces_and_the_type_marker(tmp_path: Path) -> None:
@@ -120,6 +122,7 @@ from pathlib import Path
 from budgetsearch import stopping
 from budgetsearch.clock import RunClock, Timing
 from budgetsearch.engines.local import LocalEngine
+from budgetsearch.opening import check_same_inputs
 from budgetsearch.runfolder import RunFolder
 
 engine = LocalEngine(None, Path({str(tmp_path / "worker.log")!r}))

@@ -45,6 +45,8 @@ from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.gpu.detect import detect
 from budgetsearch.ledger import Ledger, read_history
+from budgetsearch.opening import PACKAGES, facts_of
+from budgetsearch.preparing import prepare_inputs, worker_setup
 from budgetsearch.reproduction import compare
 from budgetsearch.reproduction.bench import Bench, Talk
 from budgetsearch.reproduction.inputs import Given
@@ -89,9 +91,9 @@ class MadeRun:
         self.folder.path.mkdir(parents=True)
         self.folder.prepare(settings.model_dump(mode="json"))
         card = detect("cpu")
-        base, prepared = compose.prepare_inputs(settings, lambda line: None)
-        facts = compose._facts(settings, self.folder, card, base, prepared)
-        setup = compose.worker_setup(settings, self.folder, card, base, prepared)
+        base, prepared = prepare_inputs(settings, lambda line: None)
+        facts = facts_of(settings, self.folder, card, base, prepared)
+        setup = worker_setup(settings, self.folder, card, base, prepared)
         self.engine = LocalEngine(setup, self.folder.worker_log)
         self.ledger, self.clock = Ledger(self.folder.ledger), VirtualClock()
         self.add(Opened(720.0, settings.model_dump(mode="json"), facts), Planned(plan(eval_examples=6)))
@@ -259,7 +261,7 @@ def test_no_password_and_no_absolute_path_of_an_input(made: MadeRun) -> None:
         manifest.data.sources[0].path,
     )
     assert manifest.settings["storage"] == "postgresql"
-    assert set(compose.PACKAGES) <= set(manifest.versions)
+    assert set(PACKAGES) <= set(manifest.versions)
 
 
 @pytest.mark.parametrize("source", ["proj/train.jsonl", "proj/runs/mine/train.jsonl", "linked/train.jsonl"])

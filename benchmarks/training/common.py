@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from budgetsearch.compose import cache_folder
+from budgetsearch.folders import cache_folder
 from budgetsearch.training.members import Shop
 from budgetsearch.training.sources import BaseModel, resolve_model
 from budgetsearch.training.tokens import PreparedData, load_tokenizer, prepare

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-Say = Callable[[str], None]
+from budgetsearch.core.ports import Say
+
 Tick = Callable[[str, int, int], None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -71,6 +71,10 @@ class Sampler(Protocol):
     def propose(self, history: History, seed: int, first_number: int, count: int) -> list[Proposal]:
         """``count`` configurations for the trials ``first_number`` and following."""
         ...
+
+
+Say = Callable[[str], None]
+"""Takes one line about what is going on."""
 
 
 class Watcher(Protocol):

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from budgetsearch.compose import Say, worker_setup
 from budgetsearch.core.errors import EngineError
-from budgetsearch.core.ports import Engine
+from budgetsearch.core.ports import Engine, Say
 from budgetsearch.core.records import Beat, Job, JobEnded, Score, ScoreJob, SegmentResult, TrainJob
+from budgetsearch.preparing import worker_setup
 from budgetsearch.reproduction.inputs import Inputs
 from budgetsearch.reproduction.schema import Manifest, Scores
 from budgetsearch.runfolder import RunFolder

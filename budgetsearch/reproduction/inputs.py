@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetsearch.compose import Say, cache_folder, prepare_inputs
 from budgetsearch.core.errors import DataError, ModelError, UsageError
+from budgetsearch.core.ports import Say
+from budgetsearch.folders import cache_folder
+from budgetsearch.preparing import prepare_inputs
 from budgetsearch.reproduction.schema import Base, File, Found, Manifest, Rows, Source
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from budgetsearch.compose import Say
 from budgetsearch.core.codec import decode
 from budgetsearch.core.errors import RunFolderError, UsageError
+from budgetsearch.core.ports import Say
 from budgetsearch.core.records import Beat, Score, Segment, SegmentResult, Stint, TrainJob
 from budgetsearch.folders import fresh_folder, why_not
 from budgetsearch.reproduction import compare

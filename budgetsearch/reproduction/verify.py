@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgetsearch.compose import Say
 from budgetsearch.core.errors import EngineError
+from budgetsearch.core.ports import Say
 from budgetsearch.reproduction import compare
 from budgetsearch.reproduction.bench import bench
 from budgetsearch.reproduction.compare import Row

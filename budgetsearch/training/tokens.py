@@ -10,18 +10,17 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import DataError, SettingsError, UntrustedCode
+from budgetsearch.core.ports import Say
 from budgetsearch.folders import fresh_folder, locked
 from budgetsearch.training.data import Example, load_examples, prompt_key, split
 from budgetsearch.training.quiet import quiet
 from budgetsearch.training.trust import FLAG, code_files, uses_code
-
-Say = Callable[[str], None]
 
 FORMAT = 1
 """Raised whenever the same rows would give other tokens: old caches are then left alone."""
