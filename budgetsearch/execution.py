@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -149,12 +148,10 @@ def _first_card(engine: RayEngine) -> Card:
     Raises:
         EngineError: no lane comes.
     """
-    until = time.monotonic() + CARD_SECONDS
-    while engine.card is None:
-        engine.poll(0.5)
-        if time.monotonic() > until:
-            raise EngineError(
-                f"No worker of the cluster has come within {CARD_SECONDS:.0f} s; `ray status` shows whether "
-                f"it has GPUs that are free. What Ray said is in {engine.log}."
-            )
-    return engine.card
+    card = engine.await_card(CARD_SECONDS)
+    if card is None:
+        raise EngineError(
+            f"No worker of the cluster has come within {CARD_SECONDS:.0f} s; `ray status` shows whether "
+            f"it has GPUs that are free. What Ray said is in {engine.log}."
+        )
+    return card

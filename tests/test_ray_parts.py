@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -305,6 +308,14 @@ def test_a_lane_that_only_loses_jobs_is_used_no_more() -> None:
     assert placed is not None and placed.lane == "1-a"
 
 
+def test_a_lane_that_never_comes_up_says_why() -> None:
+    """Its machine has another card: Ray Tune tries again and again, and the end names the reason."""
+    fleet = Fleet()
+    assert [] == fleet.table.hear(Gone("0-a", "--gpu a100 needs 40 GiB"))
+    with pytest.raises(EngineError, match="worker 0-a: --gpu a100 needs 40 GiB"):
+        fleet.pass_time(EMPTY_SECONDS + 5)
+
+
 def test_without_a_lane_for_long_the_engine_gives_up_with_the_last_words() -> None:
     """A cluster without a free GPU must not eat the whole budget."""
     fleet = Fleet()
@@ -399,6 +410,44 @@ def test_a_fleet_that_hangs_is_killed(
     assert process is not None
     engine.close()
     assert process.poll() is not None
+
+
+DEAF = HELLO + "import time\ntime.sleep(60)"
+
+
+def test_a_fleet_that_reads_nothing_holds_nobody_up(
+    scripted: Callable[[str], tuple[RayEngine, list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call to Ray hangs in it: more orders than a pipe holds do not block the driver, nor does its end."""
+    monkeypatch.setattr(ray_tune, "CLOSE_SECONDS", 0.2)
+    engine, _ = scripted(DEAF)
+    engine.warm_up()
+    while engine.slots < 1:
+        engine.poll(0.1)
+    engine.prepare(replace(SETUP, model_path="x" * 2**20))
+    for _ in range(2):
+        job = train_job(segment(1, 100))
+        engine.submit(job)
+        engine.kill(job.job_id)
+    engine.close()
+    until = time.monotonic() + 5
+    while any(thread.name == "outbox" for thread in threading.enumerate()):
+        assert time.monotonic() < until, "the thread that writes is left behind"
+        time.sleep(0.01)
+
+
+def test_what_arrives_while_the_first_card_is_waited_for_is_kept(
+    scripted: Callable[[str], tuple[RayEngine, list[int]]],
+) -> None:
+    """The address of Ray's dashboard, for one."""
+    engine, _ = scripted(DEAF)
+    engine.warm_up()
+    assert engine.await_card(0.0) is None
+    while engine.slots < 1:
+        assert engine.await_card(0.1) is None
+    assert [Notice(0, "Ray's dashboard is at http://127.0.0.1:8265")] == engine.poll(0.0)
+    engine.end()
+    engine.close()
 
 
 @dataclass
@@ -579,3 +628,18 @@ def test_cpus_are_shared_so_that_every_lane_finds_room() -> None:
     assert [4, 2, 1, 1, 3] == [
         tuning.cpus_per_lane(*case) for case in (([8], 2), ([4], 2), ([3, 3], 6), ([1], 4), ([3, 3], 2))
     ]
+
+
+def test_a_lane_with_a_gpu_waits_for_no_cpu() -> None:
+    """A container of eight GPUs and four cores has eight lanes."""
+    tuning = pytest.importorskip("budgetsearch.engines.tuning")
+    assert {"cpu": 0, "gpu": 1} == tuning.resources(FleetSpec(8, "folder", "log", gpu="a100"))
+
+
+def test_the_log_of_a_worker_on_another_machine_is_of_this_user(tmp_path: Path) -> None:
+    """Another user's file of the same name could not be opened, and no worker would start."""
+    lane = pytest.importorskip("budgetsearch.engines.lane")
+    here = tmp_path / "run" / "ray" / "worker-{lane}.log"
+    assert lane._log(str(here), 3).name == f"budgetsearch-{os.getuid()}-run-worker-3.log"
+    here.parent.mkdir(parents=True)
+    assert lane._log(str(here), 3) == here.parent / "worker-3.log"

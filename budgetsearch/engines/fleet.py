@@ -24,7 +24,7 @@ from budgetsearch.core.codec import decode, encode
 from budgetsearch.engines.messages import Down, FleetSpec, Up
 from budgetsearch.engines.worker import Pipe, die_with_parent
 
-CLOSE_SECONDS = 4.0
+CLOSE_SECONDS = 2.0
 """Lanes get so long to end their workers; then Ray is left as it is."""
 LISTEN_SECONDS = 5.0
 LOOPBACK = "127.0.0.1"

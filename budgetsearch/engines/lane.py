@@ -5,8 +5,10 @@ This module imports Ray, so only the fleet's process and its lanes import it.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,14 +19,18 @@ import ray
 from ray import tune
 from ray.util import metrics
 
+from budgetsearch.core.codec import encode
+from budgetsearch.core.errors import DeviceError
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.engines.hands import Hands, Row
 from budgetsearch.engines.local import LocalEngine
-from budgetsearch.engines.messages import Hello
+from budgetsearch.engines.messages import Gone, Hello
 from budgetsearch.gpu.detect import Card, detect
 
 ANSWER_SECONDS = 30.0
 """A hub that does not answer for so long is gone."""
+UNFIT_SECONDS = 5.0
+"""A machine without the card waits so long before Ray Tune tries again, at once and perhaps there."""
 SHOWN = ("rung", "loss", "tokens", "peak_gib", "used_gib")
 """Of a result, what Ray's own metrics carry."""
 
@@ -59,20 +65,26 @@ class Lane(tune.Trainable):  # type: ignore[misc]
         """Say hello to the hub, and wait for jobs."""
         number = int(config["lane"])
         name = f"{number}-{uuid.uuid4().hex[:8]}"
-        card = None if config["gpu"] == "cpu" else detect(config["gpu"])
-        hub = ray.get_actor(config["hub"], namespace=config["namespace"])
+        node = ray.util.get_node_ip_address()
+        line = HubLine(ray.get_actor(config["hub"], namespace=config["namespace"]), name)
+        try:
+            card = None if config["gpu"] == "cpu" else detect(config["gpu"])
+        except DeviceError as error:
+            line.tell([encode(Gone(name, f"{error} (on {node})"))])
+            time.sleep(UNFIT_SECONDS)
+            raise
         engine = LocalEngine(
             None,
             _log(config["log"], number),
             environment=card.environment if card else None,
             worker=config["worker"],
         )
-        hello = Hello(name, number, ray.util.get_node_ip_address(), card)
+        hello = Hello(name, number, node, card)
         self._gauges = {
             key: metrics.Gauge(f"budgetsearch_{key}", tag_keys=("lane", "trial")) for key in SHOWN
         }
         self._number = number
-        self._hands = Hands(hello, HubLine(hub, name), engine, lambda setup: _fitted(setup, card))
+        self._hands = Hands(hello, line, engine, lambda setup: _fitted(setup, card))
         self._thread = threading.Thread(target=self._hands.work, daemon=True, name="hands")
         self._thread.start()
 
@@ -105,8 +117,10 @@ def _fitted(setup: WorkerSetup, card: Card | None) -> WorkerSetup:
 
 
 def _log(pattern: str, number: int) -> Path:
-    """The log of the worker process: in the run folder where this machine sees it, else a temporary file."""
+    """The log of the worker process: in the run folder where this machine sees it, else a temporary file, of
+    this user and this run."""
     path = Path(pattern.format(lane=number))
     if path.parent.is_dir():
         return path
-    return Path(tempfile.gettempdir()) / f"{path.parent.name}-{path.name}"
+    run = path.parent.parent.name
+    return Path(tempfile.gettempdir()) / f"budgetsearch-{os.getuid()}-{run}-{path.name}"

@@ -18,6 +18,7 @@ from budgetsearch.core.errors import DiskError, EngineError, SettingsError
 from budgetsearch.core.records import Job, JobEnded, Notice, Report, WorkerSetup
 from budgetsearch.engines.local import SAFE_PATH
 from budgetsearch.engines.messages import Down, FleetSpec, Hello, Said, ToDriver, Up
+from budgetsearch.engines.outbox import Outbox
 from budgetsearch.engines.table import Table
 from budgetsearch.folders import remedy
 from budgetsearch.gpu.detect import Card
@@ -27,8 +28,9 @@ MAX_FALLS = 3
 cannot be reached does not count: its head may be starting again, and the table knows how long to wait."""
 RETRY_SECONDS = 5.0
 """After a fall the next fleet is started so much later."""
-CLOSE_SECONDS = 8.0
-"""The fleet gets so long to end its lanes and Ray; then it is killed, and they end with it."""
+CLOSE_SECONDS = 4.0
+"""The fleet gets so long to end its lanes and Ray; then it is killed, and they end with it. It must fit into
+the reserve with what follows: the study, the report, the exit."""
 TICK_SECONDS = 0.5
 
 
@@ -60,6 +62,7 @@ class RayEngine:
         self._setup, self._spec, self._keep_open = setup, spec, tuple(keep_open)
         self._table = Table(spec.lanes, clock)
         self._process: subprocess.Popen[str] | None = None
+        self._outbox: Outbox | None = None
         self._heard: queue.Queue[tuple[int, ToDriver | None]] = queue.Queue()
         self._ready: list[Report] = []
         self._generation = self._falls = 0
@@ -84,6 +87,19 @@ class RayEngine:
     def prepare(self, setup: WorkerSetup) -> None:
         """Say what the workers are to work on, before the first job."""
         self._setup = setup
+
+    def await_card(self, seconds: float) -> Card | None:
+        """The card of the first lane; None: no lane has come within so many seconds, or it has none. What
+        arrives meanwhile is kept.
+
+        Raises:
+            EngineError: the fleet cannot be started.
+        """
+        until, early = time.monotonic() + seconds, list[Report]()
+        while self.card is None and time.monotonic() < until:
+            early += self.poll(TICK_SECONDS)
+        self._ready = early + self._ready
+        return self.card
 
     def submit(self, job: Job) -> None:
         """Start a job; see the port. Where no lane is there yet, it waits for one."""
@@ -130,11 +146,7 @@ class RayEngine:
         self._ready = []
         if process is None:
             return
-        try:
-            assert process.stdin is not None
-            process.stdin.close()
-        except OSError:
-            pass
+        self._hang_up()
         try:
             process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -183,8 +195,9 @@ class RayEngine:
                 cwd=self._spec.folder,  # Ray adds it to the path of its workers' imports: nothing is in it
                 start_new_session=True,  # Ctrl-C and a scheduler's SIGTERM are for the driver alone
             )
-        self._write(encode(self._spec))
-        assert self._process.stdout is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._outbox = Outbox(self._process.stdin)
+        self._outbox.say(encode(self._spec))
         threading.Thread(
             target=self._read, args=(self._process.stdout, self._generation), daemon=True, name="fleet"
         ).start()
@@ -230,6 +243,7 @@ class RayEngine:
     def _fell(self) -> None:
         """The fleet's process has ended: whatever ran is lost, and a new fleet takes over."""
         process, self._process = self._process, None
+        self._hang_up()
         if process is not None:
             process.kill()
             process.wait()
@@ -240,14 +254,11 @@ class RayEngine:
 
     def _send(self) -> None:
         orders, self._table.orders = self._table.orders, []
-        for order in orders:
-            self._write(encode(order))
+        if self._outbox is not None:
+            for order in orders:
+                self._outbox.say(encode(order))
 
-    def _write(self, message: object) -> None:
-        if self._process is None or self._process.stdin is None:
-            return
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except OSError:
-            pass  # it just ended: the reader reports that
+    def _hang_up(self) -> None:
+        outbox, self._outbox = self._outbox, None
+        if outbox is not None:
+            outbox.close()

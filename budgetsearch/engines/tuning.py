@@ -60,9 +60,10 @@ def keep_lanes(spec: FleetSpec, hub: str, namespace: str) -> None:
 
 
 def resources(spec: FleetSpec) -> dict[str, float]:
-    """What Ray sets aside for a lane."""
+    """What Ray sets aside for a lane. With a GPU no CPU: a machine may have fewer of them than GPUs, and
+    whoever else holds them must not keep a GPU idle."""
     if spec.gpu != "cpu":
-        return {"cpu": 1, "gpu": 1}
+        return {"cpu": 0, "gpu": 1}
     return {"cpu": cpus_per_lane([int(node["Resources"].get("CPU", 0)) for node in ray.nodes()], spec.lanes)}
 
 
