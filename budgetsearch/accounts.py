@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from budgetsearch.core.events import (
     Calibrated,
+    Charged,
     Entry,
     Planned,
     Scored,
@@ -33,11 +34,11 @@ class Accounts:
     """Seconds of all workers together."""
 
     phases: dict[str, float] = field(default_factory=dict)
-    """What workers did; ``crash`` is what failed jobs and lost nodes took, ``overhead`` what a job took
-    beside what its worker told."""
+    """What workers did; ``crash`` is what failed jobs, lost nodes and a killed driver took, ``overhead`` what
+    a job took beside what its worker told."""
     workers: int = 1
     total: float = 0.0
-    """Workers times wall seconds, as many as there were at each time."""
+    """Workers times wall seconds, as many as there were at each time; none between two processes of it."""
     most_workers: int = 1
     at: float = 0.0
     search_total: float = 0.0
@@ -73,6 +74,14 @@ class Accounts:
                 self._first = self.total
         elif isinstance(event, SegmentEnded):
             self._ended(event, entry.at)
+        elif isinstance(event, Charged) and event.phase == "down":
+            self._leave_out(event.seconds)
+
+    def _leave_out(self, seconds: float) -> None:
+        """Nobody worked, though the time counts, for there is a deadline."""
+        self.total -= self.workers * seconds
+        for job in self._jobs.values():
+            job.started += seconds
 
     def _ended(self, event: SegmentEnded, at: float) -> None:
         job = self._jobs[event.job_id]
@@ -88,7 +97,7 @@ class Accounts:
         for phase, seconds in job.phases.items():
             self._add({phase: seconds * scale}, phase)
         # What a worker did not tell of: the way there and back, or everything if it was lost.
-        self._add({"": lasted - known * scale}, "crash" if job.crashed else "overhead")
+        self._add({"": lasted - known * scale}, "crash" if job.crashed or not known else "overhead")
         self.search_busy += lasted
         self.search_total = self.total - (self._first or 0.0)
 

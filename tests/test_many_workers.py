@@ -29,13 +29,14 @@ from budgetsearch.core.events import (
 )
 from budgetsearch.core.history import History
 from budgetsearch.core.outcomes import MAX_STRANDED
-from budgetsearch.core.records import Segment
+from budgetsearch.core.records import Segment, SegmentResult
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import Change, SyntheticWorld
 from budgetsearch.ledger import MemoryLedger
 from budgetsearch.needs import run_need
 from budgetsearch.settings import Settings
 from budgetsearch.simulate.invariants import check
+from tests.factories import Story
 from tests.simulation import make_driver
 
 HOUR = 3600.0
@@ -225,6 +226,26 @@ def test_the_seconds_of_all_workers_are_accounted_for() -> None:
     assert accounts.search_idle_share < 0.05
     history, entries = played(1)
     assert pytest.approx(history.spent) == account(entries).total
+
+
+def test_what_passes_between_two_processes_is_nobodys_work() -> None:
+    """With a deadline it counts, and no GPU is paid for it; what a killed driver's jobs took is lost."""
+    story = Story.planned(workers=2)
+    segment = story.start(story.trial())
+    before, known = account(story.entries), story.history.spent
+    for seconds, event in (
+        (10.0, Charged("idle", 10.0)),
+        (510.0, Charged("down", 500.0)),
+        (510.0, SegmentEnded(0, SegmentResult(0, segment.rung, "cancelled", 0))),
+    ):
+        entry = Entry(len(story.entries) + 1, known + seconds, 0.0, event)
+        story.entries.append(entry)
+        story.history.apply(entry)
+    accounts = account(story.entries)
+    assert pytest.approx(before.total + 2 * 10.0) == accounts.total
+    seconds = accounts.worker_seconds()
+    assert pytest.approx(10.0) == seconds["crash"]
+    assert pytest.approx(accounts.total) == sum(seconds.values())
 
 
 def test_the_need_of_disk_grows_with_the_workers() -> None:
