@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from budgetsearch.calibrator import Calibrator, check_usable, to_measure
+from budgetsearch.charges import Charges
 from budgetsearch.core.budget import (
     PlanRequest,
-    calibration_job,
     grace_seconds,
     landing_seconds,
     make_plan,
@@ -17,11 +17,10 @@ from budgetsearch.core.budget import (
     seconds_left,
     watchdog_patience,
 )
-from budgetsearch.core.errors import BudgetError, DeviceError, EngineError, LedgerError
+from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import (
     Calibrated,
     CardWatched,
-    Charged,
     Closed,
     Decided,
     Event,
@@ -48,7 +47,6 @@ from budgetsearch.core.records import (
     JobEnded,
     NeedCandidates,
     Notice,
-    Phase,
     Plan,
     Report,
     Run,
@@ -61,15 +59,12 @@ from budgetsearch.core.trial_state import TrialState
 from budgetsearch.flights import Flights
 from budgetsearch.keeper import Keeper
 from budgetsearch.ledger import Ledger
+from budgetsearch.scorer import Scorer
 
 POLL_SECONDS = 0.5
 """How long the loop waits for a report before it looks at the clock again."""
-CALIBRATION_ATTEMPTS = 2
-"""A calibration whose process died is tried again: a card may be busy for a moment."""
 SILENCE_SECONDS = 5.0
 """While a job is silent (loading, evaluating) the driver itself notes so often that time passes."""
-FALLBACK_LIMIT = 0.5
-"""Before there is a plan, one calibration may take this share of the budget at most."""
 
 
 class Interrupted(Exception):
@@ -100,8 +95,7 @@ class Driver:
     def __post_init__(self) -> None:
         self._keeper = Keeper(self.exporter, self._append, lambda: self.history)
         self._flights = Flights(self.engine, self.clock, self._patience)
-        self._charged_until = 0.0
-        self._measured = 0
+        self._charges = Charges(self.clock, self._append)
         self._improved = self._untidy = False
         self._last_append = 0.0
 
@@ -146,11 +140,11 @@ class Driver:
     def _open(self) -> None:
         if self.history.opened is None:
             self._append(self.opened)
-            self._charge_rest("setup")
+            self._charges.rest("setup")
             return
-        self._charged_until = sum(self.history.charged.values())
-        self._charge("crash", self.history.spent - self._charged_until, None)
-        self._charge("down", min(self.down_seconds, self.clock.now() - self._charged_until), None)
+        self._charges.until = sum(self.history.charged.values())
+        self._charges.charge("crash", self.history.spent - self._charges.until)
+        self._charges.charge("down", min(self.down_seconds, self.clock.now() - self._charges.until))
         self._append_lost_segments()
         self._append(Resumed())
         if self.request.budget_seconds != self.history.opened.budget_seconds:
@@ -158,7 +152,7 @@ class Driver:
         self._keeper.look_round()
         # The process may have been killed between a result and its export, or the adapter been damaged.
         self._keeper.export_meanwhile()
-        self._charge_rest("setup")
+        self._charges.rest("setup")
 
     def _append_lost_segments(self) -> None:
         """Segments that a killed process left behind: they start again from their checkpoints."""
@@ -176,76 +170,30 @@ class Driver:
     def _calibrate(self) -> None:
         if self.history.plan is not None:
             return
-        known = self.history.calibrations
-        waiting = [n for n in self.quantizations if n not in known or known[n].status == "crashed"]
-        attempts = Counter(waiting)
-        while waiting or self._flights:
+        measuring = Calibrator(
+            self.request,
+            self.clock,
+            self._dispatch,
+            self._note_calibration,
+            to_measure(self.quantizations, self.history.calibrations),
+        )
+        while measuring.waiting or self._flights:
             self._obey_stop()
-            while waiting and self._flights.free:
-                self._measure(waiting.pop(0))
-            if waiting or self._flights:
+            while measuring.waiting and self._flights.free:
+                measuring.begin()
+            if measuring.waiting or self._flights:
                 self._wait()
-            for found in self._measurements():
-                self._note_calibration(found)
-                if found.status == "crashed" and attempts[found.quantization] < CALIBRATION_ATTEMPTS:
-                    attempts[found.quantization] += 1
-                    waiting.insert(0, found.quantization)
-
-    def _measure(self, quantization: str) -> None:
-        """Begin to calibrate one quantization, unless it is foreseen that nothing of it fits.
-
-        Raises:
-            BudgetError: there is no time for it.
-        """
-        limit = FALLBACK_LIMIT * (self.request.budget_seconds - self.clock.now())
-        job = calibration_job(self.request, quantization, -1 - self._measured, limit)
-        if isinstance(job, Calibration):
-            self._note_calibration(job)
-            return
-        self._measured += 1
-        if limit <= 0:
-            raise self._too_small()
-        self._dispatch(job)
-
-    def _measurements(self) -> Iterator[Calibration]:
-        """The calibrations that have just ended.
-
-        Raises:
-            BudgetError: one took more than half of what was left.
-        """
-        for landing in self._flights.landings():
-            if landing.seconds > landing.job.limit_seconds:
-                raise self._too_small()
-            (found,) = landing.report.results
-            assert isinstance(found, Calibration)
-            yield found
+            for landing in self._flights.landings():
+                measuring.take(landing)
 
     def _note_calibration(self, found: Calibration) -> None:
         self._append(Calibrated(found))
-        self._charge_rest("calibrate")
-
-    def _too_small(self) -> BudgetError:
-        minimum = 4 * self.clock.now()
-        return BudgetError(
-            f"A budget of {self.request.budget_seconds:.0f} s is too small here: loading and measuring "
-            f"the base model takes more than half of it. Use --hours {minimum / 3600:.3f} or more.",
-            minimum,
-        )
+        self._charges.rest("calibrate")
 
     def _plan(self) -> Plan:
         if self.history.plan is not None:
             return self.history.plan
-        usable = [c for c in self.history.calibrations.values() if c.status == "ok"]
-        if not usable:
-            why = "; ".join(
-                f"{c.quantization}: {c.status} {c.detail}" for c in self.history.calibrations.values()
-            )
-            if all(c.status == "out_of_memory" for c in self.history.calibrations.values()):
-                raise DeviceError(
-                    f"The base model does not fit. {why}. Use a smaller --model, a shorter --max-length, a "
-                    "--space with nf4, or a larger card; `budgetsearch plan` shows what fits."
-                )
-            raise EngineError(f"No quantization of the base model can be trained here. {why}")
+        check_usable(self.history.calibrations)
         request = replace(self.request, workers=max(1, self.engine.slots))
         plan = self.planner(request, self.history.calibrations, self.clock.now())
         self._append(Planned(plan))
@@ -299,42 +247,36 @@ class Driver:
         if best is not None and enough:
             self._score(plan, best)
         if self._keeper.export(final=True) is None:
-            self._charge_rest("idle")
+            self._charges.rest("idle")
             self._close("failed", f"{reason}, so there is no adapter")
             return
-        self._charge_rest("export")
+        self._charges.rest("export")
         self._close("finished", reason)
 
     def _score(self, plan: Plan, best: TrialState) -> None:
         done = self.history.exported
         # Of a lost checkpoint the exported adapter may be all that is left.
         folder = done.path if done and best.exported and best.exported.checkpoint == done.checkpoint else ""
-        waiting: list[Job] = [*score_jobs(plan, best, self.history.next_job, folder, self.history.score)]
-        order = [job.job_id for job in waiting]
-        found: dict[int, Score] = {}
-        again: set[int] = set()
-        while waiting or self._flights:
+        jobs = score_jobs(plan, best, self.history.next_job, folder, self.history.score)
+
+        def note(outcome: Score) -> None:
+            self._append(Scored(outcome, best.trial_id, str(best.best_checkpoint)))
+            self._charges.rest("score")
+
+        scoring = Scorer(self._dispatch, note, [*jobs], self._several)
+        while scoring.waiting or self._flights:
             self._obey_stop()
             # One that hears nothing is killed within the scores' own time: the export's stays whole.
-            limit = self._score_seconds(plan) - self._patience(waiting[0]) if waiting else 0.0
-            if waiting and limit <= 0:
-                order = [number for number in order if number not in {job.job_id for job in waiting}]
-                waiting.clear()
-            elif waiting and self._flights.free:
-                self._dispatch(replace(waiting.pop(0), limit_seconds=limit))
+            limit = self._score_seconds(plan) - self._patience(scoring.waiting[0]) if scoring.waiting else 0.0
+            if scoring.waiting and limit <= 0:
+                scoring.give_up()
+            elif scoring.waiting and self._flights.free:
+                scoring.begin(limit)
             else:
                 self._wait()
             for landing in self._flights.landings():
-                (outcome,) = landing.report.results
-                assert isinstance(outcome, Score)
-                if outcome.status == "crashed" and self._several and landing.job.job_id not in again:
-                    again.add(landing.job.job_id)  # its node may have gone away
-                    waiting.insert(0, landing.job)
-                else:
-                    found[landing.job.job_id] = outcome
-            while order and order[0] in found:  # the losses first
-                self._append(Scored(found[order.pop(0)], best.trial_id, str(best.best_checkpoint)))
-                self._charge_rest("score")
+                scoring.take(landing)
+            scoring.tell()
 
     def _score_seconds(self, plan: Plan) -> float:
         """What may still go into the scores, so that the export and the exit stay."""
@@ -351,7 +293,7 @@ class Driver:
             for segment in job.segments:
                 self._append(SegmentStarted(job.job_id, segment))
         if not self._flights:  # else the others have used the time
-            self._charge_rest("idle")
+            self._charges.rest("idle")
         self._flights.launch(job)
 
     def _wait(self) -> None:
@@ -393,9 +335,9 @@ class Driver:
                 blameless = result.lost or result.unread or result.unwritten or result.worker_lost
                 late = result.status == "cancelled" and flight.told is not None and not blameless
                 self._append(SegmentEnded(report.job_id, _as_timeout(result) if late else result))
-                self._charge_result(result)
+                self._charges.result(result)
         if not self._flights:  # else it belongs to those that still fly
-            self._charge_rest("idle" if all(_is_well(r) for r in report.results) else "crash")
+            self._charges.rest("idle" if all(_is_well(r) for r in report.results) else "crash")
         best = self.history.incumbent
         self._improved |= best is not None and best.best_checkpoint != previous
         self._untidy = True
@@ -410,10 +352,10 @@ class Driver:
         self._keeper.sweep()
         self._improved = self._untidy = False
         if self._flights:
-            start = max(start, self._charged_until)
-            self._charge("export", self.clock.now() - start, None)
+            start = max(start, self._charges.until)
+            self._charges.charge("export", self.clock.now() - start)
         else:
-            self._charge_rest("export")
+            self._charges.rest("export")
 
     # ---------------------------------------------------------------------- stopping
 
@@ -438,9 +380,9 @@ class Driver:
         self._append_lost_segments()
 
     def _close(self, state: str, reason: str, asked: str = "") -> None:
-        self._charge_rest("crash" if state == "failed" else "idle")
+        self._charges.rest("crash" if state == "failed" else "idle")
         self.engine.close()
-        self._charge_rest("export")
+        self._charges.rest("export")
         self._append(Closed(state, reason, asked))  # type: ignore[arg-type]
         self._keeper.sweep()
 
@@ -448,23 +390,6 @@ class Driver:
 
     def _append(self, event: Event) -> None:
         self._last_append = self.ledger.append(event, self.clock).at
-
-    def _charge_result(self, result: SegmentResult) -> None:
-        """Charge what the worker measured, never more than what has passed."""
-        passed = max(0.0, self.clock.now() - self._charged_until)
-        measured = sum(result.seconds.values())
-        scale = min(1.0, passed / measured) if measured > 0 else 0.0
-        for phase, seconds in result.seconds.items():
-            self._charge(phase, seconds * scale, result.trial_id)  # type: ignore[arg-type]
-
-    def _charge_rest(self, phase: Phase) -> None:
-        """Charge everything since the last charge to one phase."""
-        self._charge(phase, self.clock.now() - self._charged_until, None)
-
-    def _charge(self, phase: Phase, seconds: float, trial_id: int | None) -> None:
-        if seconds > 0:
-            self._charged_until += seconds
-            self._append(Charged(phase, seconds, trial_id))
 
 
 def _as_timeout(result: SegmentResult) -> SegmentResult:

@@ -123,7 +123,7 @@ def _worker() -> int:
 
 
 SERVANTS = (
-    *("ledger.append", "driver._append", "driver._charge", "driver._charge_rest", "driver._append_export"),
+    *("ledger.append", "driver._append", "charges.charge", "charges.rest", "driver._append_export"),
     *("folders.sync", "folders.fresh_folder", "folders.replace_file", "backup.append"),
     *("engines.local._write", "engines.local._ensure_process"),
 )
