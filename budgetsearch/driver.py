@@ -170,13 +170,8 @@ class Driver:
     def _calibrate(self) -> None:
         if self.history.plan is not None:
             return
-        measuring = Calibrator(
-            self.request,
-            self.clock,
-            self._dispatch,
-            self._note_calibration,
-            to_measure(self.quantizations, self.history.calibrations),
-        )
+        waiting = to_measure(self.quantizations, self.history.calibrations)
+        measuring = Calibrator(self.request, self.clock, self._dispatch, self._note_calibration, waiting)
         while measuring.waiting or self._flights:
             self._obey_stop()
             while measuring.waiting and self._flights.free:

@@ -12,14 +12,17 @@ go to the second rung, and if the two rungs rank them differently, further trial
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from budgetsearch.core.budget import FULL_EVAL_SHARE
 from budgetsearch.core.choosing import any_promotable, earned, finalists, next_candidate, promotable
 from budgetsearch.core.costs import PESSIMISM, CostModel
+from budgetsearch.core.full_run import (
+    full_run_link,
+    full_run_seconds,
+    gets_far_enough,
+    has_full_run,
+    worth_a_restart,
+)
 from budgetsearch.core.gangs import gather
 from budgetsearch.core.history import History
 from budgetsearch.core.ladders import FEW_TRIALS, FINALISTS_SHARE
@@ -29,22 +32,14 @@ from budgetsearch.core.records import (
     NeedCandidates,
     Plan,
     Run,
-    Schedule,
-    Segment,
     Wait,
-    cost_class,
 )
+from budgetsearch.core.segments import rung_segment
 from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.view import View
 
-COOLDOWN_SHARE = 0.2
-"""The last fifth of the full run cools down."""
 FEW_SHARE = 0.5
 """Of a full run: what another trial may cost while there are few."""
-LIMIT_FACTOR = 4.0
-"""The watchdog stops a rung's segment that takes so many times its expected seconds."""
-LIMIT_SECONDS = 30.0
-"""... plus this, for the segments of a few seconds."""
 
 
 def decide(
@@ -80,11 +75,11 @@ def go_on(view: View) -> Decision | None:
         if state.trial_id in over or state.trial_id in dropped:
             continue
         if state.goal == top:
-            if not _worth_a_restart(view, state):
+            if not worth_a_restart(view, state):
                 continue
-            decision = _full_run_link(view, state, "full run goes on")
+            decision = full_run_link(view, state, "full run goes on")
         else:
-            decision = _rung_segment(view, state, state.goal, f"rung {state.goal} goes on")
+            decision = rung_segment(view, state, state.goal, f"rung {state.goal} goes on")
         if decision is not None:
             return decision
     return None
@@ -96,7 +91,7 @@ def scout(view: View) -> Decision | None:
     for state in (trials[number] for number in range(view.plan.scouts) if number in trials):
         waits = state.trial_id < view.plan.scouts and state.goal == 0 and state.rung == 0
         if waits and not state.stuck and not state.running and state.trial_id not in view.history.dropped:
-            return _rung_segment(view, state, 1, "scout: does the first rung predict the second?")
+            return rung_segment(view, state, 1, "scout: does the first rung predict the second?")
     return None
 
 
@@ -114,7 +109,7 @@ def enter(view: View) -> Decision | None:
     if not view.candidates:
         return NeedCandidates(_wanted_candidates(view, started)) if view.may_ask else None
     state = next_candidate(view)
-    return _rung_segment(view, state, view.entry, f"new trial ({state.trial.origin})")
+    return rung_segment(view, state, view.entry, f"new trial ({state.trial.origin})")
 
 
 def promote(view: View) -> Decision | None:
@@ -138,9 +133,9 @@ def _promote(view: View, least: int) -> Decision | None:
         if already >= max(view.quota(rung), least):
             continue
         # The first promotion is the way to the full run; further ones must leave room for it.
-        room = 0.0 if already == 0 else _full_run_seconds(view)
+        room = 0.0 if already == 0 else full_run_seconds(view)
         for one in promotable(view, rung):
-            decision = _rung_segment(view, one.state, rung + 1, one.reason, room)
+            decision = rung_segment(view, one.state, rung + 1, one.reason, room)
             if decision is not None:
                 return decision
     return None
@@ -157,12 +152,12 @@ def start_full_run(view: View) -> Decision | None:
     for state in finalists(view):
         if state.running:
             continue
-        if _has_full_run(view) and not _gets_far_enough(view, state):
+        if has_full_run(view) and not gets_far_enough(view, state):
             continue
-        if not _worth_a_restart(view, state):
+        if not worth_a_restart(view, state):
             continue
         first = top == 0 or earned(view, state)
-        decision = _full_run_link(view, state, "full run starts" if first else "runner-up starts")
+        decision = full_run_link(view, state, "full run starts" if first else "runner-up starts")
         if decision is not None:
             return decision
     return None
@@ -179,71 +174,7 @@ RULES: tuple[Callable[[View], Decision | None], ...] = (
 """Tried in this order; the first that has an answer decides."""
 
 
-# -------------------------------------------------------------------------- segments
-
-
-def _rung_segment(view: View, state: TrialState, rung: int, reason: str, room: float = 0.0) -> Run | None:
-    goal = state.trial.rung_tokens[rung]
-    tokens = max(1, goal - state.tokens)
-    if not view.fits(state, tokens, room):
-        return None
-    schedule = Schedule(warmup_tokens=state.trial.warmup_tokens, stop_tokens=goal)
-    expected = view.costs.segment_seconds(state.trial.params, tokens)
-    limit = LIMIT_FACTOR * expected + LIMIT_SECONDS
-    return view.run(_segment(view, state, rung, goal, schedule), reason, limit)
-
-
-def _full_run_link(view: View, state: TrialState, reason: str) -> Run | None:
-    """The next link of the full run's chain, ending where the time that is left allows."""
-    end = _full_run_end(view, state)
-    if end - state.tokens < view.plan.step_tokens:
-        return _last_evaluation(view, state)
-    schedule = Schedule(
-        warmup_tokens=state.trial.warmup_tokens,
-        stop_tokens=end,
-        cooldown_tokens=_cooldown_tokens(state, end),
-    )
-    link = _link_tokens(view, state)
-    stop = end if state.tokens + 1.3 * link >= end else state.tokens + link
-    segment = _segment(view, state, view.plan.top_rung, stop, schedule)
-    due = stop - state.evaluated_tokens >= _evaluation_tokens(view, state)
-    segment = replace(segment, evaluate=stop >= end or due or state.best_loss is None)
-    before = state.full_stop_tokens
-    moved = f" (the end moves from {before})" if before not in (None, end) else ""
-    text = f"{reason}: tokens {state.tokens} to {stop} of {end}{moved}"
-    return view.run(segment, text, view.left - _evaluation_room(view, state))
-
-
-def _last_evaluation(view: View, state: TrialState) -> Run | None:
-    """Where no further link fits: measure the loss of what the last ones trained, if that still fits."""
-    planned = state.full_stop_tokens
-    if planned is None or state.tokens <= state.evaluated_tokens:
-        return None
-    if view.costs.overhead_seconds(state.trial.params) + view.load_seconds(state) > view.left:
-        return None
-    schedule = Schedule(state.trial.warmup_tokens, planned, _cooldown_tokens(state, planned))
-    segment = _segment(view, state, view.plan.top_rung, state.tokens, schedule)
-    return view.run(segment, "full run goes on: its last tokens are evaluated", view.left)
-
-
-def _segment(view: View, state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
-    return Segment(
-        trial_id=state.trial_id,
-        params=state.trial.params,
-        seed=state.trial.seed,
-        rung=rung,
-        start_tokens=state.tokens,
-        stop_tokens=max(stop, state.tokens),  # a stopped one may have come further without an evaluation
-        schedule=schedule,
-        batch_size=state.trial.batch_size,
-        micro_batch=state.micro_batch,
-        checkpoint_in=state.checkpoint,
-        attempt=state.crashes + state.lost + state.moves,
-        recompute=view.plan.recompute.get(cost_class(state.trial.params), False),
-    )
-
-
-# ------------------------------------------------------------------------ arithmetic
+# ------------------------------------------------------- the arithmetic of the search
 
 
 def _promotions_due(view: View) -> bool:
@@ -261,7 +192,7 @@ def _promotions_due(view: View) -> bool:
 def _early(view: View) -> bool:
     """Whether no other full run fits behind one that would start now, with a group to choose from."""
     group = view.plan.eta * view.costs.typical_seconds(view.plan.ladder[view.entry])
-    work = 2 * _full_run_seconds(view) + group
+    work = 2 * full_run_seconds(view) + group
     return work > view.work_left or (view.several and _way_seconds(view) > view.left)
 
 
@@ -279,7 +210,7 @@ def _way_seconds(view: View) -> float:
     steps = [plan.ladder[view.entry]]
     steps += [plan.ladder[k] - plan.ladder[k - 1] for k in range(view.entry + 1, plan.top_rung)]
     rungs = sum(map(view.costs.typical_seconds, steps)) + max(plan.load_seconds.values(), default=0.0)
-    return rungs * view.costs.margin + share * _full_run_seconds(view)
+    return rungs * view.costs.margin + share * full_run_seconds(view)
 
 
 def _wanted_candidates(view: View, started: int) -> int:
@@ -313,120 +244,11 @@ def _search_seconds(view: View) -> float:
         total += (entering - already) * view.costs.typical_seconds(ladder[rung] - ladder[rung - 1])
     already = view.entered(view.plan.top_rung)
     full = max(already, entering // eta, view.wanted_finalists) - already
-    return total * view.costs.margin + full * _full_share(view) * _full_run_seconds(view)
+    return total * view.costs.margin + full * _full_share(view) * full_run_seconds(view)
 
 
 def _full_share(view: View) -> float:
     return FEW_SHARE if view.entered(0) < FEW_TRIALS else 1.0
-
-
-def _full_run_seconds(view: View) -> float:
-    """Expected seconds of the full run from the last rung before it."""
-    ladder = view.plan.ladder
-    training = ladder[-1] - (ladder[-2] if len(ladder) > 1 else 0.0)
-    links = max(1.0, training / view.plan.checkpoint_every_seconds)
-    writes = statistics.fmean(view.costs.bare_overheads.values()) * (links - 1)
-    evaluated = any(view.costs.overheads[n] > view.costs.bare_overheads[n] for n in view.costs.overheads)
-    evaluations = FULL_EVAL_SHARE * training if evaluated else 0.0
-    return (view.costs.typical_seconds(training) + writes + evaluations) * view.costs.margin
-
-
-def _link_tokens(view: View, state: TrialState) -> int:
-    rate = view.plan.reference_rates[cost_class(state.trial.params)]
-    return max(math.ceil(view.plan.step_tokens), int(view.plan.checkpoint_every_seconds * rate))
-
-
-def _evaluation_room(view: View, state: TrialState) -> float:
-    """What a link that is stopped at its limit leaves, so that what it trained can still be evaluated."""
-    params = state.trial.params
-    steps = view.costs.train_seconds(params, 2 * view.plan.step_tokens, pessimistic=True)
-    return view.costs.overhead_seconds(params, pessimistic=True) + steps
-
-
-def _evaluation_tokens(view: View, state: TrialState) -> float:
-    """A full run's loss is measured so often that it takes a small share of the time."""
-    params = state.trial.params
-    return view.costs.evaluation_seconds(params) / FULL_EVAL_SHARE / view.costs.train_seconds(params, 1.0)
-
-
-def _full_run_end(view: View, state: TrialState) -> int:
-    """The full run's last token, re-planned at each link: R where the runner-up fits behind it, else
-    all the time that is left, ``max_epochs`` at most.
-    """
-    room_for_two = _runner_up_fits(view, state)
-    goal = state.trial.rung_tokens[view.plan.top_rung] if room_for_two else state.trial.max_tokens
-    if _cools(state):  # nobody gives up what it has cooled down for
-        goal = max(goal, state.full_stop_tokens or 0)
-    return min(goal, _affordable_end(view, state))
-
-
-def _cools(state: TrialState) -> bool:
-    """Whether the full run's cooldown has begun."""
-    planned = state.full_stop_tokens
-    return planned is not None and state.tokens > planned - state.full_cooldown_tokens
-
-
-def _cooldown_tokens(state: TrialState, end: int) -> int:
-    """The last fifth of the full run; one that has begun keeps its beginning, wherever the end moves."""
-    if _cools(state) and state.full_stop_tokens is not None:
-        return max(1, end - (state.full_stop_tokens - state.full_cooldown_tokens))
-    return max(1, int(COOLDOWN_SHARE * end))
-
-
-def _affordable_end(view: View, state: TrialState) -> int:
-    """The last token that surely fits into what is left, with a checkpoint at every link."""
-    params = state.trial.params
-    last = view.costs.overhead_seconds(params, pessimistic=True) + _evaluation_room(view, state)
-    return state.tokens + int((view.left - view.load_seconds(state) - last) / _link_seconds(view, state))
-
-
-def _link_seconds(view: View, state: TrialState) -> float:
-    """Pessimistic seconds of one token in a full run: training, its checkpoints and its evaluations."""
-    params = state.trial.params
-    write = view.costs.overhead_seconds(params, evaluated=False, pessimistic=True)
-    train = view.costs.train_seconds(params, 1.0, pessimistic=True)
-    evaluations = 0.0
-    if view.costs.evaluation_seconds(params):
-        evaluations = PESSIMISM * FULL_EVAL_SHARE * view.costs.train_seconds(params, 1.0)
-    return train + evaluations + write / _link_tokens(view, state)
-
-
-def _runner_up_fits(view: View, state: TrialState) -> bool:
-    """Whether another finalist can run in full after this one."""
-    if view.plan.top_rung == 0:  # anyone could be next
-        return _seconds_to_top(view, state) + _full_run_seconds(view) * PESSIMISM <= view.left
-    others = [s for s in finalists(view) if s is not state and not s.running]
-    if not others:
-        return False
-    return _seconds_to_top(view, state) + _seconds_to_top(view, others[0]) <= view.left
-
-
-def _seconds_to_top(view: View, state: TrialState) -> float:
-    tokens = max(0, state.trial.rung_tokens[view.plan.top_rung] - state.tokens)
-    last = view.costs.overhead_seconds(state.trial.params, pessimistic=True)
-    return tokens * _link_seconds(view, state) + last
-
-
-def _gets_far_enough(view: View, state: TrialState) -> bool:
-    """A runner-up whose time is cut short must still get a good part of the way: it cools down there."""
-    way = state.trial.rung_tokens[view.plan.top_rung] - state.tokens
-    return _affordable_end(view, state) - state.tokens >= way / view.plan.eta
-
-
-def _worth_a_restart(view: View, state: TrialState) -> bool:
-    """Whoever lost its checkpoints trains in full from its beginning only if that gets a good part of the
-    way: else its time is better spent on a trial that still has its own.
-    """
-    return bool(state.tokens) or not state.lost or _gets_far_enough(view, state)
-
-
-def _has_full_run(view: View) -> bool:
-    """Whether somebody has run in full, or does so now on another worker."""
-    return _has_whole_full_run(view) or (view.several and bool(view.history.full_trials))
-
-
-def _has_whole_full_run(view: View) -> bool:
-    return any(view.history.trials[i].dead is None for i in view.history.full_done)
 
 
 def _wants_another(view: View) -> bool:
@@ -435,7 +257,7 @@ def _wants_another(view: View) -> bool:
     waiting = (s for s in history.active.values() if not s.stuck and s.trial_id not in history.full_done)
     if any(not s.running for s in waiting):
         return False
-    room = not _has_full_run(view) or _full_run_seconds(view) * PESSIMISM <= view.left
+    room = not has_full_run(view) or full_run_seconds(view) * PESSIMISM <= view.left
     return room and view.may_ask and len(history.trials) < view.plan.max_trials
 
 
