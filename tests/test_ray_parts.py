@@ -47,7 +47,15 @@ from budgetsearch.engines.messages import (
     Up,
 )
 from budgetsearch.engines.ray_tune import RayEngine
-from budgetsearch.engines.table import DELIVERY_SECONDS, EMPTY_SECONDS, MAX_TRIES, SILENT_SECONDS, Table
+from budgetsearch.engines.table import (
+    DELIVERY_SECONDS,
+    EMPTY_SECONDS,
+    MAX_CRASHED,
+    MAX_TRIES,
+    REST_SECONDS,
+    SILENT_SECONDS,
+    Table,
+)
 from budgetsearch.settings import Settings, load_settings
 from budgetsearch.testing import await_end, segment, train_job
 
@@ -306,6 +314,46 @@ def test_a_lane_that_only_loses_jobs_is_used_no_more() -> None:
     fleet.up(1)
     placed = fleet.place(job_of("fp32"))
     assert placed is not None and placed.lane == "1-a"
+
+
+def crashed(job: Job) -> JobEnded:
+    """The end of a job in which something was missing."""
+    return JobEnded(job.job_id, (SegmentResult(0, 0, "crashed", 0, detail="no such file: model"),))
+
+
+def run_on(fleet: Fleet, lane: str, end: Callable[[Job], JobEnded]) -> list[Report]:
+    """Let a lane, the only one that is free, end a job in one way or the other."""
+    placed = fleet.place(job_of("fp32"))
+    assert placed is not None and placed.lane == lane
+    return fleet.table.hear(Said(lane, placed.token, end(placed.job)))
+
+
+def test_a_lane_whose_jobs_all_crash_does_not_get_all_jobs() -> None:
+    """Its machine lacks the base model, so it is free again at once, while the others work for minutes."""
+    fleet = Fleet()
+    fleet.up(0)
+    run_on(fleet, "0-a", ended)
+    busy = fleet.place(job_of("fp32"))
+    fleet.up(1)
+    for _ in range(MAX_CRASHED - 1):
+        assert 1 == len(run_on(fleet, "1-a", crashed))
+    notice, _ = run_on(fleet, "1-a", crashed)
+    assert isinstance(notice, Notice) and "Worker 1 on node1 gets no jobs" in notice.text
+    assert "no such file: model" in notice.text
+    assert (1, None) == (fleet.table.living, fleet.place(job_of("fp32")))
+    assert busy is not None
+    fleet.pass_time(REST_SECONDS + 1, ("0-a", busy.token), ("1-a", ""))
+    again = fleet.taken()
+    assert again is not None and again.lane == "1-a"
+
+
+def test_where_jobs_crash_everywhere_no_lane_is_to_blame() -> None:
+    """The trials are, or the data."""
+    fleet = Fleet(size=1)
+    fleet.up(0)
+    for _ in range(2 * MAX_CRASHED):
+        assert 1 == len(run_on(fleet, "0-a", crashed))
+    assert 1 == fleet.table.living
 
 
 def test_a_lane_that_never_comes_up_says_why() -> None:

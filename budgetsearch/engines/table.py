@@ -17,6 +17,11 @@ DELIVERY_SECONDS = 10.0
 """So long a lane may go on saying that it does not run the job that was placed on it."""
 EMPTY_SECONDS = 180.0
 """Without a single lane for so long the engine gives up: importing and a busy cluster take a while."""
+MAX_CRASHED = 4
+"""A lane on which so many jobs crashed in a row, while others end theirs, rests: its machine lacks the base
+model, or its card is broken. It would be free again at once, and take one trial after the other down."""
+REST_SECONDS = 300.0
+"""... for so long; then one more job shows whether it is well."""
 MAX_TRIES = 3
 """A calibration or a score, which no segment repeats, is placed so often."""
 LOST = "the worker was lost; the segment starts again from its checkpoint"
@@ -67,6 +72,9 @@ class Table:
     """Jobs that came while no lane was free: lanes are still starting, or one has just been lost."""
     _vain: dict[int, int] = field(default_factory=dict)
     """By number: how often a lane was lost since it last ended a job."""
+    _crashed: dict[int, int] = field(default_factory=dict)
+    """By number: how many of its jobs crashed in a row."""
+    _rests_until: dict[int, float] = field(default_factory=dict)
     _words: str = ""
     """Why the last lane was lost."""
     _counter: Iterator[int] = field(default_factory=itertools.count)
@@ -202,10 +210,34 @@ class Table:
         if lane.flight is None or said.token != lane.flight.token:
             lane.stale_since = None if ended else lane.stale_since
             return []
-        if ended:
+        if isinstance(said.report, JobEnded):
             lane.flight = None
             self._vain[lane.number] = 0
+            return [*self._judge(lane, said.report), said.report]
         return [said.report]
+
+    def _judge(self, lane: _Lane, ended: JobEnded) -> list[Report]:
+        """Whether the lane itself is to blame for what became of its last jobs."""
+        crashed = [result for result in ended.results if result.status == "crashed"]
+        if len(crashed) < len(ended.results):
+            self._crashed[lane.number] = 0
+            return []
+        self._crashed[lane.number] = self._crashed.get(lane.number, 0) + 1
+        if self._crashed[lane.number] < MAX_CRASHED or not self._others_are_well(lane):
+            return []
+        self._rests_until[lane.number] = self.clock() + REST_SECONDS
+        who, count = f"Worker {lane.number} on {lane.node}", self._crashed[lane.number]
+        text = (
+            f"{who} gets no jobs for {REST_SECONDS:.0f} s: its last {count} crashed, and others end theirs. "
+            f"The last words: {crashed[-1].detail}"
+        )
+        return [Notice(ended.job_id, text)]
+
+    def _others_are_well(self, lane: _Lane) -> bool:
+        """Whether the last job of another one did not crash."""
+        return any(
+            self._crashed.get(other.number) == 0 for other in self._lanes.values() if other is not lane
+        )
 
     # -------------------------------------------------------------------- what is lost
 
@@ -260,7 +292,8 @@ class Table:
 
     def _usable(self, lane: _Lane) -> bool:
         stuck = lane.stale_since is not None and self.clock() - lane.stale_since > DELIVERY_SECONDS
-        return self._vain.get(lane.number, 0) < MAX_DEATHS and not stuck
+        rests = self.clock() < self._rests_until.get(lane.number, 0.0) and self._others_are_well(lane)
+        return self._vain.get(lane.number, 0) < MAX_DEATHS and not stuck and not rests
 
     def _is_free(self, lane: _Lane) -> bool:
         return lane.flight is None and lane.stale_since is None and self._usable(lane)
