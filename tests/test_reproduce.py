@@ -62,6 +62,8 @@ from tests.factories import plan, whole_run
 
 ROOT = Path(__file__).parent.parent
 SECRET = "hunter2"
+BATCH = 8
+"""Answers asked for: one whole batch, so that the further ones come in the same batches again."""
 
 
 @dataclass
@@ -96,7 +98,10 @@ class MadeRun:
         setup = worker_setup(settings, self.folder, card, base, prepared)
         self.engine = LocalEngine(setup, self.folder.worker_log)
         self.ledger, self.clock = Ledger(self.folder.ledger), VirtualClock()
-        self.add(Opened(720.0, settings.model_dump(mode="json"), facts), Planned(plan(eval_examples=6)))
+        self.add(
+            Opened(720.0, settings.model_dump(mode="json"), facts),
+            Planned(plan(eval_examples=6, task_examples=BATCH)),
+        )
         self.exporter = compose._exporter(settings, self.folder, base, self.ledger.history.opened)
 
     def add(self, *events: Any) -> None:
@@ -157,7 +162,7 @@ class MadeRun:
         best = self.ledger.history.incumbent
         assert best is not None
         job = ScoreJob(self.jobs, "fp32", str(best.best_checkpoint), 6, 0, 4, 600.0)
-        for one in (job, replace(job, job_id=self.jobs + 1, eval_examples=0, task_examples=2)):
+        for one in (job, replace(job, job_id=self.jobs + 1, eval_examples=0, task_examples=BATCH)):
             self.engine.submit(one)
             self.add(*(Scored(score) for score in self.reports(one.job_id)))
         path = self.exporter.export(self.ledger.history, best, final=True)
@@ -240,7 +245,7 @@ def test_the_manifest_tells_the_winners_whole_way(made: MadeRun) -> None:
     assert ends[2]["schedule"]["stop_tokens"] != ends[3]["schedule"]["stop_tokens"]
     assert manifest.adapter.tokens == manifest.training[-1].tokens
     assert manifest.scores is not None
-    assert (True, 6, 2) == (
+    assert (True, 6, 13) == (
         manifest.scores.final,
         len(manifest.scores.base_example_losses),
         manifest.scores.task_examples,
