@@ -17,6 +17,7 @@ from budgetsearch.core.budget import (
     seconds_left,
     watchdog_patience,
 )
+from budgetsearch.core.decisions import Finish, NeedCandidates, Run
 from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import (
     Calibrated,
@@ -38,18 +39,15 @@ from budgetsearch.core.events import (
 )
 from budgetsearch.core.halving import decide
 from budgetsearch.core.history import History
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.ports import Clock, Engine, Exporter, Sampler
 from budgetsearch.core.records import (
     Beat,
     Calibration,
-    Finish,
     Job,
     JobEnded,
-    NeedCandidates,
     Notice,
-    Plan,
     Report,
-    Run,
     Score,
     SegmentResult,
     TrainJob,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from budgetsearch.core.budget import new_trial
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import (
     Calibrated,
     Charged,
@@ -23,18 +24,9 @@ from budgetsearch.core.events import (
     TrialAdded,
 )
 from budgetsearch.core.history import History
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.ports import Proposal, Watcher
-from budgetsearch.core.records import (
-    Calibration,
-    Params,
-    Plan,
-    Run,
-    Schedule,
-    Score,
-    Segment,
-    SegmentResult,
-    TrainJob,
-)
+from budgetsearch.core.records import Calibration, Params, Schedule, Score, Segment, SegmentResult, TrainJob
 from budgetsearch.core.space import Space
 
 SPACE: Mapping[str, Any] = {

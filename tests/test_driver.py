@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from budgetsearch.core.decisions import NeedCandidates, Run
 from budgetsearch.core.disk import RUNNERS_UP
 from budgetsearch.core.errors import BudgetError, EngineError, LedgerError
 from budgetsearch.core.events import Charged, Decided, Entry, SegmentStarted
 from budgetsearch.core.history import History, fold
-from budgetsearch.core.records import NeedCandidates, Run, Segment
+from budgetsearch.core.records import Segment
 from budgetsearch.core.view import RULED_OUT
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import Ledger, read_entries, read_history

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import Decided, Planned, SegmentEnded, SegmentStarted
-from budgetsearch.core.records import Run
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.simulate.invariants import check

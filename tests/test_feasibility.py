@@ -15,12 +15,12 @@ from budgetsearch.core.events import SegmentEnded, SegmentStarted, TrialAdded
 from budgetsearch.core.feasibility import DOUBT, foresee, problem
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.history import History
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
     Job,
-    Plan,
     Probe,
     Schedule,
     Segment,

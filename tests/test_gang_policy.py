@@ -12,20 +12,12 @@ from hypothesis import strategies as st
 
 from budgetsearch.core.budget import gang_gains, make_plan, probe_seconds, seconds_left
 from budgetsearch.core.costs import CostModel
+from budgetsearch.core.decisions import NeedCandidates, Run
 from budgetsearch.core.events import Decided
 from budgetsearch.core.gangs import LEFT_SHARE
 from budgetsearch.core.history import History
-from budgetsearch.core.records import (
-    Calibration,
-    Job,
-    NeedCandidates,
-    Plan,
-    Probe,
-    Run,
-    Segment,
-    Status,
-    TrainJob,
-)
+from budgetsearch.core.plan import Plan
+from budgetsearch.core.records import Calibration, Job, Probe, Segment, Status, TrainJob
 from budgetsearch.core.schedule import rate_factor
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.ledger import read_entries

@@ -11,12 +11,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from budgetsearch.core.costs import CostModel
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.events import Decided, SegmentEnded, SegmentStarted
 from budgetsearch.core.evidence import entry_rung, indistinguishable
 from budgetsearch.core.history import History
 from budgetsearch.core.ladders import DEEP, FULL_RUNS, SCOUTS, USUAL, ladders_for, scouts_for
-from budgetsearch.core.records import Calibration, Run, Segment, SegmentResult
+from budgetsearch.core.records import Calibration, Segment, SegmentResult
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.study.sampler import OptunaSampler

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from budgetsearch.core.codec import decode, encode
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import Decided, Event
 from budgetsearch.core.records import (
     Beat,
     Job,
     JobEnded,
     Report,
-    Run,
     Schedule,
     Score,
     Segment,

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgetsearch.comparing.gather import run_of
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import (
     Calibrated,
     CardWatched,
@@ -29,7 +30,7 @@ from budgetsearch.core.events import (
     SegmentStarted,
 )
 from budgetsearch.core.history import fold
-from budgetsearch.core.records import Beat, Calibration, CardUse, Params, Run, Score, TrainJob
+from budgetsearch.core.records import Beat, Calibration, CardUse, Params, Score, TrainJob
 from budgetsearch.core.space import Space
 from budgetsearch.core.words import rung_ticks
 from budgetsearch.ledger import MemoryLedger

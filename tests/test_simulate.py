@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from budgetsearch.cli import app
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.errors import DataError, UsageError
 from budgetsearch.core.events import Closed, Decided
-from budgetsearch.core.records import Run, Schedule, Segment, TrainJob
+from budgetsearch.core.records import Schedule, Segment, TrainJob
 from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.simulate import play as playing
 from budgetsearch.simulate.contest import (

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.errors import CheckpointError, UnreadableError
 from budgetsearch.core.events import CheckpointLost, Exported, Resumed, SegmentEnded
 from budgetsearch.core.halving import decide
 from budgetsearch.core.history import History, fold
-from budgetsearch.core.records import Run, SegmentResult
+from budgetsearch.core.records import SegmentResult
 from budgetsearch.core.stands import MAX_UNREAD
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.keeper import Keeper

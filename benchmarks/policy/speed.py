@@ -19,8 +19,9 @@ from budgetsearch.core.budget import new_trial
 from budgetsearch.core.events import Entry, Event, Opened, Planned, SegmentEnded, SegmentStarted, TrialAdded
 from budgetsearch.core.halving import decide
 from budgetsearch.core.history import History
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import Plan, Schedule, Segment, SegmentResult
+from budgetsearch.core.records import Schedule, Segment, SegmentResult
 from budgetsearch.core.space import Space
 from budgetsearch.study.sampler import OptunaSampler
 

@@ -27,9 +27,10 @@ from typing import Any
 from benchmarks.ray import sleeper
 from budgetsearch.clock import RunClock
 from budgetsearch.core.budget import PlanRequest
+from budgetsearch.core.decisions import NeedCandidates, Run
 from budgetsearch.core.events import Decided, Entry, Opened
 from budgetsearch.core.history import History
-from budgetsearch.core.records import NeedCandidates, Run, WorkerSetup
+from budgetsearch.core.records import WorkerSetup
 from budgetsearch.driver import Driver
 from budgetsearch.engines.messages import FleetSpec
 from budgetsearch.engines.ray_tune import RayEngine

@@ -16,7 +16,7 @@ from budgetsearch.comparing.harness import ask_harness, check_harness
 from budgetsearch.comparing.pairing import Run, TaskResult
 from budgetsearch.comparing.tasks import Task, content_hash, key_of, overlap, result_of
 from budgetsearch.core.errors import ModelError, RunFolderError
-from budgetsearch.core.records import Plan
+from budgetsearch.core.plan import Plan
 from budgetsearch.ledger import read_history
 from budgetsearch.report.card import told_by
 from budgetsearch.runfolder import RunFolder

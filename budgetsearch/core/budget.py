@@ -13,8 +13,9 @@ from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.feasibility import foresee, micro_batch
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
+from budgetsearch.core.plan import Plan, Trial
 from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import CalibrateJob, Calibration, Job, Plan, Score, ScoreJob, Trial, cost_class
+from budgetsearch.core.records import CalibrateJob, Calibration, Job, Score, ScoreJob, cost_class
 from budgetsearch.core.space import Space
 from budgetsearch.core.trial_state import TrialState
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from budgetsearch.core.history import History
 from budgetsearch.core.measured import CostKey, Mean, Measured, cost_keys
-from budgetsearch.core.records import Params, Plan, cost_class
+from budgetsearch.core.plan import Plan
+from budgetsearch.core.records import Params, cost_class
 
 PESSIMISM = 1.25
 """A segment may take so much longer than expected before the deadline arithmetic is wrong; shared

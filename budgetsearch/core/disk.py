@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from budgetsearch.core.ladders import FINALISTS_SHARE
-from budgetsearch.core.records import Plan
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.stands import SPARES
 
 CHECKPOINT_BYTES = 20

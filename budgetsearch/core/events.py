@@ -6,18 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from budgetsearch.core.records import (
-    Beat,
-    Calibration,
-    CardUse,
-    Decision,
-    Phase,
-    Plan,
-    Score,
-    Segment,
-    SegmentResult,
-    Trial,
-)
+from budgetsearch.core.decisions import Decision
+from budgetsearch.core.plan import Plan, Trial
+from budgetsearch.core.records import Beat, Calibration, CardUse, Phase, Score, Segment, SegmentResult
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Plan
+from budgetsearch.core.plan import Plan
 
 MIN_AGREEMENT = 0.84
 """Below this agreement between the scouts' first two rungs, new trials enter at the second. On recorded

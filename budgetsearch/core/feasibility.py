@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from budgetsearch.core.footprint import Footprint
-from budgetsearch.core.records import Params, Plan, cost_class
+from budgetsearch.core.plan import Plan
+from budgetsearch.core.records import Params, cost_class
 
 DOUBT = 1.15
 """Before anything was measured an estimate may be so many times the truth; nothing is refused within that."""

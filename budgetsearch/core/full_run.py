@@ -9,7 +9,8 @@ from dataclasses import replace
 from budgetsearch.core.budget import FULL_EVAL_SHARE
 from budgetsearch.core.choosing import finalists
 from budgetsearch.core.costs import PESSIMISM
-from budgetsearch.core.records import Run, Schedule, cost_class
+from budgetsearch.core.decisions import Run
+from budgetsearch.core.records import Schedule, cost_class
 from budgetsearch.core.segments import segment_to
 from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.view import View

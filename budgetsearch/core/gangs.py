@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from budgetsearch.core.records import Decision, NeedCandidates, Run, Segment, cost_class
+from budgetsearch.core.decisions import Decision, NeedCandidates, Run
+from budgetsearch.core.records import Segment, cost_class
 from budgetsearch.core.view import View
 
 LENGTH_RATIO = 2.0

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from budgetsearch.core.choosing import any_promotable, earned, finalists, next_candidate, promotable
 from budgetsearch.core.costs import PESSIMISM, CostModel
+from budgetsearch.core.decisions import Decision, Finish, NeedCandidates, Run, Wait
 from budgetsearch.core.full_run import (
     full_run_link,
     full_run_seconds,
@@ -26,14 +27,7 @@ from budgetsearch.core.full_run import (
 from budgetsearch.core.gangs import gather
 from budgetsearch.core.history import History
 from budgetsearch.core.ladders import FEW_TRIALS, FINALISTS_SHARE
-from budgetsearch.core.records import (
-    Decision,
-    Finish,
-    NeedCandidates,
-    Plan,
-    Run,
-    Wait,
-)
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.segments import rung_segment
 from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.view import View

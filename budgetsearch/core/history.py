@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from budgetsearch.core.decisions import Finish
 from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import (
     Calibrated,
@@ -32,13 +33,12 @@ from budgetsearch.core.events import (
 from budgetsearch.core.feasibility import taught
 from budgetsearch.core.measured import Measured
 from budgetsearch.core.outcomes import rule_out_infeasible, segment_ended
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.records import (
     Beat,
     Calibration,
     CardUse,
-    Finish,
     Params,
-    Plan,
     Score,
     Segment,
     SegmentResult,

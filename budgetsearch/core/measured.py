@@ -7,7 +7,8 @@ from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from budgetsearch.core.records import Params, ParamValue, Plan, Segment, SegmentResult, cost_class
+from budgetsearch.core.plan import Plan
+from budgetsearch.core.records import Params, ParamValue, Segment, SegmentResult, cost_class
 
 CostKey = tuple[str, ParamValue | None]
 """A quantization and a rank; None for all ranks."""

@@ -1,6 +1,7 @@
-"""Every object that travels between the rooms of the house, as frozen, JSON-able dataclasses.
+"""Orders, results and what is told on the way between driver and workers, as frozen, JSON-able dataclasses.
 
-They are JSON-able by ``core.codec``; what happens to them is told by ``core.events``.
+They are JSON-able by ``core.codec``; what happens to them is told by ``core.events``. The plan of a run is in
+``core.plan``, what the policy answers in ``core.decisions``.
 
 Units: seconds, bytes and tokens throughout. A token is one position of a training row, prompt and
 completion alike, padding excluded.
@@ -12,8 +13,6 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-from budgetsearch.core.footprint import Footprint
 
 ParamValue = str | int | float | bool
 Params = Mapping[str, ParamValue]
@@ -395,130 +394,3 @@ class JobEnded:
 
 
 Report = Beat | Notice | JobEnded
-
-# --------------------------------------------------------------------------- plan
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that the policy needs, fixed once the quantizations are calibrated."""
-
-    budget_seconds: float
-    gpu: str
-    space: Mapping[str, Any]
-    seed: int
-    eta: int
-    ladder: tuple[float, ...]
-    """Seconds of training alone at each rung; the last is R, the full run."""
-    reference_rates: Mapping[str, float]
-    """Tokens per second of each usable quantization."""
-    micro_batches: Mapping[str, int]
-    overheads: Mapping[str, float]
-    """Seconds that a segment costs beside training (evaluation, checkpoint), by quantization."""
-    checkpoint_seconds: Mapping[str, float]
-    """Seconds that a segment without an evaluation costs beside training, by quantization."""
-    load_seconds: Mapping[str, float]
-    """Seconds that loading each quantization of the base took."""
-    max_tokens: int
-    """``max_epochs`` over the training data."""
-    batch_size: int
-    step_tokens: float
-    """Mean tokens of one optimizer step."""
-    eval_examples: int
-    task_examples: int
-    reserve_seconds: float
-    """Kept for the final scores, the export and the exit."""
-    score_seconds: float
-    """The part of the reserve that the final scores may take."""
-    checkpoint_every_seconds: float
-    """Length of a full run's chain links."""
-    max_trials: int
-    limit_bytes: int | None = None
-    gang_gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """By quantization: how many times the reference rate 1, 2, ... members reach together."""
-    recompute: Mapping[str, bool] = field(default_factory=dict)
-    """By quantization: whether gradient checkpointing pays."""
-    footprints: Mapping[str, Footprint] = field(default_factory=dict)
-    """By quantization: bytes, as foreseen and corrected by what was measured; absent where unknown."""
-    largest_ranks: Mapping[str, int] = field(default_factory=dict)
-    """By quantization: the largest rank that the calibration found to fit."""
-    longest: int = 0
-    """Tokens of the longest row of the training data."""
-    scouts: int = 0
-    """So many first trials go to the second rung whatever their loss: they tell whether the first
-    rung predicts it."""
-    max_held: int | None = None
-    """So many trials that wait may keep a checkpoint; None: as many as may still be promoted."""
-    workers: int = 1
-    """Jobs that can run at once, at the most that the run has seen. With one nothing runs beside anything."""
-
-    @property
-    def full_seconds(self) -> float:
-        """R: training seconds of a full run."""
-        return self.ladder[-1]
-
-    @property
-    def top_rung(self) -> int:
-        """Index of the full run in the ladder."""
-        return len(self.ladder) - 1
-
-    def gang_gain(self, quantization: str, members: int) -> float:
-        """How many times the rate of one alone so many members reach together."""
-        gains = self.gang_gains.get(quantization, (1.0,))
-        return gains[min(members, len(gains)) - 1]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One configuration, with its rungs frozen in tokens."""
-
-    trial_id: int
-    params: Params
-    seed: int
-    rung_tokens: tuple[int, ...]
-    warmup_tokens: int
-    batch_size: int
-    micro_batch: int
-    max_tokens: int
-    """Where its data end, whatever time is left."""
-    origin: str = "prior"
-    """Where the configuration comes from: prior, stratified or model."""
-
-
-# ---------------------------------------------------------------------- decisions
-
-
-@dataclass(frozen=True)
-class Run:
-    """Execute this job now."""
-
-    job: TrainJob
-    reasons: tuple[str, ...]
-    """Why each of its segments runs."""
-
-    @property
-    def reason(self) -> str:
-        """All of them in one line."""
-        return "; ".join(dict.fromkeys(self.reasons))
-
-
-@dataclass(frozen=True)
-class NeedCandidates:
-    """Ask the sampler for so many configurations, then decide again."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing to start while something runs."""
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The search is over: score and export the incumbent."""
-
-    reason: str
-
-
-Decision = Run | NeedCandidates | Wait | Finish

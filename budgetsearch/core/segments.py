@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from budgetsearch.core.records import Run, Schedule, Segment, cost_class
+from budgetsearch.core.decisions import Run
+from budgetsearch.core.records import Schedule, Segment, cost_class
 from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.view import View
 

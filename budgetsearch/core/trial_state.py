@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from budgetsearch.core.records import Trial
+from budgetsearch.core.plan import Trial
 from budgetsearch.core.stands import MAX_UNREAD, Stand
 
 

@@ -9,9 +9,11 @@ from itertools import islice
 
 from budgetsearch.core.budget import seconds_left
 from budgetsearch.core.costs import CostModel
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.evidence import entry_rung
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Plan, Run, Segment, TrainJob, cost_class
+from budgetsearch.core.plan import Plan
+from budgetsearch.core.records import Segment, TrainJob, cost_class
 from budgetsearch.core.retired import has_competed, has_entered
 from budgetsearch.core.trial_state import TrialState
 

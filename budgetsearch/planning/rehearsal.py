@@ -11,12 +11,12 @@ from budgetsearch.core.budget import MAX_ANSWERS, PlanRequest
 from budgetsearch.core.events import Calibrated, Entry, Opened, Planned, Scored, SegmentStarted
 from budgetsearch.core.feasibility import problem
 from budgetsearch.core.history import History
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
     Job,
-    Plan,
     Report,
     Score,
     ScoreJob,

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import (
     Calibrated,
     CheckpointLost,
@@ -30,13 +31,7 @@ from budgetsearch.core.events import (
     SegmentStarted,
 )
 from budgetsearch.core.history import History
-from budgetsearch.core.records import (
-    Beat,
-    Calibration,
-    Run,
-    Score,
-    SegmentResult,
-)
+from budgetsearch.core.records import Beat, Calibration, Score, SegmentResult
 from budgetsearch.report.tables import SCORING, answer_lines, gib, params_text, phase_of, trial_table
 
 BEAT_SECONDS = 15.0

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import (
     CardWatched,
     Charged,
@@ -20,7 +21,7 @@ from budgetsearch.core.events import (
     SegmentEnded,
     SegmentStarted,
 )
-from budgetsearch.core.records import PHASES, Run, Segment, SegmentResult
+from budgetsearch.core.records import PHASES, Segment, SegmentResult
 from budgetsearch.core.words import CUT_OFF
 
 MAX_SAMPLES = 400

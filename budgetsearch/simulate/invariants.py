@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from budgetsearch.core.decisions import Run
 from budgetsearch.core.errors import BudgetsearchError
 from budgetsearch.core.events import Decided, Entry, SegmentStarted
 from budgetsearch.core.halving import decide
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Run
 
 REASONS = ("scout", "runner-up", "tie")
 """A promotion from beyond the best ``1 / eta`` begins with one of these."""

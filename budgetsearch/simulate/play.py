@@ -9,8 +9,9 @@ from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history import History
 from budgetsearch.core.ladders import ladders_for, scouts_for
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.ports import Proposal, Sampler
-from budgetsearch.core.records import Calibration, Plan
+from budgetsearch.core.records import Calibration
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import SimulatorEngine, VirtualClock
 from budgetsearch.keeper import Nowhere

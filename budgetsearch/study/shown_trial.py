@@ -12,7 +12,7 @@ from typing import Any
 
 from budgetsearch.core.feasibility import problem
 from budgetsearch.core.history import History
-from budgetsearch.core.records import Plan
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.space import Space
 from budgetsearch.core.trial_state import TrialState
 from budgetsearch.core.words import rung_names

@@ -1,0 +1,99 @@
+"""What the policy rests on: the plan of a run, and the trials whose rungs it froze.
+
+Units as in ``core.records``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from budgetsearch.core.footprint import Footprint
+from budgetsearch.core.records import Params
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the policy needs, fixed once the quantizations are calibrated."""
+
+    budget_seconds: float
+    gpu: str
+    space: Mapping[str, Any]
+    seed: int
+    eta: int
+    ladder: tuple[float, ...]
+    """Seconds of training alone at each rung; the last is R, the full run."""
+    reference_rates: Mapping[str, float]
+    """Tokens per second of each usable quantization."""
+    micro_batches: Mapping[str, int]
+    overheads: Mapping[str, float]
+    """Seconds that a segment costs beside training (evaluation, checkpoint), by quantization."""
+    checkpoint_seconds: Mapping[str, float]
+    """Seconds that a segment without an evaluation costs beside training, by quantization."""
+    load_seconds: Mapping[str, float]
+    """Seconds that loading each quantization of the base took."""
+    max_tokens: int
+    """``max_epochs`` over the training data."""
+    batch_size: int
+    step_tokens: float
+    """Mean tokens of one optimizer step."""
+    eval_examples: int
+    task_examples: int
+    reserve_seconds: float
+    """Kept for the final scores, the export and the exit."""
+    score_seconds: float
+    """The part of the reserve that the final scores may take."""
+    checkpoint_every_seconds: float
+    """Length of a full run's chain links."""
+    max_trials: int
+    limit_bytes: int | None = None
+    gang_gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """By quantization: how many times the reference rate 1, 2, ... members reach together."""
+    recompute: Mapping[str, bool] = field(default_factory=dict)
+    """By quantization: whether gradient checkpointing pays."""
+    footprints: Mapping[str, Footprint] = field(default_factory=dict)
+    """By quantization: bytes, as foreseen and corrected by what was measured; absent where unknown."""
+    largest_ranks: Mapping[str, int] = field(default_factory=dict)
+    """By quantization: the largest rank that the calibration found to fit."""
+    longest: int = 0
+    """Tokens of the longest row of the training data."""
+    scouts: int = 0
+    """So many first trials go to the second rung whatever their loss: they tell whether the first
+    rung predicts it."""
+    max_held: int | None = None
+    """So many trials that wait may keep a checkpoint; None: as many as may still be promoted."""
+    workers: int = 1
+    """Jobs that can run at once, at the most that the run has seen. With one nothing runs beside anything."""
+
+    @property
+    def full_seconds(self) -> float:
+        """R: training seconds of a full run."""
+        return self.ladder[-1]
+
+    @property
+    def top_rung(self) -> int:
+        """Index of the full run in the ladder."""
+        return len(self.ladder) - 1
+
+    def gang_gain(self, quantization: str, members: int) -> float:
+        """How many times the rate of one alone so many members reach together."""
+        gains = self.gang_gains.get(quantization, (1.0,))
+        return gains[min(members, len(gains)) - 1]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration, with its rungs frozen in tokens."""
+
+    trial_id: int
+    params: Params
+    seed: int
+    rung_tokens: tuple[int, ...]
+    warmup_tokens: int
+    batch_size: int
+    micro_batch: int
+    max_tokens: int
+    """Where its data end, whatever time is left."""
+    origin: str = "prior"
+    """Where the configuration comes from: prior, stratified or model."""
