@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ from budgetsearch.core.records import (
     SegmentResult,
     WorkerSetup,
 )
-from budgetsearch.engines import ray_tune
+from budgetsearch.engines import fleet, ray_tune
 from budgetsearch.engines.hands import Hands
 from budgetsearch.engines.hub import Hub
 from budgetsearch.engines.messages import (
@@ -437,9 +438,17 @@ def test_a_cluster_that_was_never_there_is_given_up_soon(
     """A wrong address, or fewer GPUs than asked for: with what Ray said."""
     engine, started = scripted(code)
     engine.warm_up()
+    reports: list[Report] = []
+
+    def poll_for_ever() -> None:
+        while True:
+            reports.extend(engine.poll(0.1))
+
     with pytest.raises(EngineError, match="nobody is there"):
-        await_end(engine, 99)
+        poll_for_ever()
     assert starts == len(started)
+    notice = Notice(0, "Ray is not there (ConnectionError: nobody is there); it is tried again.")
+    assert [notice] * (starts - 1) == reports
     engine.close()
 
 
@@ -496,6 +505,25 @@ def test_what_arrives_while_the_first_card_is_waited_for_is_kept(
     assert [Notice(0, "Ray's dashboard is at http://127.0.0.1:8265")] == engine.poll(0.0)
     engine.end()
     engine.close()
+
+
+def test_an_address_at_which_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for minutes; a head that starts meanwhile is waited for."""
+    monkeypatch.setattr(fleet, "REACH_SECONDS", 0.2)
+    monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.01)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=rf"no Ray answers at {address} \("):
+            fleet._await_head(address)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConnectionError, match=address):
+            fleet._await_head("auto")
+        threading.Timer(0.05, server.listen).start()
+        fleet._await_head(address)
+    monkeypatch.delenv("RAY_ADDRESS")
+    fleet._await_head("auto")
+    fleet._await_head("")
 
 
 @dataclass

@@ -12,8 +12,10 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Mapping
@@ -27,6 +29,9 @@ from budgetsearch.engines.worker import Pipe, die_with_parent
 CLOSE_SECONDS = 2.0
 """Lanes get so long to end their workers; then Ray is left as it is."""
 LISTEN_SECONDS = 5.0
+REACH_SECONDS = 20.0
+"""A head gets so long to answer. Ray itself would try for minutes, and say nothing of the address."""
+LOOK_SECONDS = 0.5
 LOOPBACK = "127.0.0.1"
 STORE_BYTES = 128 * 2**20
 """Object store of a local cluster: messages are small, and nothing big is put there."""
@@ -117,6 +122,7 @@ def _run(spec: FleetSpec, pipe: Pipe, inbox: Inbox) -> None:
 
 def _connect(spec: FleetSpec, namespace: str) -> Any:
     """Join the cluster, or start one that ends with this process."""
+    _await_head(spec.address)
     import ray
 
     quiet = {"namespace": namespace, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -132,6 +138,26 @@ def _connect(spec: FleetSpec, namespace: str) -> Any:
         dashboard_host=LOOPBACK,
         **quiet,
     )
+
+
+def _await_head(address: str) -> None:
+    """Wait until somebody listens at an address; of ``auto`` Ray knows where that is.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    host, colon, port = (os.environ.get("RAY_ADDRESS", "") if address == "auto" else address).rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    until = time.monotonic() + REACH_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS / 4).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ConnectionError(f"no Ray answers at {host}:{port} ({error})") from error
+        time.sleep(LOOK_SECONDS)
 
 
 def _shortage(spec: FleetSpec) -> str:

@@ -168,7 +168,7 @@ class RayEngine:
     def _ensure_fleet(self) -> None:
         if self._process is not None:
             return  # if it has ended, the reader says so
-        if self._down.final or self._falls >= MAX_FALLS:
+        if self._gives_up():
             raise EngineError(
                 f"Ray cannot be used: {self._down.reason or 'its process ended'}. What it said is in "
                 f"{self.log}. Everything so far is kept, and `budgetsearch resume RUN` goes on."
@@ -201,6 +201,9 @@ class RayEngine:
         threading.Thread(
             target=self._read, args=(self._process.stdout, self._generation), daemon=True, name="fleet"
         ).start()
+
+    def _gives_up(self) -> bool:
+        return self._down.final or self._falls >= MAX_FALLS
 
     def _read(self, pipe: IO[str], generation: int) -> None:
         try:
@@ -249,7 +252,10 @@ class RayEngine:
             process.wait()
         self._fell_at = self._table.clock()
         self._falls += self._manned or self.place is None
-        self._ready += self._table.lose_all(self._down.reason or "Ray's process ended")
+        reason = self._down.reason or "Ray's process ended"
+        if not self._gives_up():
+            self._ready.append(Notice(0, f"Ray is not there ({reason}); it is tried again."))
+        self._ready += self._table.lose_all(reason)
         self._table.orders.clear()
 
     def _send(self) -> None:
