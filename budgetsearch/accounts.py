@@ -84,7 +84,9 @@ class Accounts:
             job.started += seconds
 
     def _ended(self, event: SegmentEnded, at: float) -> None:
-        job = self._jobs[event.job_id]
+        job = self._jobs.get(event.job_id)
+        if job is None:  # these accounts began in the middle of the run, and this job before them
+            return
         job.open -= 1
         job.crashed |= event.result.status == "crashed" or event.result.worker_lost
         for phase, seconds in event.result.seconds.items():
@@ -96,7 +98,7 @@ class Accounts:
         scale = min(1.0, lasted / known) if known else 0.0
         for phase, seconds in job.phases.items():
             self._add({phase: seconds * scale}, phase)
-        # What a worker did not tell of: the way there and back, or everything if it was lost.
+        # What a worker did not tell of: the way there and back, or everything if it or the driver was lost.
         self._add({"": lasted - known * scale}, "crash" if job.crashed or not known else "overhead")
         self.search_busy += lasted
         self.search_total = self.total - (self._first or 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,10 +231,14 @@ def status(run: str | os.PathLike[str]) -> dict[str, Any]:
         RunFolderError: there is no run in the folder.
     """
     from budgetsearch.report.tables import status_dict
+    from budgetsearch.report.workers import worker_seconds_of
 
     history = open_history(run)
     folder = RunFolder(Path(run))
     found = status_dict(history, folder.goes(history.closed is not None))
+    workers = worker_seconds_of(read_entries(folder.ledger))
+    if workers.most_workers > 1:
+        found["workers"] = asdict(workers)
     reports = (folder.report_html, folder.report, folder.report_json)
     found["reports"] = [str(path) for path in reports if path.is_file()]
     return found

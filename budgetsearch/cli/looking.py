@@ -11,7 +11,7 @@ from rich.console import Console
 
 from budgetsearch.cli.failing import EXIT_INTERRUPTED, errors
 from budgetsearch.cli.options import RunArgument, TrustAgain
-from budgetsearch.cli.showing import console
+from budgetsearch.cli.showing import console, show_run
 
 commands = typer.Typer()
 
@@ -24,13 +24,12 @@ def status(
     """Show how a run stands, finished or going."""
     with errors():
         from budgetsearch import api
-        from budgetsearch.report.tables import summary
 
         if as_json:
             typer.echo(json.dumps(api.status(run), indent=2))
         else:
             found = api.status(run)
-            console().print(summary(api.open_history(run), found["phase"] != "stopped"))
+            show_run(run, found)
             for path in found["reports"][:1]:
                 typer.echo(f"report  {path}")
             if found["phase"] == "stopped":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -38,18 +39,30 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
+def show_run(run: Path, found: Mapping[str, Any]) -> None:
+    """Print how a run stands; ``found``: its status."""
+    from budgetsearch import api
+    from budgetsearch.report.card import device_of
+    from budgetsearch.report.tables import summary
+    from budgetsearch.report.workers import WorkerSeconds, workers_line
+
+    history = api.open_history(run)
+    console().print(summary(history, found["phase"] != "stopped"))
+    if "workers" in found:
+        console().print(workers_line(WorkerSeconds(**found["workers"]), device_of(history)), soft_wrap=True)
+
+
 def conclude(result: Any) -> None:
     """Print how a run ended and where its results are; exits with its code unless it finished."""
     from budgetsearch import api
     from budgetsearch.leaving import leave_within
-    from budgetsearch.report.tables import summary
     from budgetsearch.stopping import LAST_SECONDS
 
     codes = {"finished": 0, "interrupted": code_of(result.signal)}
     code = codes.get(result.state, EXIT_FAILED)
     if math.isfinite(result.left_seconds):
         leave_within(result.left_seconds - LAST_SECONDS, code)
-    console().print(summary(api.open_history(result.run)))
+    show_run(result.run, api.status(result.run))
     if result.adapter_path is not None:
         typer.echo(f"adapter  {result.adapter_path}")
     if result.state == "finished":

@@ -110,13 +110,14 @@ class Budget:
     wall_seconds: float
     """Of the run, over all its processes: what the deadline is about."""
     charged_seconds: float
-    """Of all workers together: what the trials and phases cost."""
+    """Every second of the run once, by what it went into; whatever runs at once, they add up to the wall's.
+    Of all workers together: ``Numbers.workers``. In ledgers of an early version they were added up here."""
     deadline_kept: bool | None
     """Up to now, while the run goes."""
     reserve_seconds: float | None
     phases: tuple[PhaseShare, ...]
     training_share_of_budget: float | None
-    """None where several workers ran at once: then it could be more than all."""
+    """None where charges of several workers were added up: then it could be more than all."""
     padding_share: float | None
     """Of the positions that were computed in training."""
 

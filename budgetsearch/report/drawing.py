@@ -84,7 +84,11 @@ def memory_unit(count: int) -> tuple[str, int]:
 
 def time_unit(numbers: Numbers) -> tuple[str, float]:
     """In what a run of this length is best told: (s, min or h; seconds of one)."""
-    longest = max(numbers.budget.budget_seconds or 0.0, numbers.budget.wall_seconds)
+    return unit_of(max(numbers.budget.budget_seconds or 0.0, numbers.budget.wall_seconds))
+
+
+def unit_of(longest: float) -> tuple[str, float]:
+    """In what so many seconds are best told."""
     if longest <= 300:
         return "s", 1.0
     return ("min", 60.0) if longest <= 3 * 3600 else ("h", 3600.0)

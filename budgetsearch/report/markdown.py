@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.accounts import account
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history import History
 from budgetsearch.core.records import cost_class
@@ -31,6 +30,7 @@ from budgetsearch.report.tables import (
     trial_rows,
 )
 from budgetsearch.report.timeline import timeline_of
+from budgetsearch.report.workers import shares_text, worker_seconds_of
 
 SAMPLE_CHARACTERS = 600
 """A sample answer is cut there."""
@@ -163,15 +163,12 @@ def _budget(entries: Sequence[Entry], history: History) -> list[str]:
 
 def _worker_seconds(entries: Sequence[Entry]) -> list[str]:
     """With several workers: what the seconds of all of them together were."""
-    accounts = account(entries)
-    if accounts.most_workers == 1:
+    found = worker_seconds_of(entries)
+    if found.most_workers == 1:
         return []
-    seconds = accounts.worker_seconds()
-    parts = sorted(seconds.items(), key=lambda one: -one[1])
-    told = ", ".join(f"{phase} {part / accounts.total:.1%}" for phase, part in parts if part > 0)
     return [
-        f"Worker seconds (GPU seconds, with a GPU each) of up to {accounts.most_workers} workers: "
-        f"{accounts.total:.0f}, of which {told}."
+        f"Worker seconds (GPU seconds, with a GPU each) of up to {found.most_workers} workers: "
+        f"{found.worker_seconds:.0f}, of which {shares_text(found)}."
     ]
 
 

@@ -28,6 +28,7 @@ from budgetsearch.report.tables import (
     trial_rows,
 )
 from budgetsearch.report.timeline import Timeline, timeline_of
+from budgetsearch.report.workers import WorkerSeconds, worker_seconds_of
 
 SCHEMA = "budgetsearch.report"
 SCHEMA_VERSION = 1
@@ -159,6 +160,8 @@ class Numbers:
     run: RunFacts
     answer: Answer
     budget: Budget
+    workers: WorkerSeconds
+    """What all of them together were busy with; the budget is wall time."""
     rungs: tuple[Rung, ...]
     eta: int | None
     """One in so many trials is promoted."""
@@ -197,6 +200,7 @@ def numbers_of(
         run=facts_of(entries, history, going),
         answer=answer_of(history),
         budget=budget_of(history),
+        workers=worker_seconds_of(entries),
         rungs=tuple(_rungs(history)),
         eta=history.plan.eta if history.plan else None,
         trials=tuple(_trials(history, going)),

@@ -22,6 +22,7 @@ from budgetsearch.report.drawing import (
     time_unit,
     trial_colours,
     trial_legend,
+    unit_of,
 )
 from budgetsearch.report.numbers import Numbers
 from budgetsearch.report.timeline import Span
@@ -38,6 +39,10 @@ LIMIT_REACH = 3.0
 """A limit that is more than so many times the peak is told, not drawn: all else would lie flat below it."""
 BAR = 0.84
 """Of a row's height."""
+ROW_PIXELS = 95
+FEW_ROWS = 4
+"""More workers than fit on a screen at that height get rows of ``LOW_ROW_PIXELS``."""
+LOW_ROW_PIXELS = 56
 
 
 def timeline(numbers: Numbers) -> Figure | None:
@@ -53,7 +58,8 @@ def timeline(numbers: Numbers) -> Figure | None:
     data = [trace for trace in data if trace["x"]]
     data += _segment_bars(numbers, first, divisor)
     data += _promotion_marks(numbers, first, divisor)
-    layout = layout_of(f"time since the start ({unit})", "", height=150 + 95 * len(names))
+    row = ROW_PIXELS if len(names) <= FEW_ROWS else LOW_ROW_PIXELS
+    layout = layout_of(f"time since the start ({unit})", "", height=150 + row * len(names))
     layout["xaxis"]["rangemode"] = "tozero"
     layout["yaxis"] |= {
         "tickvals": list(range(len(names))),
@@ -175,10 +181,8 @@ def progress(numbers: Numbers) -> Figure | None:
     points = numbers.timeline.losses
     if not points:
         return None
-    unit, divisor = time_unit(numbers)
     colours = trial_colours(numbers)
-    times = [point.charged_seconds / divisor for point in points]
-    end = max(numbers.budget.charged_seconds / divisor, times[-1])
+    title, times, end = _spent(numbers)
     best = [point.best_nats_per_token for point in points]
     data: list[Json] = [
         {
@@ -205,12 +209,25 @@ def progress(numbers: Numbers) -> Figure | None:
         },
     ]
     losses = [point.loss_nats_per_token for point in points]
-    title = f"charged {_gpu(numbers)}time ({unit})"
     layout = layout_of(title, "validation loss (nats per token)", height=380, losses=losses)
     layout["xaxis"]["range"] = [0, end * 1.02]
     words = f"The best loss fell from {best[0]:.4f} to {best[-1]:.4f}.{above(losses)}"
     legend = (Key("━", INK, "best so far"), *trial_legend(numbers, "●"))
     return Figure("progress", data, layout, words, legend)
+
+
+def _spent(numbers: Numbers) -> tuple[str, list[float], float]:
+    """What the losses are drawn over: the axis' title, the time of each, and the run's end."""
+    points = numbers.timeline.losses
+    if numbers.workers.most_workers > 1:
+        whole = numbers.workers.worker_seconds
+        unit, divisor = unit_of(whole)
+        title, times = f"{_gpu(numbers) or 'worker '}time", [p.worker_seconds / divisor for p in points]
+    else:
+        whole = numbers.budget.charged_seconds
+        unit, divisor = time_unit(numbers)
+        title, times = f"charged {_gpu(numbers)}time", [p.charged_seconds / divisor for p in points]
+    return f"{title} ({unit})", times, max(whole / divisor, times[-1])
 
 
 def memory_over_time(numbers: Numbers) -> Figure | None:

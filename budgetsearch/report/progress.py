@@ -32,7 +32,10 @@ from budgetsearch.core.events import (
 )
 from budgetsearch.core.history import History
 from budgetsearch.core.records import Beat, Calibration, Score, SegmentResult
+from budgetsearch.report.card import device_of
+from budgetsearch.report.crew import Crew
 from budgetsearch.report.tables import SCORING, answer_lines, gib, params_text, phase_of, trial_table
+from budgetsearch.report.tables import clock as clock
 
 BEAT_SECONDS = 15.0
 """A heartbeat is worth a plain line at most so often."""
@@ -102,7 +105,7 @@ class LiveProgress:
 
     def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
         self._console, self._now = console, now
-        self._narrator = Narrator()
+        self._narrator, self._crew = Narrator(), Crew()
         self._screen = _Screen(now=now, seen_at=now())
         self._live = Live(self._screen, console=console, refresh_per_second=2, transient=True)
 
@@ -121,8 +124,10 @@ class LiveProgress:
         line = self._narrator.line(entry, history)
         if line and not isinstance(entry.event, QUIET):
             self._screen.note(line)
+        self._crew.see(entry, history)
         # The display refreshes in a thread of its own, so it gets finished tables, not the history.
-        self._screen.show(history, entry.at)
+        crew = self._crew.line(history, device_of(history))
+        self._screen.show(history, entry.at, crew)
 
     def say(self, line: str) -> None:
         """Show a line about the preparation."""
@@ -145,11 +150,11 @@ class _Screen:
     def note(self, line: str) -> None:
         self.lines = (*self.lines, line)[-MAX_LINES:]
 
-    def show(self, history: History, at: float) -> None:
+    def show(self, history: History, at: float, crew: str) -> None:
         self.spent, self.seen_at = at, self.now()
         self.budget = history.opened.budget_seconds if history.opened else None
         self.phase = phase_of(history)
-        self.details = tuple(_details(history))
+        self.details = tuple(filter(None, (crew, *_details(history))))
         self.body = trial_table(history, LIVE_TRIALS) if history.trials else None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -172,12 +177,6 @@ def _details(history: History) -> list[str]:
     if beat is not None and history.closed is None:
         lines.append(f"now: {_beat_words(beat)}")
     return lines
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, never below zero."""
-    whole = max(0, round(seconds))
-    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
 
 
 # ------------------------------------------------------------------------------- words
@@ -229,6 +228,7 @@ def _planned_text(event: Planned) -> str:
     return (
         f"planned: rungs of {rungs or 'none'}, full run {plan.full_seconds:.0f} s, "
         f"reserve {plan.reserve_seconds:.0f} s, {plan.eval_examples} validation examples"
+        + (f", {plan.workers} workers" if plan.workers > 1 else "")
     )
 
 

@@ -180,6 +180,12 @@ def card_row(history: History) -> CardRow | None:
     )
 
 
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, never below zero."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+
+
 # ---------------------------------------------------------------------------- status
 
 

@@ -1,7 +1,7 @@
 """When everything happened: segments, phases, losses and memory along the ledger.
 
-Wall seconds are those of the run, from its beginning. Charged seconds are what the budget was charged with;
-where several workers run at once they are more than the wall's.
+Wall seconds are those of the run, from its beginning. Charged seconds are what the budget was charged with.
+Worker seconds are those of all workers together, so with several of them they are more than the wall's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from budgetsearch.accounts import Accounts
 from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import (
     CardWatched,
@@ -77,6 +78,8 @@ class LossPoint:
     loss_nats_per_token: float
     best_nats_per_token: float
     """The lowest loss of any checkpoint so far."""
+    worker_seconds: float = 0.0
+    """Of all workers together until then."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,12 @@ class _Walk:
     """Losses whose job is not charged yet."""
     best: float = math.inf
     memory: list[MemorySample] = field(default_factory=list)
+    accounts: Accounts = field(default_factory=Accounts)
 
     def take(self, entry: Entry) -> None:
         event: Event = entry.event
         self.at = max(self.at, entry.at)
+        self.accounts.apply(entry)
         if isinstance(event, Charged):
             self.batch.append((event.phase, event.seconds))
             return
@@ -163,8 +168,8 @@ class _Walk:
         self.ended[event.job_id, result.trial_id] = (at, result)
         if result.loss is not None and math.isfinite(result.loss) and result.checkpoint_out:
             self.best = min(self.best, result.loss)
-            point = LossPoint(at, 0.0, result.trial_id, result.rung, result.tokens, result.loss, self.best)
-            self.fresh.append(point)
+            where = (result.trial_id, result.rung, result.tokens)
+            self.fresh.append(LossPoint(at, 0.0, *where, result.loss, self.best, self.accounts.total))
 
     def _settle(self) -> None:
         """A moment's charges are complete: in the order of the phases, for a gang's members alternate."""
