@@ -340,3 +340,27 @@ def test_a_probe_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     found = probing.measure(Stuck(), asked, ["fp32"], 6.0, lambda line: None)  # type: ignore[arg-type]
     assert found["fp32"].status == "timeout"
     assert "took more than 40 s" in found["fp32"].detail
+
+
+def test_several_gpus_buy_more_trials_and_no_faster_one() -> None:
+    """``--gpus 4``: the real policy with four workers, in the same hours, and what that rests on is said."""
+    one, four = plan(hours=2), plan(hours=2, gpus=4, engine="ray")
+    assert (1, 4) == (one.rehearsal.plan.workers, four.rehearsal.plan.workers)
+    assert four.rehearsal.trials[0] > 3 * one.rehearsal.trials[0]
+    assert four.rehearsal.trials[-1] > one.rehearsal.trials[-1]
+    assert four.rehearsal.spent_seconds <= 2 * 3600
+    phases = four.rehearsal.phases
+    assert all(a.start + a.seconds == pytest.approx(b.start) for a, b in itertools.pairwise(phases))
+    assert "4" == next(g.value for g in four.guesses if g.what == "workers")
+    assert not [g for g in one.guesses if g.what == "workers"]
+
+
+def test_the_plan_for_several_gpus_is_told() -> None:
+    """In the first lines; without ``--engine ray`` it says that a run takes it, and without a number
+    that it takes what Ray sees."""
+    result = CliRunner().invoke(app, ["plan", "--gpu", "a100", "--hours", "2", "--gpus", "2"])
+    text = " ".join(result.output.split())
+    assert "on each of 2 workers, 2 h 00 min (4 h 00 min of all workers together)" in text
+    assert "a run takes --engine ray for it" in text
+    open_ended = plan(hours=2, engine="ray")
+    assert "every GPU that Ray sees" in next(g.source for g in open_ended.guesses if g.what == "workers")

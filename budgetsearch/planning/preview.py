@@ -24,7 +24,7 @@ from budgetsearch.gpu.shapes import ModelShape, shape_of
 from budgetsearch.needs import cache_need, largest_adapter, run_need
 from budgetsearch.planning.configs import find_config
 from budgetsearch.planning.guesses import DataGuess, Guess, guess_calibration, guess_data, speed_guesses
-from budgetsearch.planning.rehearsal import SETUP_SECONDS, Rehearsal, rehearse, slowed
+from budgetsearch.planning.rehearsal import RAY_SECONDS, SETUP_SECONDS, Rehearsal, rehearse, slowed
 from budgetsearch.request import DataSize, request_for
 from budgetsearch.settings import Settings
 from budgetsearch.spaces import load_space
@@ -146,7 +146,9 @@ def preview(
         found = {name: slowed(calibration, slow) for name, calibration in found.items()}
     if all(calibration.status != "ok" for calibration in found.values()):
         raise _nothing_works(inputs, found)
-    rehearsal = rehearse(request, found, SETUP_SECONDS * slow)
+    workers = inputs.settings.gpus or 1
+    setup = SETUP_SECONDS + (RAY_SECONDS if _on_ray(inputs.settings) else 0.0)
+    rehearsal = rehearse(request, found, setup * slow, workers)
     plan = rehearsal.plan
     writes = max(c.checkpoint_seconds for c in found.values() if c.status == "ok")
     return Preview(
@@ -173,6 +175,20 @@ def preview(
         guesses=tuple(_guesses(inputs, measured is not None)),
         disk=_disk(inputs, plan.budget_seconds),
     )
+
+
+def _on_ray(settings: Settings) -> bool:
+    return settings.engine == "ray" or (settings.gpus or 1) > 1
+
+
+def _workers(settings: Settings) -> list[Guess]:
+    """What the number of workers rests on; nothing for the one of the local engine."""
+    if not _on_ray(settings):
+        return []
+    if settings.gpus is None:
+        return [Guess("workers", "1", "without --gpus; a run takes every GPU that Ray sees")]
+    takes = "" if settings.engine == "ray" else "; a run takes --engine ray for it"
+    return [Guess("workers", str(settings.gpus), f"--gpus, one card like this each{takes}")]
 
 
 def _card(settings: Settings) -> tuple[CardProfile, str, str, int]:
@@ -308,6 +324,7 @@ def _guesses(inputs: Inputs, measured: bool) -> list[Guess]:
     data = inputs.data
     weights = f"{inputs.shape.weights / 1e9:.2f}B weights" if inputs.shape else "not foreseen"
     known = [
+        *_workers(inputs.settings),
         Guess("shape of the model", weights, inputs.shape_source),
         Guess("memory of the card", gib(inputs.usable_bytes), inputs.card.source),
     ]

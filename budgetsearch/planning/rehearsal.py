@@ -35,6 +35,8 @@ FAILED_SECONDS = 60.0
 """What it takes to find out that a quantization does not fit."""
 SETUP_SECONDS = 20.0
 """Imports, and tokenizing data that are on disk."""
+RAY_SECONDS = 15.0
+"""What Ray's own start adds to that (docs/scale.md)."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,12 @@ class _World:
 
 
 def rehearse(
-    request: PlanRequest, calibrations: Mapping[str, Calibration], setup_seconds: float = SETUP_SECONDS
+    request: PlanRequest,
+    calibrations: Mapping[str, Calibration],
+    setup_seconds: float = SETUP_SECONDS,
+    workers: int = 1,
 ) -> Rehearsal:
-    """Play the run in virtual time.
+    """Play the run in virtual time; ``workers`` are alike, one card each.
 
     Raises:
         BudgetError: the budget is below the minimum that the guesses come to.
@@ -146,7 +151,7 @@ def rehearse(
     step_tokens = request.batch_size * request.train_tokens / request.train_rows
     driver = Driver(
         ledger=ledger,
-        engine=_Leaps(_World(calibrations, step_tokens), clock),
+        engine=_Leaps(_World(calibrations, step_tokens), clock, workers),
         sampler=PriorSampler(),
         exporter=Nowhere(),
         clock=clock,

@@ -47,9 +47,12 @@ def _head(found: Preview) -> str:
     slower = f" If everything takes {found.slow:g} times as long:" if found.slow != 1 else ""
     size = f" ({found.weights / 1e9:.2f}B)" if found.weights else ""
     basis = "measured here" if found.measured else "foreseen; a run measures before it plans"
+    each = f" on each of {plan.workers} workers" if plan.workers > 1 else ""
+    total = plan.workers * plan.budget_seconds
+    together = f" ({clock(total)} of all workers together)" if plan.workers > 1 else ""
     return (
-        f"{found.model}{size} on {found.card}, {found.usable_bytes / GIB:.2f} GiB, "
-        f"{clock(plan.budget_seconds)}\n"
+        f"{found.model}{size} on {found.card}, {found.usable_bytes / GIB:.2f} GiB{each}, "
+        f"{clock(plan.budget_seconds)}{together}\n"
         + (f"{found.note}\n" if found.note else "")
         + f"{found.data}: {found.rows} rows of {found.tokens_per_row:.0f} tokens\n"
         f"This is {basis}.{slower}\n"
