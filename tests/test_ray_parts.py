@@ -51,7 +51,7 @@ from budgetsearch.engines.ray_tune import RayEngine
 from budgetsearch.engines.table import (
     DELIVERY_SECONDS,
     EMPTY_SECONDS,
-    MAX_CRASHED,
+    MAX_FAILED,
     MAX_TRIES,
     REST_SECONDS,
     SILENT_SECONDS,
@@ -322,6 +322,11 @@ def crashed(job: Job) -> JobEnded:
     return JobEnded(job.job_id, (SegmentResult(0, 0, "crashed", 0, detail="no such file: model"),))
 
 
+def unread(job: Job) -> JobEnded:
+    """The end of a job where the folder of the checkpoints is not mounted."""
+    return JobEnded(job.job_id, (SegmentResult(0, 0, "cancelled", 0, unread="no such file: sign"),))
+
+
 def run_on(fleet: Fleet, lane: str, end: Callable[[Job], JobEnded]) -> list[Report]:
     """Let a lane, the only one that is free, end a job in one way or the other."""
     placed = fleet.place(job_of("fp32"))
@@ -329,18 +334,19 @@ def run_on(fleet: Fleet, lane: str, end: Callable[[Job], JobEnded]) -> list[Repo
     return fleet.table.hear(Said(lane, placed.token, end(placed.job)))
 
 
-def test_a_lane_whose_jobs_all_crash_does_not_get_all_jobs() -> None:
+@pytest.mark.parametrize("failed", [crashed, unread])
+def test_a_lane_whose_jobs_all_fail_does_not_get_all_jobs(failed: Callable[[Job], JobEnded]) -> None:
     """Its machine lacks the base model, so it is free again at once, while the others work for minutes."""
     fleet = Fleet()
     fleet.up(0)
     run_on(fleet, "0-a", ended)
     busy = fleet.place(job_of("fp32"))
     fleet.up(1)
-    for _ in range(MAX_CRASHED - 1):
-        assert 1 == len(run_on(fleet, "1-a", crashed))
-    notice, _ = run_on(fleet, "1-a", crashed)
+    for _ in range(MAX_FAILED - 1):
+        assert 1 == len(run_on(fleet, "1-a", failed))
+    notice, _ = run_on(fleet, "1-a", failed)
     assert isinstance(notice, Notice) and "Worker 1 on node1 gets no jobs" in notice.text
-    assert "no such file: model" in notice.text
+    assert "no such file: " in notice.text
     assert (1, None) == (fleet.table.living, fleet.place(job_of("fp32")))
     assert busy is not None
     fleet.pass_time(REST_SECONDS + 1, ("0-a", busy.token), ("1-a", ""))
@@ -352,7 +358,7 @@ def test_where_jobs_crash_everywhere_no_lane_is_to_blame() -> None:
     """The trials are, or the data."""
     fleet = Fleet(size=1)
     fleet.up(0)
-    for _ in range(2 * MAX_CRASHED):
+    for _ in range(2 * MAX_FAILED):
         assert 1 == len(run_on(fleet, "0-a", crashed))
     assert 1 == fleet.table.living
 

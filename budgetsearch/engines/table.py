@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from budgetsearch.core.errors import EngineError
-from budgetsearch.core.records import Job, JobEnded, Notice, Report, TrainJob, WorkerSetup
+from budgetsearch.core.records import (
+    Calibration,
+    Job,
+    JobEnded,
+    Notice,
+    Report,
+    Score,
+    SegmentResult,
+    TrainJob,
+    WorkerSetup,
+)
 from budgetsearch.engines.local import MAX_DEATHS, crashed_results, lost_results
 from budgetsearch.engines.messages import Alive, Gone, Halt, Hello, Said, Strike, Take, ToLane
 
@@ -17,9 +27,10 @@ DELIVERY_SECONDS = 10.0
 """So long a lane may go on saying that it does not run the job that was placed on it."""
 EMPTY_SECONDS = 180.0
 """Without a single lane for so long the engine gives up: importing and a busy cluster take a while."""
-MAX_CRASHED = 4
-"""A lane on which so many jobs crashed in a row, while others end theirs, rests: its machine lacks the base
-model, or its card is broken. It would be free again at once, and take one trial after the other down."""
+MAX_FAILED = 4
+"""A lane on which so many jobs failed in a row, while others end theirs, rests: its machine lacks the base
+model or the folder of the checkpoints, or its card is broken. It would be free again at once, and take one
+trial after the other down."""
 REST_SECONDS = 300.0
 """... for so long; then one more job shows whether it is well."""
 MAX_TRIES = 3
@@ -72,8 +83,8 @@ class Table:
     """Jobs that came while no lane was free: lanes are still starting, or one has just been lost."""
     _vain: dict[int, int] = field(default_factory=dict)
     """By number: how often a lane was lost since it last ended a job."""
-    _crashed: dict[int, int] = field(default_factory=dict)
-    """By number: how many of its jobs crashed in a row."""
+    _failed: dict[int, int] = field(default_factory=dict)
+    """By number: how many of its jobs failed in a row, whether or not their trials are to blame."""
     _rests_until: dict[int, float] = field(default_factory=dict)
     _words: str = ""
     """Why the last lane was lost."""
@@ -218,26 +229,24 @@ class Table:
 
     def _judge(self, lane: _Lane, ended: JobEnded) -> list[Report]:
         """Whether the lane itself is to blame for what became of its last jobs."""
-        crashed = [result for result in ended.results if result.status == "crashed"]
-        if len(crashed) < len(ended.results):
-            self._crashed[lane.number] = 0
+        reasons = [_failure(result) for result in ended.results]
+        if not all(reasons):
+            self._failed[lane.number] = 0
             return []
-        self._crashed[lane.number] = self._crashed.get(lane.number, 0) + 1
-        if self._crashed[lane.number] < MAX_CRASHED or not self._others_are_well(lane):
+        self._failed[lane.number] = self._failed.get(lane.number, 0) + 1
+        if self._failed[lane.number] < MAX_FAILED or not self._others_are_well(lane):
             return []
         self._rests_until[lane.number] = self.clock() + REST_SECONDS
-        who, count = f"Worker {lane.number} on {lane.node}", self._crashed[lane.number]
+        who, count = f"Worker {lane.number} on {lane.node}", self._failed[lane.number]
         text = (
-            f"{who} gets no jobs for {REST_SECONDS:.0f} s: its last {count} crashed, and others end theirs. "
-            f"The last words: {crashed[-1].detail}"
+            f"{who} gets no jobs for {REST_SECONDS:.0f} s: its last {count} failed, and others end theirs. "
+            f"The last words: {reasons[-1]}"
         )
         return [Notice(ended.job_id, text)]
 
     def _others_are_well(self, lane: _Lane) -> bool:
-        """Whether the last job of another one did not crash."""
-        return any(
-            self._crashed.get(other.number) == 0 for other in self._lanes.values() if other is not lane
-        )
+        """Whether the last job of another one did not fail."""
+        return any(self._failed.get(other.number) == 0 for other in self._lanes.values() if other is not lane)
 
     # -------------------------------------------------------------------- what is lost
 
@@ -297,3 +306,10 @@ class Table:
 
     def _is_free(self, lane: _Lane) -> bool:
         return lane.flight is None and lane.stale_since is None and self._usable(lane)
+
+
+def _failure(result: SegmentResult | Calibration | Score) -> str:
+    """Why a job came to nothing for which its machine may be to blame; nothing if it did not."""
+    if result.status == "crashed":
+        return result.detail or result.status
+    return result.unread or result.unwritten if isinstance(result, SegmentResult) else ""
