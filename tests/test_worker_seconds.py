@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from budgetsearch.cli import app
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history import History, fold
 from budgetsearch.engines.simulator import Change, VirtualClock
@@ -18,6 +20,7 @@ from budgetsearch.report.numbers import as_json, numbers_of
 from budgetsearch.report.over_time import progress, timeline
 from budgetsearch.report.tables import clock
 from budgetsearch.report.workers import worker_seconds_of, workers_line
+from budgetsearch.runfolder import RunFolder
 from tests.simulation import Killed, Killer, make_driver
 
 BUDGET = 1800.0
@@ -98,6 +101,23 @@ def test_a_line_for_terminals_names_the_unit(four: list[Entry]) -> None:
     text = workers_line(found, "cuda")
     assert text.startswith(f"workers  up to 4, {found.worker_seconds:.0f} GPU seconds: train ")
     assert "worker seconds" in workers_line(found, "cpu")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_status_has_the_account_of_several_workers(tmp_path: Path, workers: int) -> None:
+    """As a line and as a key of its JSON; one worker's says what it said before."""
+    driver = make_driver(RunFolder(tmp_path).ledger, budget=600.0, slots=workers)
+    history = driver.run()
+    driver.ledger.close()
+    found = json.loads(CliRunner().invoke(app, ["status", str(tmp_path), "--json"]).output)
+    text = CliRunner().invoke(app, ["status", str(tmp_path)]).output
+    if workers == 1:
+        assert "workers" not in found
+        assert "workers" not in text
+        return
+    assert workers == found["workers"]["most_workers"]
+    assert history.spent < found["workers"]["worker_seconds"] <= workers * history.spent
+    assert f"workers  up to 3, {found['workers']['worker_seconds']:.0f} " in text
 
 
 def test_what_a_killed_driver_left_is_a_crash(tmp_path: Path) -> None:
