@@ -62,6 +62,7 @@ def test_the_page_tells_it_in_the_answer_and_beside_the_timeline(four: list[Entr
     page = html_text(numbers)
     assert "up to 4 at once" in page
     assert "4 workers had" in page
+    assert " 0.0%" not in page.split("4 workers had")[1].split("In the search")[0]
     assert "The time is that of all workers together." in page
     figure = progress(numbers)
     assert figure is not None

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from budgetsearch.accounts import account
 from budgetsearch.core.events import Entry
 
+LEAST_SECONDS = 1e-3
+"""Less is what is left over from adding up."""
+
 
 @dataclass(frozen=True)
 class WorkerSeconds:
@@ -31,7 +34,7 @@ def worker_seconds_of(entries: Iterable[Entry]) -> WorkerSeconds:
     return WorkerSeconds(
         most_workers=found.most_workers,
         worker_seconds=found.total,
-        worker_seconds_by_phase={phase: seconds for phase, seconds in parts if seconds > 0},
+        worker_seconds_by_phase={phase: seconds for phase, seconds in parts if seconds > LEAST_SECONDS},
         search_idle_share=found.search_idle_share if found.search_total else None,
     )
 
