@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -530,6 +531,27 @@ def test_an_address_at_which_nobody_answers_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("RAY_ADDRESS")
     fleet._await_head("auto")
     fleet._await_head("")
+
+
+@pytest.mark.parametrize(("leaves", "codes"), [(True, []), (False, [1])])
+def test_a_fleet_that_leaves_is_not_ended_by_the_hub_that_goes(
+    leaves: bool, codes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaving Ray takes a moment, and its calls fail at once: whoever listens must not end the process then,
+    for Ray's own processes would stay for a minute."""
+    leaving, ended, said = threading.Event(), list[int](), list[object]()
+
+    def get(asked: object) -> object:
+        if leaves:
+            leaving.set()
+        raise ConnectionError("Ray is not connected")
+
+    told = SimpleNamespace(told=SimpleNamespace(remote=lambda timeout: None))
+    monkeypatch.setattr(fleet, "LEAVING", leaving)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=get))
+    monkeypatch.setattr(fleet.os, "_exit", ended.append)
+    fleet._listen(told, SimpleNamespace(write=said.append))  # type: ignore[arg-type]
+    assert (codes, len(codes)) == (ended, len(said))
 
 
 @dataclass

@@ -50,6 +50,8 @@ ENVIRONMENT: Mapping[str, str] = {
 """Without these Ray and Tune say and do things that belong into no run."""
 ALONE: Mapping[str, str] = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """A local cluster listens on loopback only: Ray asks nobody for a password."""
+LEAVING = threading.Event()
+"""Set when this process ends on purpose: Ray's calls fail then, and that is no news."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -180,10 +182,12 @@ def _listen(hub: Any, pipe: Pipe) -> None:
     import ray
 
     try:
-        while True:
+        while not LEAVING.is_set():
             for message in ray.get(hub.told.remote(LISTEN_SECONDS)):
                 pipe.write(message)
     except Exception as error:
+        if LEAVING.is_set():
+            return  # or Ray's processes would be left to end by themselves
         pipe.write(encode(Down(f"the hub is gone ({type(error).__name__})")))
         os._exit(1)
 
@@ -205,6 +209,7 @@ def _end(hub: Any) -> None:
     from budgetsearch.engines.tuning import ENDING
 
     ENDING.set()
+    LEAVING.set()
     threading.Timer(CLOSE_SECONDS, _leave).start()
     try:
         ray.get(hub.close.remote())
@@ -216,6 +221,7 @@ def _leave() -> None:
     """Leave Ray, a local cluster's processes included, and end."""
     import ray
 
+    LEAVING.set()
     try:
         ray.shutdown()
     finally:
