@@ -187,6 +187,17 @@ def test_what_a_lost_lane_says_later_is_ignored() -> None:
     assert [ended(job)] == fleet.table.hear(Said("1-a", again.token, ended(job)))
 
 
+def test_a_driver_that_stood_still_takes_nobody_for_lost() -> None:
+    """Ctrl-Z and a minute later fg: what the lanes said meanwhile is still on its way."""
+    fleet = Fleet(size=1)
+    fleet.up(0)
+    assert fleet.place(job_of("fp32")) is not None
+    fleet.table.tick()
+    fleet.now += 60.0
+    assert [] == fleet.table.tick()
+    assert ["cancelled"] == [r.status for r in results(fleet.pass_time(SILENT_SECONDS + 2))]
+
+
 def test_a_lane_that_was_only_silent_is_used_again() -> None:
     """A network or a machine that stands still for half a minute costs its segments, not its GPU: nobody
     starts such a lane again, for Ray Tune has missed nothing. What it still runs is ended first."""

@@ -90,6 +90,8 @@ class Table:
     """Why the last lane was lost."""
     _counter: Iterator[int] = field(default_factory=itertools.count)
     _alone_since: float | None = None
+    _looked: float | None = None
+    """When the clock was last looked at."""
 
     @property
     def living(self) -> int:
@@ -258,6 +260,12 @@ class Table:
         """
         now = self.clock()
         reports: list[Report] = []
+        if self._looked is not None and now - self._looked > SILENT_SECONDS / 2:
+            for (
+                lane
+            ) in self._lanes.values():  # not they were silent: this process stood still (Ctrl-Z, a store)
+                lane.heard = now
+        self._looked = now
         for lane in list(self._lanes.values()):
             if now - lane.heard > SILENT_SECONDS:
                 reports += self._lose(lane, f"it was silent for {SILENT_SECONDS:.0f} s")
