@@ -261,9 +261,8 @@ class Table:
         now = self.clock()
         reports: list[Report] = []
         if self._looked is not None and now - self._looked > SILENT_SECONDS / 2:
-            for (
-                lane
-            ) in self._lanes.values():  # not they were silent: this process stood still (Ctrl-Z, a store)
+            # Not they were silent: this process stood still, after Ctrl-Z or before a store that hangs.
+            for lane in self._lanes.values():
                 lane.heard = now
         self._looked = now
         for lane in list(self._lanes.values()):
