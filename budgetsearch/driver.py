@@ -57,7 +57,7 @@ from budgetsearch.core.trial_state import TrialState
 from budgetsearch.flights import Flights
 from budgetsearch.keeper import Keeper
 from budgetsearch.ledger import Ledger
-from budgetsearch.scorer import Scorer
+from budgetsearch.scorer import Scorer, limit_of
 
 POLL_SECONDS = 0.5
 """How long the loop waits for a report before it looks at the clock again."""
@@ -259,8 +259,9 @@ class Driver:
         scoring = Scorer(self._dispatch, note, [*jobs], self._several)
         while scoring.waiting or self._flights:
             self._obey_stop()
-            # One that hears nothing is killed within the scores' own time: the export's stays whole.
-            limit = self._score_seconds(plan) - self._patience(scoring.waiting[0]) if scoring.waiting else 0.0
+            limit = 0.0
+            if scoring.waiting:
+                limit = limit_of(self._score_seconds(plan), self._patience(scoring.waiting[0]))
             if scoring.waiting and limit <= 0:
                 scoring.give_up()
             elif scoring.waiting and self._flights.free:

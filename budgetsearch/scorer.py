@@ -9,6 +9,16 @@ from budgetsearch.core.records import Job, Score
 from budgetsearch.flights import Landing
 
 
+def limit_of(seconds: float, patience: float) -> float:
+    """How long a score may take where ``seconds`` are left for scores; one that then does not hear that it
+    is to stop is killed after ``patience`` seconds more.
+
+    The kill falls within the scores' own time. Where that is little, a third of it is kept for the kill: the
+    rest of the patience, itself a third of what export and exit have at most, is theirs.
+    """
+    return seconds - min(patience, max(0.0, seconds) / 3)
+
+
 @dataclass
 class Scorer:
     """Takes every score, on as many workers as there are, and tells them in the order of the jobs."""

@@ -15,6 +15,7 @@ from budgetsearch.core.records import Score, ScoreJob, SegmentResult
 from budgetsearch.driver import Driver
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.ledger import read_entries
+from budgetsearch.scorer import limit_of
 from tests.factories import Story
 from tests.simulation import make_driver
 
@@ -82,6 +83,13 @@ def test_another_best_checkpoint_is_scored_anew(stopped: Path) -> None:
     resumed = next(n for n, entry in enumerate(middle) if isinstance(entry.event, Resumed))
     states = list(folded(middle, resumed))
     assert any(score is None for score in states), "a stale score was shown"
+
+
+def test_the_limit_of_a_score_keeps_time_for_a_kill() -> None:
+    """The patience where there is enough, a third where there is not, and nothing of nothing."""
+    assert 8.0 == limit_of(10.0, 2.0)
+    assert 1.0 == pytest.approx(limit_of(1.5, 2.0))
+    assert limit_of(-0.5, 2.0) < 0
 
 
 def folded(entries: list, start: int) -> Iterator[Score | None]:  # type: ignore[type-arg]
