@@ -10,6 +10,7 @@ A checkpoint's tensors hold its trial and its tokens, so that an adapter tells w
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -427,6 +428,7 @@ def forked(work: Callable[[], None], log: Path) -> int:
         os.dup2(fd, 2)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", buffering=1)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1)
+        atexit._clear()  # what the parent's libraries registered expects threads that a fork has not
         work()
         code = 0
     except BaseException:
