@@ -271,7 +271,7 @@ class Neighbour:
 def on_the_card(card: FakeCard, monkeypatch: pytest.MonkeyPatch) -> FakeCard:
     """Runs of this process believe that they train on the card."""
     found = Card(profile("cpu"), "cpu", card.name, 30 * GIB, card.total, index=0, uuid=UUID)
-    monkeypatch.setattr("budgetsearch.gpu.detect.detect", lambda *args, **kwargs: found)
+    monkeypatch.setattr("budgetsearch.execution.detect", lambda *args, **kwargs: found)
     monkeypatch.setattr("budgetsearch.engines.local.LocalEngine", InProcess)
     return card
 
