@@ -78,10 +78,10 @@ def engine(cluster: Any, setup: WorkerSetup) -> Iterator[RayEngine]:
 
 def wait_for_beat(engine: RayEngine) -> None:
     """Poll until a running job gives a sign of life."""
-    for _ in range(240):
+    for _ in range(600):
         if any(isinstance(report, Beat) for report in engine.poll(0.5)):
             return
-    raise AssertionError("no heartbeat in two minutes")
+    raise AssertionError("no heartbeat in five minutes")
 
 
 class TestRay(EngineContract):
@@ -109,7 +109,7 @@ def ends(engine: RayEngine, count: int) -> list[JobEnded]:
         found += [report for report in engine.poll(0.5) if isinstance(report, JobEnded)]
         if len(found) >= count:
             return found
-    raise AssertionError("no end in two minutes")
+    raise AssertionError("no end in five minutes")
 
 
 def processes(name: str) -> list[psutil.Process]:
@@ -128,7 +128,7 @@ def test_a_lost_node_gives_its_job_back_and_one_that_comes_is_used(
     cluster: Any, engine: RayEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job on it comes back without a stain on its trial; the other goes on; a new node gets a lane."""
-    monkeypatch.setattr(table, "SILENT_SECONDS", 5.0)
+    monkeypatch.setattr(table, "SILENT_SECONDS", 12.0)
     engine.warm_up()
     until(engine, 2)
     jobs = [train_job(segment(trial, 50_000_000)) for trial in (1, 2)]
@@ -193,13 +193,13 @@ def test_results_are_where_ray_and_tensorboard_look_for_them(engine: RayEngine, 
 
 def until_events(run: Path, kind: type[SegmentStarted | SegmentEnded], count: int) -> list[Entry]:
     """Wait until a run has so many events of a kind; returns its ledger's entries."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         entries = list(read_entries(RunFolder(run).ledger)) if RunFolder(run).has_ledger() else []
         if sum(isinstance(entry.event, kind) for entry in entries) >= count:
             return entries
         time.sleep(0.1)
-    raise AssertionError(f"no {count} of {kind.__name__} in two minutes")
+    raise AssertionError(f"no {count} of {kind.__name__} in five minutes")
 
 
 def started(entries: Sequence[Entry]) -> int:
