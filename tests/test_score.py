@@ -24,9 +24,9 @@ def trained(shop: Shop, tiny_model: Path) -> tuple[object, str]:
     return base, str(train(base, make_segment(0, 300), shop).checkpoint_out)
 
 
-def job(checkpoint: str, *, limit: float) -> ScoreJob:
+def job(checkpoint: str, *, limit: float, further: bool = True) -> ScoreJob:
     """Answers alone, two sequences to a pass."""
-    return ScoreJob(1, "fp32", checkpoint, 0, ASKED, 2, limit)
+    return ScoreJob(1, "fp32", checkpoint, 0, ASKED, 2, limit, further)
 
 
 def test_idle_seconds_go_to_further_answers(
@@ -42,6 +42,13 @@ def test_idle_seconds_go_to_further_answers(
     monkeypatch.setattr(scoring, "MAX_ANSWERS", ASKED + 1)
     found = scoring.score(base, job(checkpoint, limit=600), shop, time.monotonic())
     assert ASKED + 1 == found.task_examples
+
+
+def test_as_many_answers_as_were_asked_for(shop: Shop, trained: tuple[object, str]) -> None:
+    """Whoever repeats the scores of a run wants its answers, whatever time there is."""
+    base, checkpoint = trained
+    found = scoring.score(base, job(checkpoint, limit=600, further=False), shop, time.monotonic())
+    assert ASKED == found.task_examples
 
 
 def test_answers_that_do_not_fit_are_left_out(

@@ -355,6 +355,7 @@ def score_jobs(
         job_id=job_id + 1,
         eval_examples=0,
         task_examples=plan.task_examples,
+        further=True,
     )
     wanted = [] if known and known.status == "ok" else [losses]
     if plan.task_examples and not (known and known.task_examples):

@@ -193,8 +193,9 @@ class ScoreJob:
     micro_batch: int
     """What fits: no pass takes more sequences."""
     limit_seconds: float
-    """Answers are generated while this lasts; what is left of it when there are as many as asked goes to
-    further ones: the more, the surer the accuracy."""
+    """Answers are generated while this lasts."""
+    further: bool = False
+    """What is left of the limit goes to answers beyond those asked for: the more, the surer the accuracy."""
 
 
 Job = TrainJob | CalibrateJob | ScoreJob

@@ -76,7 +76,7 @@ def _answered(model: Any, job: ScoreJob, shop: Shop, started: float, result: Sco
     until = started + job.limit_seconds - min(MARGIN_SHARE * job.limit_seconds, MARGIN_SECONDS)
     try:
         _answer(model, job.micro_batch, shop, (job.task_examples, until), answers)
-        if len(answers.adapter) == job.task_examples:
+        if job.further and len(answers.adapter) == job.task_examples:
             _answer(model, job.micro_batch, shop, (MAX_ANSWERS, until), answers)
     except Exception as error:  # the answers so far stand
         detail = f"answers ended early: {type(error).__name__}: {error}"[:500]
