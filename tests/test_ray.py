@@ -31,7 +31,7 @@ from tests.faults.realrun import SPACE, Workplace, await_free
 pytest.importorskip("ray")
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-RUN_SECONDS = 150.0
+RUN_SECONDS = 240.0
 MARK = "BUDGETSEARCH_TEST_RAY"
 """A variable that everything inherits that these tests start."""
 
