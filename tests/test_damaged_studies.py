@@ -15,6 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna
 import pytest
+import sqlalchemy
 
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history import History, fold
@@ -54,6 +55,29 @@ def write(folder: Path, history: History) -> None:
     made = own(folder)
     made.catch_up(history)
     made.close()
+
+
+def test_a_process_that_dies_while_it_makes_the_study_leaves_none(
+    tmp_path: Path, story: Story, expected: list[tuple[Any, ...]]
+) -> None:
+    """Killed between two tables, it leaves nothing that the next one would take for a damaged study."""
+    tables: list[str] = []
+
+    def die_at_the_third(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        tables.extend([statement] if "CREATE TABLE" in statement else [])
+        if len(tables) == 3:
+            raise KeyboardInterrupt
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", die_at_the_third)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, story.history)
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", die_at_the_third)
+    assert not (tmp_path / "study.sqlite").exists()
+    write(tmp_path, story.history)
+    assert expected == snapshot(tmp_path)
+    assert [] == asides(tmp_path)
 
 
 def asides(folder: Path) -> list[str]:

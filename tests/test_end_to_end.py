@@ -113,7 +113,7 @@ def test_a_run_ends_before_its_deadline_with_a_loadable_adapter(finished: tuple[
     assert seconds < HOURS * 3600
     check_finished(run)
     history = read_history(run / "ledger.sqlite")
-    assert history.at_rung(0)
+    assert len(history.at_rung(0)) >= 3
     assert history.full_done
     assert history.score is not None
     assert history.score.base_loss is not None
@@ -140,17 +140,16 @@ def test_a_killed_worker_is_replaced_and_its_segment_issued_again(
 
 
 def test_gangs_are_as_large_as_the_calibration_found_worthwhile(finished: tuple[Path, str, float]) -> None:
-    """None is larger than calibrated; where gangs pay, some form, and the output says so."""
+    """A tiny model gains from gangs: some form, none is larger than calibrated, and the output says so."""
     history = read_history(finished[0] / "ledger.sqlite")
     entries = list(read_entries(finished[0] / "ledger.sqlite"))
     runs = [e.event.decision for e in entries if isinstance(e.event, Decided)]
     jobs = [decision.job for decision in runs if isinstance(decision, Run)]
     most = {name: found.gang for name, found in history.calibrations.items()}
+    assert max(most.values()) > 1
     assert all(len(job.segments) <= most[job.quantization] for job in jobs)
-    # On a loaded machine a probe may find no gain, or the budget hold too few trials.
-    worthwhile = any(most[job.quantization] > 1 for job in jobs) and len(history.trials) > 2
-    assert any(len(job.segments) > 1 for job in jobs) or not worthwhile
-    assert ("trials at once" in finished[1]) == (max(most.values()) > 1)
+    assert any(len(job.segments) > 1 for job in jobs)
+    assert "trials at once" in finished[1]
     assert all(p.peak_bytes > 0 for found in history.calibrations.values() for p in found.probes)
 
 
@@ -206,7 +205,7 @@ def test_status_of_a_finished_run(finished: tuple[Path, str, float], workplace: 
     assert status["phase"] == "finished"
     assert status["budget_seconds"] == pytest.approx(HOURS * 3600)
     assert 0 < status["spent_seconds"] <= status["budget_seconds"]
-    assert status["trials"]
+    assert len(status["trials"]) >= 3
     assert status["best"]["loss"] is not None
 
 

@@ -45,6 +45,7 @@ from budgetsearch.study.storage import (
     close_storage,
     connectable,
     hidden,
+    make_file,
     one_transaction,
     open_storage,
 )
@@ -250,6 +251,8 @@ class StudyMirror:
         import optuna
 
         missing = self._own is not None and not (self._own.exists() and self._own.stat().st_size)
+        if self._own is not None and missing:
+            make_file(self._own)
         self._storage = open_storage(self._url) if self._lent is None else self._lent
         if self._own is not None:
             check_whole(self._storage)

@@ -13,6 +13,7 @@ from urllib.parse import quote, quote_plus
 
 from budgetsearch.core.errors import SettingsError
 from budgetsearch.core.secrets import HIDDEN, without_secrets
+from budgetsearch.study.damage import BESIDE
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -177,6 +178,23 @@ def open_storage(url: str) -> Any:
     if found.get_backend_name() == "sqlite":
         _hurry(storage.engine)
     return storage
+
+
+def make_file(path: Path) -> None:
+    """Make an empty SQLite study, whole or not at all: a process that dies while the tables are made leaves
+    nothing that looks like a study.
+
+    Raises:
+        OSError: it cannot be put in its place.
+    """
+    import sqlalchemy
+
+    fresh = path.with_name(f"{path.name}.new")
+    for end in ("", *BESIDE):
+        fresh.with_name(fresh.name + end).unlink(missing_ok=True)
+    url = sqlalchemy.URL.create("sqlite", database=str(fresh))
+    close_storage(open_storage(url.render_as_string()))
+    os.replace(fresh, path)
 
 
 def close_storage(storage: Any) -> None:

@@ -85,22 +85,17 @@ def check_charges(entries: Sequence[Entry]) -> None:
 
 
 def check_segments(history: History) -> None:
-    """Each trial's tokens go up over its segments, without a gap and without an overlap; one whose checkpoint
-    was lost, and said to be, goes on from an older one or from its beginning."""
-    written: dict[int, list[int]] = {number: [0] for number in history.trials}
+    """Each trial's tokens go up over its segments, without a gap and without an overlap."""
+    reached: dict[int, int] = {}
     for segment, result in history.results:
         trial = segment.trial_id
-        assert segment.start_tokens in _starts(history, trial, written), f"trial {trial}: twice or left out"
+        assert segment.start_tokens == reached.get(trial, 0), f"trial {trial}: tokens twice or left out"
         assert result.tokens >= segment.start_tokens
         if result.checkpoint_out:
-            written[trial].append(result.tokens)
+            reached[trial] = result.tokens
     assert list(history.trials) == list(range(len(history.trials))), "a trial is lost"
     for number, state in history.trials.items():
-        assert state.tokens in _starts(history, number, written)
-
-
-def _starts(history: History, trial: int, written: dict[int, list[int]]) -> list[int]:
-    return written[trial] if history.trials[trial].lost else written[trial][-1:]
+        assert state.tokens == reached.get(number, 0)
 
 
 def check_end(run: Path, *, loads: bool = True, mended: bool = False) -> History:
@@ -127,8 +122,6 @@ def check_end(run: Path, *, loads: bool = True, mended: bool = False) -> History
     assert folder.versions.stat().st_size > 0
     json.loads(folder.settings.read_text(encoding="utf-8"))
     strays = [path.name for path in run.iterdir() if path.name not in KNOWN]
-    # A kill while the study is being made leaves half of one, which is put aside.
-    strays = [name for name in strays if not name.startswith("study-damaged-")]
     if mended:
         strays = [name for name in strays if not name.startswith(("ledger.damaged-", "study-contradicts-"))]
     assert not strays, f"left behind: {strays}"

@@ -326,11 +326,14 @@ def test_servers_listen_on_loopback_only() -> None:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
         }
         for node in ast.walk(tree):
-            if isinstance(node, ast.keyword) and node.arg in ("host", "bind", "dashboard_host"):
-                value = named[node.value.id] if isinstance(node.value, ast.Name) else node.value
-                hosts.add(ast.literal_eval(value))
-    assert hosts
-    assert hosts <= {"127.0.0.1", "localhost", "::1"}
+            if isinstance(node, ast.keyword) and node.arg in ("host", "bind", "address", "dashboard_host"):
+                value = named.get(node.value.id) if isinstance(node.value, ast.Name) else node.value
+                if isinstance(value, ast.Constant):
+                    hosts.add(value.value)
+                else:  # the cluster that the user named is connected to, nothing listens there
+                    assert "address" == node.arg, f"{path.name}: {ast.unparse(node)}"
+    assert {"127.0.0.1", "local"} <= hosts, "Ray's dashboard and its cluster of this machine"
+    assert hosts <= {"127.0.0.1", "localhost", "::1", "local"}
     text = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     assert "0.0.0.0" not in text
 
