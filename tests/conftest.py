@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from budgetsearch.core.records import WorkerSetup
     from budgetsearch.training.members import Shop
     from budgetsearch.training.tokens import PreparedData
 
@@ -75,4 +76,24 @@ def shop(prepared: PreparedData, tiny_model: Path, tmp_path: Path) -> Shop:
         beat=lambda trial, activity, tokens, loss: None,
         stopping=lambda: False,
         peak_bytes=lambda: 1,
+    )
+
+
+@pytest.fixture(scope="module")
+def setup(
+    tiny_model: Path, rows_file: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> WorkerSetup:
+    """A worker's setup with the tiny model."""
+    from budgetsearch.core.records import WorkerSetup
+    from budgetsearch.training.tokens import prepare
+
+    data = prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
+    return WorkerSetup(
+        model_path=str(tiny_model),
+        model_name=str(tiny_model),
+        data_path=str(data.folder),
+        checkpoint_path=str(tmp_path_factory.mktemp("checkpoints")),
+        device="cpu",
+        targets="all-linear",
+        seed=0,
     )

@@ -336,3 +336,6 @@ def test_a_checkpoint_of_a_version_that_knew_no_sizes_is_still_one(shop: Shop, t
     (folder / sums.META_FILE).write_text(json.dumps(meta), encoding="utf-8")
     sums.check_sizes(folder)
     sums.check(folder)
+    flipped(sums.ADAPTER_FILE)(folder)
+    with pytest.raises(CheckpointError, match="has changed"):
+        sums.check(folder)

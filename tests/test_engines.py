@@ -21,7 +21,6 @@ from budgetsearch.engines import worker
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.testing import EngineContract, Harness, await_end, segment, train_job
-from budgetsearch.training.tokens import prepare
 
 
 class TestSimulator(EngineContract):
@@ -33,23 +32,6 @@ class TestSimulator(EngineContract):
         clock = VirtualClock()
         engine = SimulatorEngine(SyntheticWorld(), clock)
         return Harness(engine, 100, 100_000, lambda: clock.advance(5.0))
-
-
-@pytest.fixture(scope="module")
-def setup(
-    tiny_model: Path, rows_file: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> WorkerSetup:
-    """A worker's setup with the tiny model."""
-    data = prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
-    return WorkerSetup(
-        model_path=str(tiny_model),
-        model_name=str(tiny_model),
-        data_path=str(data.folder),
-        checkpoint_path=str(tmp_path_factory.mktemp("checkpoints")),
-        device="cpu",
-        targets="all-linear",
-        seed=0,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from budgetsearch.engines.ray_tune import RayEngine
 from budgetsearch.ledger import read_entries, read_history
 from budgetsearch.runfolder import RunFolder
 from budgetsearch.testing import EngineContract, Harness, await_end, segment, train_job
-from budgetsearch.training.tokens import prepare
 from tests.faults.proofs import check_after_kill, check_end
 from tests.faults.realrun import SPACE, Workplace, await_free
 
@@ -47,23 +46,6 @@ def cluster() -> Iterator[Any]:
     yield made
     made.shutdown()
     del os.environ[MARK]
-
-
-@pytest.fixture(scope="module")
-def setup(
-    tiny_model: Path, rows_file: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> WorkerSetup:
-    """A worker's setup with the tiny model."""
-    data = prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
-    return WorkerSetup(
-        model_path=str(tiny_model),
-        model_name=str(tiny_model),
-        data_path=str(data.folder),
-        checkpoint_path=str(tmp_path_factory.mktemp("checkpoints")),
-        device="cpu",
-        targets="all-linear",
-        seed=0,
-    )
 
 
 @pytest.fixture(scope="module")

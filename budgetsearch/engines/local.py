@@ -7,12 +7,10 @@ import os
 import queue
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
-from budgetsearch.core.codec import decode, encode
+from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import DiskError, EngineError
 from budgetsearch.core.records import (
     CalibrateJob,
@@ -27,6 +25,7 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.engines.hearing import listen
 from budgetsearch.engines.worker import EXIT_DEVICE
 from budgetsearch.folders import remedy
 
@@ -177,18 +176,8 @@ class LocalEngine:
                 env=self._environment,
             )
         assert self._process.stdout is not None
-        threading.Thread(
-            target=self._read, args=(self._process.stdout, self._generation), daemon=True, name="reports"
-        ).start()
-
-    def _read(self, pipe: IO[str], generation: int) -> None:
-        try:
-            for line in pipe:
-                self._reports.put((generation, decode(Report, json.loads(line))))
-        except ValueError:
-            pass  # half a line: the process died while writing it
-        finally:
-            self._reports.put((generation, None))
+        generation = self._generation
+        listen(self._process.stdout, Report, lambda said: self._reports.put((generation, said)), "reports")
 
     def _write(self, message: object) -> None:
         assert self._process is not None and self._process.stdin is not None

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
 
-from budgetsearch.core.codec import decode, encode
+from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import DiskError, EngineError, SettingsError
 from budgetsearch.core.records import Job, JobEnded, Notice, Report, WorkerSetup
+from budgetsearch.engines.hearing import listen
 from budgetsearch.engines.local import SAFE_PATH
 from budgetsearch.engines.messages import Down, FleetSpec, Hello, Said, ToDriver, Up
 from budgetsearch.engines.outbox import Outbox
@@ -198,21 +196,11 @@ class RayEngine:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._outbox = Outbox(self._process.stdin)
         self._outbox.say(encode(self._spec))
-        threading.Thread(
-            target=self._read, args=(self._process.stdout, self._generation), daemon=True, name="fleet"
-        ).start()
+        generation = self._generation
+        listen(self._process.stdout, ToDriver, lambda said: self._heard.put((generation, said)), "fleet")
 
     def _gives_up(self) -> bool:
         return self._down.final or self._falls >= MAX_FALLS
-
-    def _read(self, pipe: IO[str], generation: int) -> None:
-        try:
-            for line in pipe:
-                self._heard.put((generation, decode(ToDriver, json.loads(line))))
-        except ValueError:
-            pass  # half a line: the process ended while writing it
-        finally:
-            self._heard.put((generation, None))
 
     def _listen(self, timeout: float) -> None:
         """Take in what has arrived."""
