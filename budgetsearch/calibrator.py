@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from budgetsearch.core.budget import PlanRequest, calibration_job
+from budgetsearch.core.budget import EXIT_SECONDS, PlanRequest, calibration_job
 from budgetsearch.core.errors import BudgetError, DeviceError, EngineError
 from budgetsearch.core.ports import Clock
 from budgetsearch.core.records import Calibration, Job
@@ -89,6 +89,18 @@ class Calibrator:
         if found.status == "crashed" and self._attempts[found.quantization] < ATTEMPTS:
             self._attempts[found.quantization] += 1
             self.waiting.insert(0, found.quantization)
+
+    def await_worker(self) -> None:
+        """Nobody is there to measure anything: somebody may come (back) as long as there is time.
+
+        Raises:
+            EngineError: there is none left.
+        """
+        if self.clock.now() >= self.request.budget_seconds - EXIT_SECONDS:
+            raise EngineError(
+                f"No worker was there to measure {self.waiting[0]}, and none came until the deadline. "
+                "`ray status` shows which machines the cluster has; start the run again when it has some."
+            )
 
     def _too_small(self) -> BudgetError:
         minimum = 4 * self.clock.now()

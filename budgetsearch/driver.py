@@ -174,6 +174,8 @@ class Driver:
             self._obey_stop()
             while measuring.waiting and self._flights.free:
                 measuring.begin()
+            if measuring.waiting and not self._flights:
+                measuring.await_worker()
             if measuring.waiting or self._flights:
                 self._wait()
             for landing in self._flights.landings():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from budgetsearch.accounts import account
 from budgetsearch.core.codec import decode
-from budgetsearch.core.errors import BudgetError
+from budgetsearch.core.errors import BudgetError, EngineError
 from budgetsearch.core.events import (
     Calibrated,
     Charged,
@@ -259,6 +259,20 @@ def test_the_need_of_disk_grows_with_the_workers() -> None:
     assert four.held > one.held
 
 
+def test_without_any_worker_a_run_waits_no_longer_than_its_deadline() -> None:
+    """One that comes in time is used; if none does, the run ends in time and says why."""
+    driver = make_driver(None, budget=HOUR, slots=0, node_changes=[Change(HOUR / 3, 2)])
+    driver.run()
+    assert check(entries_of(driver), HOUR, replay=True).exported is not None
+
+    driver = make_driver(None, budget=HOUR, slots=2, node_changes=[Change(0.0, 0)])
+    with pytest.raises(EngineError, match="none came until the deadline"):
+        driver.run()
+    assert HOUR - 10 < driver.clock.now() < HOUR
+    history = check(entries_of(driver), HOUR)
+    assert history.closed is not None and history.closed.state == "failed"
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     workers=st.integers(1, 16),
@@ -280,9 +294,9 @@ def test_whatever_happens_to_workers_the_deadline_holds(
     hangs: int,
     gains: dict[int, float],
 ) -> None:
-    """Any number of workers that go and come back, segments up to ten times slower than calibrated, that
-    fail or hang deaf: in time, every second charged once, every decision repeated, no trial run twice at
-    once."""
+    """Any number of workers that go and come back, all of them even, segments up to ten times slower than
+    calibrated, that fail or hang deaf: in time, every second charged once, every decision repeated, no trial
+    run twice at once."""
     world = SyntheticWorld(
         slowdown=lambda s: slow[(s.trial_id + s.rung) % len(slow)],
         fate=lambda s: fates[(s.trial_id * 7 + s.rung + s.attempt) % len(fates)],  # type: ignore[arg-type]
@@ -296,6 +310,8 @@ def test_whatever_happens_to_workers_the_deadline_holds(
         driver.run()
     except BudgetError:
         return  # refused at the start
+    except EngineError:
+        assert not driver.engine.slots and driver.history.plan is None  # nobody was left to measure
     history = check(entries_of(driver), budget, replay=True)
     running: Counter[int] = Counter()
     for entry in entries_of(driver):

@@ -162,7 +162,8 @@ class MadeRun:
         best = self.ledger.history.incumbent
         assert best is not None
         job = ScoreJob(self.jobs, "fp32", str(best.best_checkpoint), 6, 0, 4, 600.0)
-        for one in (job, replace(job, job_id=self.jobs + 1, eval_examples=0, task_examples=BATCH)):
+        answers = replace(job, job_id=self.jobs + 1, eval_examples=0, task_examples=BATCH, further=True)
+        for one in (job, answers):
             self.engine.submit(one)
             self.add(*(Scored(score) for score in self.reports(one.job_id)))
         path = self.exporter.export(self.ledger.history, best, final=True)

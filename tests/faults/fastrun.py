@@ -10,7 +10,6 @@ A checkpoint's tensors hold its trial and its tokens, so that an adapter tells w
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import load_file
 
-from budgetsearch import api, clock
+from budgetsearch import api, clock, leaving
 from budgetsearch.clock import RunClock
 from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.errors import CheckpointError, RunFolderError, UnreadableError
@@ -428,7 +427,9 @@ def forked(work: Callable[[], None], log: Path) -> int:
         os.dup2(fd, 2)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", buffering=1)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1)
-        atexit._clear()  # what the parent's libraries registered expects threads that a fork has not
+        # What the parent's libraries registered for the exit expects threads that a fork has not: it is
+        # neither run nor taken apart, for some of it crashes at that too.
+        leaving.atexit = SimpleNamespace(_run_exitfuncs=lambda: None)
         work()
         code = 0
     except BaseException:
