@@ -9,7 +9,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-INSTALL_SECONDS = 240
+INSTALL_SECONDS = 300
+WAIT_SECONDS = 60.0
+"""A page on a busy machine may take so long."""
 
 
 def find_browser() -> str:
@@ -39,7 +42,8 @@ def _which() -> str | None:
 
 def _install() -> str | None:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
-    command = "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q chromium"
+    install = "apt-get install -y -q --no-install-recommends chromium"
+    command = f"apt-get update -q && DEBIAN_FRONTEND=noninteractive {install}"
     try:
         subprocess.run(["sh", "-c", command], timeout=INSTALL_SECONDS, **quiet)  # type: ignore[call-overload]
     except subprocess.TimeoutExpired:
@@ -87,15 +91,15 @@ class Page:
         while not any(event.get("method") == method for event in self.events):
             self.events.append(self.read())
 
-    def open(self, path: Path, width: int = 1280, height: int = 900) -> None:
-        """Load a file in a window of this size; below 600 pixels it is a phone."""
+    def open(self, place: Path | str, width: int = 1280, height: int = 900) -> None:
+        """Load a file or an address in a window of this size; below 600 pixels it is a phone."""
         self.events.clear()
         phone = width < 600
         self.call(
             "Emulation.setDeviceMetricsOverride",
             **{"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone},
         )
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.call("Page.navigate", url=place if isinstance(place, str) else place.absolute().as_uri())
         self.wait_for("Page.loadEventFired")
 
     def run(self, script: str) -> Any:
@@ -104,6 +108,15 @@ class Page:
         answer = self.call("Runtime.evaluate", **given)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def wait_for_text(self, *wanted: str) -> str:
+        """The page's text, titles of drawings included, once it holds everything that is wanted."""
+        # Text in drawings is no innerText.
+        script = (
+            "document.body.innerText + '\\n' + "
+            "[...document.querySelectorAll('svg text')].map(t => t.textContent).join('\\n')"
+        )
+        return wait_until(lambda: str(self.run(script)), lambda text: all(w in text for w in wanted), wanted)
 
     def requests(self) -> list[str]:
         """Every address that the page asked for."""
@@ -127,6 +140,15 @@ class Page:
         paper = {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": True, "preferCSSPageSize": True}
         path.write_bytes(base64.b64decode(self.call("Page.printToPDF", **paper)["data"]))
         return path
+
+
+def wait_until(look: Callable[[], str], enough: Callable[[str], bool], wanted: object = "") -> str:
+    """What ``look`` sees, once it is enough."""
+    until = time.monotonic() + WAIT_SECONDS
+    while not enough(found := look()):
+        assert time.monotonic() < until, f"{wanted} did not come; there is:\n{found}"
+        time.sleep(0.1)
+    return found
 
 
 @contextmanager

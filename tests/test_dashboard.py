@@ -36,7 +36,7 @@ from budgetsearch.runfolder import RunFolder
 from budgetsearch.study import artifacts, notes, plots
 from budgetsearch.study.mirror import StudyMirror
 from budgetsearch.study.showcase import Showcase
-from tests.chromium import open_browser, wait_for_text, wait_until
+from tests.browser import Page, browser_page, wait_until
 from tests.factories import Story, params, whole_run
 
 TITLES = ("Validation loss at each rung", "The budget by phase", "Validation loss over GPU seconds")
@@ -601,11 +601,10 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def page() -> Iterator[Page]:
     """One browser for all pages."""
-    found = open_browser()
-    yield found
-    found.quit()
+    with browser_page() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -620,34 +619,32 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.mark.browser
-def test_a_finished_run_in_the_browser(browser: Any, site: Site) -> None:
+def test_a_finished_run_in_the_browser(page: Page, site: Site) -> None:
     """The page draws three plots, lists the rungs with their unit and names the files; notes are there."""
-    browser.get(site.page("finished").rsplit("/studies", 1)[0])
-    wait_for_text(browser, "finished", "going")
-    browser.get(site.page("finished"))
-    wait_for_text(
-        browser, *TITLES, "rung 1 (30 s)", "3000 tokens under fp32", "Best Trial (number=3)",
+    page.open(site.page("finished").rsplit("/studies", 1)[0])
+    page.wait_for_text("finished", "going")
+    page.open(site.page("finished"))
+    page.wait_for_text(
+        *TITLES, "rung 1 (30 s)", "3000 tokens under fp32", "Best Trial (number=3)",
         "trial 3, the best", "adapter_model.safetensors", "report.md",
     )  # fmt: skip
-    browser.get(site.page("finished", "/note"))
-    wait_for_text(
-        browser, "Finished (the budget is used)", "task accuracy (n = 4)", "75.0%", "full run (90 s)"
-    )
-    assert "2.0000" in [cell.text for cell in browser.find_elements("css selector", "td")]
-    browser.get(site.page("finished", "/trials?numbers=3"))
-    text = wait_for_text(browser, "Trial 3: done, its adapter is exported", "status done")
+    page.open(site.page("finished", "/note"))
+    page.wait_for_text("Finished (the budget is used)", "task accuracy (n = 4)", "75.0%", "full run (90 s)")
+    assert "2.0000" in page.run("[...document.querySelectorAll('td')].map(cell => cell.innerText)")
+    page.open(site.page("finished", "/trials?numbers=3"))
+    text = page.wait_for_text("Trial 3: done, its adapter is exported", "status done")
     assert "0.9000 at full run (90 s)" in text
     assert "Complete" in text
 
 
 @pytest.mark.browser
-def test_a_going_run_in_the_browser(browser: Any, site: Site) -> None:
+def test_a_going_run_in_the_browser(page: Page, site: Site) -> None:
     """Every state of a going run can be read, and what happens next comes by itself."""
     for number, status in STATES.items():
-        browser.get(site.page("going", f"/trials?numbers={number}"))
-        wait_for_text(browser, f"Trial {number} (trial_id=", f"status {status}")
-    browser.get(site.page("going", "/note"))
-    wait_for_text(browser, "Full run: ", "trial 2", "1.1250", "promoted", "infeasible")
+        page.open(site.page("going", f"/trials?numbers={number}"))
+        page.wait_for_text(f"Trial {number} (trial_id=", f"status {status}")
+    page.open(site.page("going", "/note"))
+    page.wait_for_text("Full run: ", "trial 2", "1.1250", "promoted", "infeasible")
     story = going()
     told = len(story.entries)
     segment = next(s for some in story.history.running.values() for s in some if s.trial_id == 1)
@@ -661,5 +658,5 @@ def test_a_going_run_in_the_browser(browser: Any, site: Site) -> None:
         "news",
     )
     assert time.monotonic() - began < 60
-    browser.get(site.page("going", "/trials?numbers=1"))
-    wait_for_text(browser, "status paused", "1.0000 at rung 1 (30 s)", "its adapter is exported")
+    page.open(site.page("going", "/trials?numbers=1"))
+    page.wait_for_text("status paused", "1.0000 at rung 1 (30 s)", "its adapter is exported")
