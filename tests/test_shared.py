@@ -61,7 +61,6 @@ from budgetsearch.shared import (
 from budgetsearch.shared_exporter import SharedExporter, exporter_for
 from budgetsearch.training.sums import ADAPTER_FILE, META_FILE, STATE_FILE, SUMMED, describe
 from tests.factories import FACTS, MODEL, Story, whole_run
-from tests.test_engines import setup
 from tests.test_training import make_segment
 
 __all__ = ["setup"]
