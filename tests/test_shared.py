@@ -63,8 +63,6 @@ from budgetsearch.training.sums import ADAPTER_FILE, META_FILE, STATE_FILE, SUMM
 from tests.factories import FACTS, MODEL, Story, whole_run
 from tests.test_training import make_segment
 
-__all__ = ["setup"]
-
 NAME = "trial0003-rung0-tokens1500-attempt0"
 
 
