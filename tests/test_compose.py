@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from budgetsearch import compose, stopping
@@ -23,6 +22,7 @@ from budgetsearch.engines.local import LocalEngine
 from budgetsearch.opening import check_same_inputs
 from budgetsearch.runfolder import RunFolder, RunLock
 from budgetsearch.settings import Settings, load_settings
+from tests.processes import check_gone
 
 
 @pytest.fixture
@@ -140,8 +140,7 @@ with stopping.ended_in_time(
     assert done.returncode == stopping.EXIT_OVERDUE
     assert time.monotonic() - started < 30
     assert f"budgetsearch status {tmp_path}" in done.stderr
-    worker = int(done.stdout)
-    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+    check_gone(int(done.stdout), "the worker outlived its process")
 
 
 def test_a_budget_that_is_too_small_gets_the_time_to_be_refused(tmp_path: Path) -> None:

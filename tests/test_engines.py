@@ -6,12 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from budgetsearch.core.errors import EngineError
@@ -21,6 +19,7 @@ from budgetsearch.engines import worker
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.testing import EngineContract, Harness, await_end, segment, train_job
+from tests.processes import check_gone
 
 
 class TestSimulator(EngineContract):
@@ -110,14 +109,11 @@ while True:
 """
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
-    worker = psutil.Process(int(owner.stdout.readline()))
+    worker = int(owner.stdout.readline())
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
     owner.stdout.close()
-    deadline = time.monotonic() + 20
-    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the worker outlived its driver"
-        psutil.wait_procs([worker], timeout=0.5)
+    check_gone(worker, "the worker outlived its driver")
 
 
 class LostCard:
