@@ -55,7 +55,7 @@ def run(fetched: tuple[BaseModel, str], cache: Path, tmp_path_factory: pytest.Te
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "budgetsearch", *arguments],
-        env={**os.environ, "BUDGETSEARCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "BUDGETSEARCH_CACHE": str(cache)},
         capture_output=True,
         text=True,
         timeout=400,
