@@ -20,7 +20,7 @@ from budgetsearch.core.errors import (
     SpaceError,
     UsageError,
 )
-from budgetsearch.results import Best, Result
+from budgetsearch.run.result import Best, Result
 
 __version__ = _version("budgetsearch")
 

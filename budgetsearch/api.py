@@ -8,27 +8,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetsearch.aftermath import marked
-from budgetsearch.awaiting import lock_in_time
-from budgetsearch.clock import deadline_of, local_time, timing_of_new
-from budgetsearch.compose import start
-from budgetsearch.concluding import conclude
 from budgetsearch.core.errors import RunFolderError, SettingsError, UsageError
-from budgetsearch.core.history import History, fold
+from budgetsearch.core.history.fold import fold
+from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Say, Watcher
-from budgetsearch.folders import cache_folder
-from budgetsearch.going_on import go_on, never_began
-from budgetsearch.ledger import read_entries, read_history
-from budgetsearch.reporting import Reports, write_reports
-from budgetsearch.results import Result, result_of
-from budgetsearch.runfolder import RunFolder, RunLock
+from budgetsearch.machine.clock import deadline_of, timing_of_new
+from budgetsearch.run.failure import marked
+from budgetsearch.run.result import Result, result_of
+from budgetsearch.run.session import conclude, go_on, never_began, start
+from budgetsearch.storage.files import cache_folder, local_time
+from budgetsearch.storage.ledger import read_entries, read_history
+from budgetsearch.storage.lock import RunLock, lock_in_time
+from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.views.report.write import Reports, write_reports
 
 if TYPE_CHECKING:
-    from budgetsearch.comparing.comparison import Comparison
-    from budgetsearch.doctor.check import Check
-    from budgetsearch.planning.preview import Preview
-    from budgetsearch.reproduction.replay import Reproduced
-    from budgetsearch.reproduction.verify import Verified
+    from budgetsearch.tools.compare.comparison import Comparison
+    from budgetsearch.tools.doctor.check import Check
+    from budgetsearch.tools.plan.preview import Preview
+    from budgetsearch.tools.reproduce.replay import Reproduced
+    from budgetsearch.tools.reproduce.verify import Verified
 
 
 def run(
@@ -89,7 +88,7 @@ def run(
         EngineError: the worker cannot train here.
     """
     arguments = dict(locals())
-    from budgetsearch.settings import Settings, load_settings, names_out
+    from budgetsearch.run.settings import Settings, load_settings, names_out
 
     if resume not in ("never", "auto"):
         raise SettingsError(f"--resume {resume}: use never or auto.")
@@ -136,10 +135,10 @@ def plan(
     Raises:
         UsageError: a setting, the model or the card cannot be used, nothing fits, or the hours are too few.
     """
-    from budgetsearch.checking import check_inputs
-    from budgetsearch.planning.preview import gather, preview
-    from budgetsearch.probing import probe_here
-    from budgetsearch.settings import load_settings
+    from budgetsearch.run.preflight import check_inputs
+    from budgetsearch.run.settings import load_settings
+    from budgetsearch.tools.plan.preview import gather, preview
+    from budgetsearch.tools.plan.probe import probe_here
 
     if not 0.1 <= slow <= 100:
         raise UsageError(f"--slow must be from 0.1 to 100; it is {slow:g}.")
@@ -169,7 +168,7 @@ def doctor(
     Raises:
         UsageError: a setting is unknown or out of range.
     """
-    from budgetsearch.doctor.examine import examine
+    from budgetsearch.tools.doctor.examine import examine
 
     given = {"model": model, "revision": revision, "data": data, "gpu": gpu, "device": device}
     given["out"] = os.fspath(out) if out is not None else None
@@ -207,7 +206,7 @@ def resume(
     """
     folder = RunFolder(Path(run))
     folder.check_run()
-    lock = lock_in_time(folder, say) if patient else RunLock(folder)
+    lock = lock_in_time(folder.path, say) if patient else RunLock(folder.path)
     if lock.left_behind is not None and not lock.left_behind.lives():
         say(f"{lock.left_behind} had this run and was ended from outside")
     lock.sign()
@@ -230,8 +229,8 @@ def status(run: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         RunFolderError: there is no run in the folder.
     """
-    from budgetsearch.report.tables import status_dict
-    from budgetsearch.report.workers import worker_seconds_of
+    from budgetsearch.views.report.workers import worker_seconds_of
+    from budgetsearch.views.tables import status_dict
 
     history = open_history(run)
     folder = RunFolder(Path(run))
@@ -289,9 +288,9 @@ def reproduce(
             not allowed; it is named.
         EngineError: the worker cannot train here.
     """
-    from budgetsearch.reproduction.inputs import Given
-    from budgetsearch.reproduction.replay import reproduce as replay
-    from budgetsearch.stopping import stop_signals
+    from budgetsearch.run.process import stop_signals
+    from budgetsearch.tools.reproduce.inputs import Given
+    from budgetsearch.tools.reproduce.replay import reproduce as replay
 
     with stop_signals():
         return replay(
@@ -318,9 +317,9 @@ def verify(
     Raises:
         UsageError: there is no manifest, it cannot be read, or the base needs code that is not allowed.
     """
-    from budgetsearch.reproduction.inputs import Given
-    from budgetsearch.reproduction.verify import verify as check
-    from budgetsearch.stopping import stop_signals
+    from budgetsearch.run.process import stop_signals
+    from budgetsearch.tools.reproduce.inputs import Given
+    from budgetsearch.tools.reproduce.verify import verify as check
 
     with stop_signals():
         given = Given(model, data, valid, trust_remote_code)
@@ -351,7 +350,7 @@ def compare(
         UsageError: a folder is not a run, or an option cannot be used.
         BudgetsearchError: a task cannot be run.
     """
-    from budgetsearch.comparing import command
+    from budgetsearch.tools.compare import command
 
     return command.compare(
         [Path(run) for run in runs],
@@ -377,7 +376,7 @@ def dashboard(*runs: str | os.PathLike[str], port: int | None = None, say: Say =
         RunFolderError: there is no run in a folder.
         UsageError: no run, one of them twice, or a port that cannot be used.
     """
-    from budgetsearch.dashboard import serve
+    from budgetsearch.views.dashboard import serve
 
     folders = [RunFolder(Path(run)) for run in runs]
     if len({folder.path.resolve() for folder in folders}) < max(1, len(folders)):

@@ -7,8 +7,8 @@
 
 import budgetsearch as bs
 from budgetsearch.core.events import Entry, SegmentEnded
-from budgetsearch.core.history import History
-from budgetsearch.loggers import logger
+from budgetsearch.core.history.history import History
+from budgetsearch.views.loggers import logger
 
 
 class Improvements:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import budgetsearch as bs
-from budgetsearch.ledger import read_history
+from budgetsearch.storage.ledger import read_history
 
 result = bs.run(gpu="cpu", hours=0.2, space=str(Path(__file__).with_name("own_space.yaml")), say=print)
 

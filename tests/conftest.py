@@ -11,8 +11,8 @@ import pytest
 
 if TYPE_CHECKING:
     from budgetsearch.core.records import WorkerSetup
+    from budgetsearch.training.data.tokens import PreparedData
     from budgetsearch.training.members import Shop
-    from budgetsearch.training.tokens import PreparedData
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two tests run at a time: threads that wait for each other on the same cores would slow both tenfold.
@@ -54,7 +54,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(tiny_model: Path, rows_file: Path, session_cache: Path) -> PreparedData:
     """The tokenized rows."""
-    from budgetsearch.training.tokens import prepare
+    from budgetsearch.training.data.tokens import prepare
 
     return prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
 
@@ -85,7 +85,7 @@ def setup(
 ) -> WorkerSetup:
     """A worker's setup with the tiny model."""
     from budgetsearch.core.records import WorkerSetup
-    from budgetsearch.training.tokens import prepare
+    from budgetsearch.training.data.tokens import prepare
 
     data = prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
     return WorkerSetup(

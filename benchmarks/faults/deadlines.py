@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.faults.common import record
-from tests.faults.deadlines import LOAD, budgets_of, campaign
+from tests.support.faults.deadlines import LOAD, budgets_of, campaign
 
 
 def main() -> None:

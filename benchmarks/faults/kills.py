@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.faults.common import record
-from tests.faults import kills, realkills
+from tests.support.faults import kills, realkills
 
 
 def main() -> None:

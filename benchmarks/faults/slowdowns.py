@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.faults.common import record
-from tests.faults.slowdowns import play_all
+from tests.support.faults.slowdowns import play_all
 
 
 def main() -> None:

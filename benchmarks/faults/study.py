@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from budgetsearch.core.events import Closed, Entry
-from budgetsearch.core.history import History
-from budgetsearch.study.mirror import StudyMirror
-from tests.factories import Story, params
+from budgetsearch.core.history.history import History
+from budgetsearch.views.study.mirror import StudyMirror
+from tests.support.factories import Story, params
 
 
 def search(trials: int) -> list[Entry]:

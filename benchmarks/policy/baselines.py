@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from budgetsearch.core.records import Params
-from budgetsearch.core.space import Space
-from budgetsearch.simulate.peers import ETA, Clockwork, Run, rungs_of
+from budgetsearch.core.space.space import Space
+from budgetsearch.tools.simulate.peers import ETA, Clockwork, Run, rungs_of
 
 
 class Source(Protocol):
@@ -50,7 +50,7 @@ class Tpe:
     def __init__(self, clock: Clockwork, seed: int) -> None:
         import optuna
 
-        from budgetsearch.study.distributions import shown
+        from budgetsearch.views.study.distributions import shown
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         space = Space.parse(clock.curves.space)

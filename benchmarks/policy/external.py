@@ -1,4 +1,4 @@
-"""Schedulers of other packages on the clock of ``budgetsearch.simulate.peers``.
+"""Schedulers of other packages on the clock of ``budgetsearch.tools.simulate.peers``.
 
 They install from PyPI into an environment of their own (``requirements.txt`` here). Each is driven through
 its public ask-and-tell interface with its defaults; a paused configuration goes on for the added time only.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.simulate.peers import ETA, SMALLEST, Clockwork, OutOfBudget, Run, rungs_of
+from budgetsearch.tools.simulate.peers import ETA, SMALLEST, Clockwork, OutOfBudget, Run, rungs_of
 
 warnings.filterwarnings("ignore")
 logging.disable(logging.CRITICAL)

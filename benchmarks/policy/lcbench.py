@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from budgetsearch.core.records import Params
-from budgetsearch.simulate.curves import Array, CurveTable, load, space_of
+from budgetsearch.tools.simulate.curves import Array, CurveTable, load, space_of
 
 EPOCHS = 50
 

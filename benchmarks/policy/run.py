@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from baselines import BASELINES, SIZED
 
-from budgetsearch.simulate.contest import OURS, Outcome, Task, outcomes_of, standings, tasks_for
-from budgetsearch.simulate.curves import Curves, load
-from budgetsearch.simulate.peers import PEERS
+from budgetsearch.tools.simulate.contest import OURS, Outcome, Task, outcomes_of, standings, tasks_for
+from budgetsearch.tools.simulate.curves import Curves, load
+from budgetsearch.tools.simulate.peers import PEERS
 
 PACKAGES = (
     "budgetsearch", "optuna", "syne-tune", "smac", "dehb", "neural-pipeline-search", "numpy", "scipy",

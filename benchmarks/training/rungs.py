@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.training.common import DATA, device_name, fetch, make_shop, say, tokenized, write
-from budgetsearch.core.evidence import agreement, rank_correlation
+from budgetsearch.core.policy.evidence import agreement, rank_correlation
 from budgetsearch.core.records import Schedule, Segment
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.evaluate import example_losses, mean_loss

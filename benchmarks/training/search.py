@@ -13,9 +13,9 @@ import torch
 
 import budgetsearch
 from benchmarks.training.common import device_name, fetch, write
-from budgetsearch.core.history import History
-from budgetsearch.ledger import read_history
-from budgetsearch.report.tables import padding_share
+from budgetsearch.core.history.history import History
+from budgetsearch.storage.ledger import read_history
+from budgetsearch.views.tables import padding_share
 
 
 def summary(history: History, minutes: float, gpu: str) -> dict[str, object]:

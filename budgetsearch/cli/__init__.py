@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
-from budgetsearch.cli import helping, looking, repeating, running
-from budgetsearch.cli.failing import EXIT_FAILED
+from budgetsearch.cli import look as looking
+from budgetsearch.cli import prepare as helping
+from budgetsearch.cli import reproduce as repeating
+from budgetsearch.cli import run as running
+from budgetsearch.cli.errors import EXIT_FAILED
 
 app = typer.Typer(
     name="budgetsearch",
@@ -39,7 +42,7 @@ for group in (running, looking, repeating, helping):
 
 def main() -> None:
     """The entry point of the ``budgetsearch`` command."""
-    from budgetsearch.leaving import leave, take_process
+    from budgetsearch.run.process import leave, take_process
 
     take_process()
     code = 0

@@ -10,8 +10,8 @@ from budgetsearch.core.events import Entry
 from budgetsearch.core.records import Job, Params, Report
 
 if TYPE_CHECKING:
-    from budgetsearch.core.history import History
-    from budgetsearch.core.trial_state import TrialState
+    from budgetsearch.core.history.history import History
+    from budgetsearch.core.history.trial import TrialState
 
 
 class Clock(Protocol):

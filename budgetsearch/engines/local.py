@@ -13,21 +13,16 @@ from pathlib import Path
 from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import DiskError, EngineError
 from budgetsearch.core.records import (
-    CalibrateJob,
-    Calibration,
     Cancel,
     Job,
     JobEnded,
     Report,
-    Score,
-    ScoreJob,
-    SegmentResult,
-    TrainJob,
     WorkerSetup,
 )
-from budgetsearch.engines.hearing import listen
+from budgetsearch.engines.pipes import listen
+from budgetsearch.engines.results import crashed_results, lost_results
 from budgetsearch.engines.worker import EXIT_DEVICE
-from budgetsearch.folders import remedy
+from budgetsearch.storage.files import remedy
 
 MAX_DEATHS = 5
 """A worker that died so often without finishing a job is not started again."""
@@ -220,31 +215,3 @@ class LocalEngine:
         except OSError:
             return ""
         return " / ".join(lines[-3:])[-500:]
-
-
-def lost_results(job: Job, detail: str) -> tuple[SegmentResult | Calibration | Score, ...]:
-    """What a job comes to whose card or node went away: a segment is issued again, and it counts for
-    nothing."""
-    if isinstance(job, TrainJob):
-        return tuple(
-            SegmentResult(
-                *(s.trial_id, s.rung, "cancelled", s.start_tokens),
-                checkpoint_out=s.checkpoint_in,
-                detail=detail,
-                worker_lost=True,
-            )
-            for s in job.segments
-        )
-    return crashed_results(job, detail)
-
-
-def crashed_results(job: Job, detail: str) -> tuple[SegmentResult | Calibration | Score, ...]:
-    """What a job comes to whose process is gone."""
-    if isinstance(job, TrainJob):
-        return tuple(
-            SegmentResult(s.trial_id, s.rung, "crashed", s.start_tokens, detail=detail) for s in job.segments
-        )
-    if isinstance(job, CalibrateJob):
-        return (Calibration(job.quantization, "crashed", detail=detail),)
-    assert isinstance(job, ScoreJob)
-    return (Score("crashed", job.quantization, detail=detail),)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from budgetsearch.core.budget import gang_gains
 from budgetsearch.core.errors import EngineError
+from budgetsearch.core.policy.planning import gang_gains
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
@@ -123,7 +123,7 @@ class SimulatorEngine:
 
     def kill(self, job_id: int) -> None:
         """Stop a job that does not answer."""
-        from budgetsearch.engines.local import crashed_results
+        from budgetsearch.engines.results import crashed_results
 
         running = self._running.get(job_id)
         if running is not None:
@@ -135,7 +135,7 @@ class SimulatorEngine:
 
     def _resize(self, slots: int) -> None:
         """The last jobs are on the workers that go away."""
-        from budgetsearch.engines.local import lost_results
+        from budgetsearch.engines.results import lost_results
 
         self.slots = slots
         for job_id in sorted(self._running)[slots:]:

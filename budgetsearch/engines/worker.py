@@ -134,7 +134,7 @@ def main() -> None:
     sys.stderr = Log(sys.stderr)
     pipe, inbox = Pipe(), Inbox()
     _quiet_libraries()
-    from budgetsearch.engines.courier import with_shared
+    from budgetsearch.engines.shared import with_shared
     from budgetsearch.training.workshop import Workshop
 
     setup = inbox.orders.get()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from budgetsearch.training.tokens import TokenSet
+    from budgetsearch.training.data.tokens import TokenSet
 
 WINDOW = 16
 """So many batches are drawn at random and then grouped by length, so that little is padding."""

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from budgetsearch.core.budget import OPTIONAL_SHARE
+from budgetsearch.core.policy.jobs import OPTIONAL_SHARE
 from budgetsearch.core.records import CalibrateJob, Calibration, Params, Probe, Schedule, Segment
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop

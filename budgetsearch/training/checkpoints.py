@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from budgetsearch.core.errors import CheckpointError
-from budgetsearch.folders import fresh_folder
+from budgetsearch.storage.files import fresh_folder
 from budgetsearch.training import sums
 from budgetsearch.training.sums import ADAPTER_FILE, CONFIG_FILE, META_FILE, STATE_FILE
 

@@ -13,7 +13,7 @@ from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import target_losses
 
 if TYPE_CHECKING:
-    from budgetsearch.training.tokens import TokenSet
+    from budgetsearch.training.data.tokens import TokenSet
 
 EVAL_BATCH = 8
 """Sequences per evaluation pass, or the micro-batch where less fits."""

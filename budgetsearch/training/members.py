@@ -17,7 +17,7 @@ from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.batches import DataOrder
 
 if TYPE_CHECKING:
-    from budgetsearch.training.tokens import PreparedData
+    from budgetsearch.training.data.tokens import PreparedData
 
 CLIP_NORM = 1.0
 """Gradient norm of one adapter is clipped here (recipes use 0.3 to 1)."""

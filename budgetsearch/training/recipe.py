@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from budgetsearch.core.disk import CHECKPOINT_BYTES, FILES_BYTES
 from budgetsearch.core.errors import CheckpointError, UnreadableError
-from budgetsearch.core.feasibility import needs_as_much
 from budgetsearch.core.records import Segment, SegmentResult, Stint
+from budgetsearch.core.resources.disk import CHECKPOINT_BYTES, FILES_BYTES
+from budgetsearch.core.resources.memory import needs_as_much
 from budgetsearch.training.batches import collate
 from budgetsearch.training.evaluate import EVAL_BATCH, example_losses, mean_loss
 from budgetsearch.training.gang import Gang, Pass

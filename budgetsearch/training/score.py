@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from budgetsearch.core.budget import MAX_ANSWERS
+from budgetsearch.core.policy.jobs import MAX_ANSWERS
 from budgetsearch.core.records import Score, ScoreJob
 from budgetsearch.training.evaluate import EVAL_BATCH, accuracy, example_losses, generate_answers, mean_loss
 from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import Timer
 
 if TYPE_CHECKING:
-    from budgetsearch.training.data import Example
+    from budgetsearch.training.data.examples import Example
 
 ANSWER_BATCH = 8
 MARGIN_SHARE = 0.15
@@ -104,8 +104,8 @@ def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[in
 def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], answers: Answers) -> None:
     """Greedy answers in small batches, on from those that are there ``until`` there are so many or it is so
     late; a batch that is cut off does not count."""
-    from budgetsearch.training.data import answer_is_right
-    from budgetsearch.training.tokens import load_tokenizer, render_prompt
+    from budgetsearch.training.data.examples import answer_is_right
+    from budgetsearch.training.data.tokens import load_tokenizer, render_prompt
 
     count, deadline = until
     examples = shop.data.valid_examples[:count]
@@ -144,7 +144,7 @@ def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> flo
 
     The batch is given up after ``seconds``, and what it did till then counts for the rest.
     """
-    from budgetsearch.training.tokens import load_tokenizer, render_prompt
+    from budgetsearch.training.data.tokens import load_tokenizer, render_prompt
 
     tokenizer = load_tokenizer(shop.model_path, trust_remote_code=shop.trust_remote_code)
     length, steps = _answer_length(shop), [0]

@@ -22,16 +22,16 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
-from budgetsearch.gpu.estimate import CONTEXT_BYTES
-from budgetsearch.gpu.watch import LIMIT_SHARE, CardWatcher
+from budgetsearch.machine.memory import CONTEXT_BYTES
+from budgetsearch.machine.watch import LIMIT_SHARE, CardWatcher
 from budgetsearch.training import memory
 from budgetsearch.training.bases import BasePool
 from budgetsearch.training.calibrate import calibrate
+from budgetsearch.training.data.tokens import load_tokenizer, open_prepared
 from budgetsearch.training.machine import computed_on
 from budgetsearch.training.members import OTHERS, OWN, Shop
 from budgetsearch.training.recipe import train_gang
 from budgetsearch.training.score import score
-from budgetsearch.training.tokens import load_tokenizer, open_prepared
 
 BEAT_SECONDS = 2.0
 """A heartbeat at most so often."""

@@ -17,23 +17,24 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from budgetsearch import driver
-from budgetsearch.aftermath import Facts, after_failure, aftermath, go_on, keep_traceback, marked, run_of
 from budgetsearch.cli import app
-from budgetsearch.clock import budget_of_resumed, deadline_of, local_time
 from budgetsearch.core.errors import EngineError, RunFolderError
 from budgetsearch.core.events import Charged, Closed
-from budgetsearch.core.history import History
+from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Segment
 from budgetsearch.engines.simulator import VirtualClock
-from budgetsearch.ledger import read_entries, read_history
-from budgetsearch.runfolder import RunFolder
-from budgetsearch.simulate.invariants import check
-from tests.factories import Story, params, whole_run
-from tests.faults import fastrun
-from tests.faults.kills import preload
-from tests.faults.proofs import check_end
-from tests.simulation import make_driver
+from budgetsearch.machine.clock import budget_of_resumed, deadline_of
+from budgetsearch.run import driver
+from budgetsearch.run.failure import Facts, after_failure, aftermath, go_on, keep_traceback, marked, run_of
+from budgetsearch.storage.files import local_time
+from budgetsearch.storage.ledger import read_entries, read_history
+from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.tools.simulate.invariants import check
+from tests.support.factories import Story, params, whole_run
+from tests.support.faults import fastrun
+from tests.support.faults.kills import preload
+from tests.support.faults.proofs import check_end
+from tests.support.simulation import make_driver
 
 WALL = 1.8e9
 

@@ -17,15 +17,15 @@ import pytest
 from budgetsearch import api
 from budgetsearch.core.errors import SettingsError
 from budgetsearch.core.records import Segment
-from budgetsearch.ledger import read_history
-from budgetsearch.study import follower
-from budgetsearch.study.follower import Follower
-from budgetsearch.study.mirror import INCOMPLETE, StudyMirror
-from budgetsearch.study.storage import PASSWORD
-from tests.factories import Story, params, tell_run
-from tests.faults import fastrun
-from tests.faults.kills import preload
-from tests.postgres import Server
+from budgetsearch.storage.ledger import read_history
+from budgetsearch.views.study import follower
+from budgetsearch.views.study.follower import Follower
+from budgetsearch.views.study.mirror import INCOMPLETE, StudyMirror
+from budgetsearch.views.study.storage import PASSWORD
+from tests.support.factories import Story, params, tell_run
+from tests.support.faults import fastrun
+from tests.support.faults.kills import preload
+from tests.support.postgres import Server
 
 pytest.importorskip("psycopg")
 SECRET = "hunter2@wonderful/{0}"
@@ -75,7 +75,7 @@ def study_of(server: Server, run: Path) -> Any:
     """The run's study as another program sees it."""
     import optuna
 
-    from budgetsearch.study.storage import connectable
+    from budgetsearch.views.study.storage import connectable
 
     opened = read_history(run / "ledger.sqlite").opened
     assert opened is not None
@@ -223,7 +223,7 @@ def test_a_study_that_is_deleted_on_the_server_is_made_again(database: Server) -
     """As after a restored backup: what the ledger says is there again."""
     import optuna
 
-    from budgetsearch.study.storage import connectable
+    from budgetsearch.views.study.storage import connectable
 
     story = Story.planned()
     one = StudyMirror(database.url(), "deleted")
@@ -239,7 +239,7 @@ def test_a_study_that_is_deleted_on_the_server_is_made_again(database: Server) -
 
 def test_postgresql_and_sqlite_hold_the_same_study(database: Server, tmp_path: Path) -> None:
     """Numbers, states and attributes."""
-    from tests.test_mirror import snapshot, study, url
+    from tests.views.test_mirror import snapshot, study, url
 
     story = Story.planned()
     story.watchers += [StudyMirror(database.url(), "same"), StudyMirror(url(tmp_path), "run")]
@@ -254,7 +254,7 @@ def test_postgresql_and_sqlite_hold_the_same_study(database: Server, tmp_path: P
 def _trials(server: Server, name: str) -> list[Any]:
     import optuna
 
-    from budgetsearch.study.storage import connectable
+    from budgetsearch.views.study.storage import connectable
 
     return list(optuna.load_study(study_name=name, storage=connectable(server.url())).trials)
 

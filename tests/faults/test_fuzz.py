@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from budgetsearch import compose
 from budgetsearch.cli import app
 from budgetsearch.core.errors import DataError
-from budgetsearch.settings import Settings
-from budgetsearch.training.data import load_examples
+from budgetsearch.run import session as compose
+from budgetsearch.run.settings import Settings
+from budgetsearch.training.data.examples import load_examples
 
 FUZZ = settings(
     max_examples=100,

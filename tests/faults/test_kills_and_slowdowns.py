@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.modules import run_module
-from tests.faults.slowdowns import MOODS, play, play_all
+from tests.support.faults.modules import run_module
+from tests.support.faults.slowdowns import MOODS, play, play_all
 
 
 def test_a_run_that_is_killed_anywhere_loses_and_repeats_nothing() -> None:

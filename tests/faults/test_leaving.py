@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from budgetsearch import api, cli, compose
-from budgetsearch import concluding as concluding_module
-from budgetsearch.runfolder import RunFolder
-from budgetsearch.stopping import EXIT_OVERDUE
-from tests.faults import fastrun
-from tests.faults.kills import preload
-from tests.faults.proofs import check_end
+from budgetsearch import api, cli
+from budgetsearch.run import session as compose
+from budgetsearch.run import session as concluding_module
+from budgetsearch.run.process import EXIT_OVERDUE
+from budgetsearch.storage.runfolder import RunFolder
+from tests.support.faults import fastrun
+from tests.support.faults.kills import preload
+from tests.support.faults.proofs import check_end
 
 Arrange = Callable[[], None]
 

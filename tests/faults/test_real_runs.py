@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.faults.deadlines import summary
-from tests.faults.modules import run_module
+from tests.support.faults.deadlines import summary
+from tests.support.faults.modules import run_module
 
 
 def test_real_training_that_is_killed_loses_and_repeats_nothing() -> None:

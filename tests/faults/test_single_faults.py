@@ -22,15 +22,16 @@ from budgetsearch import api
 from budgetsearch.cli import app
 from budgetsearch.core.errors import LedgerError, RunFolderError
 from budgetsearch.core.events import Charged, SegmentEnded, SegmentStarted
-from budgetsearch.core.history import fold
+from budgetsearch.core.history.fold import fold
 from budgetsearch.core.records import Segment
-from budgetsearch.database import SCHEMA
-from budgetsearch.ledger import read_entries, read_history
-from budgetsearch.runfolder import RunFolder, RunLock
-from tests.faults import fastrun, killing
-from tests.faults.killing import Shot
-from tests.faults.kills import RESUMED, preload
-from tests.faults.proofs import check_adapter, check_after_kill, check_end, check_loads
+from budgetsearch.storage.database import SCHEMA
+from budgetsearch.storage.ledger import read_entries, read_history
+from budgetsearch.storage.lock import RunLock
+from budgetsearch.storage.runfolder import RunFolder
+from tests.support.faults import fastrun, killing
+from tests.support.faults.killing import Shot
+from tests.support.faults.kills import RESUMED, preload
+from tests.support.faults.proofs import check_adapter, check_after_kill, check_end, check_loads
 
 TRIALS = {"max_trials": 6}
 
@@ -107,8 +108,8 @@ def test_a_forward_pass_that_sleeps_cannot_hold_the_device(place: fastrun.Place,
 
     def work() -> None:
         from budgetsearch.core.records import JobEnded, WorkerSetup
-        from budgetsearch.testing import await_end, segment, train_job
-        from budgetsearch.training.tokens import prepare
+        from budgetsearch.engines.contract import await_end, segment, train_job
+        from budgetsearch.training.data.tokens import prepare
 
         fastrun.install(workshop_too=False)
         fastrun.FastEngine.empty_poll = 0.5
@@ -203,7 +204,7 @@ def test_the_lock_file_of_a_dead_process_locks_nobody_out(place: fastrun.Place, 
 def test_the_lock_is_held_until_the_worker_is_gone_too(tmp_path: Path) -> None:
     """A child that inherited the lock keeps the run in use after its parent has let go."""
     folder = RunFolder(tmp_path)
-    lock = RunLock(folder)
+    lock = RunLock(folder.path)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fd,))
     lock.release()
     assert folder.in_use()
@@ -327,7 +328,7 @@ def test_a_full_disk_stops_the_run_with_a_message_and_room_lets_it_finish(
     before = log.stat().st_size if log.exists() else 0
 
     def unchecked() -> None:  # what is too small from the beginning would be refused
-        from budgetsearch import room
+        from budgetsearch.run import preflight as room
 
         room.check_before = lambda *arguments: None
         room.check_run_folder = lambda out, need, *more: need.held

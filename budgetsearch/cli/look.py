@@ -1,0 +1,145 @@
+"""The commands that show what runs have found, and how they stand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from budgetsearch.cli.errors import EXIT_INTERRUPTED, errors
+from budgetsearch.cli.options import RunArgument, TrustAgain
+from budgetsearch.cli.output import console, show_run
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example:  budgetsearch status runs/mine --json")
+def status(
+    run: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how a run stands, finished or going."""
+    with errors():
+        from budgetsearch import api
+
+        if as_json:
+            typer.echo(json.dumps(api.status(run), indent=2))
+        else:
+            found = api.status(run)
+            show_run(run, found)
+            for path in found["reports"][:1]:
+                typer.echo(f"report  {path}")
+            if found["phase"] == "stopped":
+                from budgetsearch.run.failure import go_on
+
+                command = go_on(run, api.open_history(run))
+                typer.echo(f"No process works on it. Go on with:  {command}")
+
+
+@commands.command(epilog="Example:  budgetsearch report runs/mine")
+def report(
+    run: RunArgument,
+    show: Annotated[bool, typer.Option("--open", help="Open report.html in the browser.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the reports.", show_default="the run's own")
+    ] = None,
+) -> None:
+    """Write report.html, report.md and report.json from the ledger again, and say where they are."""
+    with errors():
+        from budgetsearch import api
+
+        written = api.report(run, out=out)
+        for path in (written.html, written.markdown, written.json):
+            typer.echo(path)
+        if show:
+            typer.launch(str(written.html))
+
+
+@commands.command(epilog="Example:  budgetsearch compare runs/short runs/long --out compare")
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)
+    ],
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask bases and adapters too: names of lm-eval (gsm8k,arc_easy), data files, or "
+            "reasoning-gym:NAME?size=N&seed=S, with commas."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples of each task at most.")] = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of lm-eval task definitions (YAML). They can run code: only trusted ones."),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Let lm-eval use the model's chat template.")
+    ] = False,
+    trust_remote_code: TrustAgain = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="Card to ask on, or cpu.", show_default="that of the first run")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Run that each other one is paired with.", show_default="all pairs")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write compare.html and compare.json into this folder.", show_default="no files"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Put runs side by side: paired differences on the same validation rows, and what each run cost.
+
+    Reads ledgers alone, so it takes seconds, also while a run is going. What cannot be compared (other data,
+    another split) is named and not averaged.
+    """
+    with errors():
+        from budgetsearch import api
+        from budgetsearch.tools.compare.comparison import as_json as values
+        from budgetsearch.tools.compare.page import write
+        from budgetsearch.tools.compare.progress import asking
+
+        with asking(Console(stderr=True)) as (say, tick):
+            found = api.compare(
+                runs, tasks=tasks, limit=limit, task_data=task_data, chat_template=chat_template,
+                trust_remote_code=trust_remote_code, gpu=gpu, baseline=baseline, say=say, tick=tick,
+            )  # fmt: skip
+        written = write(found, out) if out is not None else []
+        if as_json:
+            typer.echo(json.dumps(values(found), indent=2, allow_nan=False))
+        else:
+            from budgetsearch.tools.compare.table import show
+
+            console().print(show(found))
+            typer.echo(
+                "\n".join(map(str, written))
+                or "No file was written: --out FOLDER writes a page with plots, and JSON."
+            )
+    if found.interrupted:
+        typer.echo("interrupted: what was answered is kept; the same command asks the rest", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+@commands.command(epilog="Example:  budgetsearch dashboard runs/mine runs/other --port 8080")
+def dashboard(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="The folders of runs.", show_default=False)
+    ],
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port on this machine.", min=1, max=65535, show_default="8080, or the next free one"
+        ),
+    ] = None,
+) -> None:
+    """Show runs in optuna-dashboard, on loopback only; going runs are followed. Ctrl-C ends it.
+
+    It reads their ledgers and changes nothing in them.
+    """
+    with errors():
+        from budgetsearch import api
+
+        api.dashboard(*runs, port=port, say=typer.echo)

@@ -1,0 +1,101 @@
+"""The commands around runs: what one needs, the spaces to choose from, the policy on recorded curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from budgetsearch.cli.errors import errors
+from budgetsearch.cli.options import CardOption, ConfigOption, DeviceOption, ModelOption, RevisionOption
+from budgetsearch.cli.output import console
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Example:  budgetsearch doctor --gpu a100 --model mistralai/Mistral-7B-v0.1 --out runs/mine"
+)
+def doctor(
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    data: Annotated[
+        str | None, typer.Option(help="Training data; only hub:OWNER/NAME/FILE is looked at.")
+    ] = None,
+    gpu: CardOption = None,
+    device: DeviceOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder whose disk is looked at.", show_default="runs/MODEL-TIME")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check what a run needs, one line each, with a remedy for each failure. It fetches nothing.
+
+    The exit code is 1 if something fails; notes alone leave it at 0.
+    """
+    with errors():
+        from budgetsearch import api
+        from budgetsearch.tools.doctor.check import as_values, exit_code, line, summary
+
+        checks = api.doctor(
+            model=model, revision=revision, data=data, gpu=gpu, device=device, out=out, config=config,
+            say=lambda check: None if as_json else typer.echo(line(check)),
+        )  # fmt: skip
+        typer.echo(json.dumps(as_values(checks), indent=2) if as_json else summary(checks))
+    raise typer.Exit(exit_code(checks))
+
+
+@commands.command(epilog="Example:  budgetsearch spaces")
+def spaces() -> None:
+    """List the search spaces that come with the package."""
+    with errors():
+        from budgetsearch.run.spaces import list_spaces
+
+        for info in list_spaces():
+            typer.echo(f"{info.name:<12} {info.description}\n{'':<12} {info.path}")
+
+
+@commands.command(
+    epilog="Example:  budgetsearch simulate --curves curves/ --budget 4x,10x --seeds 20 "
+    "--against optuna-sha,random"
+)
+def simulate(
+    curves: Annotated[
+        list[Path],
+        typer.Option(help="Recorded learning curves (.npz, see docs/curves.md), or a folder of them."),
+    ],
+    budget: Annotated[str, typer.Option(help="Budgets in mean full runs.")] = "4x,10x,30x",
+    seeds: Annotated[int, typer.Option(help="Runs of each method on each table.", min=1)] = 20,
+    against: Annotated[
+        str, typer.Option(help="Other schedulers, or empty for none.")
+    ] = "optuna-sha,optuna-hyperband,optuna-median,optuna-tpe,random",
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes.", min=1, show_default="one per processor")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write best-so-far over time to this HTML file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Play the policy against others on recorded learning curves, in virtual time."""
+    with errors():
+        from rich.progress import Progress
+
+        from budgetsearch.tools.simulate import contest, show
+
+        multiples = contest.read_budgets(budget)
+        methods = [contest.OURS, *(name.strip() for name in against.split(",") if name.strip())]
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("simulating", total=None)
+            outcomes = contest.compete(
+                contest.find_tables(curves), methods, multiples, seeds, jobs,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )  # fmt: skip
+        if plot is not None:
+            show.plot(outcomes, plot)
+        if as_json:
+            typer.echo(json.dumps(contest.as_json(outcomes), indent=2))
+        else:
+            console().print(show.table(outcomes))

@@ -1,0 +1,1 @@
+"""What the policy may know: a fold of the ledger."""

@@ -1,0 +1,233 @@
+"""What a segment's end means for its trial, and for others that it teaches about memory.
+
+Parts of the fold: what they change is the history that they are given.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from typing import TYPE_CHECKING
+
+from budgetsearch.core.events import SegmentEnded
+from budgetsearch.core.history.retention import forget, lose
+from budgetsearch.core.history.trial import Stand, TrialState, with_stand
+from budgetsearch.core.records import Segment, SegmentResult, cost_class
+from budgetsearch.core.resources.memory import problem, taught
+
+if TYPE_CHECKING:
+    from budgetsearch.core.history.history import History
+
+MAX_CRASHES = 1
+"""A segment whose worker died is issued again so often, then its trial is given up."""
+MAX_TIMEOUTS = 1
+"""A trial that its watchdog stopped goes on so often, then it is given up."""
+MAX_STRANDED = 3
+"""Where a trial lost so many workers in a row, it is what takes them down."""
+
+
+def segment_ended(history: History, event: SegmentEnded, at: float) -> None:
+    """A segment has ended.
+
+    Raises:
+        KeyError: its job, its trial or its status is not known here.
+    """
+    result = event.result
+    segment = _take_running(history, event.job_id, result.trial_id)
+    history.results.append((segment, result))
+    history.result_jobs.append(event.job_id)
+    if history.measured is not None:
+        history.measured.add(segment, result)
+    state = history.trials[result.trial_id]
+    state.running = False
+    state.ended_wall = history.wall
+    state.seconds += sum(result.seconds.values())
+    state.peak_bytes = max(state.peak_bytes, result.peak_bytes)
+    state.steps += result.steps
+    # Whoever made room for other processes may have it back next time.
+    if result.micro_batch is not None and not result.yielded:
+        state.micro_batch = min(state.micro_batch, result.micro_batch)
+        _note_shrunk(history, segment, result.micro_batch)
+    size = result.began or history.job_sizes[event.job_id]
+    if not result.yielded:
+        _note_gang(history, segment, result, size)
+    alone = size == 1
+    if event.job_id not in history.running:
+        del history.job_sizes[event.job_id], history.running_since[event.job_id]
+    state.unread = state.unread + 1 if result.unread else 0
+    _OUTCOMES[result.status](history, state, segment, result, alone)
+    if result.worker_lost:
+        _strand(history, state)
+    if result.lost:
+        lose(history, result.lost, result.detail, at)
+    _note_end_of_full_run(history, state, segment, result)
+    _note_disk(history, event.job_id, segment, result)
+    forget(history)
+
+
+def _note_disk(history: History, job_id: int, segment: Segment, result: SegmentResult) -> None:
+    if result.checkpoint_out not in (None, segment.checkpoint_in):
+        history.unwritten.clear()
+    if result.unwritten:
+        history.unwritten.add(job_id)
+
+
+def _note_shrunk(history: History, segment: Segment, micro_batch: int) -> None:
+    """Memory ran out on the way: whoever needs as much starts smaller."""
+    if micro_batch >= segment.micro_batch:
+        return
+    history.shrunk.append((segment.params, micro_batch))
+    for state in history.trials.values():
+        state.micro_batch = taught(history.shrunk, state.trial.params, state.micro_batch)
+
+
+def _note_gang(history: History, segment: Segment, result: SegmentResult, size: int) -> None:
+    """Memory ran out with so many: in training the worker found what fits, else it is at most half."""
+    whole = result.status == "out_of_memory" and result.micro_batch is None
+    fits = max(1, size // 2) if whole else result.gang
+    if fits < size and (whole or result.status == "ok"):
+        name = cost_class(segment.params)
+        history.gang_limits[name] = min(fits, history.gang_limits.get(name, fits))
+
+
+def _take_running(history: History, job_id: int, trial_id: int) -> Segment:
+    segments = history.running[job_id]
+    segment = next((s for s in segments if s.trial_id == trial_id), None)
+    if segment is None:
+        raise KeyError(f"trial {trial_id} in job {job_id}")
+    segments.remove(segment)
+    if not segments:
+        del history.running[job_id]
+    return segment
+
+
+def _advance(history: History, state: TrialState, segment: Segment, result: SegmentResult) -> None:
+    """A checkpoint was written: take it, and its loss where there is one."""
+    if not result.checkpoint_out:
+        return
+    state.tokens, state.checkpoint = result.tokens, result.checkpoint_out
+    if result.loss is not None:
+        state.evaluated_tokens = result.tokens
+        if history.plan is not None and segment.rung == history.plan.top_rung:
+            state.full_losses.append(result.loss)
+        if state.best_loss is None or result.loss <= state.best_loss:
+            state.best_loss, state.best_checkpoint = result.loss, result.checkpoint_out
+            state.best_tokens = result.tokens
+    known = result.loss, state.evaluated_tokens, len(state.full_losses)
+    history.holders.add(state.trial_id)
+    state.held = with_stand(state.held, Stand(result.checkpoint_out, result.tokens, *known))
+
+
+def _ended_ok(
+    history: History, state: TrialState, segment: Segment, result: SegmentResult, alone: bool
+) -> None:
+    _advance(history, state, segment, result)
+    state.crashes = state.stranded = 0
+    if result.tokens < segment.goal_tokens:
+        return
+    state.rung = max(state.rung, segment.rung)
+    if result.loss is not None:
+        _rank(history, state, segment.rung, result.loss)
+        state.example_losses[segment.rung] = result.example_losses
+
+
+def _rank(history: History, state: TrialState, rung: int, loss: float) -> None:
+    ranked = history.ranks.setdefault(rung, [])
+    if rung in state.losses:
+        ranked.remove((state.losses[rung], state.trial_id))
+    insort(ranked, (loss, state.trial_id))
+    state.losses[rung] = loss
+
+
+def _ended_early(
+    history: History, state: TrialState, segment: Segment, result: SegmentResult, alone: bool
+) -> None:
+    _advance(history, state, segment, result)
+    if result.status == "timeout":
+        # One that got somewhere goes on once, with a limit from what was learned; others hang.
+        state.timeouts += 1
+        # In a gang any member may be the one that hangs: each goes on alone once.
+        if state.timeouts > MAX_TIMEOUTS or (alone and result.tokens <= segment.start_tokens):
+            state.dead = "timeout"
+
+
+def _ended_diverged(
+    history: History, state: TrialState, segment: Segment, result: SegmentResult, alone: bool
+) -> None:
+    state.dead = "diverged"
+
+
+def _ended_out_of_memory(
+    history: History, state: TrialState, segment: Segment, result: SegmentResult, alone: bool
+) -> None:
+    """In training the worker shrinks what it can by itself; elsewhere a gang did not fit, or a base."""
+    if is_infeasible(segment, result):
+        state.dead = "infeasible"
+        history.refused.append(state.trial.params)
+        rule_out_infeasible(history)
+    elif alone:
+        state.micro_batch = max(1, segment.micro_batch // 2)
+
+
+def _ended_crashed(
+    history: History, state: TrialState, segment: Segment, result: SegmentResult, alone: bool
+) -> None:
+    state.crashes += 1
+    if state.crashes > MAX_CRASHES:
+        state.dead = "crashed"
+
+
+def _strand(history: History, state: TrialState) -> None:
+    """Its worker went away. Where there is only one, the engine itself gives up in time."""
+    if history.plan is None or history.plan.workers == 1:
+        return
+    state.stranded += 1
+    state.moves += 1
+    if state.stranded >= MAX_STRANDED:
+        state.dead = state.dead or "crashed"
+
+
+def _note_end_of_full_run(
+    history: History, state: TrialState, segment: Segment, result: SegmentResult
+) -> None:
+    if state.trial_id not in history.full_trials:
+        return
+    finished = state.full_stop_tokens is not None and state.tokens >= state.full_stop_tokens
+    if state.dead or finished or turned_worse(state.full_losses):
+        history.full_trials.remove(state.trial_id)
+        history.full_done.append(state.trial_id)
+
+
+_OUTCOMES = {
+    "ok": _ended_ok,
+    "timeout": _ended_early,
+    "cancelled": _ended_early,
+    "diverged": _ended_diverged,
+    "out_of_memory": _ended_out_of_memory,
+    "crashed": _ended_crashed,
+}
+
+
+def rule_out_infeasible(history: History) -> None:
+    """What cannot fit never starts."""
+    for state in history.candidates:
+        if history.plan is not None and problem(history.plan, history.refused, state.trial.params):
+            state.dead = "infeasible"
+
+
+def is_infeasible(segment: Segment, result: SegmentResult) -> bool:
+    """Whether one sample of one trial alone did not fit into memory."""
+    if result.status != "out_of_memory":
+        return False
+    if result.micro_batch is not None:  # the worker tried everything smaller
+        return result.micro_batch <= 1
+    return result.gang == 1 and segment.micro_batch <= 1
+
+
+def turned_worse(losses: list[float], window: int = 3, margin: float = 0.05) -> bool:
+    """The mean of the last ``window`` links is worse than the best earlier one by more than ``margin``.
+
+    Means, because the best of many noisy links is too good to be matched; and a clear margin, because
+    the cooldown still lowers the loss.
+    """
+    means = [sum(losses[i : i + window]) / window for i in range(len(losses) - window + 1)]
+    return len(means) > window and means[-1] > min(means[:-window]) * (1 + margin)

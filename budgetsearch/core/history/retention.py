@@ -1,0 +1,129 @@
+"""Which trials may still run, and which checkpoints the run may still want: the rest is forgotten for good.
+
+Parts of the fold: what they change is the history that they are given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from budgetsearch.core.history.retired import Retired
+from budgetsearch.core.history.trial import TrialState, fall_back, settle, spares
+from budgetsearch.core.resources.disk import runners_up
+
+if TYPE_CHECKING:
+    from budgetsearch.core.history.history import History
+
+
+def contenders(history: History) -> set[int]:
+    """Trials that may still run: once a rung has been promoted from, its best and a few behind."""
+    states = history.active.values()
+    kept = {t.trial_id for t in states if not t.dead and t.trial_id not in history.dropped}
+    eta = history.plan.eta if history.plan else 1
+    for rung in {t.rung for t in states if t.rung >= 0}:
+        if not history.retired.passed[rung] and not any(t.goal > rung and rung in t.losses for t in states):
+            continue
+        reached = history.retired.reached[rung] + sum(1 for t in states if t.goal >= rung)
+        quota = -(-reached // eta) + _runners_up(history)
+        here = (t for t in states if t.goal == rung and rung in t.losses)
+        kept -= {t.trial_id for t in here if history.place(t, rung) > quota}
+    return kept - _beyond_the_disk(history, kept)
+
+
+def _beyond_the_disk(history: History, kept: set[int]) -> set[int]:
+    """Those of the trials whose checkpoints have no room: of each rung's best as many are kept."""
+    limit = history.plan.max_held if history.plan else None
+    if limit is None:
+        return set()
+    waiting = {n: t for n in kept if (t := history.trials[n]).checkpoint and not t.running}
+    for number in history.full_done:
+        waiting.pop(number, None)
+    places: dict[int, int] = {}
+    for rung in {t.rung for t in waiting.values()}:
+        mine = sorted(
+            (t.losses[rung], t.trial_id) for t in waiting.values() if t.rung == rung and rung in t.losses
+        )
+        places |= {number: place for place, (_, number) in enumerate(mine)}
+
+    def rank(state: TrialState) -> tuple[bool, bool, int, int, int]:
+        paused, place = state.goal <= state.rung, places.get(state.trial_id, 0)
+        return state.trial_id not in history.full_trials, paused, place, -state.rung, state.trial_id
+
+    return {t.trial_id for t in sorted(waiting.values(), key=rank)[limit:]}
+
+
+def _runners_up(history: History) -> int:
+    plan = history.plan
+    return runners_up(plan.budget_seconds / plan.full_seconds, plan.workers) if plan else 0
+
+
+def needed_checkpoints(history: History) -> set[str]:
+    """Names of the checkpoints that the run may still want."""
+    best = history.incumbent
+    if history.closed is not None and history.closed.state == "finished":
+        return {best.best_checkpoint} if best and best.best_checkpoint else set()
+    return _needed(history, contenders(history))
+
+
+def _needed(history: History, open_still: set[int]) -> set[str]:
+    best = history.incumbent
+    wanted = {best.best_checkpoint} if best else set()
+    wanted |= {history.trials[number].checkpoint for number in open_still - set(history.full_done)}
+    wanted |= {s.checkpoint_in for segments in history.running.values() for s in segments}
+    if not history.unwritten:  # on a full disk spares have to go
+        holders = [history.trials[number] for number in sorted(history.holders)]
+        wanted |= spares(best, holders) if best else set()
+        for number in history.full_trials:
+            wanted |= {stand.checkpoint for stand in history.trials[number].held[-2:]}
+    return {name for name in wanted if name}
+
+
+def forget(history: History) -> None:
+    """What is not needed now is not on disk from now on."""
+    open_still = contenders(history)
+    history.dropped |= {
+        t.trial_id for t in history.active.values() if t.rung >= 0 or t.checkpoint
+    } - open_still
+    needed = _needed(history, open_still)
+    for number in list(history.holders):
+        state = history.trials[number]
+        if any(stand.checkpoint not in needed for stand in state.held):
+            state.held = tuple(stand for stand in state.held if stand.checkpoint in needed)
+        if not state.held and not state.exported:
+            history.holders.remove(number)
+    _retire(history)
+
+
+def _retire(history: History) -> None:
+    for state in list(history.active.values()):
+        if (state.dead or state.trial_id in history.dropped) and not state.running:
+            del history.active[state.trial_id]
+            history.retired.add(state)
+
+
+def recount(history: History) -> None:
+    """Something became of many trials at once."""
+    history.active, history.retired = dict(history.trials), Retired()
+    history.holders = {t.trial_id for t in history.trials.values() if t.held or t.exported}
+    _retire(history)
+
+
+def lose(history: History, name: str, why: str, at: float, *, exported: bool = False) -> None:
+    """A checkpoint is no good any more; ``exported``: nor is the adapter that was made from it."""
+    done = history.exported
+    stands = done is not None and done.checkpoint == name and not exported
+    said = [f"checkpoint {name} is lost ({why})"]
+    for state in history.trials.values():
+        mine = next((s for s in (*state.held, state.exported) if s and s.checkpoint == name), None)
+        if mine is None and state.checkpoint != name:
+            continue
+        if stands and mine is not None and mine.loss is not None:
+            state.exported = mine
+        elif mine is state.exported:
+            state.exported = None
+        said.append(fall_back(state, name))
+        state.best_loss = state.best_checkpoint = None
+    for state in history.trials.values():
+        settle(state)
+    recount(history)
+    history.notices.append((at, "; ".join(filter(None, said))))

@@ -1,0 +1,1 @@
+"""``decide``: from a history to the next decision."""

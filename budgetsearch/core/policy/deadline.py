@@ -1,0 +1,45 @@
+"""What is left until the deadline, what is kept back for the end of a run, and who may use how much of it."""
+
+from __future__ import annotations
+
+from budgetsearch.core.plan import Plan
+from budgetsearch.core.records import Job, ScoreJob
+
+TASK_SHARE = 0.06
+"""Share of the budget that generating answers for the accuracy may take, ..."""
+MAX_ANSWER_SECONDS = 600.0
+"""... and this at most."""
+EXIT_SECONDS = 6.0
+"""Report, study and process exit; the larger of this and 0.5% of the budget (30 s at most)."""
+
+
+def checkpoint_interval(budget_seconds: float) -> float:
+    """Seconds of training between two checkpoints of a full run: what a crash may cost."""
+    return max(60.0, 0.01 * budget_seconds)
+
+
+def answer_seconds(budget_seconds: float) -> float:
+    """What answers for the accuracy may take."""
+    return min(MAX_ANSWER_SECONDS, TASK_SHARE * budget_seconds)
+
+
+def seconds_left(plan: Plan, now: float) -> float:
+    """What may still be spent on the search and the full run: the rest is reserved."""
+    return plan.budget_seconds - now - plan.reserve_seconds
+
+
+def grace_seconds(plan: Plan, asked: float) -> float:
+    """How long a job may take to checkpoint after it was told to stop: two optimizer steps at least."""
+    return max(asked, 2 * plan.step_tokens / min(plan.reference_rates.values()))
+
+
+def landing_seconds(plan: Plan | None, budget_seconds: float, grace: float, now: float) -> float:
+    """How long what flies may take to checkpoint when the run is to stop: what export and exit need stays."""
+    behind = plan.reserve_seconds - plan.score_seconds if plan else EXIT_SECONDS
+    return max(0.0, min(grace, budget_seconds - now - behind))
+
+
+def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
+    """How long the watchdog waits after its word: never so long that the reserve is used up."""
+    behind = plan.reserve_seconds - (plan.score_seconds if isinstance(job, ScoreJob) else 0.0)
+    return min(grace, behind / 3)

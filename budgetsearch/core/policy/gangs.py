@@ -1,0 +1,81 @@
+"""Gangs: a segment takes along others that would run after it anyway, as many as its quantization carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from budgetsearch.core.decisions import Decision, NeedCandidates, Run
+from budgetsearch.core.policy.situation import View
+from budgetsearch.core.records import Segment, cost_class
+
+LENGTH_RATIO = 2.0
+"""Members may differ in length by this factor: the rest of the longest trains with fewer at its side."""
+LEFT_SHARE = 0.25
+"""A gang that may take more of what is left gets no further member: nothing is known, and no adapter stands
+on disk, before it ends."""
+LIMIT_FACTOR = 1.5
+"""The watchdog stops a gang that takes so many times what its members are expected to take alone, one after
+the other, or as long as its first member might alone."""
+Rule = Callable[[View], Decision | None]
+
+
+def gather(view: View, lead: Run, rules: Sequence[Rule]) -> Decision:
+    """The lead with its companions, or the wish for another candidate that could be one.
+
+    A companion is whatever the rules would run next if the members so far were running. The full run goes
+    alone, for it wants all the time that is left, and so does what a crash took down before.
+    """
+    size = view.gang_size(lead.job.quantization)
+    run = lead
+    while len(run.job.segments) < size and _sociable(view, lead.job.segments[0]):
+        after = view.after(run)
+        if after.now - view.now > LEFT_SHARE * view.left:
+            break
+        decision = next((d for rule in rules if (d := rule(after)) is not None), None)
+        if isinstance(decision, Run) and _fits(view, lead, decision):
+            run = joined(view, run, decision)
+        elif _may_ask(view, after, decision, size):
+            return NeedCandidates(1)
+        else:
+            break
+    return run
+
+
+def joined(view: View, run: Run, other: Run) -> Run:
+    """Both in one job. Its limit is tighter than that of one alone: when a member hangs, all of them wait."""
+    segments = run.job.segments + other.job.segments
+    expected = sum(view.costs.segment_seconds(s.params, s.stop_tokens - s.start_tokens) for s in segments)
+    limit = max(run.job.limit_seconds, LIMIT_FACTOR * expected)
+    job = replace(run.job, segments=segments, limit_seconds=min(view.left, limit))
+    return Run(job, run.reasons + other.reasons)
+
+
+def _fits(view: View, lead: Run, other: Run) -> bool:
+    one, two = lead.job.segments[0], other.job.segments[0]
+    lengths = sorted(s.stop_tokens - s.start_tokens for s in (one, two))
+    return (
+        cost_class(one.params) == cost_class(two.params)
+        and lengths[1] <= LENGTH_RATIO * lengths[0]
+        and _sociable(view, two)
+    )
+
+
+def _sociable(view: View, segment: Segment) -> bool:
+    """Whether it may have company: not in the full run, and not after a crash or at a time limit."""
+    state = view.history.trials[segment.trial_id]
+    return segment.rung < view.plan.top_rung and not state.crashes and not state.timeouts
+
+
+def _may_ask(view: View, after: View, decision: Decision | None, size: int) -> bool:
+    """Whether another sample may bring a companion: a new trial is next, but none of its kind waits, and not
+    a whole gang of others does."""
+    if not view.may_ask:
+        return False
+    if isinstance(decision, NeedCandidates):
+        return True
+    enters = isinstance(decision, Run) and decision.job.segments[0].trial_id in {
+        state.trial_id for state in after.candidates
+    }
+    room = len(view.history.trials) < view.plan.max_trials
+    return enters and room and len(after.candidates) < size

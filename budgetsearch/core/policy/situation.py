@@ -1,0 +1,203 @@
+"""What the policy sees when it decides, and the segments that it may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+
+from budgetsearch.core.decisions import Run
+from budgetsearch.core.history.history import History
+from budgetsearch.core.history.retired import has_competed, has_entered
+from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.plan import Plan
+from budgetsearch.core.policy.costs import CostModel
+from budgetsearch.core.policy.deadline import seconds_left
+from budgetsearch.core.policy.evidence import entry_rung
+from budgetsearch.core.records import Schedule, Segment, TrainJob, cost_class
+
+RULED_OUT = 20
+"""When so many samples in a row cannot fit into memory, nothing of the space does."""
+TWO_FINALISTS_FROM = 6.0
+"""Full runs that the budget must hold for a second finalist: if the first fails, or its rungs promised
+too much, there is another."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a rule looks at."""
+
+    plan: Plan
+    history: History
+    candidates: Sequence[TrialState]
+    now: float
+    costs: CostModel
+    workers: int = 1
+    """Jobs that can run at once now; 1 where the plan knows of no more, for then nothing runs beside
+    anything."""
+    free: int = 1
+    """Workers without a job."""
+    saved: float = 0.0
+    """Worker seconds that are not gone although ``now`` has moved: only the worker of a gang that is being
+    gathered is busy till then."""
+
+    @property
+    def left(self) -> float:
+        """Seconds that may still be spent before the reserve."""
+        return seconds_left(self.plan, self.now) - self.costs.reserve_rise
+
+    @property
+    def several(self) -> bool:
+        """Whether jobs may run beside each other."""
+        return self.plan.workers > 1
+
+    @property
+    def work_left(self) -> float:
+        """Worker seconds before the reserve that nobody has yet; with one worker the seconds left."""
+        if not self.several:
+            return self.left
+        return self.workers * self.left + self.saved - self.under_way
+
+    @cached_property
+    def under_way(self) -> float:
+        """Worker seconds that running jobs, and full runs that have begun, are expected to take still."""
+        return self._running_seconds() + self._full_run_seconds()
+
+    def _running_seconds(self) -> float:
+        total = 0.0
+        for job_id, segments in self.history.running.items():
+            since = self.history.running_since.get(job_id)
+            if since is not None:  # else its time has passed already: see ``after``
+                total += max(0.0, sum(map(self._expected, segments)) - (self.now - since))
+        return total
+
+    def _full_run_seconds(self) -> float:
+        """Of full runs beyond the links that run now."""
+        ends = {s.trial_id: s.stop_tokens for some in self.history.running.values() for s in some}
+        total = 0.0
+        for state in map(self.history.trials.__getitem__, self.history.full_trials):
+            rest = (state.full_stop_tokens or 0) - ends.get(state.trial_id, state.tokens)
+            total += self.costs.train_seconds(state.trial.params, max(0, rest))
+        return total
+
+    def _expected(self, segment: Segment) -> float:
+        return self.costs.segment_seconds(segment.params, segment.stop_tokens - segment.start_tokens)
+
+    @property
+    def entry(self) -> int:
+        """The rung at which new trials enter."""
+        return entry_rung(self.plan, self.history)
+
+    @property
+    def wanted_finalists(self) -> int:
+        """How many trials shall run in full, at the least."""
+        work = self.plan.workers * self.plan.budget_seconds
+        return 2 if work >= TWO_FINALISTS_FROM * self.plan.full_seconds else 1
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether another sample may be asked for: there is time, and not all of the last ones were ruled out
+        before they ran."""
+        last = list(islice(reversed(self.history.trials.values()), RULED_OUT))
+        hopeless = len(last) == RULED_OUT and all(s.dead and not s.started for s in last)
+        return self.left > 0 and not hopeless
+
+    def entered(self, rung: int) -> int:
+        """How many trials have come to a rung; what fits in no memory has not competed."""
+        history = self.history
+        return history.retired.entered[rung] + sum(has_entered(s, rung) for s in history.active.values())
+
+    def competed(self, rung: int) -> int:
+        """How many trials a rung's best are the best of: those that have come to it. Where others may be on
+        their way for long, those whose loss there is known."""
+        if not self.several:
+            return self.entered(rung)
+        history = self.history
+        return history.retired.competed[rung] + sum(has_competed(s, rung) for s in history.active.values())
+
+    def quota(self, rung: int) -> int:
+        """How many of a rung's trials have earned the next."""
+        return self.competed(rung) // self.plan.eta
+
+    def fits(self, state: TrialState, tokens: int, extra: float = 0.0) -> bool:
+        """Whether a segment of so many tokens surely ends in time."""
+        seconds = self.costs.segment_seconds(state.trial.params, tokens, pessimistic=True)
+        return seconds + self.load_seconds(state) + extra <= self.left
+
+    def load_seconds(self, state: TrialState) -> float:
+        """What loading the trial's base may take, if another quantization ran last; nobody knows here which
+        of several workers will get it, and what that one holds."""
+        name = cost_class(state.trial.params)
+        held = name == self.history.last_quantization and not self.several
+        return 0.0 if held else self.plan.load_seconds.get(name, 0.0)
+
+    def run(self, segment: Segment, reason: str, limit: float) -> Run:
+        """The decision to execute one segment."""
+        job = TrainJob(
+            job_id=self.history.next_job,
+            segments=(segment,),
+            eval_examples=self.plan.eval_examples,
+            limit_seconds=min(limit, self.left),
+            limit_bytes=self.plan.limit_bytes,
+        )
+        return Run(job, (reason,))
+
+    def gang_size(self, quantization: str) -> int:
+        """How many may train at once: what the calibration found, or less since memory ran out."""
+        gains = self.plan.gang_gains.get(quantization, (1.0,))
+        return min(len(gains), self.history.gang_limits.get(quantization, len(gains)))
+
+    def after(self, run: Run) -> View:
+        """The view as if the job were running and its time had passed."""
+        segments = run.job.segments
+        started = {segment.trial_id for segment in segments}
+        seconds = sum(
+            self.costs.segment_seconds(s.params, s.stop_tokens - s.start_tokens, pessimistic=True)
+            for s in segments
+        )
+        first = self.history.trials[segments[0].trial_id]
+        load = self.load_seconds(first)
+        return replace(
+            self,
+            history=self.history.with_running(run.job),
+            candidates=[state for state in self.candidates if state.trial_id not in started],
+            now=self.now + seconds + load,
+            saved=self.saved + (self.workers - 1) * (seconds + load),
+        )
+
+
+LIMIT_FACTOR = 4.0
+"""The watchdog stops a rung's segment that takes so many times its expected seconds."""
+LIMIT_SECONDS = 30.0
+"""... plus this, for the segments of a few seconds."""
+
+
+def segment_to(view: View, state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
+    """To a token count, from the checkpoint that the trial has."""
+    return Segment(
+        trial_id=state.trial_id,
+        params=state.trial.params,
+        seed=state.trial.seed,
+        rung=rung,
+        start_tokens=state.tokens,
+        stop_tokens=max(stop, state.tokens),  # a stopped one may have come further without an evaluation
+        schedule=schedule,
+        batch_size=state.trial.batch_size,
+        micro_batch=state.micro_batch,
+        checkpoint_in=state.checkpoint,
+        attempt=state.crashes + state.lost + state.moves,
+        recompute=view.plan.recompute.get(cost_class(state.trial.params), False),
+    )
+
+
+def rung_segment(view: View, state: TrialState, rung: int, reason: str, room: float = 0.0) -> Run | None:
+    """To the end of a rung, if that surely fits with ``room`` further seconds before the reserve."""
+    goal = state.trial.rung_tokens[rung]
+    tokens = max(1, goal - state.tokens)
+    if not view.fits(state, tokens, room):
+        return None
+    schedule = Schedule(warmup_tokens=state.trial.warmup_tokens, stop_tokens=goal)
+    expected = view.costs.segment_seconds(state.trial.params, tokens)
+    limit = LIMIT_FACTOR * expected + LIMIT_SECONDS
+    return view.run(segment_to(view, state, rung, goal, schedule), reason, limit)

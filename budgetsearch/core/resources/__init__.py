@@ -1,0 +1,1 @@
+"""What a configuration needs: memory and disk."""

@@ -1,0 +1,1 @@
+"""The search space: dimensions, and how they are read."""

@@ -1,0 +1,1 @@
+"""The same jobs on Ray Tune: a lane for each GPU."""

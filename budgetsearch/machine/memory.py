@@ -1,0 +1,192 @@
+"""Memory that training an adapter takes, foreseen from a model's shape: no weights, no torch.
+
+The parts are counted, not fitted: what the trainer's layers keep for the backward pass was listed for the
+families of ``shapes`` and is checked against what autograd really keeps (tests/machine/test_estimate.py). The
+published peaks that it was compared with stand in docs/memory.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from budgetsearch.core.footprint import Footprint
+from budgetsearch.core.space.space import Space
+from budgetsearch.machine.shapes import NORMED, Linear, ModelShape
+
+GIB = 2**30
+WEIGHT_BYTES: Mapping[str, float] = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "int8": 1.0,
+    # 4 bits; 8 bits a block of 64 weights; and 32 bits a block of 256 such constants.
+    "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
+    # Without double quantization: 32 bits a block of 64.
+    "nf4-single": 0.5 + 4 / 64,
+}
+"""Bytes of one weight of a block's linear layer."""
+ADAPTER_BYTES: Mapping[str, int] = {"adamw": 4 + 4 + 8 + 4, "adamw8bit": 4 + 4 + 2 + 4}
+"""Of one adapter weight: itself, its gradient, the optimizer's two states, and the average for the rungs."""
+CONTEXT_BYTES = GIB // 2
+"""CUDA context, kernels and library work spaces, which the allocator does not see: an estimate, replaced
+by what NVML sees in the calibration."""
+PROCESS_BYTES = int(0.75 * GIB)
+"""On the CPU: Python with torch, transformers and PEFT, before the first model. Measured: 0.6 to 0.7 GiB
+on two machines' worth of runs; the calibration replaces it."""
+LOGITS = 2**23
+"""Logits that the fused loss holds at a time: in 16 and in 32 bits, and their gradient in 16."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What decides about memory, beside the model."""
+
+    quantization: str
+    """fp32, bf16, int8, nf4, or nf4-single (without double quantization, for comparisons)."""
+    rank: int = 16
+    targets: str = "all-linear"
+    micro_batch: int = 1
+    length: int = 1024
+    """Tokens of the longest row."""
+    recompute: bool = False
+    """Gradient checkpointing."""
+    optimizer: str = "adamw"
+    gang: int = 1
+    dropout: bool = False
+    device: str = "cuda"
+    """``cpu`` computes in fp32 and has no context on a card."""
+
+    @property
+    def compute_bytes(self) -> int:
+        """Of one activation."""
+        return 4 if self.device == "cpu" or self.quantization == "fp32" else 2
+
+
+@dataclass(frozen=True)
+class MemoryParts:
+    """Bytes, by what holds them."""
+
+    base: float
+    """Frozen weights."""
+    adapters: float
+    """Adapters, gradients, optimizer, average."""
+    activations: float
+    """Kept for the backward pass, and what it works on."""
+    logits: float
+    quantization: float
+    """The largest layer as it is unpacked for a product."""
+    context: float
+    """What the allocator does not see."""
+
+    @property
+    def allocated(self) -> float:
+        """What ``torch.cuda.max_memory_allocated`` would say."""
+        return self.base + self.adapters + self.activations + self.logits + self.quantization
+
+    @property
+    def total(self) -> float:
+        """What NVML would say."""
+        return self.allocated + self.context
+
+
+def estimate(shape: ModelShape, training: Training) -> MemoryParts:
+    """Peak bytes of a training step, by part."""
+    tokens = training.micro_batch * training.length * training.gang
+    return MemoryParts(
+        base=base_bytes(shape, training.quantization, training.device),
+        adapters=training.gang * training.rank * _adapter_bytes_per_rank(shape, training),
+        activations=tokens * _activation_bytes_per_token(shape, training),
+        logits=_logit_bytes(shape, training),
+        quantization=_workspace(shape, training),
+        context=PROCESS_BYTES if training.device == "cpu" else CONTEXT_BYTES,
+    )
+
+
+def footprint(shape: ModelShape, training: Training) -> Footprint:
+    """The same as a rule for every rank, gang and micro-batch; see ``core.footprint``."""
+    one = estimate(shape, training)
+    plain, again = (
+        _activation_bytes_per_token(shape, replace(training, recompute=recompute))
+        for recompute in (False, True)
+    )
+    return Footprint(
+        fixed=one.base + one.logits + one.quantization + one.context,
+        per_rank=_adapter_bytes_per_rank(shape, training),
+        per_token=plain,
+        per_token_recompute=again,
+    )
+
+
+def footprints(
+    shape: ModelShape, space: Space, *, targets: str, optimizer: str, device: str
+) -> dict[str, Footprint]:
+    """The rule of every quantization that the space can ask for."""
+    dropout = any(space.values_of("dropout"))
+    kind = "cpu" if device == "cpu" else "cuda"
+    return {
+        name: footprint(
+            shape,
+            Training(name, targets=targets, optimizer=optimizer, dropout=dropout, device=kind),
+        )
+        for name in space.quantizations
+    }
+
+
+def base_bytes(shape: ModelShape, quantization: str, device: str = "cuda") -> float:
+    """Bytes of the frozen base: its blocks under the quantization, the rest as it computes."""
+    rest = 4 if quantization == "fp32" or (device == "cpu" and quantization != "bf16") else 2
+    return shape.block_weights * WEIGHT_BYTES[quantization] + shape.other_weights * rest
+
+
+def kept_per_token(shape: ModelShape, training: Training) -> float:
+    """Bytes that autograd keeps of one token in one block, without checkpointing."""
+    size, hidden, wide = training.compute_bytes, shape.hidden, shape.wide
+    q, kv = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    kept = 4.0 * hidden * shape.norms  # norms work in 32 bits
+    if shape.family in NORMED:
+        kept += 4.0 * (q + kv)
+    kept += size * (2 * q + 2 * kv) + 4.0 * shape.heads  # queries, keys, values, result; a sum a head
+    fused = {linear.name for linear in shape.linears if linear.reads == "block"}
+    if len(fused) == 1:  # values are a view of the fused product, which stays as a whole
+        kept += size * (q + kv)
+    kept += size * wide * (shape.kept_by_activation + (2 if shape.gated else 0))  # and its result, and up
+    targeted = shape.targeted(training.targets)
+    kept += size * training.rank * len(targeted)
+    return kept + _inputs_per_token(targeted, training)
+
+
+def _inputs_per_token(targeted: tuple[Linear, ...], training: Training) -> float:
+    """What adapters keep of the inputs of their layers; the attention's result is kept anyway."""
+    size = training.compute_bytes
+    if training.dropout:  # every layer its own mask of a byte, and its own thinned copy
+        return float(sum(linear.inputs * (size + 1) for linear in targeted))
+    sources = {linear.reads: linear.inputs for linear in targeted if linear.reads != "attention"}
+    return float(size * sum(sources.values()))
+
+
+def _activation_bytes_per_token(shape: ModelShape, training: Training) -> float:
+    size = training.compute_bytes
+    block = kept_per_token(shape, training)
+    # While the last block goes backward: gradients inside its feed-forward layer, and of the hidden state.
+    live = size * (3 * shape.wide + 3 * shape.hidden)
+    if training.recompute:
+        return shape.layers * size * shape.hidden + block + live
+    return shape.layers * block + live
+
+
+def _adapter_bytes_per_rank(shape: ModelShape, training: Training) -> float:
+    weights = shape.layers * sum(
+        linear.inputs + linear.outputs for linear in shape.targeted(training.targets)
+    )
+    cast = 2 if training.compute_bytes == 2 else 0  # autocast keeps a 16-bit copy during a step
+    return float(weights * (ADAPTER_BYTES[training.optimizer] + cast))
+
+
+def _logit_bytes(shape: ModelShape, training: Training) -> float:
+    return float(max(LOGITS, shape.vocab) * (2 + 4 + 2 if training.compute_bytes == 2 else 4 + 4))
+
+
+def _workspace(shape: ModelShape, training: Training) -> float:
+    if training.quantization in ("fp32", "bf16"):
+        return 0.0
+    return float(training.compute_bytes * max(linear.weights for linear in shape.linears))

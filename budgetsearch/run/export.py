@@ -1,0 +1,375 @@
+"""Puts the best adapter where the user finds it, and removes the checkpoints that nothing needs.
+
+The exported folder is always whole: a new one is built and synced beside it, then the two change
+places, on Linux in one step. Elsewhere it takes two renames: a crash between them leaves the old one under
+another name, and the next process puts it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError, UsageError
+from budgetsearch.core.history.history import History
+from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.ports import Exporter
+from budgetsearch.storage.checkpoint_store import ONCE, CheckpointStore
+from budgetsearch.storage.files import exchange, remedy, sync
+from budgetsearch.storage.shared import folder_of, open_store, url_of
+from budgetsearch.training import sums
+from budgetsearch.training.sums import ADAPTER_FILES
+from budgetsearch.views.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
+
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+"""Patterns of what ``AutoTokenizer.from_pretrained`` reads."""
+
+
+@dataclass
+class AdapterExporter:
+    """Keeps ``run_folder/adapter`` at the best adapter so far; implements the driver's ``Exporter``."""
+
+    run_folder: Path
+    checkpoint_path: Path
+    model_facts: Mapping[str, Any]
+    data_facts: Mapping[str, Any]
+    tokenizer_files_from: Path
+    keep_checkpoints: bool = False
+
+    def __post_init__(self) -> None:
+        """Finish what a crash interrupted."""
+        if self._old.exists() and not self.target.exists():
+            os.replace(self._old, self.target)
+        shutil.rmtree(self._old, ignore_errors=True)
+        shutil.rmtree(self._new, ignore_errors=True)
+
+    @property
+    def target(self) -> Path:
+        """Where the adapter stands."""
+        return self.run_folder / "adapter"
+
+    @property
+    def _new(self) -> Path:
+        return self.run_folder / ".adapter.new.tmp"
+
+    @property
+    def _old(self) -> Path:
+        return self.run_folder / ".adapter.old.tmp"
+
+    def export(self, history: History, state: TrialState, *, final: bool) -> str:
+        """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path.
+
+        Raises:
+            CheckpointError: what it would be made from is missing or damaged; the adapter stays as it is.
+            UnreadableError: that cannot be read now.
+            DiskError: the folder cannot be written; the adapter stays as it is.
+        """
+        source, known = self._source(state)
+        try:
+            self._build(history, state, source)
+            copied = sums.write_sums(self._new)
+            if wrong := [name for name in ADAPTER_FILES if copied[name] != known[name]]:
+                shutil.rmtree(self._new, ignore_errors=True)
+                if sums.sha256(source / wrong[0]) == known[wrong[0]]:
+                    raise OSError(errno.EIO, "the copy is not what was copied", str(source / wrong[0]))
+                raise CheckpointError(f"The checkpoint {source} is damaged: {wrong[0]} has changed.")
+            for path in (*self._new.iterdir(), self._new):
+                sync(path)
+            self._swap()
+        except OSError as error:
+            shutil.rmtree(self._new, ignore_errors=True)
+            raise DiskError(
+                f"The adapter of trial {state.trial_id} cannot be written to {self.target} ({error}); "
+                f"{remedy(error)}, then resume the run. Its checkpoint is {state.best_checkpoint}."
+            ) from error
+        return str(self.target)
+
+    def damage(self, state: TrialState) -> str:
+        """What is wrong with that from which the trial's adapter would be made; nothing if it is whole.
+
+        Raises:
+            UnreadableError: it cannot be read now.
+        """
+        try:
+            source, _ = self._source(state)
+            if source == self.target:
+                sums.check_sums(source)
+            else:
+                sums.check(source, ADAPTER_FILES)
+        except CheckpointError as error:
+            return str(error)
+        return ""
+
+    def _source(self, state: TrialState) -> tuple[Path, Mapping[str, str]]:
+        """(the folder that the adapter is made from, the sums of its files)."""
+        if state.exported is not None and state.exported.checkpoint == state.best_checkpoint:
+            source, known = self.target, sums.read_sums(self.target)
+            if self._made_from() != state.best_checkpoint:
+                raise CheckpointError(f"The adapter in {source} was made from another checkpoint.")
+        else:
+            source = self.checkpoint_path / str(state.best_checkpoint)
+            known = sums.read_meta(source)["sha256"]
+        for name in ADAPTER_FILES:
+            if name not in known:
+                raise CheckpointError(f"{name} is missing in {source}.")
+            sums.patiently((source / name).stat, f"{name} in {source}")
+        return source, known
+
+    def stands(self, checkpoint: str) -> bool:
+        """Whether the exported adapter is whole and was made from this checkpoint.
+
+        Raises:
+            UnreadableError: it cannot be read now.
+        """
+        try:
+            sums.check_sums(self.target)
+            return self._made_from() == checkpoint
+        except CheckpointError:
+            return False
+
+    def _made_from(self) -> str | None:
+        """The checkpoint that the adapter says it was made from: after a lost end of the ledger it may be one
+        that the history does not know."""
+        content = sums.patiently((self.target / MANIFEST_FILE).read_bytes, f"The adapter in {self.target}")
+        try:
+            manifest = json.loads(content)
+        except ValueError:
+            return None
+        return manifest.get("checkpoint") if isinstance(manifest, dict) else None
+
+    def missing(self, names: Iterable[str]) -> dict[str, str]:
+        """Which of these checkpoints are obviously not whole, and why; sums are not looked at. One that
+        cannot be read now is not among them."""
+        found = {}
+        for name in names:
+            try:
+                sums.check_sizes(self.checkpoint_path / name)
+            except CheckpointError as error:
+                found[name] = str(error)
+            except UnreadableError:
+                pass  # whoever needs it tries again
+        return found
+
+    def sweep(self, history: History) -> None:
+        """Remove the checkpoints that nothing needs, and what crashed writers left behind."""
+        try:
+            there = list(self.checkpoint_path.iterdir())
+        except OSError:
+            return  # the next sweep finds them
+        spare = is_spare(history)
+        for path in there:
+            if path.name.startswith("."):
+                useless = not history.running
+            else:
+                useless = not self.keep_checkpoints and spare(path.name)
+            if useless:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def with_tokenizer(self, folder: Path) -> AdapterExporter:
+        """The same, with the tokenizer's files from another folder."""
+        return dataclasses.replace(self, tokenizer_files_from=folder)
+
+    # ------------------------------------------------------------------------ the folder
+
+    def _build(self, history: History, state: TrialState, source: Path) -> None:
+        shutil.rmtree(self._new, ignore_errors=True)
+        self._new.mkdir()  # not its parents: whoever removed the run's folder does not want another one
+        for name in ADAPTER_FILES:
+            shutil.copyfile(source / name, self._new / name)
+        for path in self._tokenizer_files():
+            shutil.copyfile(path, self._new / path.name)
+        quantization = str(state.trial.params["quantization"])
+        about = (history, state, self.model_facts, self.data_facts, quantization)
+        manifest = json.dumps(adapter_manifest(*about), indent=2, default=str)
+        (self._new / MANIFEST_FILE).write_text(manifest + "\n", encoding="utf-8")
+        (self._new / CARD_FILE).write_text(adapter_card(*about), encoding="utf-8")
+
+    def _tokenizer_files(self) -> set[Path]:
+        found = {path for pattern in TOKENIZER_FILES for path in self.tokenizer_files_from.glob(pattern)}
+        return {path for path in found if path.is_file()}
+
+    def _swap(self) -> None:
+        shutil.rmtree(self._old, ignore_errors=True)
+        if not (self.target.exists() and exchange(self._new, self.target)):
+            if self.target.exists():
+                os.replace(self.target, self._old)
+            os.replace(self._new, self.target)
+        sync(self.run_folder)
+        for leftover in (self._old, self._new):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def is_spare(history: History) -> Callable[[str], bool]:
+    """Whether nothing needs the checkpoint of a name any more."""
+    needed = history.needed_checkpoints()
+    # A job under way may have written a checkpoint that the ledger does not know yet.
+    busy = tuple(f"trial{s.trial_id:04d}-" for job in history.running.values() for s in job)
+    return lambda name: name.startswith("trial") and name not in needed and not name.startswith(busy)
+
+
+class Mendable(Exporter, Protocol):
+    """An exporter that can write the adapter again."""
+
+    @property
+    def target(self) -> Path:
+        """Where the adapter stands."""
+        ...
+
+    def with_tokenizer(self, folder: Path) -> Mendable:
+        """The same, with the tokenizer's files from another folder."""
+        ...
+
+
+def mend(
+    exporter: Mendable,
+    history: History,
+    say: Callable[[str], None],
+    tokenizer: Callable[[], Path],
+) -> None:
+    """Write the adapter of a run that is over again from its checkpoint, if it was damaged or is another's.
+
+    ``tokenizer``: finds a folder with the tokenizer's files.
+    """
+    best = history.incumbent
+    try:
+        if best is None or exporter.stands(str(best.best_checkpoint)):
+            return
+    except UnreadableError as error:
+        say(str(error))
+        return
+    say(f"the adapter in {exporter.target} is damaged or another trial's; it is written again")
+    try:
+        exporter.with_tokenizer(tokenizer()).export(history, best, final=True)
+    except (CheckpointError, DiskError, UsageError) as error:
+        say(f"it cannot be written again: {error}")
+
+
+LOGGER = logging.getLogger("budgetsearch.storage.shared")
+COPIED = (*sums.ADAPTER_FILES, sums.META_FILE)
+"""Of a checkpoint: what an adapter is made from, and its sums."""
+PAUSE_SECONDS = 60.0
+"""So long a store that did not answer is not swept: the driver has other things to do than wait for it."""
+
+
+def exporter_for(exporter: AdapterExporter, shared: str | None) -> AdapterExporter | SharedExporter:
+    """The exporter of a run whose checkpoints lie where ``shared`` says: the run's own place.
+
+    Raises:
+        SettingsError: no package here knows the URL's protocol.
+    """
+    if url := url_of(shared):
+        return SharedExporter(exporter, open_store(url))
+    folder = folder_of(shared)
+    return exporter if folder is None else replace(exporter, checkpoint_path=folder)
+
+
+@dataclass
+class SharedExporter:
+    """Exports from copies; implements the driver's ``Exporter``."""
+
+    inner: AdapterExporter
+    store: CheckpointStore
+    clock: Callable[[], float] = time.monotonic
+    _unswept_until: float = -math.inf
+    """The store is left alone until then: it did not answer."""
+
+    @property
+    def target(self) -> Path:
+        """Where the adapter stands."""
+        return self.inner.target
+
+    def with_tokenizer(self, folder: Path) -> SharedExporter:
+        """The same, with the tokenizer's files from another folder."""
+        return replace(self, inner=self.inner.with_tokenizer(folder))
+
+    def export(self, history: History, state: TrialState, *, final: bool) -> str:
+        """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path.
+
+        Raises:
+            CheckpointError: what it would be made from is missing or damaged; the adapter stays as it is.
+            UnreadableError: that cannot be read now.
+            DiskError: it cannot be written; the adapter stays as it is.
+        """
+        self._fetch(state)
+        return self.inner.export(history, state, final=final)
+
+    def damage(self, state: TrialState) -> str:
+        """What is wrong with that from which the trial's adapter would be made; nothing if it is whole.
+
+        Raises:
+            UnreadableError: the store does not answer now.
+        """
+        try:
+            self._fetch(state)
+        except CheckpointError as error:
+            return str(error)
+        return self.inner.damage(state)
+
+    def stands(self, checkpoint: str) -> bool:
+        """Whether the exported adapter is whole and was made from this checkpoint.
+
+        Raises:
+            UnreadableError: it cannot be read now.
+        """
+        return self.inner.stands(checkpoint)
+
+    def missing(self, names: Iterable[str]) -> Mapping[str, str]:
+        """Which of these checkpoints are obviously not whole, and why; sums are not looked at. Of a store
+        that does not answer now nothing is said."""
+        try:
+            return self.store.flaws(names)
+        except UnreadableError as error:
+            LOGGER.warning("Whether all checkpoints are there is not known. %s", error)
+            return {}
+
+    def sweep(self, history: History) -> None:
+        """Remove the checkpoints that nothing needs from the store, and all copies but the best one's."""
+        best = history.incumbent
+        for path in self._copies():
+            if best is None or path.name != best.best_checkpoint:
+                shutil.rmtree(path, ignore_errors=True)
+        if self.inner.keep_checkpoints or self.clock() < self._unswept_until:
+            return
+        spare, store = is_spare(history), replace(self.store, patience=ONCE)
+        try:
+            for name in store.names():
+                if spare(name):
+                    store.remove(name)
+        except DiskError as error:
+            self._unswept_until = self.clock() + PAUSE_SECONDS
+            LOGGER.warning("Checkpoints that nothing needs are still there. %s", error)
+
+    def _copies(self) -> list[Path]:
+        folder = self.inner.checkpoint_path
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def _fetch(self, state: TrialState) -> None:
+        """Copy what the trial's adapter is made from, unless that is the exported one itself."""
+        name = state.best_checkpoint
+        if state.exported is not None and state.exported.checkpoint == name:
+            return
+        copy = self.inner.checkpoint_path / str(name)
+        try:
+            sums.check(copy, sums.ADAPTER_FILES)
+        except (CheckpointError, UnreadableError):
+            shutil.rmtree(copy, ignore_errors=True)
+            self.store.get(str(name), copy, COPIED)

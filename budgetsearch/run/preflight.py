@@ -1,0 +1,241 @@
+"""All that is checked before a run touches anything: settings, inputs, the machine, room on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgetsearch.core.errors import DataError, ModelError, RunFolderError, SettingsError, SpaceError
+from budgetsearch.core.ladders import DEEP
+from budgetsearch.core.ports import Say
+from budgetsearch.core.resources.disk import DiskNeed, most_held, need_of
+from budgetsearch.core.space.space import Space
+from budgetsearch.machine.shapes import ModelShape, find_config, known_models, shape_of
+from budgetsearch.run.choose_engine import check_execution
+from budgetsearch.run.settings import Settings
+from budgetsearch.run.spaces import load_space
+from budgetsearch.storage.shared import check_shared, folder_of, own_place
+from budgetsearch.training.data.models import BIG_MODEL
+from budgetsearch.training.data.size import guess_data
+from budgetsearch.views.study.storage import anchored_storage
+
+if TYPE_CHECKING:
+    from budgetsearch.run.settings import Settings
+
+
+def check(settings: Settings) -> None:
+    """Check everything that can be checked without fetching or writing anything.
+
+    Raises:
+        UsageError: the card, the model's source or another input cannot be used.
+    """
+    from budgetsearch.training.data.models import check_source
+
+    check_execution(settings)
+    check_source(settings.model)
+    check_inputs(settings)
+
+
+def check_inputs(settings: Settings) -> None:
+    """Check what needs neither the card nor the model, and no network.
+
+    Raises:
+        UsageError: the space, the targets, the data or the storage cannot be used.
+    """
+    from budgetsearch.run.spaces import load_space
+    from budgetsearch.training.data.examples import check_data
+    from budgetsearch.views.study.storage import check_url
+
+    space = load_space(settings.space)
+    if space.extra:
+        raise SpaceError(
+            f"The search space {settings.space} has dimensions that training does not know: "
+            f"{', '.join(space.extra)}. It knows quantization, rank, learning_rate, alpha and dropout."
+        )
+    if not all(name.strip() for name in settings.targets.split(",")):
+        raise SettingsError(
+            f"--targets {settings.targets!r} holds an empty name; write q_proj,v_proj or all-linear."
+        )
+    for source in filter(None, (settings.data, settings.valid)):
+        try:
+            check_data(source)
+        except OSError as error:
+            raise DataError(f"{source[:200]} cannot be read: {error.strerror or error}.") from error
+    if settings.storage:
+        check_url(settings.storage)
+    if settings.shared:
+        check_shared(settings.shared)
+
+
+def anchored(settings: Settings) -> Settings:
+    """The same settings with absolute paths, so that a resume works from any folder."""
+    local: dict[str, Any] = {
+        name: str(Path(source).expanduser().absolute())
+        for name in ("model", "data", "valid", "space")
+        if (source := getattr(settings, name)) and Path(source).expanduser().exists()
+    }
+    if not Path(settings.space).suffix:
+        local.pop("space", None)  # a name that comes with the package
+    local["storage"] = anchored_storage(settings.storage)
+    if settings.shared:
+        assert settings.out is not None
+        local["shared"] = own_place(settings.shared, settings.out.name)
+    return settings.model_copy(update=local)
+
+
+FULL_RUNS = 8
+"""Before anything is measured nobody knows how many full runs the budget holds: so many are assumed, and
+where it holds more, fewer trials than that wait for one."""
+TOKENIZER_BYTES = 32 * 2**20
+"""Of a tokenizer that is not here yet: an allowance."""
+ROW_BYTES = 12
+"""Of a tokenized row beside its tokens."""
+
+
+def largest_adapter(settings: Settings, space: Space, shape: ModelShape) -> int:
+    """Weights of an adapter of the largest rank that the space can ask for."""
+    return shape.weights_per_rank(settings.targets) * max(space.ranks)
+
+
+def run_need(settings: Settings, weights: int, budget_seconds: float, base: Path | None = None) -> DiskNeed:
+    """The need of the run folder with so many weights in the largest adapter.
+
+    ``base``: the folder of the base model, where it is known.
+    """
+    workers = settings.gpus or 1
+    held = most_held(eta=settings.eta, top_rung=len(DEEP) - 1, full_runs=FULL_RUNS, workers=workers)
+    return need_of(
+        weights,
+        tokenizer_bytes=_tokenizer_bytes(base) if base is not None else TOKENIZER_BYTES,
+        budget_seconds=budget_seconds,
+        held=min(held, workers * settings.max_trials),
+        gang=workers * (settings.max_gang if settings.optimizer == "adamw" else 1),
+    )
+
+
+def cache_need(model: str, shape: ModelShape | None, rows: int, tokens: float) -> dict[str, int | None]:
+    """Bytes that a run adds to the cache, by what they are; None: unknown. A folder is used where it lies."""
+    tokenized = int(4 * tokens) + ROW_BYTES * rows
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return {"tokenized data": tokenized}
+    converted = None
+    if path.suffix == ".gguf" and shape is not None:
+        converted = shape.weights * (2 if shape.weights > BIG_MODEL else 4)
+    return {"tokenized data": tokenized, "model": converted}
+
+
+def _tokenizer_bytes(base: Path) -> int:
+    """Every small file of the model's folder: the tokenizer is among them."""
+    files = [path for path in base.iterdir() if path.is_file() and path.suffix != ".safetensors"]
+    return sum(path.stat().st_size for path in files)
+
+
+def amount(size: int) -> str:
+    """Bytes as a person reads them: ``39.35 GiB``, ``12.5 MiB``."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def standing(path: Path) -> Path:
+    """The nearest folder that exists: it decides on the disk."""
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if os.path.exists(p))
+
+
+def free_bytes(path: Path) -> int:
+    """What this user may still write there."""
+    found = shutil.disk_usage(standing(path))
+    return found.free if found.total else sys.maxsize  # /proc is no disk: making a folder there says so
+
+
+def check_before(settings: Settings, budget_seconds: float, cache: Path, say: Say) -> None:
+    """Look at the disks of the run folder and of the cache, as far as the model is known without fetching it.
+
+    Raises:
+        RunFolderError: not even the least that a run needs fits.
+    """
+    assert settings.out is not None
+    shape = known_shape(settings, cache)
+    if shape is None:
+        say("disk: the need is not known before the model is here; it is looked at then")
+        return
+    data = guess_data(settings.data, settings.max_rows)
+    added = cache_need(settings.model, shape, data.rows, data.rows * data.tokens_per_row)
+    weights = largest_adapter(settings, load_space(settings.space), shape)
+    need = run_need(settings, weights, budget_seconds, _folder(settings.model))
+    extra = sum(size or 0 for size in added.values())
+    shared = os.stat(standing(settings.out)).st_dev == os.stat(standing(cache)).st_dev
+    if not shared and (free := free_bytes(cache)) < extra:
+        raise RunFolderError(
+            f"The cache {cache} has {amount(free)} free, but {amount(extra)} are needed "
+            f"({', '.join(added)}). Make room, or name another folder with BUDGETSEARCH_CACHE."
+        )
+    check_disks(settings, settings.out, need, say, extra if shared else 0)
+
+
+def check_disks(
+    settings: Settings, out: Path, need: DiskNeed, say: Say = lambda line: None, extra: int = 0
+) -> int | None:
+    """Insist on the least that a run needs in its folder ``out`` and where its checkpoints lie.
+
+    Returns how many trials that wait may keep a checkpoint; None: behind a URL nobody knows.
+
+    Raises:
+        RunFolderError: it does not fit.
+    """
+    if not settings.shared:
+        return check_run_folder(out, need, say, extra)
+    folder = folder_of(settings.shared)
+    # Behind a URL the run folder holds copies of the best adapter; with a folder, no checkpoints at all.
+    here = replace(need, checkpoint=need.adapter if folder is None else 0, held=0, gang=0)
+    check_run_folder(out, here, extra=extra)
+    return None if folder is None else check_run_folder(folder, need, say, flag="--shared")
+
+
+def check_run_folder(
+    out: Path, need: DiskNeed, say: Say = lambda line: None, extra: int = 0, flag: str = "--out"
+) -> int:
+    """Insist on the least that a run needs; returns how many trials that wait may keep a checkpoint.
+
+    ``extra``: bytes that go to the same disk beside the run. ``flag``: what names the folder.
+
+    Raises:
+        RunFolderError: it does not fit.
+    """
+    free = free_bytes(out) - extra
+    least, most = amount(need.least), amount(need.most)
+    if free < need.least:
+        raise RunFolderError(
+            f"{flag} {out}: its disk has {amount(max(0, free))} free, but a run needs at least {least} there "
+            f"and {most} at most (checkpoints of {amount(need.checkpoint)} at the largest rank, the adapter "
+            "twice, and the records). Make room, name a folder on another disk, or use a --space with "
+            "smaller ranks."
+        )
+    held = need.affordable(free)
+    if free < need.most:
+        say(
+            f"disk: {amount(free)} are free for {out}, and {most} could be used at most; so {held} trials "
+            "that wait keep a checkpoint, and the others are dropped earlier"
+        )
+    return held
+
+
+def known_shape(settings: Settings, cache: Path) -> ModelShape | None:
+    """The shape of the model, if it is known without asking anybody; None otherwise."""
+    model = settings.model
+    here = Path(model).expanduser().exists() or model.startswith("pypi:") or model in known_models()
+    if not here:
+        return None
+    try:
+        return shape_of(find_config(model, settings.revision, cache)[0], model)
+    except ModelError:
+        return None
+
+
+def _folder(model: str) -> Path | None:
+    path = Path(model).expanduser()
+    return path if path.is_dir() else None

@@ -1,0 +1,83 @@
+"""What a run came to, read from its folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.records import Score
+from budgetsearch.machine.clock import Timing
+from budgetsearch.storage.ledger import read_history
+from budgetsearch.storage.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class Best:
+    """The trial behind the exported adapter."""
+
+    trial_id: int
+    params: Mapping[str, Any]
+    loss: float
+    """Mean validation cross-entropy per completion token (nats)."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    state: str
+    """finished, interrupted or failed."""
+    reason: str
+    run: Path
+    best: Best | None
+    adapter_path: Path | None
+    """The best trial's PEFT adapter, which ``peft.PeftModel.from_pretrained`` loads; None if another's or
+    none stands there."""
+    score: Score | None
+    """Base against adapter, under the same quantization."""
+    ledger: Path
+    """The SQLite file with every event, decision and second."""
+    spent_seconds: float
+    budget_seconds: float
+    signal: str = ""
+    """The signal that interrupted it, such as SIGTERM."""
+    left_seconds: float = math.inf
+    """What the budget still held when this was made; infinite of a run that was over before."""
+
+
+def _is_of(folder: RunFolder, best: TrialState | None) -> bool:
+    """Whether the adapter in the folder is the best trial's: after a failure or a damaged ledger it may be
+    that of another one."""
+    from budgetsearch.views.card import told_by
+
+    return best is not None and told_by(folder.adapter).get("checkpoint") == best.best_checkpoint
+
+
+def result_of(folder: RunFolder, timing: Timing | None = None) -> Result:
+    """What the run in a folder came to; ``timing``: of the search that has just ended, if one has."""
+    history = read_history(folder.ledger)
+    best = history.incumbent
+    closed = history.closed
+    assert history.opened is not None
+    return Result(
+        state=closed.state if closed else "failed",
+        reason=closed.reason if closed else "the run did not end",
+        run=folder.path,
+        best=(
+            Best(best.trial_id, dict(best.trial.params), best.best_loss, best.best_tokens)
+            if best is not None and best.best_loss is not None
+            else None
+        ),
+        adapter_path=folder.adapter if _is_of(folder, best) else None,
+        score=history.score,
+        ledger=folder.ledger,
+        spent_seconds=history.spent,
+        budget_seconds=history.opened.budget_seconds,
+        signal=closed.signal if closed else "",
+        left_seconds=timing.budget_seconds - timing.clock.now() if timing else math.inf,
+    )

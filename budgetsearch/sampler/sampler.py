@@ -1,0 +1,216 @@
+"""The sampler behind the port: the default first, then a spread-out start, then a Gaussian process.
+
+It is a pure function of its arguments. Every trial number gets random numbers of its own, seeded by the
+run's seed and the number, so that a resumed run proposes what the uninterrupted one would have.
+
+The Gaussian process learns from every loss at every rung (``study.surrogate``); one proposal in ten
+ignores it and comes from the prior. That keeps a model that short rungs mislead from spending the whole
+budget in the wrong corner, and it is how the prior stays in play as evidence grows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from budgetsearch.core.history.history import History
+from budgetsearch.core.history.outcomes import is_infeasible
+from budgetsearch.core.ports import Proposal
+from budgetsearch.core.records import Params
+from budgetsearch.core.resources.memory import problem
+from budgetsearch.core.space.dimensions import Choice, Number
+from budgetsearch.core.space.space import Space
+from budgetsearch.sampler.cube import cube_of, from_point, parameters, suggest, to_row
+from budgetsearch.sampler.surrogate import Array, Observations, as_array, fidelity
+
+BLOCK = 6
+"""Rows of one latin hypercube: so few trials already show every quantization and several ranks."""
+STARTUP = 8
+"""Trials before the model takes over."""
+MIN_RESULTS = 4
+"""With fewer losses the model would say nothing."""
+EXPLORE = 10
+"""One trial in so many comes from the prior."""
+REFIT = 1.2
+"""The model's parameters are fitted anew when the observations have grown by this factor."""
+RANDOM_ATTEMPTS = 1000
+
+
+class OptunaSampler:
+    """Proposes configurations; implements the port ``Sampler``."""
+
+    def __init__(self) -> None:
+        # Fitted parameters by what they were fitted to: saves time, changes no proposal.
+        self._fitted: dict[bytes, Array] = {}
+
+    def propose(self, history: History, seed: int, first_number: int, count: int) -> list[Proposal]:
+        """``count`` configurations for the trials ``first_number`` and following.
+
+        None of them repeats another or one in the history, as long as the space has a new one.
+        """
+        view = _View.of(history, seed, self._fitted)
+        taken = {_key(state.trial.params) for state in history.trials.values()}
+        found: list[Proposal] = []
+        for number in range(first_number, first_number + count):
+            proposal = _first_new(view.suggestions(number), taken, view.fits)
+            taken.add(_key(proposal.params))
+            found.append(proposal)
+        return found
+
+
+@dataclass(frozen=True)
+class _View:
+    """What one call of ``propose`` looks at."""
+
+    history: History
+    seed: int
+    space: Space
+    fitted: dict[bytes, Array]
+
+    @classmethod
+    def of(cls, history: History, seed: int, fitted: dict[bytes, Array]) -> _View:
+        plan = history.plan
+        assert plan is not None, "configurations are proposed after planning"
+        return cls(history, seed, Space.parse(plan.space), fitted)
+
+    def suggestions(self, number: int) -> Iterator[Proposal]:
+        """What trial ``number`` may be, the preferred first."""
+        if number == 0:
+            yield Proposal(self.space.default(), "prior")
+        elif number <= STARTUP or not self.space.searched:
+            yield Proposal(stratified(self.space, self.seed, number), "stratified")
+        elif random.Random(mixed(self.seed, "explore", number)).randrange(EXPLORE):
+            yield from self._modelled(number)
+        chance = random.Random(mixed(self.seed, "chance", number))
+        for _ in range(RANDOM_ATTEMPTS):
+            unit = {name: chance.random() for name in self.space.searched}
+            yield Proposal(self.space.from_unit(unit), "prior")
+
+    def fits(self, params: Params) -> bool:
+        """Whether nothing is known that keeps a configuration from fitting into memory."""
+        assert self.history.plan is not None
+        return problem(self.history.plan, self.history.refused, params) is None
+
+    def waiting(self) -> list[Params]:
+        """Configurations without any result yet: a gang is proposed one after the other."""
+        told = {segment.trial_id for segment, result in self.history.results if result.loss is not None}
+        states = self.history.trials.values()
+        return [s.trial.params for s in states if s.trial_id not in told and not s.dead]
+
+    def _modelled(self, number: int) -> Iterator[Proposal]:
+        seen = observations(self.history, self.space)
+        if len(seen.y) < MIN_RESULTS:
+            yield Proposal(stratified(self.space, self.seed, number), "stratified")
+            return
+        cube = cube_of(self.space)
+        early = seen.first(_milestone(len(seen.y)))
+        key = early.x.tobytes() + early.s.tobytes() + early.y.tobytes()
+        if key not in self.fitted:
+            self.fitted[key] = parameters(cube, early)
+        rng = np.random.default_rng(mixed(self.seed, "model", number))
+        waiting = as_array([to_row(self.space, p) for p in self.waiting()]).reshape(-1, seen.x.shape[1])
+        for point in suggest(cube, seen, self.fitted[key], rng, waiting):
+            yield Proposal(from_point(self.space, point), "model")
+
+
+def _milestone(count: int) -> int:
+    """The last of a growing sequence of sizes: the same for every history that begins alike."""
+    size = MIN_RESULTS
+    while math.ceil(size * REFIT) <= count:
+        size = math.ceil(size * REFIT)
+    return size
+
+
+def mixed(*parts: object) -> int:
+    """A 32-bit seed from everything that it depends on, the same on every machine."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+# ------------------------------------------------------------------------ stratified
+
+
+def stratified(space: Space, seed: int, number: int) -> Params:
+    """The configuration of startup trial ``number`` (1 and up): a row of its block's hypercube."""
+    block, row = divmod(number - 1, BLOCK)
+    unit: dict[str, float] = {}
+    for dimension in space.dimensions:
+        if isinstance(dimension, (Number, Choice)) and dimension.searched:
+            rng = random.Random(mixed(seed, "block", block, dimension.name))
+            column = _column(dimension, rng)
+            unit[dimension.name] = rng.sample(column, BLOCK)[row]
+    return space.from_unit(unit)
+
+
+def _column(dimension: Number | Choice, rng: random.Random) -> list[float]:
+    """One position in each sixth of the prior; of a short choice every value at least once."""
+    if isinstance(dimension, Number):
+        return [(k + rng.random()) / BLOCK for k in range(BLOCK)]
+    if len(dimension.values) > BLOCK:
+        shift = rng.random()
+        return [(k + shift) / BLOCK for k in range(BLOCK)]
+    column = [dimension.value_at((k + 0.5) / BLOCK) for k in range(BLOCK)]
+    for value in dimension.values:
+        if value not in column:
+            column[column.index(max(column, key=column.count))] = value
+    return [dimension.position_of(value) for value in column]
+
+
+# ----------------------------------------------------------------------- the model
+
+
+def observations(history: History, space: Space) -> Observations:
+    """Every loss in the order of the ledger.
+
+    What diverged, and what fits at no micro-batch, counts as the worst loss seen: both are to be avoided.
+    """
+    plan = history.plan
+    assert plan is not None
+    rows: list[list[float]] = []
+    lengths: list[float] = []
+    losses: list[float | None] = []
+    points = {number: to_row(space, state.trial.params) for number, state in history.trials.items()}
+    for segment, result in history.results:
+        bad = result.status == "diverged" or is_infeasible(segment, result)
+        if result.loss is None and not bad:
+            continue
+        trial = history.trials[segment.trial_id].trial
+        tokens = result.tokens if result.loss is not None else segment.stop_tokens
+        share = min(1.0, tokens / trial.rung_tokens[plan.top_rung])
+        rows.append(points[segment.trial_id])
+        lengths.append(fidelity(share))
+        losses.append(result.loss)
+    worst = max((loss for loss in losses if loss is not None), default=0.0)
+    values = [worst if loss is None else loss for loss in losses]
+    width = max(1, len(space.searched))
+    return Observations(as_array(rows).reshape(-1, width), as_array(lengths), as_array(values))
+
+
+# ------------------------------------------------------------------------- duplicates
+
+
+def _first_new(
+    suggestions: Iterator[Proposal], taken: set[tuple[Any, ...]], fits: Callable[[Params], bool]
+) -> Proposal:
+    """The first suggestion that is not taken and fits into memory, else the first that fits, else the very
+    first: memory is a constraint that the model need not learn."""
+    preferred = next(suggestions)
+    if fits(preferred.params) and _key(preferred.params) not in taken:
+        return preferred
+    for proposal in suggestions:
+        able = fits(proposal.params)
+        if able and _key(proposal.params) not in taken:
+            return proposal
+        if able and not fits(preferred.params):
+            preferred = proposal
+    return preferred
+
+
+def _key(params: Params) -> tuple[Any, ...]:
+    return tuple(sorted(params.items()))

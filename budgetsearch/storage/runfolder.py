@@ -1,0 +1,238 @@
+"""The folder of one run: where everything lies."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.core.errors import LedgerError, RunFolderError
+from budgetsearch.core.secrets import shown_settings
+from budgetsearch.storage.backup import backup_of
+from budgetsearch.storage.files import replace_file, unwritable
+from budgetsearch.storage.ledger import read_entries
+from budgetsearch.storage.lock import RunLock, held
+
+OWN = (
+    *("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite"),
+    *("ledger.jsonl", "traceback.log", "ray", ".settings.json.new", ".versions.lock.new"),
+)
+"""What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        """The append-only record: the truth."""
+        return self.path / "ledger.sqlite"
+
+    @property
+    def backup(self) -> Path:
+        """The same once more, in a file that only grows."""
+        return backup_of(self.ledger)
+
+    @property
+    def study(self) -> Path:
+        """The Optuna study: a view of the ledger."""
+        return self.path / "study.sqlite"
+
+    @property
+    def settings(self) -> Path:
+        """Every setting, defaults included; without passwords."""
+        return self.path / "settings.json"
+
+    @property
+    def versions(self) -> Path:
+        """Every installed package with its version."""
+        return self.path / "versions.lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The trials' checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The exported PEFT adapter."""
+        return self.path / "adapter"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.md"
+
+    @property
+    def report_html(self) -> Path:
+        """The report with figures, one page that needs no network."""
+        return self.path / "report.html"
+
+    @property
+    def report_json(self) -> Path:
+        """The report's numbers, for programs."""
+        return self.path / "report.json"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the worker process and its libraries printed."""
+        return self.path / "worker.log"
+
+    @property
+    def ray(self) -> Path:
+        """What Ray Tune wrote: results, TensorBoard files, logs of the workers."""
+        return self.path / "ray"
+
+    @property
+    def traceback(self) -> Path:
+        """Where errors happened that nobody foresaw."""
+        return self.path / "traceback.log"
+
+    @property
+    def command_word(self) -> str:
+        """The path as a shell takes it: quoted where it must be."""
+        return shlex.quote(str(self.path))
+
+    def has_ledger(self) -> bool:
+        """Whether the ledger is there, or its backup, from which it can be made again."""
+        return self.ledger.is_file() or self.backup.is_file()
+
+    def check_free(self) -> None:
+        """Refuse a folder that a new run must not write into.
+
+        Raises:
+            RunFolderError: it is in use, holds a run already, or holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"--out {self.path} is a file. Name a folder that does not exist yet.")
+        if not self.path.exists():
+            self._check_writable()
+            return
+        self.check_not_in_use()
+        if self.has_ledger() and self._has_begun():
+            raise RunFolderError(
+                f"--out {self.path} already holds a run. Go on with `budgetsearch resume "
+                f"{self.command_word}`, or name another folder."
+            )
+        names = {re.sub(r"(?<=\.sqlite)-(wal|shm|journal)$", "", path.name) for path in self.path.iterdir()}
+        if names - set(OWN):
+            raise RunFolderError(f"--out {self.path} is not empty and holds no run. Name another folder.")
+
+    def _has_begun(self) -> bool:
+        """Whether the ledger holds an event, or may have held one."""
+        try:
+            return next(read_entries(self.ledger), None) is not None
+        except LedgerError:
+            return True
+
+    def _check_writable(self) -> None:
+        parent = next(p for p in self.path.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise RunFolderError(
+                f"--out {self.path} cannot be made: {parent} is not a folder you can write to."
+            )
+
+    def check_run(self) -> None:
+        """Insist that there is a run in the folder.
+
+        Raises:
+            RunFolderError: there is none.
+            LedgerError: there was one, but its ledger is gone.
+        """
+        if self.has_ledger():
+            return
+        if self.path.is_dir() and self.in_use():
+            raise self.being_prepared()
+        if self.has_earned():
+            raise LedgerError(
+                f"The ledger {self.ledger} is gone, and its backup {self.backup.name} too, but there "
+                "are checkpoints or an adapter beside them. Restore one of the two files from a copy; the "
+                "adapter can be used as it is."
+            )
+        if self.path.is_file():
+            near = RunFolder(self.path.parent)
+            hint = f"the run is {near.command_word}" if near.has_ledger() else "name the folder of a run"
+            raise RunFolderError(f"{self.path} is a file, not a run: {hint}.")
+        what = "has no ledger.sqlite, so it is not a run" if self.path.is_dir() else "does not exist"
+        raise RunFolderError(f"{self.path} {what}. `budgetsearch run --out FOLDER` starts one.")
+
+    def has_earned(self) -> bool:
+        """Whether there is what only a search can have left."""
+        return self.adapter.exists() or any(self.checkpoints.glob("trial*"))
+
+    def forget_study(self) -> None:
+        """Remove the study, which may know more than a mended ledger; it is made again from that."""
+        for end in ("-wal", "-shm", "-journal", ""):
+            Path(f"{self.study}{end}").unlink(missing_ok=True)
+
+    def being_prepared(self) -> RunFolderError:
+        """What to say of a run that has not begun yet."""
+        return RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")
+
+    def in_use(self) -> bool:
+        """Whether a process works on the run; nothing is written to find out."""
+        return held(self.path / "lock", self.path)
+
+    def goes(self, closed: bool) -> bool:
+        """Whether a process works on the run in it; ``closed``: the ledger says that the run is over."""
+        return not closed and self.in_use()
+
+    def check_not_in_use(self) -> None:
+        """Refuse a folder whose lock is held.
+
+        Raises:
+            RunFolderError: a process works on it.
+        """
+        if (self.path / "lock").exists():
+            RunLock(self.path).release()
+
+    def prepare(self, settings: dict[str, Any]) -> None:
+        """Make what a run needs before its first event: folders, settings, versions.
+
+        Raises:
+            RunFolderError: the disk is full, or something else keeps them from being written.
+        """
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+            self.tidy()
+            shown = json.dumps(shown_settings(settings), indent=2)
+            replace_file(self.settings, f"{shown}\n".encode())
+            self._write_versions()
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def tidy(self) -> None:
+        """Remove what a process left that was killed while it wrote a report or its settings."""
+        halves = (self.path / f".{path.name}.new" for path in (self.settings, self.versions))
+        for leftover in (*self.path.glob(f".{self.report.stem}.*.tmp"), *halves):
+            leftover.unlink(missing_ok=True)
+
+    def _write_versions(self) -> None:
+        """Write down the Python and every installed package: what a repetition needs."""
+        if self.versions.exists() and self.versions.stat().st_size:
+            return  # a resume: what the run began with is what counts
+        found = {(d.metadata["Name"] or "?").lower(): d.version for d in importlib.metadata.distributions()}
+        lines = [f"# Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+        lines += [f"{name}=={version}" for name, version in sorted(found.items())]
+        replace_file(self.versions, ("\n".join(lines) + "\n").encode())
+
+    def clear(self, *, remove: bool) -> None:
+        """Take back what was made for a run that never began; ``remove`` the folder as well."""
+        if remove:
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()

@@ -1,0 +1,1 @@
+"""What is done beside a run, each tool on its own."""

@@ -1,0 +1,327 @@
+"""Ask bases and adapters: one resident base for all adapters of the same model and quantization."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgetsearch.core.errors import ModelError, RunFolderError
+from budgetsearch.core.plan import Plan
+from budgetsearch.run.settings import Settings
+from budgetsearch.storage.ledger import read_history
+from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.tools.compare import kept
+from budgetsearch.tools.compare.harness import ask_harness, check_harness
+from budgetsearch.tools.compare.pairing import Run, TaskResult
+from budgetsearch.tools.compare.tasks import Task, content_hash, key_of, overlap, result_of
+from budgetsearch.views.card import told_by
+
+if TYPE_CHECKING:
+    from budgetsearch.training.data.models import BaseModel
+
+Answers = dict[str, dict[str, TaskResult]]
+"""By task and entrant."""
+Tick = Callable[[str, int, int], None]
+"""(what is asked, answers so far, answers in all)."""
+MAX_PROMPT = 4096
+"""Tokens of a prompt; a longer one keeps its end."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with what is needed to load its base and its adapter."""
+
+    run: Run
+    settings: Settings
+    plan: Plan | None
+    adapter: Path
+    checkpoint: str | None
+    """What the best trial's adapter is made from."""
+
+    @classmethod
+    def of(cls, run: Run) -> Subject:
+        """From its folder.
+
+        Raises:
+            RunFolderError: another version of budgetsearch wrote its settings.
+        """
+        folder = RunFolder(Path(run.path))
+        history = read_history(folder.ledger)
+        assert history.opened is not None
+        try:
+            settings = Settings.model_validate(dict(history.opened.settings))
+        except ValueError as error:
+            raise RunFolderError(
+                f"The settings of {run.path} are those of another version of budgetsearch, so its adapter "
+                f"cannot be asked: {error}. Compare it without --tasks."
+            ) from error
+        best = history.incumbent
+        return cls(run, settings, history.plan, folder.adapter, best.best_checkpoint if best else None)
+
+    @property
+    def silence(self) -> str:
+        """Why its adapter cannot answer, if so."""
+        if not kept.adapter_hash(self.adapter):
+            return "there is no adapter on disk"
+        if self.checkpoint is None or told_by(self.adapter).get("checkpoint") != self.checkpoint:
+            return "the adapter on disk is not that of its best trial (`budgetsearch resume` writes that one)"
+        return ""
+
+    def base(self, cache: Path, allowed: bool, say: Callable[[str], None]) -> BaseModel:
+        """The base model on this machine, not loaded; ``allowed``: whether code of its own may run.
+
+        Raises:
+            UsageError: it cannot be found, or it needs code that is not allowed.
+        """
+        from budgetsearch.training.data.models import resolve_again
+
+        settings = self.settings
+        return resolve_again(
+            Path(self.run.path), settings.model, cache,
+            wanted=settings.trust_remote_code, allowed=allowed, revision=settings.revision, say=say,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What everybody is asked."""
+
+    tasks: Sequence[Task]
+    limit: int | None = None
+    """So many examples of each task at most."""
+    folder: Path | None = None
+    """Local task definitions for lm-eval."""
+    chat: bool = False
+    """Whether lm-eval wraps its prompts in the chat template."""
+    gpu: str | None = None
+    """Card to ask on; None: that of the first run."""
+    trust_remote_code: bool = False
+    """Whether code that came with a base may run, if it ran in the run."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One task for one entrant."""
+
+    task: Task
+    entrant: str
+    adapter: Path | None
+    """None: the bare base."""
+    run: Path
+    """Where its answers are kept."""
+    about: Mapping[str, Any]
+    """All that they depend on."""
+
+
+@dataclass
+class Asking:
+    """Answers as they come in; what has come is kept when it is interrupted."""
+
+    questions: Questions
+    cache: Path
+    """Where converted base models are."""
+    tick: Tick = lambda what, done, total: None
+    say: Callable[[str], None] = lambda line: None
+    answers: Answers = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def ask(self, subjects: Sequence[Subject], bases: Mapping[tuple[str, str], str]) -> None:
+        """Ask all of them everything that nobody has kept an answer to.
+
+        Raises:
+            UsageError: the card is not here, a base cannot be found or needs code of its own that is not
+                allowed, or lm-eval is not installed.
+            BudgetsearchError: a task cannot be run.
+        """
+        self._check()
+        self.answers.update({task.name: {} for task in self.questions.tasks})
+        able = [one for one in subjects if not one.silence]
+        self.notes += [f"{s.run.name}: {s.silence}, so it answered nothing" for s in subjects if s.silence]
+        self._note_overlaps(able)
+        if not able:
+            return
+        for one in able:
+            if one.settings.trust_remote_code and not self.questions.trust_remote_code:
+                one.base(self.cache, False, self.say)  # before the first answer, not after hours of them
+        from budgetsearch.machine.detect import detect
+
+        gpu = self.questions.gpu
+        first = able[0].settings
+        card = detect(gpu or first.gpu, None if gpu else first.device)
+        # CUDA reads them when it is first used, which is below.
+        os.environ.update(card.environment)
+        for key, name in bases.items():
+            same = [one for one in able if one.run.base_key == key]
+            if same:
+                self._ask_base(name, same, card)
+
+    def _check(self) -> None:
+        foreign = [task.source for task in self.questions.tasks if not task.ours]
+        if foreign:
+            check_harness(foreign, self.questions.folder)
+
+    def _note_overlaps(self, able: Sequence[Subject]) -> None:
+        """An answer to what one has learnt is no test."""
+        for task in self.questions.tasks:
+            for data in dict.fromkeys(one.settings.data for one in able) if task.ours else ():
+                count, total = overlap(task, self.questions.limit, data)
+                if count:
+                    names = ", ".join(one.run.name for one in able if one.settings.data == data)
+                    self.notes.append(
+                        f"{count} of {total} prompts of {task.name} stand in the data of {names} too "
+                        "(training or validation rows): answers to them are no test of what was not seen"
+                    )
+
+    def _ask_base(self, base_name: str, same: Sequence[Subject], card: Any) -> None:
+        open_questions = []
+        for question in self._all_questions(base_name, same, card):
+            known = kept.load([one.adapter.parent for one in same], question.about)
+            if known is None:
+                open_questions.append(question)
+            else:
+                self._note(question, known)
+        if not open_questions:
+            return
+        from budgetsearch.training.quiet import quiet
+
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            room = Room.opened(same[0], card, self.cache, self.questions.trust_remote_code, self.say)
+            for adapter in dict.fromkeys(question.adapter for question in open_questions):
+                mine = [question for question in open_questions if question.adapter == adapter]
+                with room.wearing(adapter) as model:
+                    for question in mine:
+                        self._note(question, self._put(question, room, model), keep=True)
+
+    def _all_questions(self, base_name: str, same: Sequence[Subject], card: Any) -> Iterator[Question]:
+        who: list[tuple[str, Path | None, Path]] = [(base_name, None, same[0].adapter.parent)]
+        who += [(one.run.name, one.adapter, one.adapter.parent) for one in same]
+        for entrant, adapter, run in who:
+            for task in self.questions.tasks:
+                about = {
+                    "task": task.source,
+                    "content": content_hash(task, self.questions.folder),
+                    "limit": self.questions.limit,
+                    "chat_template": self.questions.chat,
+                    "adapter": kept.adapter_hash(adapter) if adapter else None,
+                    "base": same[0].run.model_sha256,
+                    "quantization": same[0].run.quantization,
+                    "card": card.name,
+                    "versions": kept.versions("reasoning-gym" if task.ours else "lm-eval"),
+                }
+                yield Question(task, entrant, adapter, run, about)
+
+    def _put(self, question: Question, room: Room, model: Any) -> TaskResult:
+        what = f"{question.entrant}: {question.task.name}"
+        self.tick(what, 0, 0)
+
+        def tick(done: int, total: int) -> None:
+            self.tick(what, done, total)
+
+        if question.task.ours:
+            return room.own_answers(model, question.task, self.questions.limit, tick)
+        return ask_harness(
+            model, room.tokenizer, question.task,
+            limit=self.questions.limit, folder=self.questions.folder,
+            chat=self.questions.chat, batch=room.batch,
+        )  # fmt: skip
+
+    def _note(self, question: Question, result: TaskResult, *, keep: bool = False) -> None:
+        self.answers[question.task.name][question.entrant] = result
+        if not keep:
+            return
+        try:
+            kept.save(question.run, question.about, result)
+        except OSError as error:
+            self.notes.append(f"{question.entrant}: its answers cannot be kept in {question.run} ({error})")
+
+
+@dataclass
+class Room:
+    """A resident base and its tokenizer."""
+
+    base: Any
+    tokenizer: Any
+    device: str
+    batch: int
+    context: int
+    """Tokens that the model takes in all."""
+
+    @classmethod
+    def opened(cls, one: Subject, card: Any, cache: Path, allowed: bool, say: Callable[[str], None]) -> Room:
+        """Load the base of this run under its quantization; ``allowed``: whether code of its own may run.
+
+        Raises:
+            ModelError: it cannot be found, or it is no longer what the run trained on.
+        """
+        from budgetsearch.training.bases import load_base
+        from budgetsearch.training.data.tokens import load_tokenizer
+        from budgetsearch.training.score import answer_batch
+
+        settings, quantization = one.settings, one.run.quantization
+        trust = settings.trust_remote_code and allowed
+        found = one.base(cache, allowed, say)
+        if found.sha256 != one.run.model_sha256:
+            raise ModelError(
+                f"The base model {settings.model} has changed since {one.run.path} was trained on it, so its "
+                "answers would not be the run's. Bring the old one back, or compare without --tasks."
+            )
+        half = "fp16" if card.profile.dtype == "fp16" else "bf16"
+        base = load_base(str(found.path), quantization, card.device, trust_remote_code=trust, half=half)
+        micro_batch = one.plan.micro_batches.get(quantization, 1) if one.plan else 1
+        context = int(getattr(base.config, "max_position_embeddings", 0) or 2 * MAX_PROMPT)
+        tokenizer = load_tokenizer(found.path, trust_remote_code=trust)
+        return cls(base, tokenizer, card.device, answer_batch(micro_batch), context)
+
+    @contextmanager
+    def wearing(self, adapter: Path | None) -> Iterator[Any]:
+        """Inside, the base with this adapter on it; afterwards it is bare again."""
+        if adapter is None:
+            yield self.base
+            return
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(self.base, adapter, is_trainable=False)
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.unload()
+
+    def own_answers(
+        self, model: Any, task: Task, limit: int | None, tick: Callable[[int, int], None]
+    ) -> TaskResult:
+        """Greedy answers to rows, graded as the search grades them.
+
+        Raises:
+            DataError: the rows cannot be read.
+        """
+        from budgetsearch.training.data.examples import answer_is_right, load_examples
+        from budgetsearch.training.data.tokens import render_prompt
+        from budgetsearch.training.evaluate import generate_answers
+        from budgetsearch.training.score import room_for
+
+        examples = load_examples(task.source)[:limit]
+        new = room_for([len(self.tokenizer(e.completion)["input_ids"]) for e in examples])
+        grades: list[float] = []
+        for start in range(0, len(examples), self.batch):
+            some = examples[start : start + self.batch]
+            texts = generate_answers(
+                model,
+                self.tokenizer,
+                [render_prompt(self.tokenizer, example) for example in some],
+                device=self.device,
+                max_new_tokens=new,
+                max_prompt_tokens=max(1, min(MAX_PROMPT, self.context - new)),
+            )
+            grades += [answer_is_right(e, text) for e, text in zip(some, texts or [], strict=True)]
+            tick(len(grades), len(examples))
+        keys = [key_of([example.prompt, example.completion]) for example in examples]
+        return result_of(task, "graded as in the search", True, keys, grades)

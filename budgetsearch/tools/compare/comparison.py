@@ -1,0 +1,223 @@
+"""The whole comparison, from runs to what is shown: standings, pairs, what stays apart, notes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from budgetsearch.tools.compare.bootstrap import (
+    ALPHA,
+    CONFIDENCE,
+    RESAMPLES,
+    Mean,
+    Pair,
+    mean_of,
+    no_interval,
+    pairs_of,
+    share_interval,
+    share_of,
+)
+from budgetsearch.tools.compare.pairing import (
+    Apart,
+    Measure,
+    Run,
+    TaskResult,
+    base_names,
+    task_measure,
+    validation_measures,
+)
+from budgetsearch.tools.compare.winrates import Winning, challenge, warnings_of
+from budgetsearch.views.intervals import MIN_ANSWERS, MIN_EXAMPLES, weighted_mean
+
+FORMAT = 1
+CAVEATS = (
+    f"Intervals ({CONFIDENCE:.0%}; of accuracies Wilson's, of their differences Newcombe's for pairs, of all "
+    f"else a bootstrap over examples, {RESAMPLES} resamples) and p-values (sign flips of paired differences, "
+    "Holm's correction within a measure) say what the choice of examples explains. They say nothing of other "
+    "seeds: a run again with another seed would differ as well.",
+    "A run's validation rows also chose its configuration, so its loss on them is a little too good; that "
+    "of a base is not.",
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One measure of all that share its examples."""
+
+    measure: Measure
+    means: Mapping[str, Mean]
+    """By entrant, the best first."""
+    pairs: tuple[Pair, ...]
+
+    @property
+    def too_few(self) -> str:
+        """Why there is no interval; empty where there are examples enough."""
+        needed = MIN_ANSWERS if self.measure.shares else MIN_EXAMPLES
+        if self.measure.examples >= needed:
+            return ""
+        what = "answers" if self.measure.shares else "examples"
+        return f"{self.measure.examples} {what} are too few for an interval: it takes {needed}"
+
+    def better(self, pair: Pair) -> str | None:
+        """Which of the two is better; None where chance explains the difference."""
+        if not pair.told_apart:
+            return None
+        return pair.first if (pair.difference > 0) == self.measure.higher_is_better else pair.second
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is shown and written."""
+
+    runs: tuple[Run, ...]
+    bases: Mapping[tuple[str, str], str]
+    """Names of the bare bases, by hash of the model and quantization."""
+    validation: tuple[Compared, ...]
+    tasks: tuple[Compared, ...]
+    apart: tuple[Apart, ...]
+    winnings: tuple[Winning, ...]
+    notes: tuple[str, ...]
+    interrupted: bool = False
+
+    @property
+    def compared(self) -> tuple[Compared, ...]:
+        """All measures."""
+        return (*self.validation, *self.tasks)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know of the measures and the runs."""
+        few = [f"{one.measure.name}: {one.too_few}" for one in self.compared if one.too_few]
+        return [*dict.fromkeys(few), *self.notes]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the challenge's score must know."""
+        return warnings_of(list(self.winnings))
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    answers: Mapping[str, Mapping[str, TaskResult]] | None = None,
+    *,
+    baseline: str | None = None,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+    interrupted: bool = False,
+) -> Comparison:
+    """Compare what can be compared, name what cannot.
+
+    ``answers``: by task and entrant. ``baseline``: pairs are formed with this entrant alone, wherever it is
+    among the compared.
+    """
+    bases = base_names(runs, [run.name for run in runs])
+    measures, aparts = validation_measures(runs, bases)
+    tasks, said = _tasks(answers or {})
+    compared = [_compare(measure, baseline, seed) for measure in tasks]
+    return Comparison(
+        runs=tuple(runs),
+        bases=bases,
+        validation=tuple(_compare(measure, baseline, seed) for measure in measures),
+        tasks=tuple(compared),
+        apart=tuple(aparts),
+        winnings=tuple(_winnings(compared)),
+        notes=(*(f"{run.name}: {note}" for run in runs for note in run.notes), *said, *notes),
+        interrupted=interrupted,
+    )
+
+
+def _tasks(answers: Mapping[str, Mapping[str, TaskResult]]) -> tuple[list[Measure], list[str]]:
+    measures, notes = [], []
+    for task, results in answers.items():
+        measure = task_measure(task, results)
+        if measure is None:
+            notes.append(f"{task}: there is no example that all have answered")
+        else:
+            measures.append(measure)
+    return measures, notes
+
+
+def _compare(measure: Measure, baseline: str | None, seed: int) -> Compared:
+    few = bool(Compared(measure, {}, ()).too_few)
+    means = {name: _mean(values, measure, seed, few) for name, values in measure.values.items()}
+    interval = no_interval if few else share_interval if measure.shares else None
+    sign = -1 if measure.higher_is_better else 1
+    order = sorted(means, key=lambda name: (sign * means[name].mean, name))
+    values = {name: measure.values[name] for name in order}
+    chosen = baseline if baseline in values else None
+    pairs = pairs_of(values, measure.weights, baseline=chosen, seed=seed, interval=interval)
+    return Compared(measure, {name: means[name] for name in order}, tuple(pairs))
+
+
+def _mean(values: Sequence[float], measure: Measure, seed: int, few: bool) -> Mean:
+    if few:
+        return Mean(weighted_mean(values, measure.weights), None, None)
+    return share_of(values) if measure.shares else mean_of(values, measure.weights, seed)
+
+
+def _winnings(tasks: Sequence[Compared]) -> list[Winning]:
+    """Of those that answered every task."""
+    if not tasks:
+        return []
+    names = set.intersection(*(set(one.means) for one in tasks))
+    if len(names) < 2:
+        return []
+    scores = {
+        one.measure.name: {
+            name: mean.mean if one.measure.higher_is_better else -mean.mean
+            for name, mean in one.means.items()
+            if name in names
+        }
+        for one in tasks
+    }
+    return challenge(scores)
+
+
+# ------------------------------------------------------------------------------- JSON
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """The comparison as plain JSON values, example by example, so that it can be checked."""
+    return {
+        "format": FORMAT,
+        "runs": [_run_dict(run) for run in found.runs],
+        "bases": [
+            {"name": name, "model_sha256": model, "quantization": quantization}
+            for (model, quantization), name in found.bases.items()
+        ],
+        "measures": [_compared_dict(one) for one in found.compared],
+        "not_compared": [dataclasses.asdict(one) for one in found.apart],
+        "challenge": {
+            "entrants": [dataclasses.asdict(winning) for winning in found.winnings],
+            "warnings": found.warnings,
+        },
+        "notes": list(found.notes),
+        "caveats": list(CAVEATS),
+        "interrupted": found.interrupted,
+    }
+
+
+def _run_dict(run: Run) -> dict[str, Any]:
+    values = dataclasses.asdict(run)
+    del values["adapter"], values["base"]
+    return {**values, "params": dict(run.params)}
+
+
+def _compared_dict(one: Compared) -> dict[str, Any]:
+    measure = one.measure
+    return {
+        "name": measure.name,
+        "higher_is_better": measure.higher_is_better,
+        "examples": measure.examples,
+        "weights": list(measure.weights),
+        "notes": list(measure.notes),
+        "too_few": one.too_few,
+        "alpha": ALPHA,
+        "entrants": [
+            {"name": name, **dataclasses.asdict(mean), "values": list(measure.values[name])}
+            for name, mean in one.means.items()
+        ],
+        "pairs": [{**dataclasses.asdict(pair), "better": one.better(pair)} for pair in one.pairs],
+    }

@@ -1,0 +1,78 @@
+"""``compare.html`` and ``compare.json``: the comparison as files that need no network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.core.errors import UsageError
+from budgetsearch.tools.compare.bootstrap import CONFIDENCE
+from budgetsearch.tools.compare.comparison import CAVEATS, Compared, Comparison, as_json
+from budgetsearch.tools.compare.plot import caption, legend, panels, unmeasured
+from budgetsearch.tools.compare.table import apart_text, headings, measure_title, pair_rows, rows
+from budgetsearch.views.report.offline import DRAW, plotly_library, policy, script_json
+from budgetsearch.views.words import params_text
+
+HTML, JSON = "compare.html", "compare.json"
+TEMPLATE = Path(__file__).with_name("compare.html.j2")
+
+
+def write(found: Comparison, folder: Path) -> list[Path]:
+    """Write both files over older ones, each whole or not at all; returns their paths.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    texts = {HTML: page(found), JSON: json.dumps(as_json(found), indent=2, allow_nan=False) + "\n"}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+            os.replace(temporary, folder / name)
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be written ({error}); name another folder.") from error
+    return [folder / name for name in texts]
+
+
+def page(found: Comparison) -> str:
+    """The whole page; everything that a run or a user named is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    library = plotly_library()
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        found=found,
+        apart=[apart_text(one) for one in found.apart],
+        headings=headings(found),
+        rows=rows(found),
+        measures=[_measure(one, found, number) for number, one in enumerate(found.compared)],
+        legend=legend(found),
+        figure_json=script_json(
+            {
+                panel.name: {"data": panel.data, "layout": panel.layout}
+                for number, one in enumerate(found.compared)
+                for panel in panels(one, found, number)
+            }
+        ),
+        plotly=library,
+        draw=DRAW,
+        policy=policy([library, DRAW]),
+        confidence=f"{CONFIDENCE:.0%}",
+        unmeasured=unmeasured(found),
+        notes=[*found.remarks, *CAVEATS],
+        params=params_text,
+    )
+
+
+def _measure(one: Compared, found: Comparison, number: int) -> dict[str, Any]:
+    return {
+        "title": measure_title(one, found),
+        "panels": panels(one, found, number),
+        "caption": caption(one),
+        "notes": one.measure.notes,
+        "pairs": pair_rows(one),
+    }

@@ -1,0 +1,100 @@
+"""What ``--tasks`` names: sources of rows as ``--data`` takes them, and standard tasks of lm-eval."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from budgetsearch.core.errors import DataError, UsageError
+from budgetsearch.tools.compare.gather import shown
+from budgetsearch.tools.compare.pairing import TaskResult, unique
+from budgetsearch.training.data.examples import EXTENSIONS, GYM, HUB, check_data, load_examples, prompt_key
+
+COMMAS = re.compile(r",(?![^\[]*\])")
+"""Between tasks; not those inside the list of a parameter."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scenario."""
+
+    name: str
+    """As it is shown."""
+    source: str
+    """As it was given."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether its rows are read and graded here; else lm-eval does both."""
+        return is_source(self.source)
+
+
+def is_source(text: str) -> bool:
+    """Whether this names rows, as ``--data`` does."""
+    return text.startswith((GYM, HUB)) or text.lower().endswith(EXTENSIONS)
+
+
+def parse_tasks(text: str) -> list[Task]:
+    """The tasks of a list with commas; their rows are looked at, nothing is fetched.
+
+    Raises:
+        UsageError: it is empty, or names rows that cannot be used.
+    """
+    sources = list(dict.fromkeys(part.strip() for part in COMMAS.split(text) if part.strip()))
+    if not sources:
+        raise UsageError(
+            f"--tasks {text!r} names no task; give names of lm-eval, data files or {GYM}NAME, with commas."
+        )
+    for source in sources:
+        if is_source(source):
+            check_data(source)
+    names = [_short(source) for source in sources]
+    return [Task(name, source) for name, source in zip(unique(names), sources, strict=True)]
+
+
+def _short(source: str) -> str:
+    if source.startswith(GYM):
+        return source.removeprefix(GYM).partition("?")[0]
+    return shown(Path(source).name if is_source(source) else source)
+
+
+def overlap(task: Task, limit: int | None, data: str) -> tuple[int, int]:
+    """(prompts of the task that stand in these data too, prompts); none where the data cannot be read."""
+    prompts = [prompt_key(example) for example in load_examples(task.source)[:limit]]
+    try:
+        known = {prompt_key(example) for example in load_examples(data)}
+    except (DataError, OSError):
+        known = set()
+    return sum(prompt in known for prompt in prompts), len(prompts)
+
+
+def result_of(
+    task: Task, metric: str, higher: bool, keys: Sequence[str], grades: Sequence[float]
+) -> TaskResult:
+    """Grades by example; examples that are alike are told apart by a number."""
+    return TaskResult(task.name, metric, higher, tuple(unique(list(keys))), tuple(map(float, grades)))
+
+
+def content_hash(task: Task, folder: Path | None) -> str:
+    """What the task's rows are, as far as files of the user say: another content is another task."""
+    if task.ours:
+        path = Path(task.source).expanduser()
+        return _file_hash(path) if path.is_file() else ""
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+    parts = [f"{path.relative_to(folder or path)} {_file_hash(path)}" for path in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else ""
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key_of(value: object) -> str:
+    """A short hash of anything that JSON can hold."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,159 @@
+"""A preview for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from budgetsearch.machine.host import GIB
+from budgetsearch.tools.plan.preview import FitCell, Preview
+
+
+def show(found: Preview) -> Group:
+    """Everything, the answer first."""
+    parts: list[RenderableType] = [
+        Text(_head(found)),
+        Text(""),
+        _ladder(found),
+        Text(""),
+        _phases(found),
+        Text(""),
+        *_fits(found),
+        *_refused(found),
+        Text(""),
+        _speed(found),
+        Text(""),
+        _reserve(found),
+        Text(""),
+        Text(_disk(found)),
+        Text(""),
+        _guesses(found),
+    ]
+    return Group(*parts)
+
+
+def clock(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds of what is short."""
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _head(found: Preview) -> str:
+    plan, rehearsal = found.rehearsal.plan, found.rehearsal
+    passes = rehearsal.full_tokens / max(1.0, found.tokens_per_row * found.train_rows)
+    slower = f" If everything takes {found.slow:g} times as long:" if found.slow != 1 else ""
+    size = f" ({found.weights / 1e9:.2f}B)" if found.weights else ""
+    basis = "measured here" if found.measured else "foreseen; a run measures before it plans"
+    each = f" on each of {plan.workers} workers" if plan.workers > 1 else ""
+    total = plan.workers * plan.budget_seconds
+    together = f" ({clock(total)} of all workers together)" if plan.workers > 1 else ""
+    return (
+        f"{found.model}{size} on {found.card}, {found.usable_bytes / GIB:.2f} GiB{each}, "
+        f"{clock(plan.budget_seconds)}{together}\n"
+        + (f"{found.note}\n" if found.note else "")
+        + f"{found.data}: {found.rows} rows of {found.tokens_per_row:.0f} tokens\n"
+        f"This is {basis}.{slower}\n"
+        f"About {rehearsal.trials[0]} configurations are tried; the best trains for "
+        f"{rehearsal.full_tokens / 1e6:.3g}M tokens, {passes:.1f} times the data."
+    )
+
+
+def _ladder(found: Preview) -> Table:
+    plan = found.rehearsal.plan
+    rates = plan.reference_rates
+    table = _table("The ladder")
+    table.add_column("rung")
+    table.add_column("training", justify="right")
+    for name in rates:
+        table.add_column(f"tokens, {name}", justify="right")
+    table.add_column("trials expected", justify="right")
+    for rung, seconds in enumerate(plan.ladder):
+        name = "full run" if rung == plan.top_rung else f"rung {rung}"
+        tokens = [f"{seconds * rate:,.0f}" for rate in rates.values()]
+        table.add_row(name, clock(seconds), *tokens, str(found.rehearsal.trials[rung]))
+    return table
+
+
+def _phases(found: Preview) -> Table:
+    table = _table("When each part begins")
+    for name in ("part", "begins after", "takes"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for phase in found.rehearsal.phases:
+        table.add_row(phase.name, clock(phase.start), clock(phase.seconds))
+    left = found.rehearsal.plan.budget_seconds - found.rehearsal.spent_seconds
+    table.add_row("deadline", clock(found.rehearsal.plan.budget_seconds), f"{clock(left)} before it")
+    return table
+
+
+def _fits(found: Preview) -> list[RenderableType]:
+    if not found.fits:
+        return [Text("What fits was measured, for this shape cannot be foreseen.")]
+    table = _table(f"What fits, with rows of {found.longest} tokens")
+    table.add_column("quantization")
+    table.add_column("rank", justify="right")
+    for cell in found.fits[0].cells:
+        table.add_column(f"micro-batch {cell.micro_batch}", justify="right")
+    for row in found.fits:
+        table.add_row(row.quantization, str(row.rank), *map(_cell, row.cells))
+    legend = "GiB at the peak of a step; green fits, (c): with gradient checkpointing, red does not."
+    return [table, Text(legend)]
+
+
+def _cell(cell: FitCell) -> Text:
+    mark = " (c)" if cell.recompute and cell.fits else ""
+    no = "" if cell.fits else " no"
+    return Text(f"{cell.bytes / GIB:.1f}{mark}{no}", style="green" if cell.fits else "red")
+
+
+def _speed(found: Preview) -> Table:
+    table = _table("How it would train")
+    table.add_column("quantization")
+    for name in ("largest rank", "micro-batch", "checkpointing", "tokens/s"):
+        table.add_column(name, justify="right")
+    for c in found.calibrations.values():
+        if c.status == "ok":
+            again = "yes" if c.recompute else "no"
+            rate = f"{c.tokens_per_second:,.0f}"
+            table.add_row(c.quantization, str(c.rank), str(c.micro_batch), again, rate)
+    return table
+
+
+def _refused(found: Preview) -> list[Text]:
+    gone = [c for c in found.calibrations.values() if c.status != "ok"]
+    return [Text(f"{c.quantization} is left out: {c.detail}", style="yellow") for c in gone]
+
+
+def _reserve(found: Preview) -> Table:
+    table = _table(f"The reserve, {clock(found.rehearsal.plan.reserve_seconds)}: kept until the end")
+    table.add_column("for")
+    table.add_column("seconds", justify="right")
+    for name, seconds in found.reserve.items():
+        table.add_row(name, f"{seconds:.1f}")
+    return table
+
+
+def _disk(found: Preview) -> str:
+    run, cache = found.disk["run"], found.disk["cache"]
+    if run is None:
+        here = "Disk: the run folder's need is not known for this shape"
+    else:
+        most, least = run["most_bytes"] / GIB, run["least_bytes"] / GIB
+        here = f"Disk: {most:.2f} GiB in the run folder at most, {least:.2f} GiB at least"
+    added = [f"{what} {'unknown' if n is None else f'{n / GIB:.2f} GiB'}" for what, n in cache.items()]
+    return f"{here}; in the cache {', '.join(added)}."
+
+
+def _guesses(found: Preview) -> Table:
+    table = _table("What this rests on")
+    for name in ("what", "assumed", "from"):
+        table.add_column(name)
+    for guess in found.guesses:
+        table.add_row(guess.what, guess.value, guess.source)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")

@@ -1,0 +1,77 @@
+"""What a run was fed with, as names and hashes: so that a changed byte can be named later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.training.data.examples import source_file
+from budgetsearch.training.data.models import ORIGIN, BaseModel
+from budgetsearch.training.data.tokens import PreparedData
+
+
+def input_facts(base: BaseModel, prepared: PreparedData, sources: Mapping[str, str | None]) -> dict[str, Any]:
+    """Files of the base and the data, rows in their order, and the machine; ``sources`` by their role.
+
+    Raises:
+        DataError: a source has gone.
+    """
+    return {
+        "base": {
+            "files": [
+                {"name": name, "bytes": (base.path / name).stat().st_size, "sha256": sha256}
+                for name, sha256 in sorted(base.files.items())
+            ],
+            "origin": _origin(base.path),
+        },
+        "sources": [
+            {"role": role, "source": source, "file": source_facts(source)}
+            for role, source in sources.items()
+            if source
+        ],
+        "rows": {
+            "train_sha256": prepared.train.sha256(),
+            "valid_sha256": prepared.valid.sha256(),
+        },
+        "machine": {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "driver": driver_version(),
+        },
+    }
+
+
+def source_facts(source: str) -> dict[str, Any] | None:
+    """Name, size and hash of the file behind a data source; None if its rows are generated."""
+    path = source_file(source)
+    return None if path is None else file_facts(path)
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Name, size and hash of a file as it is now, whatever a cache remembers of it."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+
+
+def driver_version() -> str | None:
+    """Of the NVIDIA driver, where there is one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = str(pynvml.nvmlSystemGetDriverVersion())
+        pynvml.nvmlShutdown()
+    except Exception:  # NVML's own exceptions have no name before its package is imported
+        return None
+    return version
+
+
+def _origin(path: Path) -> dict[str, Any] | None:
+    """What a converted model was made of."""
+    note = path / ORIGIN
+    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else None

@@ -1,0 +1,1 @@
+"""All that is read from the ledger and written for people."""

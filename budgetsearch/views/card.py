@@ -1,0 +1,211 @@
+"""What travels with an exported adapter: ``budgetsearch.json`` for programs, README.md for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from budgetsearch.core.history.history import History
+from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.records import Score
+
+FORMAT = 1
+MANIFEST_FILE = "budgetsearch.json"
+CARD_FILE = "README.md"
+
+
+def adapter_manifest(
+    history: History,
+    state: TrialState,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    quantization: str,
+) -> dict[str, Any]:
+    """Everything that a program needs to load this adapter and to know where it comes from."""
+    plan, opened = history.plan, history.opened
+    facts = opened.facts if opened else {}
+    return {
+        "format": FORMAT,
+        "base": {key: model.get(key) for key in ("source", "loadable", "revision", "sha256", "licence")},
+        "quantization": quantization,
+        "load": load_options(quantization, device_of(history)),
+        "template": data.get("template"),
+        "data": dict(data),
+        "trial_id": state.trial_id,
+        "checkpoint": state.best_checkpoint,
+        "params": dict(state.trial.params),
+        "tokens": state.best_tokens,
+        "seed": state.trial.seed,
+        "validation_loss": state.best_loss,
+        "eval_examples": plan.eval_examples if plan else None,
+        "score": _score_dict(scored_for(history, state)),
+        "budget_seconds": opened.budget_seconds if opened else None,
+        "versions": dict(facts.get("versions", {})),
+    }
+
+
+def adapter_card(
+    history: History, state: TrialState, model: Mapping[str, Any], data: Mapping[str, Any], quantization: str
+) -> str:
+    """The model card, in Markdown with the header that model hubs read."""
+    base = str(model.get("source") or model.get("loadable") or "unknown")
+    parts = [
+        _header(model),
+        f"# LoRA adapter for {base}\n",
+        "Found by budgetsearch: many configurations got a little time each, the better ones more, and the "
+        "best one a full run, all within one fixed budget.\n",
+        _section("Result", _results(history, state)),
+        _section("How to load it", ["```python", *load_snippet(model, quantization, ".", history), "```"]),
+        _section("Training", _training(history, state, quantization)),
+        _section("Base model", _facts(model, ("source", "revision", "sha256", "licence"))),
+        _section("Data", _data_lines(data)),
+        _section("Limits", LIMITS),
+    ]
+    return "\n".join(parts)
+
+
+LIMITS = (
+    "- The losses come from validation examples that also chose the configuration, so they are a little "
+    "optimistic; data that the search never saw would tell more.",
+    "- Accuracies of so few answers are uncertain by several points.",
+    "- Use the adapter with the base model and the quantization above: others shift its outputs.",
+    "- It inherits the limits, biases and licence terms of the base model and of the data.",
+)
+
+
+# ---------------------------------------------------------------------------- loading
+
+
+def load_options(quantization: str, device: str) -> dict[str, Any]:
+    """Arguments of ``AutoModelForCausalLM.from_pretrained`` that give the base as it was in training."""
+    if quantization in ("fp32", "bf16"):
+        return {"dtype": "float32" if quantization == "fp32" else "bfloat16"}
+    compute = "float32" if device == "cpu" else "bfloat16"
+    if quantization == "int8":
+        return {"dtype": compute, "quantization_config": {"load_in_8bit": True}}
+    return {
+        "dtype": compute,
+        "quantization_config": {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": compute,
+        },
+    }
+
+
+def load_snippet(model: Mapping[str, Any], quantization: str, adapter: str, history: History) -> list[str]:
+    """Python lines that load base, adapter and tokenizer."""
+    options = load_options(quantization, device_of(history))
+    given = [f"dtype={options['dtype']!r}"]
+    imports = "AutoModelForCausalLM, AutoTokenizer"
+    config = options.get("quantization_config")
+    if config:
+        imports += ", BitsAndBytesConfig"
+        inner = ", ".join(f"{key}={value!r}" for key, value in config.items())
+        given.append(f"quantization_config=BitsAndBytesConfig({inner})")
+    base = str(model.get("loadable") or model.get("source") or "BASE")
+    return [
+        "from peft import PeftModel",
+        f"from transformers import {imports}",
+        f"base = AutoModelForCausalLM.from_pretrained({base!r}, {', '.join(given)})",
+        f"model = PeftModel.from_pretrained(base, {adapter!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
+    ]
+
+
+def device_of(history: History) -> str:
+    """The device that the run trained on."""
+    facts = history.opened.facts if history.opened else {}
+    return str(facts.get("card", {}).get("device", "cpu"))
+
+
+def adapter_path(history: History) -> str | None:
+    """Where the exported adapter is, if it is the best trial's: one that was exported before is not."""
+    best, done = history.incumbent, history.exported
+    return done.path if best and done and done.checkpoint == best.best_checkpoint else None
+
+
+def told_by(adapter: Path) -> Mapping[str, Any]:
+    """What an exported adapter itself says of where it comes from; nothing if that cannot be read.
+
+    After a ledger lost its end, the adapter may come from an event that the ledger does not hold.
+    """
+    try:
+        found = json.loads((adapter / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def scored_for(history: History, state: TrialState) -> Score | None:
+    """The final score, if it is this trial's: an earlier export must not borrow it."""
+    best = history.incumbent
+    return history.score if best is not None and best.trial_id == state.trial_id else None
+
+
+# ---------------------------------------------------------------------------- sections
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"## {title}", "", *lines, ""])
+
+
+def _header(model: Mapping[str, Any]) -> str:
+    lines = ["---", "library_name: peft", "tags: [lora, budgetsearch]"]
+    source = str(model.get("source") or "")
+    if source and ":" not in source and not source.startswith(("/", ".")) and source.count("/") == 1:
+        lines.append(f"base_model: {source}")
+    if model.get("licence"):
+        lines.append(f"license: {str(model['licence']).lower()}")
+    return "\n".join([*lines, "---", ""])
+
+
+def _results(history: History, state: TrialState) -> list[str]:
+    score = scored_for(history, state)
+    if score is None or score.adapter_loss is None or score.base_loss is None:
+        loss = "unknown" if state.best_loss is None else f"{state.best_loss:.4f}"
+        return [f"Validation loss (nats per completion token): {loss}. The final scores are not there yet."]
+    lines = [
+        "| | base | adapter |",
+        "|---|---|---|",
+        f"| validation loss (nats per completion token) | {score.base_loss:.4f} | {score.adapter_loss:.4f} |",
+    ]
+    if score.base_accuracy is not None and score.adapter_accuracy is not None:
+        lines.append(
+            f"| task accuracy (n = {score.task_examples}) | {score.base_accuracy:.1%} "
+            f"| {score.adapter_accuracy:.1%} |"
+        )
+    return [*lines, "", f"Base and adapter were both scored under {score.quantization}."]
+
+
+def _training(history: History, state: TrialState, quantization: str) -> list[str]:
+    lines = [f"- {name}: {value}" for name, value in state.trial.params.items()]
+    lines += [f"- tokens: {state.best_tokens}", f"- batch: {state.trial.batch_size} sequences"]
+    lines += [f"- seed: {state.trial.seed}", f"- base held in {quantization}"]
+    if history.opened:
+        lines.append(f"- budget of the whole search: {history.opened.budget_seconds:.0f} s")
+    lines.append(f"- configurations tried: {sum(1 for t in history.trials.values() if t.started)}")
+    return lines
+
+
+def _data_lines(data: Mapping[str, Any]) -> list[str]:
+    lines = _facts(data, ("source", "source_sha256", "template"))
+    for part in ("train", "valid"):
+        stats = data.get(part)
+        if isinstance(stats, Mapping):
+            lines.append(f"- {part}: " + ", ".join(f"{key} {value}" for key, value in stats.items()))
+    return lines
+
+
+def _facts(facts: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    return [f"- {key}: {facts[key]}" for key in keys if facts.get(key)]
+
+
+def _score_dict(score: Score | None) -> dict[str, Any] | None:
+    if score is None:
+        return None
+    names = ("base_loss", "adapter_loss", "base_accuracy", "adapter_accuracy", "task_examples")
+    return {name: getattr(score, name) for name in names}

@@ -1,0 +1,202 @@
+"""The answer in numbers: base against adapter, how sure that is, and what became of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from budgetsearch.core.history.history import History
+from budgetsearch.core.records import Score
+from budgetsearch.views.card import adapter_path
+from budgetsearch.views.intervals import (
+    MIN_ANSWERS,
+    MIN_EXAMPLES,
+    RESAMPLES,
+    SEED,
+    Estimate,
+    bootstrapped,
+    newcombe,
+    paired_shares,
+    wilson,
+)
+from budgetsearch.views.tables import padding_share, phase_rows, trial_counts
+
+CAVEAT = (
+    "The validation examples also chose the trial, so its numbers are a little optimistic; data that the "
+    "search never saw would tell more."
+)
+
+BOOTSTRAP = (
+    f"BCa bootstrap over the validation examples ({RESAMPLES} resamples, seed {SEED}), each weighted by its "
+    "completion tokens; the difference is paired by example"
+)
+TOO_FEW = f"no interval: it takes {MIN_EXAMPLES} examples that differ"
+UNWEIGHTED = "no interval: what each example weighs is not recorded"
+PAIRED = "Wilson's intervals; the difference's is Newcombe's for pairs, answer by answer"
+UNPAIRED = "Wilson's intervals; the difference's is Newcombe's, which ignores that the examples are the same"
+FEW_ANSWERS = f"no interval: it takes {MIN_ANSWERS} answers"
+
+
+@dataclass(frozen=True)
+class LossAnswer:
+    """Validation loss of base and adapter, in nats per completion token."""
+
+    base_nats_per_token: Estimate
+    adapter_nats_per_token: Estimate
+    difference_nats_per_token: Estimate
+    """Adapter less base, on the same examples: below 0 the adapter is better."""
+    examples: int
+    """Validation examples behind the intervals; 0: their losses are not known one by one."""
+    examples_better: int
+    """Of them: how many the adapter predicts better than the base."""
+    method: str
+
+
+@dataclass(frozen=True)
+class AccuracyAnswer:
+    """Mean grade of the answers of base and adapter, 0 to 1."""
+
+    base: Estimate
+    adapter: Estimate
+    difference: Estimate
+    answers: int
+    method: str
+
+
+@dataclass(frozen=True)
+class BestTrial:
+    """The trial behind the adapter."""
+
+    trial_id: int
+    params: Mapping[str, Any]
+    loss_nats_per_token: float | None
+    """At the checkpoint that was exported."""
+    tokens: int
+    """Trained on at that checkpoint."""
+    adapter_path: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the run came to."""
+
+    quantization: str | None
+    """Under which base and adapter were scored."""
+    loss: LossAnswer | None
+    accuracy: AccuracyAnswer | None
+    best: BestTrial | None
+    trials_tried: int
+    trials_promoted: int
+    trials_in_full: int
+    caveat: str = CAVEAT
+
+
+@dataclass(frozen=True)
+class PhaseShare:
+    """What one phase was charged."""
+
+    phase: str
+    charged_seconds: float
+    share: float
+    """Of all phases together."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What became of the time."""
+
+    budget_seconds: float | None
+    wall_seconds: float
+    """Of the run, over all its processes: what the deadline is about."""
+    charged_seconds: float
+    """Every second of the run once, by what it went into; whatever runs at once, they add up to the wall's.
+    Of all workers together: ``Numbers.workers``. In ledgers of an early version they were added up here."""
+    deadline_kept: bool | None
+    """Up to now, while the run goes."""
+    reserve_seconds: float | None
+    phases: tuple[PhaseShare, ...]
+    training_share_of_budget: float | None
+    """None where charges of several workers were added up: then it could be more than all."""
+    padding_share: float | None
+    """Of the positions that were computed in training."""
+
+
+def answer_of(history: History) -> Answer:
+    """Base against adapter as far as it was scored, and the trial that it is about."""
+    tried, promoted, in_full = trial_counts(history)
+    return Answer(
+        quantization=history.score.quantization if history.score else None,
+        loss=_loss(history.score),
+        accuracy=_accuracy(history.score),
+        best=_best(history),
+        trials_tried=tried,
+        trials_promoted=promoted,
+        trials_in_full=in_full,
+    )
+
+
+def budget_of(history: History) -> Budget:
+    """Wall seconds and charged seconds, apart."""
+    budget = history.opened.budget_seconds if history.opened else None
+    charged = sum(history.charged.values())
+    rows = [(row.phase, row.seconds) for row in phase_rows(history)]
+    whole = sum(seconds for _, seconds in rows) or 1.0
+    train = history.charged.get("train", 0.0)
+    alone = charged <= history.spent * (1 + 1e-6)
+    return Budget(
+        budget_seconds=budget,
+        wall_seconds=history.spent,
+        charged_seconds=charged,
+        deadline_kept=None if budget is None else history.spent <= budget,
+        reserve_seconds=history.plan.reserve_seconds if history.plan else None,
+        phases=tuple(PhaseShare(name, seconds, seconds / whole) for name, seconds in rows),
+        training_share_of_budget=train / budget if budget and alone else None,
+        padding_share=padding_share(history),
+    )
+
+
+# -------------------------------------------------------------------------- estimates
+
+
+def _loss(score: Score | None) -> LossAnswer | None:
+    if score is None or score.base_loss is None or score.adapter_loss is None:
+        return None
+    base, adapter = score.base_example_losses, score.adapter_example_losses
+    weights = score.example_tokens
+    if not base or len(base) != len(adapter) or len(weights) != len(base):
+        plain = (Estimate(score.base_loss), Estimate(score.adapter_loss))
+        difference = Estimate(score.adapter_loss - score.base_loss)
+        return LossAnswer(*plain, difference, 0, 0, UNWEIGHTED)
+    differences = [after - before for before, after in zip(base, adapter, strict=True)]
+    difference = bootstrapped(differences, weights)
+    return LossAnswer(
+        base_nats_per_token=bootstrapped(base, weights),
+        adapter_nats_per_token=bootstrapped(adapter, weights),
+        difference_nats_per_token=difference,
+        examples=len(base),
+        examples_better=sum(1 for one in differences if one < 0),
+        method=BOOTSTRAP if difference.low is not None else TOO_FEW,
+    )
+
+
+def _accuracy(score: Score | None) -> AccuracyAnswer | None:
+    if score is None or score.base_accuracy is None or score.adapter_accuracy is None:
+        return None
+    count, before, after = score.task_examples, score.base_accuracy, score.adapter_accuracy
+    if count < MIN_ANSWERS:
+        plain = (Estimate(before), Estimate(after), Estimate(after - before))
+        return AccuracyAnswer(*plain, count, FEW_ANSWERS)
+    base, adapter = wilson(before, count), wilson(after, count)
+    if len(score.base_grades) == len(score.adapter_grades) == count:
+        paired = paired_shares(score.base_grades, score.adapter_grades)
+        return AccuracyAnswer(base, adapter, paired, count, PAIRED)
+    return AccuracyAnswer(base, adapter, newcombe(base, adapter), count, UNPAIRED)
+
+
+def _best(history: History) -> BestTrial | None:
+    state = history.incumbent
+    if state is None:
+        return None
+    path = adapter_path(history)
+    return BestTrial(state.trial_id, dict(state.trial.params), state.best_loss, state.best_tokens, path)

@@ -1,0 +1,166 @@
+"""What the figures of report.html share: colours, units, and a layout that a phone and a printer can show.
+
+A figure is plotly's JSON, data and layout, drawn by plotly.js in the reader's browser. They are plain dicts:
+building them through plotly's classes costs seconds at the end of a budget. The tests hold every one of them
+against those classes.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from budgetsearch.views.report.numbers import Numbers, TrialNumbers
+from budgetsearch.views.words import params_text
+
+Json = dict[str, Any]
+BEST, OTHER, INK, GRID = "#0B7A5E", "#B4BCC6", "#1B2530", "#E3E8EE"
+SOFT = "#B9A8E0"
+FINALISTS = ("#6A3FB5", "#C2569B", "#2E9FB5", "#A0622D", "#6B8E23")
+"""What became the adapter is BEST; others that ran in full take turns with these; what was promoted less far
+is SOFT, and what stayed behind OTHER."""
+BLUE, RED = "#1F5FA8", "#D64545"
+LOG_FROM = 4.0
+"""Losses that differ by more than this factor stand on a logarithmic axis."""
+CLIP_QUANTILE = 0.9
+"""Where the worst losses would press all others together, those above this quantile lie above the picture."""
+CLIP_LEAST = 10
+"""... if there are so many losses."""
+GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a figure's legend, which stands in the page: plotly's own takes half of a phone."""
+
+    mark: str
+    colour: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: what plotly draws, and what it shows in words for those who do not see it."""
+
+    name: str
+    data: list[Json]
+    layout: Json
+    words: str
+    legend: tuple[Key, ...] = ()
+
+
+def trial_colours(numbers: Numbers) -> dict[int, str]:
+    """The colour of each promoted trial, the same in every figure; of the best one in any case."""
+    colours = {promotion.trial_id: SOFT for promotion in numbers.promotions}
+    colours |= {number: FINALISTS[k % len(FINALISTS)] for k, number in enumerate(_finalists(numbers))}
+    best = numbers.answer.best
+    return {**colours, **({best.trial_id: BEST} if best else {})}
+
+
+def _finalists(numbers: Numbers) -> list[int]:
+    top, best = len(numbers.rungs) - 1, numbers.answer.best
+    found = dict.fromkeys(p.trial_id for p in numbers.promotions if p.to_rung == top)
+    return [number for number in found if best is None or number != best.trial_id]
+
+
+def trial_legend(numbers: Numbers, mark: str) -> list[Key]:
+    """What the trials' colours mean, as far as they occur."""
+    best, colours = numbers.answer.best, trial_colours(numbers)
+    keys = [Key(mark, BEST, f"trial {best.trial_id}, the adapter")] if best else []
+    finalists = _finalists(numbers)[: len(FINALISTS)]
+    keys += [Key(mark, colours[number], f"trial {number}, in full too") for number in finalists]
+    keys += [Key(mark, SOFT, "promoted")] if SOFT in colours.values() else []
+    behind = any(t.trial_id not in colours for t in numbers.trials)
+    return keys + ([Key(mark, OTHER, "not promoted")] if behind else [])
+
+
+def memory_unit(count: int) -> tuple[str, int]:
+    """In what so many bytes are best told."""
+    return ("MiB", MIB) if count < 2 * GIB else ("GiB", GIB)
+
+
+def time_unit(numbers: Numbers) -> tuple[str, float]:
+    """In what a run of this length is best told: (s, min or h; seconds of one)."""
+    return unit_of(max(numbers.budget.budget_seconds or 0.0, numbers.budget.wall_seconds))
+
+
+def unit_of(longest: float) -> tuple[str, float]:
+    """In what so many seconds are best told."""
+    if longest <= 300:
+        return "s", 1.0
+    return ("min", 60.0) if longest <= 3 * 3600 else ("h", 3600.0)
+
+
+def trial_words(trial: TrialNumbers) -> str:
+    """A trial and its configuration, for where one points at it."""
+    return f"trial {trial.trial_id}: {html.escape(params_text(trial.params))}"
+
+
+def line_of(name: str, x: list[float], y: list[float], style: Json) -> Json:
+    """A plain line."""
+    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": style}
+
+
+def note(x: float, text: str, anchor: str) -> Json:
+    """A word at the top of the figure."""
+    return {
+        "x": x,
+        "y": 1,
+        "yref": "paper",
+        "yanchor": "top",
+        "xanchor": anchor,
+        "text": text,
+        "showarrow": False,
+        "font": {"size": 12},
+    }
+
+
+def layout_of(x: str, y: str, *, height: int, losses: Sequence[float] = ()) -> Json:
+    """What all figures share: readable on a phone, and no gesture that keeps the page from scrolling."""
+    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True, "fixedrange": True}
+    shared: Json = {
+        "height": height,
+        "autosize": True,
+        "dragmode": False,
+        "hovermode": "closest",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        "margin": {"l": 10, "r": 14, "t": 10, "b": 10, "pad": 2},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "showlegend": False,
+        "xaxis": {**axis, "title": {"text": x, "standoff": 8}},
+        "yaxis": {**axis, "title": {"text": y, "standoff": 8}},
+    }
+    shared["yaxis"] |= loss_axis(losses)
+    return shared
+
+
+def loss_axis(losses: Sequence[float]) -> Json:
+    """Logarithmic where losses differ much, and not farther up than most of them lie."""
+    if not losses or min(losses) <= 0:
+        return {}
+    low, high = min(losses), highest_shown(losses)
+    log = high > LOG_FROM * low
+    axis: Json = {"type": "log", "dtick": "D2", "tickformat": ".3~g"} if log else {}
+    if high < max(losses):
+        margin = (high / low) ** 0.06 if log else 1 + 0.06 * (high - low) / low
+        ends = [low / margin, high]
+        axis["range"] = [math.log10(end) for end in ends] if log else ends
+    return axis
+
+
+def highest_shown(losses: Sequence[float]) -> float:
+    """The highest loss that a figure shows."""
+    if len(losses) < CLIP_LEAST:
+        return max(losses)
+    most = sorted(losses)[math.ceil(CLIP_QUANTILE * len(losses)) - 1]
+    return 1.1 * most if max(losses) > LOG_FROM * most else max(losses)
+
+
+def above(losses: Sequence[float]) -> str:
+    """How many losses a figure leaves out, in words."""
+    count = sum(1 for loss in losses if loss > highest_shown(losses))
+    return f" {count} {'loss lies' if count == 1 else 'losses lie'} above the picture." if count else ""

@@ -1,0 +1,134 @@
+"""A thread of its own for the study: whatever a database does, the search does not wait for it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterable
+
+from budgetsearch.core.events import Closed, Entry, Heartbeat
+from budgetsearch.core.history.history import History
+from budgetsearch.machine.clock import passed_since
+from budgetsearch.views.study.mirror import INCOMPLETE, SILENT, StudyMirror
+
+LOGGER = logging.getLogger("budgetsearch.study")
+CLOSING_SECONDS = 2.0
+"""At the end the study gets so long to become level, if the budget still has it."""
+EXIT_SECONDS = 3.0
+"""What report.md and the process itself need after that, before the last resort ends it."""
+CLOSING_PAUSE = 0.25
+"""Between attempts in these last seconds."""
+
+
+class Follower:
+    """Tells a mirror of what has happened, from a thread of its own; implements the port ``Watcher``.
+
+    The driver's history changes while the thread reads. So the follower keeps one for itself: it replays what
+    the ledger held before, and applies each entry that it is handed. An entry never changes. Signs of life
+    are left out, and however many entries wait, they are written at one go: what waits during an outage is
+    no more than what the driver's history holds anyway.
+    """
+
+    def __init__(self, mirror: StudyMirror, past: Iterable[Entry] = ()) -> None:
+        """Start the thread. ``past``: what the ledger holds, read in the thread; entries that are handed over
+        as well count once."""
+        self._mirror, self._past = mirror, past
+        self._history = History()
+        self._seq = 0
+        self._behind = False
+        self._news = threading.Condition()
+        self._handed: list[Entry] = []
+        self._until = math.inf
+        """When the thread gives up, by the monotonic clock; infinite until the end has come."""
+        self._ended = False
+        mirror.stopped = self._is_late
+        self._thread = threading.Thread(target=self._work, name="study", daemon=True)
+        self._thread.start()
+
+    def see(self, entry: Entry, history: History) -> None:
+        """Hand an entry over. Only at the end of a run this waits, and not for long."""
+        if isinstance(entry.event, Heartbeat):
+            return
+        closing = isinstance(entry.event, Closed)
+        seconds = _closing_seconds(entry, history) if closing else 0.0
+        with self._news:
+            self._handed.append(entry)
+            if closing:
+                self._until = time.monotonic() + seconds
+            self._news.notify_all()
+            if closing:
+                self._news.wait_for(lambda: self._ended, seconds)
+                complete = self._ended and not self._behind
+        if closing and not complete:
+            LOGGER.warning(INCOMPLETE)
+
+    def close(self) -> None:
+        """No more entries will come; what is written now is not waited for. Safe to call twice."""
+        with self._news:
+            self._until = min(self._until, time.monotonic())
+            self._news.notify_all()
+
+    # ---------------------------------------------------------------------- the thread
+
+    def _work(self) -> None:
+        try:
+            for entry in self._past:
+                self._apply(entry)
+            while self._await_news():
+                if self._behind:
+                    self._mirror.catch_up(self._history)
+                    self._behind = not self._mirror.level
+        except Exception:
+            LOGGER.exception("The Optuna study is not followed any more; the search goes on without it")
+            self._behind = True
+        finally:
+            self._mirror.close()
+            with self._news:
+                self._ended = True
+                self._news.notify_all()
+
+    def _await_news(self) -> bool:
+        """Wait until something can be written, and take in what was handed over; False: it is over."""
+        with self._news:
+            while not self._handed:
+                if self._is_closing() and (not self._behind or self._is_late()):
+                    return False
+                if self._behind and not self._mirror.pause:
+                    break
+                self._news.wait(self._wait_seconds())
+            handed, self._handed = self._handed, []
+        for entry in handed:
+            self._apply(entry)
+        if self._is_closing():
+            self._mirror.hurry(CLOSING_PAUSE)
+        return True
+
+    def _apply(self, entry: Entry) -> None:
+        if entry.seq <= self._seq:
+            return
+        self._history.apply(entry)
+        self._seq = entry.seq
+        self._behind = self._behind or not isinstance(entry.event, SILENT)
+
+    def _wait_seconds(self) -> float | None:
+        """Until the storage is tried again, or the time is over; None: until there is news."""
+        pause = self._mirror.pause if self._behind else math.inf
+        wait = min(pause, self._until - time.monotonic())
+        return max(0.0, wait) if math.isfinite(wait) else None
+
+    def _is_closing(self) -> bool:
+        return math.isfinite(self._until)
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self._until
+
+
+def _closing_seconds(entry: Entry, history: History) -> float:
+    """How long the end of a run may wait for its study: within the budget, so that the deadline is kept."""
+    if history.plan is None:
+        return CLOSING_SECONDS
+    passed = passed_since(entry.wall)  # with other watchers
+    left = history.plan.budget_seconds - entry.at - passed - EXIT_SECONDS
+    return max(0.0, min(CLOSING_SECONDS, left))

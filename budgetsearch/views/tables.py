@@ -1,0 +1,321 @@
+"""Rows and numbers for every display, from the history alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from budgetsearch.core.history.history import History
+from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.records import PHASES, Params
+from budgetsearch.core.space.space import Space
+from budgetsearch.views.card import adapter_path
+from budgetsearch.views.words import (
+    CUT_OFF,
+    loss_text,
+    params_text,
+    rung_names,
+    state_of,
+    value_text,
+)
+
+SCORE_FIELDS = (
+    "quantization",
+    "base_loss",
+    "adapter_loss",
+    "base_accuracy",
+    "adapter_accuracy",
+    "task_examples",
+)
+SHOWN_TRIALS = 12
+"""The best trials that a terminal shows; the report has all of them."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial, as the tables show it."""
+
+    trial_id: int
+    params: Params
+    origin: str
+    status: str
+    rung: int
+    """The highest finished rung; -1 before the first."""
+    loss: float | None
+    """The lowest validation loss seen at a checkpoint."""
+    losses: tuple[float | None, ...]
+    """Validation loss by rung."""
+    tokens: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class PhaseRow:
+    """Seconds of the budget that went into one phase, and their share of what was spent."""
+
+    phase: str
+    seconds: float
+    share: float
+
+
+# ------------------------------------------------------------------------------ rows
+
+
+def trial_rows(history: History, going: bool = True) -> list[TrialRow]:
+    """All trials: those that got furthest first, then by loss; ``going``: a process works on the run."""
+    rows = [_trial_row(state, history, going) for state in history.trials.values()]
+    return sorted(rows, key=lambda row: (-row.rung, row.loss is None, row.loss or 0.0, row.trial_id))
+
+
+def _trial_row(state: TrialState, history: History, going: bool) -> TrialRow:
+    killed = history.closed is None and not going
+    rungs = history.plan.top_rung + 1 if history.plan else 0
+    return TrialRow(
+        trial_id=state.trial_id,
+        params=dict(state.trial.params),
+        origin=state.trial.origin,
+        status=CUT_OFF if killed and state.running else history.standing(state),
+        rung=state.rung,
+        loss=state.best_loss,
+        losses=tuple(state.losses.get(rung) for rung in range(rungs)),
+        tokens=state.tokens,
+        seconds=state.seconds,
+        peak_bytes=state.peak_bytes,
+    )
+
+
+def phase_rows(history: History) -> list[PhaseRow]:
+    """Seconds by phase; together they are what was spent."""
+    spent = history.spent or 1.0
+    rows = [
+        PhaseRow(phase, history.charged[phase], history.charged[phase] / spent)
+        for phase in PHASES
+        if history.charged.get(phase)
+    ]
+    rest = history.spent - sum(row.seconds for row in rows)
+    if rest > 0.005:
+        rows.append(PhaseRow("under way", rest, rest / spent))
+    return rows
+
+
+def padding_share(history: History) -> float | None:
+    """Padding among the positions that were computed in training; None before any."""
+    trained = positions = 0.0
+    for segment, result in history.results:
+        tokens = result.tokens - segment.start_tokens
+        if tokens > 0:
+            trained += tokens
+            positions += tokens / (1.0 - result.padding)
+    return 1.0 - trained / positions if positions else None
+
+
+def rank_correlations(history: History) -> list[tuple[int, int, float | None]]:
+    """(rung, trials on it and the next, Spearman's correlation of their losses) for neighbours."""
+    rows = []
+    for rung in range(history.plan.top_rung if history.plan else 0):
+        both = [t.losses for t in history.trials.values() if rung in t.losses and rung + 1 in t.losses]
+        lower, upper = [losses[rung] for losses in both], [losses[rung + 1] for losses in both]
+        rows.append((rung, len(both), spearman(lower, upper)))
+    return rows
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """The rank correlation of two samples; None for fewer than three pairs or no variation."""
+    if len(xs) < 3:
+        return None
+    a, b = _ranks(xs), _ranks(ys)
+    mean = (len(a) + 1) / 2
+    cov = sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True))
+    norm = sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b)
+    return None if norm == 0 else float(cov / norm**0.5)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    order = sorted(values)
+    return [order.index(value) + (order.count(value) + 1) / 2 for value in values]
+
+
+@dataclass(frozen=True)
+class CardRow:
+    """What the whole run did to the card."""
+
+    peak_bytes: int
+    others_bytes: int
+    utilization: float | None
+    """Mean over all samples, 0 to 1."""
+    kilowatt_hours: float | None
+    celsius: float | None
+    throttled: Mapping[str, float]
+    """By reason: share of the samples."""
+
+
+def card_row(history: History) -> CardRow | None:
+    """The watcher's samples of all jobs together; None before any."""
+    uses = history.uses
+    total = sum(use.samples for use in uses)
+    if not total:
+        return None
+    busy = [(use.utilization, use.samples) for use in uses if use.utilization is not None]
+    joules = [use.joules for use in uses if use.joules is not None]
+    reasons = sorted({reason for use in uses for reason in use.throttled})
+    return CardRow(
+        peak_bytes=max(use.peak_bytes for use in uses),
+        others_bytes=max(use.others_bytes for use in uses),
+        utilization=sum(u * n for u, n in busy) / sum(n for _, n in busy) if busy else None,
+        kilowatt_hours=sum(joules) / 3.6e6 if joules else None,
+        celsius=max((use.celsius for use in uses if use.celsius is not None), default=None),
+        throttled={
+            reason: sum(use.throttled.get(reason, 0.0) * use.samples for use in uses) / total
+            for reason in reasons
+        },
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, never below zero."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+
+
+# ---------------------------------------------------------------------------- status
+
+
+def status_dict(history: History, going: bool = True) -> dict[str, Any]:
+    """How the run stands, as plain JSON values; ``going``: a process works on it."""
+    plan, best = history.plan, history.incumbent
+    budget = history.opened.budget_seconds if history.opened else None
+    return {
+        "phase": state_of(history, going),
+        "reason": history.closed.reason if history.closed else None,
+        "budget_seconds": budget,
+        "spent_seconds": history.spent,
+        "deadline_kept": None if budget is None else history.spent <= budget,
+        "reserve_seconds": plan.reserve_seconds if plan else None,
+        "ladder": list(plan.ladder) if plan else [],
+        "trials": [
+            _trial_dict(row) for row in sorted(trial_rows(history, going), key=lambda row: row.trial_id)
+        ],
+        "best": None if best is None else _best_dict(best, history),
+        "phases": {row.phase: row.seconds for row in phase_rows(history)},
+        "score": _score_dict(history),
+        "card": _card_dict(history),
+        "notices": [text for _, text in history.notices],
+    }
+
+
+def _card_dict(history: History) -> dict[str, Any] | None:
+    row = card_row(history)
+    return None if row is None else dataclasses.asdict(row)
+
+
+def _trial_dict(row: TrialRow) -> dict[str, Any]:
+    return {
+        "trial_id": row.trial_id,
+        "params": dict(row.params),
+        "origin": row.origin,
+        "status": row.status,
+        "rung": row.rung,
+        "loss": row.loss,
+        "losses": list(row.losses),
+        "tokens": row.tokens,
+        "seconds": row.seconds,
+        "peak_bytes": row.peak_bytes,
+    }
+
+
+def _best_dict(best: TrialState, history: History) -> dict[str, Any]:
+    return {
+        "trial_id": best.trial_id,
+        "params": dict(best.trial.params),
+        "loss": best.best_loss,
+        "tokens": best.best_tokens,
+        "adapter_path": adapter_path(history),
+    }
+
+
+def _score_dict(history: History) -> dict[str, Any] | None:
+    score = history.score
+    if score is None:
+        return None
+    return {name: getattr(score, name) for name in SCORE_FIELDS}
+
+
+# -------------------------------------------------------------------------- terminals
+
+
+def final_lines(history: History) -> list[str]:
+    """The answer in a few lines: base against adapter, the configuration, the budget."""
+    lines = answer_lines(history)
+    best = history.incumbent
+    if best is not None:
+        lines.append(f"best  trial {best.trial_id}: {params_text(best.trial.params)}")
+    if history.opened is not None:
+        budget = history.opened.budget_seconds
+        kept = "kept" if history.spent <= budget else "PASSED"
+        lines.append(f"budget  {history.spent:.0f} of {budget:.0f} s spent, deadline {kept}")
+    tried, promoted, in_full = trial_counts(history)
+    lines.append(f"trials  {tried} tried, {promoted} promoted, {in_full} in full")
+    return lines
+
+
+def trial_counts(history: History) -> tuple[int, int, int]:
+    """How many trials have started, how many of them were promoted, and how many ran in full."""
+    goals = [state.goal for state in history.trials.values()]
+    top = history.plan.top_rung if history.plan else -1
+    return (
+        sum(1 for goal in goals if goal >= 0),
+        sum(1 for goal in goals if goal > 0),
+        sum(1 for goal in goals if goal == top >= 0),
+    )
+
+
+def answer_lines(history: History) -> list[str]:
+    """Base against adapter, as far as it was scored."""
+    score = history.score
+    if score is None or score.base_loss is None or score.adapter_loss is None:
+        return []
+    lines = [
+        f"validation loss  base {score.base_loss:.4f} -> adapter {score.adapter_loss:.4f}"
+        f"  (under {score.quantization})"
+    ]
+    if score.base_accuracy is not None and score.adapter_accuracy is not None:
+        lines.append(
+            f"task accuracy    base {score.base_accuracy:.1%} -> adapter {score.adapter_accuracy:.1%}"
+            f"  (n = {score.task_examples})"
+        )
+    return lines
+
+
+def summary(history: History, going: bool = True) -> Group:
+    """The final table for a terminal, with the answer below it; ``going``: a process works on the run."""
+    return Group(trial_table(history, going=going), Text("\n".join(final_lines(history))))
+
+
+def trial_table(history: History, limit: int = SHOWN_TRIALS, going: bool = True) -> Table:
+    """The trials that got furthest, with their loss at each rung."""
+    rows = trial_rows(history, going)
+    title = f"{len(rows)} trials, {state_of(history, going)}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("trial", justify="right")
+    knobs = Space.parse(history.plan.space).searched if history.plan else ()
+    for name in knobs:
+        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
+    for name in rung_names(history):
+        table.add_column(name.replace(" (", "\n("), justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right")
+    table.add_column("status")
+    for row in rows[:limit]:
+        values = [value_text(row.params.get(name, "-")) for name in knobs]
+        losses = [loss_text(loss) for loss in row.losses]
+        table.add_row(str(row.trial_id), *values, *losses, f"{row.seconds:.0f}", row.status)
+    if len(rows) > limit:
+        table.caption = f"and {len(rows) - limit} more"
+    return table

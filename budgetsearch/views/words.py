@@ -1,0 +1,97 @@
+"""The words of every display: the report, the terminal and the study say the same of the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from budgetsearch.core.history.history import History
+from budgetsearch.core.records import Params
+
+SCORING = ("score", "answers")
+"""What a worker says of itself while it scores base and adapter."""
+
+
+def phase_of(history: History) -> str:
+    """Where the run stands: setup, calibrate, search, full run, score, or how it was closed."""
+    if history.closed is not None:
+        return history.closed.state
+    if history.opened is None:
+        return "setup"
+    if history.plan is None:
+        return "calibrate"
+    beat = history.last_beat
+    if history.score is not None or (beat and beat.activity in SCORING and not history.running):
+        return "score"
+    return "full run" if history.full_trials else "search"
+
+
+LONG_NAMES = 5
+"""With more rungs an axis names them by their numbers alone."""
+STOPPED, CUT_OFF = "stopped", "cut off"
+"""Of a run that nobody closed and no process works on; of a trial that trained when that happened."""
+STATE_MEANS = {
+    "finished": "it came to its own end",
+    "interrupted": "it was asked to stop and wrote down how it stood; it can go on",
+    "failed": "it ended with an error",
+    STOPPED: "its process was killed or its machine went down, and no process works on it; it can go on",
+}
+"""In words, for people; any other state is a phase of a run that goes."""
+
+
+def state_of(history: History, going: bool) -> str:
+    """The phase of a run that goes, how a run was closed, or ``stopped``; ``going``: a process works on it.
+
+    The ledger alone cannot tell a run that goes from one whose process was killed: the folder's lock can.
+    """
+    return phase_of(history) if history.closed is not None or going else STOPPED
+
+
+def rung_names(history: History) -> list[str]:
+    """A heading for each rung, with its seconds of training."""
+    if history.plan is None:
+        return []
+    top = history.plan.top_rung
+    return [
+        f"{'full run' if rung == top else f'rung {rung}'} ({seconds:.0f} s)"
+        for rung, seconds in enumerate(history.plan.ladder)
+    ]
+
+
+def rung_ticks(ladder: Sequence[float]) -> list[str]:
+    """A rung's name for the axis of a plot, in two short lines: many must stand side by side on a phone."""
+    top = len(ladder) - 1
+    long = len(ladder) <= LONG_NAMES
+    return [
+        f"{('full run' if long else 'full') if rung == top else f'rung {rung}' if long else str(rung)}"
+        f"<br>{short_duration(seconds)}"
+        for rung, seconds in enumerate(ladder)
+    ]
+
+
+def short_duration(seconds: float) -> str:
+    """Seconds, minutes or hours with two or three digits."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    if seconds < 300:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def params_text(params: Params) -> str:
+    """A configuration on one line."""
+    return " ".join(f"{name}={value_text(value)}" for name, value in params.items())
+
+
+def value_text(value: object) -> str:
+    """A value with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def loss_text(loss: float | None) -> str:
+    """A loss with four digits, or a dash."""
+    return "-" if loss is None else f"{loss:.4f}"
+
+
+def gib(count: int) -> str:
+    """Bytes in GiB."""
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,175 @@
+"""The command line: help that teaches, wrong input that touches nothing, one set of names."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import budgetsearch as bs
+from budgetsearch.cli import app
+from budgetsearch.run.settings import Settings
+from budgetsearch.storage.lock import RunLock
+from budgetsearch.storage.runfolder import RunFolder
+
+COMMANDS = (
+    *("run", "plan", "resume", "status", "report", "compare", "dashboard", "doctor", "spaces"),
+    *("reproduce", "verify"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _young(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' process is as old as all tests before; the program's is not."""
+    monkeypatch.setattr("budgetsearch.cli.run.process_age", lambda: 0.0)
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    """(exit code, everything that was printed)."""
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    """``--help`` shows what the command does and a line to copy."""
+    code, text = invoke(command, "--help")
+    assert code == 0
+    assert f"budgetsearch {command}" in re.sub(r"\s+", " ", text)
+
+
+def test_the_version_is_the_packages() -> None:
+    """``--version`` prints it."""
+    assert (0, f"budgetsearch {bs.__version__}\n") == invoke("--version")
+
+
+def test_flags_settings_and_python_arguments_are_the_same() -> None:
+    """One set of names: a setting that one of the three lacks would be a trap."""
+    command = get_command(app).commands["run"]  # type: ignore[attr-defined]
+    flags = {p.name for p in command.params} - {"config", "help", "resume", "log"}
+    own = {"config", "watchers", "say", "already_seconds", "resume", "last_resort"}
+    arguments = set(inspect.signature(bs.run).parameters) - own
+    assert set(Settings.model_fields) == flags
+    assert set(Settings.model_fields) == arguments
+
+
+def test_spaces_lists_the_ones_that_ship() -> None:
+    """Both spaces are there with their files."""
+    code, text = invoke("spaces")
+    assert code == 0
+    assert "lora " in text
+    assert "lora_small" in text
+
+
+@pytest.fixture
+def good(tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a run that would work, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BUDGETSEARCH_CACHE", str(tmp_path / "cache"))
+    return [
+        *("run", "--model", str(tiny_model), "--data", str(rows_file), "--gpu", "cpu"),
+        *("--hours", "0.01", "--out", "out"),
+    ]
+
+
+def broken_row(tmp_path: Path) -> str:
+    """A data file whose third row lacks its columns."""
+    path = tmp_path / "broken.jsonl"
+    rows = [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}, {"text": "no"}]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+def empty_file(tmp_path: Path) -> str:
+    """A data file of zero bytes."""
+    path = tmp_path / "empty.jsonl"
+    path.touch()
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--data", "nowhere.jsonl", r"nowhere\.jsonl"),
+        ("--data", empty_file, "empty"),
+        ("--data", broken_row, r"broken\.jsonl:3"),
+        ("--data", "reasoning-gym:family_relation", "family_relationships"),
+        ("--model", "./nowhere", "nowhere"),
+        ("--gpu", "h1000", "h100"),
+        ("--gpu", "a100", "a100"),
+        ("--hours", "0", "hours"),
+        ("--hours", "-1", "hours"),
+        ("--hours", "nan", "hours"),
+        ("--space", "lorra", "lora"),
+        ("--seed", "-1", "seed"),
+        ("--targets", "q_proj,,", "empty name"),
+        ("--out", "/proc/nowhere", "cannot be made"),
+        ("--out", "x" * 300, "cannot be made"),
+    ],
+)
+def test_wrong_input_is_one_error_with_code_2_and_touches_nothing(
+    good: list[str], tmp_path: Path, flag: str, value: object, message: str
+) -> None:
+    """One line that names the place; no run folder, and no traceback."""
+    text_value = value(tmp_path) if callable(value) else str(value)
+    code, text = invoke(*good, f"{flag}={text_value}")
+    assert code == 2, text
+    assert "Traceback" not in text
+    assert text.count("error:") == 1
+    assert re.search(message, text.replace("\n", " "))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_folder_in_use_is_refused(good: list[str], tmp_path: Path) -> None:
+    """The lock's owner is named, and the folder stays as it is."""
+    folder = RunFolder(tmp_path / "out")
+    folder.path.mkdir()
+    lock = RunLock(folder.path)
+    lock.sign()
+    code, text = invoke(*good)
+    assert code == 2
+    assert "in use by process" in text
+    assert [tmp_path / "out" / "lock"] == list(folder.path.iterdir())
+    lock.release()
+
+
+def test_a_run_in_preparation_has_no_status_yet(tmp_path: Path) -> None:
+    """Between the folder and the first event there is nothing to show; that is no broken run."""
+    folder = RunFolder(tmp_path / "out")
+    folder.path.mkdir()
+    lock = RunLock(folder.path)
+    code, text = invoke("status", str(folder.path))
+    assert code == 2
+    assert "being prepared" in text
+    lock.release()
+
+
+def test_a_folder_with_something_else_is_refused(good: list[str], tmp_path: Path) -> None:
+    """Nobody's files are mixed with a run's."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    code, text = invoke(*good)
+    assert code == 2
+    assert "not empty" in text
+
+
+@pytest.mark.parametrize("command", ["resume", "status", "report", "dashboard"])
+def test_a_folder_without_a_run_is_named(command: str, tmp_path: Path) -> None:
+    """The commands on a run say how to start one."""
+    code, text = invoke(command, str(tmp_path / "nothing"))
+    assert code == 2
+    assert "does not exist" in text
+    assert "budgetsearch run" in text
+
+
+def test_a_budget_below_the_minimum_is_refused(good: list[str], tmp_path: Path) -> None:
+    """A budget of a second cannot load the model; the answer says how much would do, nothing is left."""
+    code, text = invoke(*good, "--hours=0.0003")
+    assert code == 2
+    assert "too small" in text
+    assert not (tmp_path / "out").exists()

