@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test lint docs clean bench-policy bench-training bench-ray
+.PHONY: help setup quickstart check pure test lint docs clean bench-policy bench-training bench-ray
 
 help:
 	@echo "make quickstart   set up, then search on a real small model for 0.2 hours"
 	@echo "make test         set up, then run every check"
+	@echo "make check        set up, then style, types, layers and the pure tests: a minute"
 	@echo "make bench-policy CURVES=FOLDER   compare budget policies on recorded curves"
 	@echo "make bench-training   gangs against PEFT + Trainer, rungs, the useful share of a search; about 2 hours"
 	@echo "make bench-ray    what share of their time 1 to 16 workers on Ray work; half an hour, mostly asleep"
@@ -63,6 +64,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+pure: setup
+	$(BIN)/python -m pytest --quiet -m pure tests/core tests/machine tests/sampler
+
+check: setup
+	$(MAKE) --jobs 2 lint pure
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.support.rows import write_rows
 
 if TYPE_CHECKING:
     from budgetsearch.core.records import WorkerSetup
@@ -18,17 +19,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two tests run at a time: threads that wait for each other on the same cores would slow both tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-WORDS = ("red", "green", "blue", "black", "white")
+
+ROOMS = Path(__file__).parent
+PURE = ("core", "machine", "sampler")
+"""Rooms whose tests start no process and load no model: the fast lane of ``make check``."""
 
 
-def write_rows(path: Path, rows: int = 80) -> Path:
-    """Questions whose answer follows from the question, as JSONL."""
-    lines = [
-        {"question": f"Say {WORDS[i % 5]} {i % 7} times", "answer": " ".join([WORDS[i % 5]] * (1 + i % 3))}
-        for i in range(rows)
-    ]
-    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n", encoding="utf-8")
-    return path
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its room, and with ``pure`` where that is one of the fast lane."""
+    for item in items:
+        room = item.path.relative_to(ROOMS).parts[0]
+        item.add_marker(room)
+        if room in PURE:
+            item.add_marker("pure")
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import budgetsearch as bs
 from budgetsearch.cli import app
 from budgetsearch.run.settings import Settings
 from budgetsearch.storage.lock import RunLock
 from budgetsearch.storage.runfolder import RunFolder
+from tests.support.command_line import invoke
 
 COMMANDS = (
     *("run", "plan", "resume", "status", "report", "compare", "dashboard", "doctor", "spaces"),
@@ -27,12 +27,6 @@ COMMANDS = (
 def _young(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' process is as old as all tests before; the program's is not."""
     monkeypatch.setattr("budgetsearch.cli.run.process_age", lambda: 0.0)
-
-
-def invoke(*arguments: str) -> tuple[int, str]:
-    """(exit code, everything that was printed)."""
-    result = CliRunner().invoke(app, list(arguments))
-    return result.exit_code, result.output
 
 
 @pytest.mark.parametrize("command", COMMANDS)

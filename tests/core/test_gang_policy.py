@@ -25,9 +25,7 @@ from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.tools.simulate.invariants import check
-from tests.core.test_policy import SMALL_DATA
-from tests.run.test_driver import run
-from tests.support.simulation import Killed, Killer, make_driver, request
+from tests.support.simulation import SMALL_DATA, Killed, Killer, make_driver, request, run
 
 GAINS = {2: 1.6, 4: 2.4}
 

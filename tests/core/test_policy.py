@@ -21,11 +21,7 @@ from budgetsearch.core.records import Calibration, Segment, SegmentResult
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import read_entries, read_history
-from tests.run.test_driver import check_invariants, run
-from tests.support.simulation import Killed, Killer, make_driver
-
-SMALL_DATA = {"train_rows": 1000, "train_tokens": 80_000, "max_epochs": 2}
-"""So little that an hour of the synthetic machine holds several full runs."""
+from tests.support.simulation import SMALL_DATA, Killed, Killer, check_invariants, make_driver, run
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import write_rows
+from tests.support.rows import write_rows
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -17,7 +17,7 @@ import yaml
 
 from budgetsearch.run.settings import load_settings
 from budgetsearch.run.spaces import load_space
-from tests.conftest import write_rows
+from tests.support.rows import write_rows
 
 ROOT = Path(__file__).parents[2]
 HOURS = "0.016"

@@ -11,7 +11,7 @@ from benchmarks.ray import sleeper
 from benchmarks.ray.efficiency import Slept, compare, gaps, seconds_until, slept
 from budgetsearch.core.records import JobEnded, SegmentResult, TrainJob, WorkerSetup
 from budgetsearch.engines.local import LocalEngine
-from tests.training.test_training import make_segment
+from tests.support.training import make_segment
 
 JOBS = [Slept("a", 0.0, 5.0), Slept("b", 0.0, 10.0), Slept("a", 6.0, 10.0)]
 """Two lanes, one of which waits for a second."""

@@ -239,7 +239,7 @@ def test_a_study_that_is_deleted_on_the_server_is_made_again(database: Server) -
 
 def test_postgresql_and_sqlite_hold_the_same_study(database: Server, tmp_path: Path) -> None:
     """Numbers, states and attributes."""
-    from tests.views.test_mirror import snapshot, study, url
+    from tests.support.studies import snapshot, study, url
 
     story = Story.planned()
     story.watchers += [StudyMirror(database.url(), "same"), StudyMirror(url(tmp_path), "run")]

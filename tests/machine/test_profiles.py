@@ -13,36 +13,10 @@ from budgetsearch.core.errors import DeviceError
 from budgetsearch.machine import profiles
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.host import GIB, HostMemory
-from budgetsearch.machine.nvml import Driver, NvmlCard, Reading
+from budgetsearch.machine.nvml import Driver, NvmlCard
 from budgetsearch.machine.profiles import PROFILES, profile, read_profiles
 from budgetsearch.run.spaces import load_space
-from tests.support.fake_nvml import FakeCard, FakePynvml
-
-
-class FakeNvml:
-    """A driver with these cards; counts how often it was closed."""
-
-    def __init__(self, *cards: NvmlCard, silence: str = "") -> None:
-        self.all = cards
-        self.silence = silence
-        self.closed = 0
-
-    def cards(self) -> tuple[NvmlCard, ...]:
-        return self.all
-
-    def sample(self, uuid: str, pid: int) -> Reading | None:
-        raise AssertionError("detection takes no samples")
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-def card(name: str, gib: float, index: int = 0, free: float | None = None) -> NvmlCard:
-    """A card of so many GiB, all of them free unless told."""
-    return NvmlCard(
-        index, name, f"GPU-{index}abc", int(gib * GIB), int((gib if free is None else free) * GIB)
-    )
-
+from tests.support.fake_nvml import FakeCard, FakeNvml, FakePynvml, card
 
 A100 = card("NVIDIA A100-SXM4-40GB", 40, free=39.4)
 RTX4090 = card("NVIDIA GeForce RTX 4090", 23.99, index=1)

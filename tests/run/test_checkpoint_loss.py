@@ -25,21 +25,10 @@ from budgetsearch.training import sums
 from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import train_gang
 from budgetsearch.views.progress import Narrator
-from tests.core.test_policy import SMALL_DATA
-from tests.support.factories import Story, params
+from tests.support.factories import Story, paused
 from tests.support.simdisk import SimDisk, driver_on
-from tests.training.test_training import base, make_segment
-
-# ------------------------------------------------------------------------ the history
-
-
-def paused() -> Story:
-    """Three trials at the first rung, the best of them also at the second."""
-    story = Story.planned()
-    for rank, loss in ((4, 1.5), (8, 1.2), (16, 1.4)):
-        story.train(story.trial(params(rank)), loss)
-    story.train(1, 1.0, 1, "promotion: place 1 of 3 at rung 0")
-    return story
+from tests.support.simulation import SMALL_DATA
+from tests.support.training import base, make_segment
 
 
 def lose(story: Story, trial_id: int, rung: int) -> SegmentResult:

@@ -13,40 +13,15 @@ from hypothesis import strategies as st
 
 from budgetsearch.core.decisions import NeedCandidates, Run
 from budgetsearch.core.errors import BudgetError, EngineError, LedgerError
-from budgetsearch.core.events import Charged, Decided, Entry, SegmentStarted
+from budgetsearch.core.events import Charged, Decided, SegmentStarted
 from budgetsearch.core.history.fold import fold
-from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.situation import RULED_OUT
 from budgetsearch.core.records import Segment
 from budgetsearch.core.resources.disk import RUNNERS_UP
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import Ledger, read_entries, read_history
-from budgetsearch.tools.simulate.invariants import check
-from tests.support.simulation import Killed, Killer, make_driver
-
-
-def check_invariants(entries: list[Entry], history: History, budget: float) -> None:
-    """What must hold for every run, whatever happened in it."""
-    assert history.closed is not None
-    assert history.spent <= budget, "the deadline was passed"
-    assert math.isclose(sum(history.charged.values()), history.spent, abs_tol=1e-6), "a second is lost"
-    assert history.running == {}, "a segment is lost"
-    seen: dict[int, int] = {}
-    for segment, result in history.results:
-        assert segment.start_tokens == seen.get(segment.trial_id, 0), "tokens are trained twice or left out"
-        if result.checkpoint_out:
-            seen[segment.trial_id] = result.tokens
-    check(entries, budget, replay=True)
-
-
-def run(path: Path, world: SyntheticWorld | None = None, budget: float = 720.0, **more: object) -> History:
-    """Run to the end and check the invariants."""
-    driver = make_driver(path, world, budget=budget, **more)  # type: ignore[arg-type]
-    history = driver.run()
-    driver.ledger.close()
-    check_invariants(list(read_entries(path)), history, budget)
-    return history
+from tests.support.simulation import Killed, Killer, check_invariants, make_driver, run
 
 
 def test_a_run_searches_promotes_and_trains_one_trial_in_full(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from budgetsearch.core.events import Decided, Planned, SegmentEnded, SegmentStar
 from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.simulate.invariants import check
-from tests.conftest import write_rows
+from tests.support.rows import write_rows
 
 HOURS = 0.02  # 72 s
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +16,9 @@ from budgetsearch.core.errors import CheckpointError, DiskError
 from budgetsearch.core.events import CheckpointLost, Exported
 from budgetsearch.run import export as exporter_module
 from budgetsearch.run.export import AdapterExporter
-from budgetsearch.training.sums import META_FILE, STATE_FILE, SUMMED, describe
-from tests.support.factories import FACTS, MODEL, Story, params, whole_run
-
-
-@dataclass
-class House:
-    """A run folder, its checkpoints and a model folder."""
-
-    root: Path
-
-    def __post_init__(self) -> None:
-        (self.root / "run" / "checkpoints").mkdir(parents=True)
-        model = self.root / "model"
-        model.mkdir()
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json"):
-            (model / name).write_text(name, encoding="utf-8")
-        for name in ("config.json", "model.safetensors"):
-            (model / name).write_text("not the tokenizer's", encoding="utf-8")
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "run" / "checkpoints"
-
-    def checkpoint(self, name: str | None) -> None:
-        folder = self.checkpoints / str(name)
-        folder.mkdir()
-        for file in SUMMED:
-            (folder / file).write_text(f"{name}/{file}", encoding="utf-8")
-        (folder / META_FILE).write_text(json.dumps(describe(folder)), encoding="utf-8")
-
-    def exporter(self, *, keep: bool = False) -> AdapterExporter:
-        return AdapterExporter(
-            self.root / "run", self.checkpoints, MODEL, FACTS["data"], self.root / "model", keep
-        )
-
-    def listing(self) -> set[str]:
-        return {path.name for path in self.checkpoints.iterdir()}
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> House:
-    """An empty run."""
-    return House(tmp_path)
-
-
-@pytest.fixture
-def story(house: House) -> Story:
-    """A whole run whose checkpoints are on disk."""
-    story = whole_run()
-    for _, result in story.history.results:
-        if result.checkpoint_out:
-            house.checkpoint(result.checkpoint_out)
-    return story
-
-
-def best(story: Story) -> Any:
-    """The incumbent."""
-    assert story.history.incumbent is not None
-    return story.history.incumbent
+from budgetsearch.training.sums import META_FILE, STATE_FILE, describe
+from tests.support.exporting import House, best
+from tests.support.factories import FACTS, MODEL, Story, params
 
 
 def test_the_export_is_an_adapter_with_tokenizer_manifest_and_card(house: House, story: Story) -> None:

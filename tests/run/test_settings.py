@@ -13,7 +13,7 @@ import pytest
 
 from budgetsearch.core.errors import DeviceError, SettingsError, SpaceError
 from budgetsearch.run.settings import TAKES, Settings, default_out, load_settings
-from tests.machine.test_profiles import FakeNvml, card
+from tests.support.fake_nvml import FakeNvml, card
 
 CPU = {"gpu": "cpu"}
 

@@ -26,11 +26,10 @@ from budgetsearch.tools.simulate.invariants import check
 from budgetsearch.training import sums
 from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import train_gang
-from tests.run.test_checkpoint_loss import paused
-from tests.run.test_exporter import House, best, house, story  # noqa: F401
-from tests.support.factories import Story
+from tests.support.exporting import House, best
+from tests.support.factories import Story, paused
 from tests.support.simdisk import SimDisk, driver_on
-from tests.training.test_training import base, make_segment
+from tests.support.training import base, make_segment
 
 NOW = (errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE, errno.ENOMEM)
 """What says that the system could not look."""
@@ -68,7 +67,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int, where: str, times: int = 
 
 @pytest.mark.parametrize("code", NOW)
 def test_what_cannot_be_read_now_is_no_damage(
-    house: House,  # noqa: F811
+    house: House,
     monkeypatch: pytest.MonkeyPatch,
     at_once: list[float],
     code: int,
@@ -85,7 +84,7 @@ def test_what_cannot_be_read_now_is_no_damage(
             look(folder)
 
 
-def test_what_is_not_there_is_damage_at_once(house: House, at_once: list[float]) -> None:  # noqa: F811
+def test_what_is_not_there_is_damage_at_once(house: House, at_once: list[float]) -> None:
     """A missing file does not come back by waiting."""
     house.checkpoint("trial0001-a")
     (house.checkpoints / "trial0001-a" / sums.STATE_FILE).unlink()
@@ -117,7 +116,7 @@ def test_real_training_leaves_an_unreadable_checkpoint_and_trains_the_neighbour(
 # ------------------------------------------------------------------------ the history
 
 
-def balk(story: Story, trial_id: int, rung: int) -> None:  # noqa: F811
+def balk(story: Story, trial_id: int, rung: int) -> None:
     """The trial's next segment cannot read its checkpoint."""
     segment = story.start(trial_id, rung, "promotion: place 1 of 3 at rung 0")
     job = next(job for job, some in story.history.running.items() if segment in some)
@@ -187,14 +186,14 @@ def test_a_run_whose_disk_stammers_ends_well_and_loses_no_checkpoint(tmp_path: P
 # ----------------------------------------------------------------------- the exporter
 
 
-def keeper_of(told: Story, house: House) -> Keeper:  # noqa: F811
+def keeper_of(told: Story, house: House) -> Keeper:
     """A keeper on a real exporter."""
     return Keeper(house.exporter(), told.add, lambda: told.history)
 
 
 def test_the_best_keeps_its_place_while_it_cannot_be_read(
-    house: House,  # noqa: F811
-    story: Story,  # noqa: F811
+    house: House,
+    story: Story,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is neither recorded as lost nor replaced by a worse one; the export says so, and works later."""
@@ -213,7 +212,7 @@ def test_the_best_keeps_its_place_while_it_cannot_be_read(
 
 
 def test_an_adapter_that_cannot_be_read_now_is_not_given_up(
-    house: House,  # noqa: F811
+    house: House,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The checkpoint is damaged, the adapter that was made from it unreadable for a moment: it counts on."""
@@ -235,8 +234,8 @@ def test_an_adapter_that_cannot_be_read_now_is_not_given_up(
 
 
 def test_a_copy_that_went_wrong_does_not_blame_the_checkpoint(
-    house: House,  # noqa: F811
-    story: Story,  # noqa: F811
+    house: House,
+    story: Story,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The target's disk made something else of it: the source is looked at again, and is whole."""

@@ -21,13 +21,13 @@ from budgetsearch.tools.simulate.invariants import check
 from budgetsearch.views.report.answer import answer_of
 from budgetsearch.views.report.markdown import load_lines
 from budgetsearch.views.tables import status_dict
-from tests.run.test_exporter import House, best, house  # noqa: F401
+from tests.support.exporting import House, best
 from tests.support.factories import Story, params
 from tests.support.simdisk import SimDisk, driver_on
 
 
 @pytest.fixture
-def told(house: House) -> Story:  # noqa: F811
+def told(house: House) -> Story:
     """Two trials; the ledger knows that the first one's adapter was exported, and the best is the first."""
     story = Story.planned()
     for rank, loss in ((4, 1.2), (8, 1.5)):
@@ -40,12 +40,12 @@ def told(house: House) -> Story:  # noqa: F811
 
 
 @pytest.fixture
-def keeper(told: Story, house: House) -> Keeper:  # noqa: F811
+def keeper(told: Story, house: House) -> Keeper:
     """On the real exporter."""
     return Keeper(house.exporter(), told.add, lambda: told.history)
 
 
-def replaced(house: House, told: Story) -> TrialState:  # noqa: F811
+def replaced(house: House, told: Story) -> TrialState:
     """A later event, which the ledger has lost, exported the other trial; returns that."""
     other = told.history.trials[1]
     house.exporter().export(told.history, other, final=False)
@@ -58,7 +58,7 @@ def lost(told: Story) -> list[tuple[str, bool]]:
     return [(event.checkpoint, event.exported) for event in events]
 
 
-def test_no_adapter_is_taken_for_another_trials(house: House, told: Story, keeper: Keeper) -> None:  # noqa: F811
+def test_no_adapter_is_taken_for_another_trials(house: House, told: Story, keeper: Keeper) -> None:
     """The best trial's checkpoint is gone, and what stands is the other's: it is not exported in its name."""
     name, other = str(best(told).best_checkpoint), replaced(house, told)
     shutil.rmtree(house.checkpoints / name)
@@ -73,7 +73,7 @@ def test_no_adapter_is_taken_for_another_trials(house: House, told: Story, keepe
 
 
 def test_a_resume_sees_at_once_that_the_adapter_is_anothers(
-    house: House,  # noqa: F811
+    house: House,
     told: Story,
     keeper: Keeper,
 ) -> None:
@@ -86,7 +86,7 @@ def test_a_resume_sees_at_once_that_the_adapter_is_anothers(
 
 
 def test_the_best_trials_own_adapter_stands_in_for_its_checkpoint(
-    house: House,  # noqa: F811
+    house: House,
     told: Story,
     keeper: Keeper,
 ) -> None:
@@ -107,7 +107,7 @@ def unwritten(told: Story) -> None:
 
 @pytest.mark.parametrize("mine", [True, False])
 def test_a_full_disk_names_the_adapter_only_if_it_is_the_one_exported(
-    house: House,  # noqa: F811
+    house: House,
     told: Story,
     keeper: Keeper,
     mine: bool,
@@ -136,7 +136,7 @@ def test_an_older_export_is_not_shown_as_the_best_trials_adapter(told: Story) ->
 
 
 def test_a_failed_run_names_the_trial_that_the_adapter_names(
-    house: House,  # noqa: F811
+    house: House,
     told: Story,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -174,7 +174,7 @@ def test_at_the_end_the_adapter_that_stands_will_do(
 
 
 def test_a_checkpoint_that_cannot_be_read_at_the_end_is_not_needed_either(
-    house: House,  # noqa: F811
+    house: House,
     told: Story,
     keeper: Keeper,
     monkeypatch: pytest.MonkeyPatch,
@@ -191,7 +191,7 @@ def test_a_checkpoint_that_cannot_be_read_at_the_end_is_not_needed_either(
 
 @pytest.mark.parametrize("final", [True, False])
 def test_an_adapter_that_is_anothers_or_damaged_will_not_do(
-    house: House,  # noqa: F811
+    house: House,
     told: Story,
     keeper: Keeper,
     monkeypatch: pytest.MonkeyPatch,

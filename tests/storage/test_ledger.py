@@ -29,8 +29,7 @@ from budgetsearch.storage.database import SCHEMA
 from budgetsearch.storage.ledger import Ledger, read_entries, survey
 from budgetsearch.storage.repair import mend
 from budgetsearch.storage.seals import GENESIS, Row, follows, longest, row_of, sealed
-from tests.run.test_driver import check_invariants
-from tests.support.simulation import Killed, Killer, make_driver
+from tests.support.simulation import Killed, Killer, check_invariants, make_driver
 
 EVENTS = 400
 KILLED_AT = 60

@@ -59,7 +59,7 @@ from budgetsearch.storage.shared import (
 from budgetsearch.tools.doctor import examine, host
 from budgetsearch.training.sums import ADAPTER_FILE, META_FILE, STATE_FILE, SUMMED, describe
 from tests.support.factories import FACTS, MODEL, Story, whole_run
-from tests.training.test_training import make_segment
+from tests.support.training import make_segment
 
 NAME = "trial0003-rung0-tokens1500-attempt0"
 

@@ -219,3 +219,15 @@ def tell_run(story: Story) -> None:
         story.train(number, 0.9 + place / 10, 1, f"promotion: place {place} of 6 at rung 0")
     story.train(3, 0.9, 2, "full run starts")
     story.finish()
+
+
+# ------------------------------------------------------------------------ the history
+
+
+def paused() -> Story:
+    """Three trials at the first rung, the best of them also at the second."""
+    story = Story.planned()
+    for rank, loss in ((4, 1.5), (8, 1.2), (16, 1.4)):
+        story.train(story.trial(params(rank)), loss)
+    story.train(1, 1.0, 1, "promotion: place 1 of 3 at rung 0")
+    return story

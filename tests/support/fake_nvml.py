@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-GIB = 2**30
+from budgetsearch.machine.host import GIB
+from budgetsearch.machine.nvml import NvmlCard, Reading
 
 ERRORS = {
     1: ("Uninitialized", "Uninitialized"),
@@ -257,3 +258,28 @@ def without(module: FakePynvml, *names: str) -> FakePynvml:
 
 def _shout(name: str) -> str:
     return "".join(f"_{letter}" if letter.isupper() else letter for letter in name).strip("_").upper()
+
+
+class FakeNvml:
+    """A driver with these cards; counts how often it was closed."""
+
+    def __init__(self, *cards: NvmlCard, silence: str = "") -> None:
+        self.all = cards
+        self.silence = silence
+        self.closed = 0
+
+    def cards(self) -> tuple[NvmlCard, ...]:
+        return self.all
+
+    def sample(self, uuid: str, pid: int) -> Reading | None:
+        raise AssertionError("detection takes no samples")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def card(name: str, gib: float, index: int = 0, free: float | None = None) -> NvmlCard:
+    """A card of so many GiB, all of them free unless told."""
+    return NvmlCard(
+        index, name, f"GPU-{index}abc", int(gib * GIB), int((gib if free is None else free) * GIB)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.engines.simulator import Change, SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.run.driver import Driver
-from budgetsearch.storage.ledger import Ledger, MemoryLedger
+from budgetsearch.storage.ledger import Ledger, MemoryLedger, read_entries
+from budgetsearch.tools.simulate.invariants import check
 
 SPACE = {
     "name": "test",
@@ -23,6 +25,8 @@ SPACE = {
         "learning_rate": {"kind": "float", "low": 1e-4, "high": 1e-2, "log": True},
     },
 }
+
+SMALL_DATA = {"train_rows": 1000, "train_tokens": 80_000, "max_epochs": 2}
 
 
 class RandomSampler:
@@ -131,3 +135,29 @@ def make_driver(
         opened=Opened(budget, {}),
         quantizations=["fp32", "nf4"],
     )
+
+
+def check_invariants(entries: list[Entry], history: History, budget: float) -> None:
+    """What must hold for every run, whatever happened in it."""
+    assert history.closed is not None
+    assert history.spent <= budget, "the deadline was passed"
+    assert math.isclose(sum(history.charged.values()), history.spent, abs_tol=1e-6), "a second is lost"
+    assert history.running == {}, "a segment is lost"
+    seen: dict[int, int] = {}
+    for segment, result in history.results:
+        assert segment.start_tokens == seen.get(segment.trial_id, 0), "tokens are trained twice or left out"
+        if result.checkpoint_out:
+            seen[segment.trial_id] = result.tokens
+    check(entries, budget, replay=True)
+
+
+def run(path: Path, world: SyntheticWorld | None = None, budget: float = 720.0, **more: object) -> History:
+    """Run to the end and check the invariants."""
+    driver = make_driver(path, world, budget=budget, **more)  # type: ignore[arg-type]
+    history = driver.run()
+    driver.ledger.close()
+    check_invariants(list(read_entries(path)), history, budget)
+    return history
+
+
+"""So little that an hour of the synthetic machine holds several full runs."""

@@ -44,8 +44,8 @@ from budgetsearch.tools.compare.plot import panels
 from budgetsearch.tools.compare.table import mean_text, rows, show
 from budgetsearch.tools.compare.winrates import challenge, warnings_of, win_rates
 from budgetsearch.views.intervals import holm, newcombe, paired_shares, wilson
-from tests.cli.test_cli import invoke
 from tests.support.browser import browser_page
+from tests.support.command_line import invoke
 from tests.support.comparable import BASE, DATA, GOOD, TARGETS, score, write_run
 
 EVIL = "<img src=x onerror=alert(1)>"

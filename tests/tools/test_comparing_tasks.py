@@ -23,9 +23,9 @@ from budgetsearch.training.bases import load_base
 from budgetsearch.training.data.models import resolve_model
 from budgetsearch.training.data.tokens import load_tokenizer
 from budgetsearch.views.card import MANIFEST_FILE
-from tests.cli.test_cli import invoke
-from tests.conftest import write_rows
+from tests.support.command_line import invoke
 from tests.support.comparable import score, write_run
+from tests.support.rows import write_rows
 
 GYM = "reasoning-gym:chain_sum?size=4&seed=7"
 

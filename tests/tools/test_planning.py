@@ -22,8 +22,8 @@ from budgetsearch.machine.shapes import find_config, known_models, shape_of
 from budgetsearch.tools.plan.preview import Preview
 from budgetsearch.tools.plan.show import clock
 from budgetsearch.training.data.size import guess_data
-from tests.conftest import write_rows
-from tests.machine.test_profiles import FakeNvml, card
+from tests.support.fake_nvml import FakeNvml, card
+from tests.support.rows import write_rows
 
 BIG = ("Qwen/Qwen2.5-7B", "meta-llama/Llama-3.1-8B", "mistralai/Mistral-7B-v0.1", "Qwen/Qwen-14B")
 CARDS = [name for name in PROFILES if name not in ("cpu", "auto")]

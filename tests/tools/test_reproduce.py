@@ -58,8 +58,8 @@ from budgetsearch.tools.reproduce.inputs import Given
 from budgetsearch.tools.reproduce.replay import NO_COURSE_NOTE, reasons_of, score_rows
 from budgetsearch.training.data.models import hashed_files
 from budgetsearch.training.data.provenance import file_facts
-from tests.conftest import write_rows
 from tests.support.factories import plan, whole_run
+from tests.support.rows import write_rows
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2"

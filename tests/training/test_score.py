@@ -12,7 +12,7 @@ from budgetsearch.core.records import ScoreJob
 from budgetsearch.training import score as scoring
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.members import Shop
-from tests.training.test_training import make_segment, train
+from tests.support.training import make_segment, train
 
 ASKED = 4
 

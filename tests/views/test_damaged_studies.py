@@ -27,7 +27,7 @@ from budgetsearch.views.study import damage, mirror, storage
 from budgetsearch.views.study.mirror import StudyMirror
 from tests.support.factories import Story, params, whole_run
 from tests.support.simulation import make_driver
-from tests.views.test_mirror import snapshot, study, url
+from tests.support.studies import snapshot, study, url
 
 Spoil = Callable[[Path], object]
 

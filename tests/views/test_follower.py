@@ -19,7 +19,7 @@ from budgetsearch.views.study import follower, mirror
 from budgetsearch.views.study.follower import Follower
 from budgetsearch.views.study.mirror import StudyMirror
 from tests.support.factories import Story, params, plan, tell_run, whole_run
-from tests.views.test_mirror import snapshot, study, url
+from tests.support.studies import snapshot, study, url
 
 LONG = 60.0
 """Seconds that nothing here takes, however busy the machine is."""

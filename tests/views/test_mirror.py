@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -15,24 +14,7 @@ from budgetsearch.core.history.fold import fold
 from budgetsearch.views.study import mirror
 from budgetsearch.views.study.mirror import StudyMirror
 from tests.support.factories import Story, params, tell_run, whole_run
-
-
-def url(path: Path) -> str:
-    """The study's database."""
-    return f"sqlite:///{path / 'study.sqlite'}"
-
-
-def study(path: Path) -> Any:
-    """The study as another program sees it."""
-    return optuna.load_study(study_name="run", storage=url(path))
-
-
-def snapshot(path: Path) -> list[tuple[Any, ...]]:
-    """All that the study says of its trials, times excepted."""
-    return [
-        (t.number, t.state.name, t.params, t.values, t.intermediate_values, t.user_attrs, t.constraints)
-        for t in study(path).trials
-    ]
+from tests.support.studies import snapshot, study, url
 
 
 @pytest.fixture

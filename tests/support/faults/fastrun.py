@@ -331,7 +331,7 @@ class Place:
         """Write everything that a run needs and warm its caches."""
         from budgetsearch.training.data.tokens import prepare
         from budgetsearch.training.tiny import make_tiny_model
-        from tests.conftest import write_rows
+        from tests.support.rows import write_rows
 
         self.path.mkdir(parents=True, exist_ok=True)
         make_tiny_model(self.model)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budgetsearch.storage.runfolder import RunFolder
-from tests.conftest import write_rows
+from tests.support.rows import write_rows
 
 SPACE = """\
 dimensions:
