@@ -55,12 +55,13 @@ def show_run(run: Path, found: Mapping[str, Any]) -> None:
 def conclude(result: Any) -> None:
     """Print how a run ended and where its results are; exits with its code unless it finished."""
     from budgetsearch import api
-    from budgetsearch.run.process import LAST_SECONDS, leave_within
+    from budgetsearch.core.policy.deadline import ENDING
+    from budgetsearch.run.process import leave_within
 
     codes = {"finished": 0, "interrupted": code_of(result.signal)}
     code = codes.get(result.state, EXIT_FAILED)
     if math.isfinite(result.left_seconds):
-        leave_within(result.left_seconds - LAST_SECONDS, code)
+        leave_within(result.left_seconds - ENDING["exit"], code)
     show_run(result.run, api.status(result.run))
     if result.adapter_path is not None:
         typer.echo(f"adapter  {result.adapter_path}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import DiskError, EngineError
+from budgetsearch.core.policy.deadline import ENDING
 from budgetsearch.core.records import (
     Cancel,
     Job,
@@ -28,9 +29,8 @@ MAX_DEATHS = 5
 """A worker that died so often without finishing a job is not started again."""
 MAX_LOSSES = 1
 """So many times in a row a new process may find the card gone again."""
-EXIT_SECONDS = 2.0
+CODE_SECONDS = 2.0
 """A process whose output has ended gets so long to exit by itself, with its code."""
-CLOSE_SECONDS = 3.0
 WORKER = "budgetsearch.engines.worker"
 SAFE_PATH = ("-P",)
 """Without it Python would import from the user's working folder first: a queue.py there would do."""
@@ -129,7 +129,7 @@ class LocalEngine:
             except OSError:
                 pass
         try:
-            process.wait(CLOSE_SECONDS)
+            process.wait(ENDING["worker"])
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -196,7 +196,7 @@ class LocalEngine:
             code = self._process.poll()
             if code is None:  # its output has ended, so it is about to; or nobody understood a line of it
                 try:
-                    code = self._process.wait(EXIT_SECONDS)
+                    code = self._process.wait(CODE_SECONDS)
                 except subprocess.TimeoutExpired:
                     self._process.kill()
                     code = self._process.wait()

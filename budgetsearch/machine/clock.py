@@ -15,9 +15,6 @@ from budgetsearch.core.errors import SettingsError
 SLURM_END = "SLURM_JOB_END_TIME"
 """Slurm tells a job so when it will be ended, in seconds since the epoch."""
 
-A_MOMENT = 60.0
-"""Longer than whatever happens between two lines of a run's end."""
-
 
 class RunClock:
     """Seconds of the run so far: those of earlier processes, and this one's since it began.
@@ -48,6 +45,10 @@ class Timing:
     """Of the whole run."""
     down_seconds: float = 0.0
     """What passed since the run's last process, where it counts: with a deadline."""
+
+    def seconds_left(self) -> float:
+        """Seconds until the run must be over; negative once they are spent."""
+        return self.budget_seconds - self.clock.now()
 
 
 def timing_of_new(hours: float, deadline: float | None, already: float) -> Timing:
@@ -102,12 +103,6 @@ def budget_of_resumed(hours: float | None, spent: float, before: float) -> float
             f"{least:.2f} or more."
         )
     return hours * 3600
-
-
-def passed_since(wall: float) -> float:
-    """Seconds since a moment ago by the clock on the wall; 0 where somebody has changed it meanwhile."""
-    passed = time.time() - wall
-    return passed if 0 <= passed < A_MOMENT else 0.0
 
 
 def process_age() -> float:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
+from budgetsearch.core.policy.deadline import ENDING
 from budgetsearch.machine.clock import Timing
 from budgetsearch.storage.runfolder import RunFolder
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 EXIT_OVERDUE = 3
 """Exit code of a process that hung until its time was over."""
-LAST_SECONDS = 1.0
-"""So long before the end a process that hangs is ended: what it has earned is on disk."""
 WORDS_SECONDS = 0.2
 """Its last words get so long to be written."""
 WATCH_SECONDS = 0.5
@@ -38,7 +37,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 def ended_in_time(
     timing: Timing, engine: RunEngine, folder: RunFolder, planned: Callable[[], bool]
 ) -> Iterator[None]:
-    """Inside, this process ends before its time is over, whatever hangs in it: a download, a disk, a lock.
+    """End this process before its time is over, whatever hangs inside: a download, a disk, a lock.
 
     The driver keeps the deadline by itself; this is for what it cannot see. Before the run is ``planned`` it
     gets PREPARATION_SECONDS in any case: a budget that is too small is to be refused with what would do.
@@ -47,8 +46,9 @@ def ended_in_time(
 
     def watch() -> None:
         while True:
-            limit = timing.budget_seconds - LAST_SECONDS
-            left = (limit if planned() else max(limit, PREPARATION_SECONDS)) - timing.clock.now()
+            left = timing.seconds_left() - ENDING["exit"]
+            if not planned():
+                left = max(left, PREPARATION_SECONDS - timing.clock.now())
             if left <= 0:
                 break
             if over.wait(min(left, WATCH_SECONDS)):
@@ -122,10 +122,8 @@ def stop_signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-DRAIN_SECONDS = 1.0
-"""What was printed gets so long to be read."""
-EXIT_SECONDS = 3.0
-"""Whatever libraries do at the exit, and all else that remains, is over by then."""
+LEAVING_SECONDS = 3.0
+"""Of any command: whatever libraries do at the exit, and all else that remains, is over by then."""
 
 
 _own: list[int] = []
@@ -156,9 +154,9 @@ def leave(code: int) -> None:
     be seconds of the budget.
     """
     take_process()
-    leave_within(EXIT_SECONDS, code)
+    leave_within(LEAVING_SECONDS, code)
     atexit._run_exitfuncs()
-    drain_output(DRAIN_SECONDS)
+    drain_output(ENDING["lines"])
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -79,5 +79,5 @@ def result_of(folder: RunFolder, timing: Timing | None = None) -> Result:
         spent_seconds=history.spent,
         budget_seconds=history.opened.budget_seconds,
         signal=closed.signal if closed else "",
-        left_seconds=timing.budget_seconds - timing.clock.now() if timing else math.inf,
+        left_seconds=timing.seconds_left() if timing else math.inf,
     )

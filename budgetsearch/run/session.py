@@ -13,6 +13,7 @@ from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderEr
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
+from budgetsearch.core.policy.deadline import closing_seconds
 from budgetsearch.core.ports import Exporter, Say, Watcher
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.core.space.space import Space
@@ -37,6 +38,7 @@ from budgetsearch.storage.lock import RunLock
 from budgetsearch.storage.repair import mend
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import begin_place, find_place, leave_place
+from budgetsearch.views.loggers import ScalarLogger
 from budgetsearch.views.report.write import write_in_time
 from budgetsearch.views.study.storage import resumed_storage, storage_url
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from budgetsearch.run.settings import Settings
     from budgetsearch.training.data.models import BaseModel
     from budgetsearch.training.data.tokens import PreparedData
+    from budgetsearch.views.study.follower import Follower
     from budgetsearch.views.study.mirror import StudyMirror
 
 
@@ -147,6 +150,9 @@ def drive(
             try:
                 history = driver.run()
             finally:
+                engine.close()
+                if driver.history.closed is not None:
+                    _await_views(watchers, follower, timing)
                 follower.close()
                 driver.ledger.close()
         finally:
@@ -155,6 +161,14 @@ def drive(
         if conclude is not None:
             conclude(folder, say, timing)
         return history
+
+
+def _await_views(watchers: Sequence[Watcher], follower: Follower, timing: Timing) -> None:
+    """Give loggers and study what time there is to take the last events."""
+    for watcher in watchers:
+        if isinstance(watcher, ScalarLogger):
+            watcher.close(closing_seconds("loggers", timing.seconds_left()))
+    follower.close(closing_seconds("study", timing.seconds_left()))
 
 
 def _driver(
@@ -236,7 +250,7 @@ def _write(folder: RunFolder, say: Say, timing: Timing | None) -> None:
     entries = list(read_entries(folder.ledger))
     history = fold(entries)
     write_manifest(folder, history)
-    left = timing.budget_seconds - timing.clock.now() if timing else AMPLE_SECONDS
+    left = timing.seconds_left() if timing else AMPLE_SECONDS
     if untold := write_in_time(folder, entries, history, left):
         say(untold)
 

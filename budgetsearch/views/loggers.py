@@ -18,18 +18,13 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from budgetsearch.core.errors import SettingsError, nearest
-from budgetsearch.core.events import Closed, Entry, Heartbeat, Opened, Scored, SegmentEnded
+from budgetsearch.core.events import Entry, Heartbeat, Opened, Scored, SegmentEnded
 from budgetsearch.core.history.history import History
 from budgetsearch.core.secrets import shown_settings
-from budgetsearch.machine.clock import passed_since
 
 LOGGER = logging.getLogger("budgetsearch.views.loggers")
 HELD = 10_000
 """So many entries may wait; what comes then is left out."""
-CLOSING_SECONDS = 2.0
-"""At the end a logger gets so long to take what waits, if the budget still has it."""
-BEHIND_SECONDS = 3.0
-"""What report.md and the process itself need after that."""
 GIB = 2.0**30
 PROJECT = "budgetsearch"
 """Under which Weights & Biases and Trackio file a run."""
@@ -62,7 +57,7 @@ class ScalarLogger:
         self._taken = self._left_out = 0
 
     def see(self, entry: Entry, history: History) -> None:
-        """Hand over what an event is worth. Only at the end of a run this waits, and not for long."""
+        """Hand over what an event is worth."""
         if history.opened is None:
             return
         if self._thread is None:
@@ -72,16 +67,11 @@ class ScalarLogger:
             self._thread.start()
         if values := scalars(entry, history):
             self._hand((values, int(entry.at)))
-        if isinstance(entry.event, Closed):
-            self._close(closing_seconds(entry, history))
 
-    def _hand(self, item: tuple[Mapping[str, float], int] | None) -> None:
-        try:
-            self._handed.put_nowait(item)
-        except queue.Full:
-            self._left_out += 1
-
-    def _close(self, seconds: float) -> None:
+    def close(self, seconds: float) -> None:
+        """No more events will come: wait so long at most until all is taken, and say what is not."""
+        if self._thread is None:
+            return
         self._hand(None)
         self._ended.wait(seconds)
         missing = self._left_out + self._handed.unfinished_tasks
@@ -91,6 +81,12 @@ class ScalarLogger:
                 self._name,
                 missing,
             )
+
+    def _hand(self, item: tuple[Mapping[str, float], int] | None) -> None:
+        try:
+            self._handed.put_nowait(item)
+        except queue.Full:
+            self._left_out += 1
 
     def _work(self, opened: Opened) -> None:
         try:
@@ -104,15 +100,6 @@ class ScalarLogger:
             LOGGER.exception("--log %s failed and takes no further events; the run goes on", self._name)
         finally:
             self._ended.set()
-
-
-def closing_seconds(entry: Entry, history: History) -> float:
-    """How long the end of a run may wait for one logger: what follows, the study first, keeps its time."""
-    if history.opened is None:
-        return CLOSING_SECONDS
-    passed = passed_since(entry.wall)
-    left = history.opened.budget_seconds - entry.at - passed - BEHIND_SECONDS
-    return max(0.0, min(CLOSING_SECONDS, left))
 
 
 def scalars(entry: Entry, history: History) -> dict[str, float]:

@@ -16,9 +16,9 @@ import pytest
 
 from budgetsearch import api
 from budgetsearch.core.errors import SettingsError
+from budgetsearch.core.policy import deadline
 from budgetsearch.core.records import Segment
 from budgetsearch.storage.ledger import read_history
-from budgetsearch.views.study import follower
 from budgetsearch.views.study.follower import Follower
 from budgetsearch.views.study.mirror import INCOMPLETE, StudyMirror
 from budgetsearch.views.study.storage import PASSWORD
@@ -149,7 +149,7 @@ def test_a_server_that_never_comes_back_leaves_the_run_alone_and_a_resume_comple
 
     def arrange() -> None:
         in_step()
-        follower.CLOSING_SECONDS = 1.0
+        deadline.CLOSING_SECONDS = 1.0
         fastrun.BEHAVIOUR.during = at(1, database.stop)
 
     assert place.whole_life(run, arrange, storage=database.url(), **TRIALS) == 0
@@ -194,11 +194,8 @@ def test_an_interrupted_run_asks_for_the_password_before_it_goes_on(
 # --------------------------------------------------------------------------- event by event
 
 
-def test_a_server_that_stands_still_holds_nothing_up(
-    database: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_stands_still_holds_nothing_up(database: Server) -> None:
     """Frozen with its connections open, it answers nothing; when it goes on, the study is written."""
-    monkeypatch.setattr(follower, "CLOSING_SECONDS", 60.0)
     story = Story.planned()
     one = Follower(StudyMirror(database.url(), "frozen"), tuple(story.entries))
     story.watchers.append(one)
@@ -216,6 +213,7 @@ def test_a_server_that_stands_still_holds_nothing_up(
     assert took < 20
     assert handed > 100, "nothing had to wait"
     story.finish()
+    one.close(60.0)
     assert 51 == len(_trials(database, "frozen"))
 
 

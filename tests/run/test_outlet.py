@@ -14,12 +14,9 @@ from typing import TextIO
 
 import pytest
 
-from budgetsearch.core.policy import deadline as budget
-from budgetsearch.engines.local import CLOSE_SECONDS
+from budgetsearch.core.policy.deadline import ENDING
 from budgetsearch.run import process as stopping
-from budgetsearch.run.process import DRAIN_SECONDS, EXIT_SECONDS, Outlet
-from budgetsearch.views.report import write as reporting
-from budgetsearch.views.study import follower
+from budgetsearch.run.process import LEAVING_SECONDS, Outlet
 
 LONG = 20.0
 """Seconds that nothing here takes, however busy the machine is."""
@@ -150,15 +147,9 @@ def test_what_hangs_at_the_exit_does_not_keep_the_process() -> None:
     code = """
 import atexit, time
 from budgetsearch.run import process as leaving
-leaving.EXIT_SECONDS = 0.2
+leaving.LEAVING_SECONDS = 0.2
 atexit.register(time.sleep, 600)
 leaving.leave(7)
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=2 * LONG, check=False).returncode == 7
-    assert DRAIN_SECONDS < EXIT_SECONDS
-
-
-def test_the_steps_of_an_exit_fit_into_the_reserve_one_after_the_other() -> None:
-    """The worker's end, then the study, then the reports, and all before the last resort."""
-    assert CLOSE_SECONDS + follower.EXIT_SECONDS <= budget.EXIT_SECONDS
-    assert follower.EXIT_SECONDS > reporting.LEAVE_SECONDS > stopping.LAST_SECONDS
+    assert ENDING["lines"] < LEAVING_SECONDS

@@ -12,23 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from budgetsearch.core.events import Closed, Entry
+from budgetsearch.core.events import Entry
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
-from budgetsearch.views.study import follower, mirror
+from budgetsearch.views.study import mirror
 from budgetsearch.views.study.follower import Follower
 from budgetsearch.views.study.mirror import StudyMirror
-from tests.support.factories import Story, params, plan, tell_run, whole_run
+from tests.support.factories import Story, params, tell_run, whole_run
 from tests.support.studies import snapshot, study, url
 
 LONG = 60.0
 """Seconds that nothing here takes, however busy the machine is."""
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine gets more time at the end."""
-    monkeypatch.setattr(follower, "CLOSING_SECONDS", LONG)
 
 
 def followed(folder: Path, past: Iterator[Entry] | tuple[Entry, ...] = ()) -> Follower:
@@ -48,6 +42,7 @@ def test_a_followed_study_is_level_when_the_run_is_over(tmp_path: Path) -> None:
     one = followed(tmp_path, tuple(story.entries))
     story.watchers.append(one)
     tell_run(story)
+    one.close(LONG)
     (tmp_path / "late").mkdir()
     StudyMirror(url(tmp_path / "late"), "run").catch_up(story.history)
     assert snapshot(tmp_path / "late") == snapshot(tmp_path)
@@ -62,6 +57,7 @@ def test_entries_count_once_wherever_they_come_from(tmp_path: Path) -> None:
         history.apply(entry)
         if entry.seq > 20:
             one.see(entry, history)
+    one.close(LONG)
     assert study(tmp_path).trials[3].user_attrs["seconds"] == history.trials[3].seconds == 3.0
     assert [t.state.name for t in study(tmp_path).trials].count("COMPLETE") == 1
 
@@ -100,6 +96,7 @@ def test_an_outage_costs_a_warning_and_is_made_up_for(
     folder.mkdir()
     story.train(story.trial(params(4)), 1.4)
     story.finish()
+    one.close(LONG)
     assert [{0: 1.5}, {0: 1.4}] == [t.intermediate_values for t in study(folder).trials]
     lines = [record.getMessage() for record in caplog.records]
     assert ["The search goes on without it" in line for line in lines] == [True, False]
@@ -107,14 +104,14 @@ def test_an_outage_costs_a_warning_and_is_made_up_for(
 
 
 def test_a_storage_that_never_comes_back_is_told_at_the_end(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A warning when it fails and one at the end, which names the way to complete it."""
-    monkeypatch.setattr(follower, "CLOSING_SECONDS", 0.5)
     story = Story.planned()
     one = followed(tmp_path / "gone", tuple(story.entries))
     story.watchers.append(one)
     tell_run(story)
+    one.close(0.5)
     assert mirror.INCOMPLETE == caplog.records[-1].getMessage()
     assert "budgetsearch resume" in mirror.INCOMPLETE
     assert len(caplog.records) == 2
@@ -131,17 +128,17 @@ def silent_server() -> Iterator[int]:
 
 
 def test_the_search_does_not_wait_for_a_server_that_hangs(
-    silent_server: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    silent_server: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While an attempt to connect hangs, every event is told at once; the end waits only for its time."""
     pytest.importorskip("psycopg")
-    monkeypatch.setattr(follower, "CLOSING_SECONDS", 0.5)
     story = Story.planned()
     made = StudyMirror(f"postgresql://me:secret@127.0.0.1:{silent_server}/db?connect_timeout=20", "run")
     one = Follower(made, tuple(story.entries))
     story.watchers.append(one)
     began = time.monotonic()
     tell_run(story)
+    one.close(0.5)
     took = time.monotonic() - began
     assert one._thread.is_alive(), "the attempt was over: nothing hung"
     assert took < 15
@@ -154,6 +151,7 @@ def test_what_is_told_is_never_what_the_driver_still_changes(tmp_path: Path) -> 
     one = followed(tmp_path, tuple(story.entries))
     story.watchers.append(one)
     tell_run(story)
+    one.close(LONG)
     assert story.history == one._history
     assert not {id(t) for t in story.history.trials.values()} & {id(t) for t in one._history.trials.values()}
 
@@ -172,6 +170,7 @@ def test_a_follower_that_fails_says_so_and_leaves_the_run_alone(
     assert ended(one)
     story.watchers.append(one)
     tell_run(story)
+    one.close(LONG)
     assert [
         "The Optuna study is not followed any more; the search goes on without it",
         mirror.INCOMPLETE,
@@ -185,16 +184,6 @@ def test_closing_twice_is_harmless_and_ends_the_thread(tmp_path: Path) -> None:
     one.close()
     assert ended(one)
     assert "study" not in {thread.name for thread in threading.enumerate()}
-
-
-@pytest.mark.parametrize(("spent", "expected"), [(100.0, 2.0), (715.5, 1.5), (717.5, 0.0), (730.0, 0.0)])
-def test_the_end_waits_only_within_the_budget(
-    spent: float, expected: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two seconds, or what is left of 720 s before the process must exit."""
-    monkeypatch.setattr(follower, "CLOSING_SECONDS", 2.0)
-    entry = Entry(1, spent, 0.0, Closed("finished", "over"))
-    assert expected == follower._closing_seconds(entry, History(plan=plan()))
 
 
 def test_pauses_grow_to_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

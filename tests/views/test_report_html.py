@@ -24,6 +24,7 @@ from budgetsearch import api
 from budgetsearch.core.errors import RunFolderError
 from budgetsearch.core.events import CardWatched, Closed, Entry, Heartbeat, Opened, Scored
 from budgetsearch.core.history.fold import fold
+from budgetsearch.core.policy.deadline import ENDING
 from budgetsearch.core.records import PHASES, Beat, CardUse, Score
 from budgetsearch.storage import files
 from budgetsearch.storage.ledger import Ledger, read_entries
@@ -421,8 +422,8 @@ def test_without_time_there_is_report_md_and_word_of_how_to_get_the_rest(run_fol
 
 def test_a_slow_library_does_not_cost_the_deadline(run_folder: RunFolder, monkeypatch: Any) -> None:
     """What is not done in time is let go of, and writes nothing afterwards."""
-    monkeypatch.setattr(reporting, "LEAVE_SECONDS", 1.8)
-    monkeypatch.setattr(reporting, "PAGE_SECONDS", 0.0)
+    monkeypatch.setitem(ENDING, "exit", 0.8)
+    monkeypatch.setitem(ENDING, "reports", 0.0)
 
     def slow(entries: list[Entry], *rest: Any, **more: Any) -> Numbers:
         time.sleep(2.5)

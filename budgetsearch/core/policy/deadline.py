@@ -9,8 +9,22 @@ TASK_SHARE = 0.06
 """Share of the budget that generating answers for the accuracy may take, ..."""
 MAX_ANSWER_SECONDS = 600.0
 """... and this at most."""
-EXIT_SECONDS = 6.0
-"""Report, study and process exit; the larger of this and 0.5% of the budget (30 s at most)."""
+ENDING = {
+    "worker": 2.0,
+    "loggers": 0.5,
+    "study": 0.5,
+    "reports": 1.0,
+    "lines": 1.0,
+    "exit": 1.0,
+}
+"""Steps that follow the last event of a run, in order, and the seconds that each is sure of: the worker's
+process ends, loggers and the Optuna study take what waits, the reports are written, the last lines are
+printed, the process exits. Whatever hangs is ended when "exit" begins. What scores and export need is
+measured: it stands in the plan."""
+EXIT_SECONDS = sum(ENDING.values())
+"""What the plan keeps for them; the larger of this and 0.5% of the budget (30 s at most)."""
+CLOSING_SECONDS = 2.0
+"""Loggers and the study may take so long, where the budget still has it."""
 
 
 def checkpoint_interval(budget_seconds: float) -> float:
@@ -26,6 +40,17 @@ def answer_seconds(budget_seconds: float) -> float:
 def seconds_left(plan: Plan, now: float) -> float:
     """What may still be spent on the search and the full run: the rest is reserved."""
     return plan.budget_seconds - now - plan.reserve_seconds
+
+
+def seconds_behind(step: str) -> float:
+    """Seconds that belong to the steps of the end that follow one."""
+    steps = list(ENDING)
+    return sum(ENDING[later] for later in steps[steps.index(step) + 1 :])
+
+
+def closing_seconds(step: str, left: float) -> float:
+    """Seconds that loggers or study may take of the ``left`` ones, so that what follows keeps its own."""
+    return max(0.0, min(CLOSING_SECONDS, left - seconds_behind(step)))
 
 
 def grace_seconds(plan: Plan, asked: float) -> float:

@@ -26,8 +26,8 @@ cannot be reached does not count: its head may be starting again, and the table 
 RETRY_SECONDS = 5.0
 """After a fall the next fleet is started so much later."""
 CLOSE_SECONDS = 4.0
-"""The fleet gets so long to end its lanes and Ray; then it is killed, and they end with it. It must fit into
-the reserve with what follows: the study, the report, the exit."""
+"""The fleet gets so long to end its lanes and Ray; then it is killed, and they end with it. That is more than
+``ENDING`` has for a worker: where the reserve is at its least, the study is made whole by a resume."""
 TICK_SECONDS = 0.5
 
 

@@ -10,13 +10,10 @@ from pathlib import Path
 
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history.history import History
+from budgetsearch.core.policy.deadline import ENDING, seconds_behind
 from budgetsearch.storage.runfolder import RunFolder
 
 LOGGER = logging.getLogger("budgetsearch.views.report.write")
-LEAVE_SECONDS = 2.0
-"""Kept for what comes after the reports: the last lines and the exit."""
-PAGE_SECONDS = 1.0
-"""With less time than this beside, report.json and report.html are not begun."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,13 @@ def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History,
             failed.append(error)
 
     later = f"`budgetsearch report {folder.command_word}` writes it."
-    if left < PAGE_SECONDS + LEAVE_SECONDS:
+    seconds = left - seconds_behind("reports")
+    if seconds < ENDING["reports"]:
         return f"There was no time left for report.html; {later}"
     # A thread, for nothing else lets go of a library that takes its time.
     thread = threading.Thread(target=work, name="report", daemon=True)
     thread.start()
-    thread.join(left - LEAVE_SECONDS)
+    thread.join(seconds)
     over.set()
     if thread.is_alive():
         return f"The time was over before report.html was written; {later}"

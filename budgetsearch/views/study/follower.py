@@ -8,18 +8,13 @@ import threading
 import time
 from collections.abc import Iterable
 
-from budgetsearch.core.events import Closed, Entry, Heartbeat
+from budgetsearch.core.events import Entry, Heartbeat
 from budgetsearch.core.history.history import History
-from budgetsearch.machine.clock import passed_since
 from budgetsearch.views.study.mirror import INCOMPLETE, SILENT, StudyMirror
 
 LOGGER = logging.getLogger("budgetsearch.study")
-CLOSING_SECONDS = 2.0
-"""At the end the study gets so long to become level, if the budget still has it."""
-EXIT_SECONDS = 3.0
-"""What report.md and the process itself need after that, before the last resort ends it."""
 CLOSING_PAUSE = 0.25
-"""Between attempts in these last seconds."""
+"""Between attempts in the last seconds."""
 
 
 class Follower:
@@ -48,27 +43,27 @@ class Follower:
         self._thread.start()
 
     def see(self, entry: Entry, history: History) -> None:
-        """Hand an entry over. Only at the end of a run this waits, and not for long."""
+        """Hand an entry over."""
         if isinstance(entry.event, Heartbeat):
             return
-        closing = isinstance(entry.event, Closed)
-        seconds = _closing_seconds(entry, history) if closing else 0.0
         with self._news:
             self._handed.append(entry)
-            if closing:
-                self._until = time.monotonic() + seconds
             self._news.notify_all()
-            if closing:
-                self._news.wait_for(lambda: self._ended, seconds)
-                complete = self._ended and not self._behind
-        if closing and not complete:
-            LOGGER.warning(INCOMPLETE)
 
-    def close(self) -> None:
-        """No more entries will come; what is written now is not waited for. Safe to call twice."""
+    def close(self, seconds: float | None = None) -> None:
+        """No more entries will come: wait for the study, so long at most, and say if it lacks any then.
+
+        None: what is written now is not waited for. Safe to call twice.
+        """
         with self._news:
-            self._until = min(self._until, time.monotonic())
+            self._until = min(self._until, time.monotonic() + (seconds or 0.0))
             self._news.notify_all()
+            if seconds is None:
+                return
+            self._news.wait_for(lambda: self._ended, seconds)
+            complete = self._ended and not self._behind
+        if not complete:
+            LOGGER.warning(INCOMPLETE)
 
     # ---------------------------------------------------------------------- the thread
 
@@ -123,12 +118,3 @@ class Follower:
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._until
-
-
-def _closing_seconds(entry: Entry, history: History) -> float:
-    """How long the end of a run may wait for its study: within the budget, so that the deadline is kept."""
-    if history.plan is None:
-        return CLOSING_SECONDS
-    passed = passed_since(entry.wall)  # with other watchers
-    left = history.plan.budget_seconds - entry.at - passed - EXIT_SECONDS
-    return max(0.0, min(CLOSING_SECONDS, left))

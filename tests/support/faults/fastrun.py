@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from budgetsearch import api
 from budgetsearch.core.errors import CheckpointError, RunFolderError, UnreadableError
 from budgetsearch.core.history.history import History
+from budgetsearch.core.policy import deadline
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.records import (
     Beat,
@@ -55,7 +56,6 @@ from budgetsearch.training import checkpoints, recipe, workshop
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.checkpoints import Progress
-from budgetsearch.views.study import follower
 
 HOURS = 0.2
 """Budget of a fast run: 720 s, most of them leapt over."""
@@ -315,7 +315,7 @@ def install(*, workshop_too: bool = True) -> None:
     )
     local.LocalEngine = FastEngine  # type: ignore[misc]
     clock.RunClock = LeapClock  # type: ignore[misc]
-    follower.CLOSING_SECONDS = 20.0  # of a machine with other work
+    deadline.CLOSING_SECONDS = 20.0  # of a machine with other work
     if workshop_too:
         workshop.Workshop = FastWorkshop  # type: ignore[misc,assignment]
     torch.set_num_threads(1)
