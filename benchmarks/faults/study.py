@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from budgetsearch.core.events import Closed, Entry
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.views.study.mirror import StudyMirror
 from tests.support.factories import Story, params
@@ -34,7 +35,7 @@ def measure(url: str, entries: list[Entry]) -> dict[str, float]:
     mirror, history = StudyMirror(url, f"bench-{time.time_ns()}"), History()
     following, ending = 0.0, 0.0
     for entry in entries:
-        history.apply(entry)
+        apply(history, entry)
         began = time.perf_counter()
         mirror.see(entry, history)
         took = time.perf_counter() - began

@@ -16,6 +16,7 @@ import statistics
 import time
 
 from budgetsearch.core.events import Entry, Event, Opened, Planned, SegmentEnded, SegmentStarted, TrialAdded
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.decide import decide
@@ -58,16 +59,16 @@ def history_of(count: int) -> History:
     choose, and compare examples for ties."""
     history, space, rng = History(), Space.parse(SPACE), random.Random(0)
 
-    def apply(event: Event) -> None:
-        history.apply(Entry(0, 0.0, 0.0, event))
+    def add(event: Event) -> None:
+        apply(history, Entry(0, 0.0, 0.0, event))
 
-    apply(Opened(86400.0, {}))
-    apply(Planned(plan()))
+    add(Opened(86400.0, {}))
+    add(Planned(plan()))
     job = 0
     for number in range(count):
         unit = {name: rng.random() for name in space.searched}
         trial = new_trial(plan(), number, Proposal(space.from_unit(unit), "prior"))
-        apply(TrialAdded(trial))
+        add(TrialAdded(trial))
         rungs = 1
         if trial.params["quantization"] == "bf16":
             rungs += (number % 4 == 0) + (number % 40 == 0)
@@ -76,13 +77,13 @@ def history_of(count: int) -> History:
             stop = trial.rung_tokens[rung]
             schedule = Schedule(trial.warmup_tokens, stop)
             segment = Segment(number, trial.params, number, rung, start, stop, schedule, 16, 8)
-            apply(SegmentStarted(job, segment))
+            add(SegmentStarted(job, segment))
             loss = 1.0 + rng.random() - 0.1 * rung
             seconds = {"train": 40.0 * rng.uniform(0.8, 1.3), "evaluate": 3.0, "checkpoint": 1.0}
             losses = tuple(loss + rng.gauss(0.0, 0.5) for _ in range(256))
             name = f"{number}-{rung}"
             done = SegmentResult(number, rung, "ok", stop, loss, losses, seconds=seconds, checkpoint_out=name)
-            apply(SegmentEnded(job, done))
+            add(SegmentEnded(job, done))
             job += 1
     return history
 

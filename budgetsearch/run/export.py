@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError, UsageError
 from budgetsearch.core.history.history import History
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.ports import Exporter
 from budgetsearch.storage.checkpoint_store import ONCE, CheckpointStore
@@ -220,7 +221,7 @@ class AdapterExporter:
 
 def is_spare(history: History) -> Callable[[str], bool]:
     """Whether nothing needs the checkpoint of a name any more."""
-    needed = history.needed_checkpoints()
+    needed = needed_checkpoints(history)
     # A job under way may have written a checkpoint that the ledger does not know yet.
     busy = tuple(f"trial{s.trial_id:04d}-" for job in history.running.values() for s in job)
     return lambda name: name.startswith("trial") and name not in needed and not name.startswith(busy)

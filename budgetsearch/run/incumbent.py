@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
 from budgetsearch.core.events import CheckpointLost, Event, Exported, Noticed
 from budgetsearch.core.history.history import History
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.ports import Exporter
 
@@ -36,7 +37,7 @@ class Keeper:
 
     def look_round(self) -> None:
         """Before a run goes on: whether every checkpoint that it needs is there, and as long as it was."""
-        for name, why in sorted(self.exporter.missing(self.history().needed_checkpoints()).items()):
+        for name, why in sorted(self.exporter.missing(needed_checkpoints(self.history())).items()):
             done = self.history().exported
             mine = done is not None and done.checkpoint == name
             self.record(CheckpointLost(name, why, exported=mine and not self._may_stand(name)))

@@ -31,6 +31,7 @@ from budgetsearch.core.events import (
     Scored,
     SegmentEnded,
 )
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Clock, Watcher
 from budgetsearch.storage.backup import Backup, Copy, backup_of, last_seq, read_copy
@@ -94,7 +95,7 @@ def read_history(path: Path) -> History:
     """The history that the ledger at ``path`` tells."""
     history = History()
     for entry in read_entries(path):
-        history.apply(entry)
+        apply(history, entry)
     return history
 
 
@@ -157,7 +158,7 @@ class Ledger:
         except (sqlite3.Error, OSError) as error:
             raise LedgerError(_unwritable(path, error)) from error
         for row in there.rows:
-            self.history.apply(_entry(row, path))
+            apply(self.history, _entry(row, path))
 
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of every entry from now on."""
@@ -179,7 +180,7 @@ class Ledger:
             raise LedgerError(_unwritable(self.path, error)) from error
         self._backup.append(row, durably=isinstance(event, DEAR))
         self._seq, self._seal = row.seq, row.seal
-        self.history.apply(entry)
+        apply(self.history, entry)
         self._tell(entry)
         return entry
 
@@ -214,7 +215,7 @@ class MemoryLedger(Ledger):
         self._seq += 1
         entry = Entry(self._seq, at, at, event)
         self.entries.append(entry)
-        self.history.apply(entry)
+        apply(self.history, entry)
         self._tell(entry)
         return entry
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from budgetsearch.core.errors import LedgerError, UsageError
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.runfolder import RunFolder
@@ -51,7 +52,7 @@ class _Followed:
         """
         before = self._seq
         for entry in read_entries(self.folder.ledger, after=before):
-            self._history.apply(entry)
+            apply(self._history, entry)
             self._seq = entry.seq
         if self._seq > before:
             self._mirror.catch_up(self._history)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from budgetsearch.core.decisions import NeedCandidates, Run
 from budgetsearch.core.events import Decided
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.costs import CostModel
@@ -92,7 +93,7 @@ def test_candidates_wait_for_their_own_gang_but_not_for_long(tmp_path: Path) -> 
     history = ganged(path, budget=3600.0)
     waiting, seen = 0, History()
     for entry in read_entries(path):
-        seen.apply(entry)
+        apply(seen, entry)
         waiting = max(waiting, len(seen.candidates))
     assert waiting <= 4 + 4
     assert len(history.candidates) <= 4

@@ -26,6 +26,7 @@ from budgetsearch.core.events import (
     SegmentStarted,
     WorkersChanged,
 )
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.outcomes import MAX_STRANDED
 from budgetsearch.core.records import Segment, SegmentResult
@@ -240,7 +241,7 @@ def test_what_passes_between_two_processes_is_nobodys_work() -> None:
     ):
         entry = Entry(len(story.entries) + 1, known + seconds, 0.0, event)
         story.entries.append(entry)
-        story.history.apply(entry)
+        apply(story.history, entry)
     accounts = account(story.entries)
     assert pytest.approx(before.total + 2 * 10.0) == accounts.total
     seconds = accounts.worker_seconds()

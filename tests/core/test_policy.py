@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from budgetsearch.core.decisions import Run
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.events import Decided, SegmentEnded, SegmentStarted
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.ladders import DEEP, FULL_RUNS, SCOUTS, USUAL, ladders_for, scouts_for
 from budgetsearch.core.policy.costs import CostModel
 from budgetsearch.core.policy.evidence import entry_rung, indistinguishable
@@ -125,13 +127,13 @@ def test_a_checkpoint_that_was_given_up_is_never_asked_for_again(tmp_path: Path)
         run(path, world, budget=5000.0, max_epochs=1, sampler=OptunaSampler())
         history, swept = History(), set()
         for entry in read_entries(path):
-            history.apply(entry)
+            apply(history, entry)
             event = entry.event
             if isinstance(event, SegmentStarted):
                 assert event.segment.checkpoint_in not in swept
             if isinstance(event, SegmentEnded):  # when the driver sweeps
                 written = {r.checkpoint_out for _, r in history.results if r.checkpoint_out}
-                swept |= written - history.needed_checkpoints()
+                swept |= written - needed_checkpoints(history)
         assert swept
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgetsearch.core.errors import BudgetError
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import Stand, best_stand, with_stand
 from budgetsearch.core.resources.disk import SPARES, most_checkpoints, most_held, need_of
 from budgetsearch.engines.simulator import SyntheticWorld
@@ -95,14 +96,14 @@ def test_the_full_run_and_the_best_keep_a_second_checkpoint() -> None:
     for rank, loss in ((4, 1.5), (8, 1.2), (16, 1.4), (32, 1.6)):
         story.train(story.trial(params(rank)), loss)
     story.train(1, 1.0, 1, "promotion: place 1 of 4 at rung 0")
-    needed = story.history.needed_checkpoints()
+    needed = needed_checkpoints(story.history)
     assert {name for name in needed if name.startswith("trial0001")} == {
         "trial0001-rung1-tokens3000-attempt0",
         "trial0001-rung0-tokens1000-attempt0",
     }
     story.train(1, 0.9, 2, "full run starts")
-    assert "trial0001-rung1-tokens3000-attempt0" in story.history.needed_checkpoints()
-    assert "trial0001-rung0-tokens1000-attempt0" not in story.history.needed_checkpoints()
+    assert "trial0001-rung1-tokens3000-attempt0" in needed_checkpoints(story.history)
+    assert "trial0001-rung0-tokens1000-attempt0" not in needed_checkpoints(story.history)
 
 
 def test_what_was_forgotten_once_is_never_gone_back_to() -> None:
@@ -111,10 +112,10 @@ def test_what_was_forgotten_once_is_never_gone_back_to() -> None:
     for rank in (4, 8, 16, 32):
         story.train(story.trial(params(rank)), 1.0 + rank / 100)
     for state in story.history.trials.values():
-        assert {s.checkpoint for s in state.held} <= story.history.needed_checkpoints()
+        assert {s.checkpoint for s in state.held} <= needed_checkpoints(story.history)
     story.train(0, 0.9, 1, "promotion: place 1 of 4 at rung 0")
     held = {s.checkpoint for state in story.history.trials.values() for s in state.held}
-    assert held == story.history.needed_checkpoints()
+    assert held == needed_checkpoints(story.history)
 
 
 def test_a_stand_that_is_evaluated_later_keeps_its_place_and_its_loss() -> None:

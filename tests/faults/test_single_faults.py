@@ -23,6 +23,7 @@ from budgetsearch.cli import app
 from budgetsearch.core.errors import LedgerError, RunFolderError
 from budgetsearch.core.events import Charged, SegmentEnded, SegmentStarted
 from budgetsearch.core.history.fold import fold
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.records import Segment
 from budgetsearch.storage.database import SCHEMA
 from budgetsearch.storage.ledger import read_entries, read_history
@@ -438,7 +439,7 @@ def test_events_that_both_files_lost_are_said_and_done_again(place: fastrun.Plac
     whole = list(read_entries(run / "ledger.sqlite"))
     disk = {path.name for path in (run / "checkpoints").iterdir()}
     # Where a later event that is lost has already cost a checkpoint, its tokens would be trained again.
-    kept = next(n for n in range(len(whole) // 3, len(whole)) if fold(whole[:n]).needed_checkpoints() <= disk)
+    kept = next(n for n in range(len(whole) // 3, len(whole)) if needed_checkpoints(fold(whole[:n])) <= disk)
     assert kept < len(whole) - 3
     with closing(sqlite3.connect(run / "ledger.sqlite")) as connection:
         connection.execute("DROP TRIGGER no_delete")

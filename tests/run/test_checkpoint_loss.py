@@ -17,6 +17,7 @@ from budgetsearch.core.errors import BudgetError, CheckpointError, DiskError
 from budgetsearch.core.events import CheckpointLost, Exported, SegmentEnded
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
+from budgetsearch.core.history.retention import contenders, needed_checkpoints
 from budgetsearch.core.records import Segment, SegmentResult
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.storage.ledger import MemoryLedger, read_entries
@@ -71,7 +72,7 @@ def test_a_trial_without_another_one_starts_again_and_is_given_up_the_second_tim
     lose(story, 2, 2)
     assert "lost" == story.history.trials[2].dead
     assert "lost" == story.history.standing(story.history.trials[2])
-    assert 2 not in story.history.contenders()
+    assert 2 not in contenders(story.history)
 
 
 def test_the_losses_of_a_full_run_are_not_counted_twice() -> None:
@@ -194,7 +195,7 @@ def test_a_full_disk_ends_no_trial_and_then_the_run(tmp_path: Path) -> None:
     again = driver_on(
         tmp_path / "ledger.sqlite", disk := SimDisk(), SyntheticWorld(), clock=VirtualClock(history.spent)
     )
-    disk.whole = dict.fromkeys(history.needed_checkpoints(), True)
+    disk.whole = dict.fromkeys(needed_checkpoints(history), True)
     history = again.run()
     again.ledger.close()
     check(list(read_entries(tmp_path / "ledger.sqlite")), 720.0, replay=True)
@@ -231,7 +232,7 @@ def test_on_a_resume_what_is_missing_is_told_at_once(tmp_path: Path) -> None:
     first.stop_requested = lambda: "SIGTERM" if clock.now() > 300 else ""
     history = first.run()
     first.ledger.close()
-    needed = sorted(history.needed_checkpoints())
+    needed = sorted(needed_checkpoints(history))
     assert len(needed) > 2
     disk = SimDisk()
     disk.whole = dict.fromkeys(needed[1:], True)

@@ -15,6 +15,7 @@ from budgetsearch.core.decisions import NeedCandidates, Run
 from budgetsearch.core.errors import BudgetError, EngineError, LedgerError
 from budgetsearch.core.events import Charged, Decided, SegmentStarted
 from budgetsearch.core.history.fold import fold
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.policy.situation import RULED_OUT
 from budgetsearch.core.records import Segment
 from budgetsearch.core.resources.disk import RUNNERS_UP
@@ -146,13 +147,13 @@ def test_losing_trials_give_up_their_checkpoints(tmp_path: Path) -> None:
     """Once promotions began, only the promoted ones and a few behind them keep theirs."""
     history = run(tmp_path / "ledger.sqlite", budget=3600.0)
     assert history.incumbent is not None
-    assert history.needed_checkpoints() == {history.incumbent.best_checkpoint}
+    assert needed_checkpoints(history) == {history.incumbent.best_checkpoint}
     history.closed = None
     assert history.plan is not None
     entered = sum(1 for t in history.trials.values() if t.started)
     behind = max(RUNNERS_UP, int(3600 / history.plan.full_seconds))
     quota = math.ceil(entered / 5)
-    assert len(history.needed_checkpoints()) <= quota + behind + 1  # the best one, if an older checkpoint
+    assert len(needed_checkpoints(history)) <= quota + behind + 1  # the best one, if an older checkpoint
 
 
 def test_a_quantization_that_cannot_be_calibrated_is_never_sampled(tmp_path: Path) -> None:

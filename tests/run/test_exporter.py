@@ -14,6 +14,7 @@ import pytest
 
 from budgetsearch.core.errors import CheckpointError, DiskError
 from budgetsearch.core.events import CheckpointLost, Exported
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.run import export as exporter_module
 from budgetsearch.run.export import AdapterExporter
 from budgetsearch.training.sums import META_FILE, STATE_FILE, describe
@@ -147,7 +148,7 @@ def test_sweeping_keeps_what_the_run_may_want(house: House, story: Story) -> Non
     (house.checkpoints / ".trial0001-x.99.tmp").mkdir()
     (house.checkpoints / "notes").mkdir()
     house.exporter().sweep(story.history)
-    assert house.listing() == {*story.history.needed_checkpoints(), "notes"}
+    assert house.listing() == {*needed_checkpoints(story.history), "notes"}
     assert "trial0003-rung0-tokens1000-attempt0" not in house.listing()
 
 

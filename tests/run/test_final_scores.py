@@ -10,7 +10,7 @@ import pytest
 
 from budgetsearch.core.codec import decode, encode
 from budgetsearch.core.events import Event, Resumed, Scored
-from budgetsearch.core.history.fold import fold
+from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Score, ScoreJob, SegmentResult
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
@@ -97,7 +97,7 @@ def folded(entries: list, start: int) -> Iterator[Score | None]:  # type: ignore
     """The score after each entry from there on."""
     history = fold(entries[:start])
     for entry in entries[start:]:
-        history.apply(entry)
+        apply(history, entry)
         yield history.score
 
 

@@ -15,6 +15,7 @@ from budgetsearch.core.errors import CheckpointError, UnreadableError
 from budgetsearch.core.events import CheckpointLost, Exported, Resumed, SegmentEnded
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import MAX_UNREAD
 from budgetsearch.core.policy.decide import decide
 from budgetsearch.core.records import SegmentResult
@@ -142,7 +143,7 @@ def test_a_trial_whose_checkpoint_cannot_be_read_rests_and_keeps_everything() ->
         state = told.history.trials[2]
     assert (True, None, 0, 0) == (state.rests, state.dead, state.crashes, state.lost)
     assert (held, 1000) == (state.held, state.tokens)
-    assert state.checkpoint in told.history.needed_checkpoints()
+    assert state.checkpoint in needed_checkpoints(told.history)
     assert 2 not in next_trials(told.history)
     told.add(Resumed())
     assert not told.history.trials[2].rests

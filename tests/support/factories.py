@@ -22,6 +22,7 @@ from budgetsearch.core.events import (
     SegmentStarted,
     TrialAdded,
 )
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.jobs import new_trial
@@ -115,7 +116,7 @@ class Story:
             seq = len(self.entries) + 1
             entry = Entry(seq, self.history.spent + isinstance(event, Charged), 1e9 + seq, event)
             self.entries.append(entry)
-            self.history.apply(entry)
+            apply(self.history, entry)
             for watcher in self.watchers:
                 watcher.see(entry, self.history)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.core.history.history import History
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Segment
 from budgetsearch.engines.simulator import SyntheticWorld
@@ -57,7 +58,7 @@ class SimDisk:
         """Remove as the real one does, then let the disk rot."""
         self._notice(history)
         self.peak = max(self.peak, len(self.whole))
-        needed = history.needed_checkpoints()
+        needed = needed_checkpoints(history)
         self.whole = {name: well for name, well in self.whole.items() if name in needed}
         for name in self.whole:
             if self.rng.random() < self.rot:

@@ -212,6 +212,7 @@ def _with_the_worst_promoted(entries: list) -> list:
     """The first promotion goes to the trial that is worst at that moment."""
     from dataclasses import replace
 
+    from budgetsearch.core.history.fold import apply
     from budgetsearch.core.history.history import History
 
     history, changed = History(), []
@@ -225,7 +226,7 @@ def _with_the_worst_promoted(entries: list) -> list:
                 event = replace(event, decision=Run(job, ("promotion: because",)))
                 return [*changed, replace(entry, event=event)]
         changed.append(entry)
-        history.apply(entry)
+        apply(history, entry)
     raise AssertionError("nothing was promoted")
 
 

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy
 
 from budgetsearch.core.events import Entry
-from budgetsearch.core.history.fold import fold
+from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Segment, Status
@@ -190,7 +190,7 @@ def test_a_study_that_is_damaged_during_the_run_is_whole_at_its_end(
     """The mirror has it open while it happens."""
     follower, history = own(tmp_path), History()
     for entry in story.entries:
-        history.apply(entry)
+        apply(history, entry)
         follower.see(entry, history)
         if entry.seq == len(story.entries) // 2:
             spoil(tmp_path / "study.sqlite")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from budgetsearch.core.events import Entry
-from budgetsearch.core.history.fold import fold
+from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.views.study import mirror
 from budgetsearch.views.study.follower import Follower
@@ -54,7 +54,7 @@ def test_entries_count_once_wherever_they_come_from(tmp_path: Path) -> None:
     entries = whole_run().entries
     one, history = followed(tmp_path, iter(entries[:30])), History()
     for entry in entries:
-        history.apply(entry)
+        apply(history, entry)
         if entry.seq > 20:
             one.see(entry, history)
     one.close(LONG)

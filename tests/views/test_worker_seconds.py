@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from budgetsearch.cli import app
 from budgetsearch.core.events import Entry
-from budgetsearch.core.history.fold import fold
+from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.engines.simulator import Change, VirtualClock
 from budgetsearch.storage.ledger import MemoryLedger, read_entries, read_history
@@ -148,7 +148,7 @@ def test_the_live_display_tells_who_is_busy(four: list[Entry]) -> None:
     """And the seconds of all workers together."""
     history, crew = History(), Crew()
     for entry in four[: len(four) // 2]:
-        history.apply(entry)
+        apply(history, entry)
         crew.see(entry, history)
     head, _, rest = crew.line(history, "cuda").partition("; ")
     assert f"workers: {len(history.running)} of {history.workers} busy" == head
@@ -159,6 +159,6 @@ def test_one_worker_has_no_line_in_the_live_display() -> None:
     """Its time is the one that the first line tells."""
     history, crew = History(), Crew()
     for entry in simulated(1):
-        history.apply(entry)
+        apply(history, entry)
         crew.see(entry, history)
     assert "" == crew.line(history, "cuda")

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
+from budgetsearch.core.decisions import Finish
+from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import (
+    Calibrated,
+    CardWatched,
+    Charged,
+    CheckpointLost,
+    Closed,
+    Decided,
     Entry,
+    Event,
+    Exported,
+    Heartbeat,
+    Noticed,
+    Opened,
+    Planned,
+    Rescheduled,
+    Resumed,
+    Scored,
+    SegmentEnded,
+    SegmentStarted,
+    TrialAdded,
+    WorkersChanged,
 )
 from budgetsearch.core.history.history import History
+from budgetsearch.core.history.measured import Measured
+from budgetsearch.core.history.outcomes import rule_out_infeasible, segment_ended
+from budgetsearch.core.history.retention import forget, lose, recount
+from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.records import cost_class
+from budgetsearch.core.resources.memory import taught
+
+Handler = Callable[[History, Any, float], None]
+"""Takes an event of its type and the active seconds of the run at which it happened."""
 
 
 def fold(entries: Iterable[Entry]) -> History:
@@ -18,5 +50,162 @@ def fold(entries: Iterable[Entry]) -> History:
     """
     history = History()
     for entry in entries:
-        history.apply(entry)
+        apply(history, entry)
     return history
+
+
+def apply(history: History, entry: Entry) -> None:
+    """Take one more entry into account.
+
+    Raises:
+        LedgerError: the entry contradicts what came before.
+    """
+    history.spent = max(history.spent, entry.at)
+    history.wall = entry.wall
+    kind = type(entry.event)
+    try:
+        ON[kind](history, entry.event, entry.at)
+    except KeyError as error:
+        raise LedgerError(
+            f"entry {entry.seq} ({kind.__name__}) names {error} which the ledger never "
+            "introduced. The ledger is damaged: restore ledger.sqlite from a copy, or start a new run."
+        ) from error
+
+
+def _opened(history: History, event: Opened, at: float) -> None:
+    history.opened = event
+
+
+def _resumed(history: History, event: Resumed, at: float) -> None:
+    history.closed = None
+    history.unwritten.clear()
+    for state in history.trials.values():
+        state.unread = 0
+    recount(history)
+
+
+def _rescheduled(history: History, event: Rescheduled, at: float) -> None:
+    if history.opened is not None:
+        history.opened = replace(history.opened, budget_seconds=event.budget_seconds)
+    if history.plan is not None:
+        history.plan = replace(history.plan, budget_seconds=event.budget_seconds)
+
+
+def _calibrated(history: History, event: Calibrated, at: float) -> None:
+    history.calibrations[event.calibration.quantization] = event.calibration
+
+
+def _planned(history: History, event: Planned, at: float) -> None:
+    history.plan = event.plan
+    history.workers = event.plan.workers
+    history.measured = Measured(event.plan)
+
+
+def _workers_changed(history: History, event: WorkersChanged, at: float) -> None:
+    history.workers = event.workers
+    if history.plan is not None and event.workers > history.plan.workers:
+        history.plan = replace(history.plan, workers=event.workers)
+
+
+def _trial_added(history: History, event: TrialAdded, at: float) -> None:
+    trial = event.trial
+    micro = taught(history.shrunk, trial.params, trial.micro_batch)
+    history.trials[trial.trial_id] = TrialState(trial, micro, added_wall=history.wall)
+    history.active[trial.trial_id] = history.trials[trial.trial_id]
+    rule_out_infeasible(history)
+
+
+def _decided(history: History, event: Decided, at: float) -> None:
+    history.decisions += 1
+    if isinstance(event.decision, Finish):
+        history.full_done += history.full_trials  # the time ended them
+        history.full_trials.clear()
+
+
+def _segment_started(history: History, event: SegmentStarted, at: float) -> None:
+    segment = event.segment
+    state = history.trials[segment.trial_id]
+    state.running = True
+    state.goal = max(state.goal, segment.rung)
+    history.running.setdefault(event.job_id, []).append(segment)
+    history.running_since.setdefault(event.job_id, at)
+    history.job_sizes[event.job_id] = len(history.running[event.job_id])
+    history.next_job = max(history.next_job, event.job_id + 1)
+    history.last_quantization = cost_class(segment.params)
+    if history.plan and segment.rung == history.plan.top_rung:
+        state.full_stop_tokens = segment.schedule.stop_tokens
+        state.full_cooldown_tokens = segment.schedule.cooldown_tokens
+        _note_full_run(history, segment.trial_id)
+
+
+def _note_full_run(history: History, trial_id: int) -> None:
+    if history.plan is not None and history.plan.workers == 1:
+        history.full_trials.clear()
+    if trial_id not in history.full_trials:
+        history.full_trials.append(trial_id)
+
+
+def _heartbeat(history: History, event: Heartbeat, at: float) -> None:
+    history.last_beat = event.beat
+    history.last_beat_at = at
+
+
+def _noticed(history: History, event: Noticed, at: float) -> None:
+    history.notices.append((at, event.text))
+
+
+def _card_watched(history: History, event: CardWatched, at: float) -> None:
+    history.uses.append(event.use)
+
+
+def _checkpoint_lost(history: History, event: CheckpointLost, at: float) -> None:
+    lose(history, event.checkpoint, event.detail, at, exported=event.exported)
+    forget(history)
+
+
+def _charged(history: History, event: Charged, at: float) -> None:
+    history.charged[event.phase] = history.charged.get(event.phase, 0.0) + event.seconds
+
+
+def _scored(history: History, event: Scored, at: float) -> None:
+    best = history.incumbent
+    if not event.checkpoint and best is not None:
+        event = replace(event, trial_id=best.trial_id, checkpoint=str(best.best_checkpoint))
+    before = history.scored
+    if before and before.checkpoint == event.checkpoint and event.score.base_loss is None:
+        event = replace(event, score=before.score.joined(event.score))
+    history.scored = event
+
+
+def _exported(history: History, event: Exported, at: float) -> None:
+    history.exported = event
+    for state in map(history.trials.__getitem__, history.holders):
+        if state.exported is not None and state.exported.checkpoint != event.checkpoint:
+            state.exported = None
+
+
+def _closed(history: History, event: Closed, at: float) -> None:
+    history.closed = event
+
+
+ON: Mapping[type[Event], Handler] = {
+    Opened: _opened,
+    Resumed: _resumed,
+    Rescheduled: _rescheduled,
+    Calibrated: _calibrated,
+    Planned: _planned,
+    WorkersChanged: _workers_changed,
+    TrialAdded: _trial_added,
+    Decided: _decided,
+    SegmentStarted: _segment_started,
+    SegmentEnded: segment_ended,
+    Heartbeat: _heartbeat,
+    Noticed: _noticed,
+    CardWatched: _card_watched,
+    CheckpointLost: _checkpoint_lost,
+    Charged: _charged,
+    Scored: _scored,
+    Exported: _exported,
+    Closed: _closed,
+}
+"""Every event of a run, and what it changes."""

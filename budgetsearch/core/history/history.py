@@ -1,37 +1,12 @@
-"""``fold(entries) -> History``: everything that the policy may know, from the ledger alone."""
+"""Everything that the policy may know, from the ledger alone: the state, and the questions to it."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 
-from budgetsearch.core.decisions import Finish
-from budgetsearch.core.errors import LedgerError
-from budgetsearch.core.events import (
-    Calibrated,
-    CardWatched,
-    Charged,
-    CheckpointLost,
-    Closed,
-    Decided,
-    Entry,
-    Event,
-    Exported,
-    Heartbeat,
-    Noticed,
-    Opened,
-    Planned,
-    Rescheduled,
-    Resumed,
-    Scored,
-    SegmentEnded,
-    SegmentStarted,
-    TrialAdded,
-    WorkersChanged,
-)
+from budgetsearch.core.events import Closed, Exported, Opened, Scored
 from budgetsearch.core.history.measured import Measured
-from budgetsearch.core.history.outcomes import rule_out_infeasible, segment_ended
-from budgetsearch.core.history.retention import contenders, forget, lose, needed_checkpoints, recount
 from budgetsearch.core.history.retired import Retired
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.plan import Plan
@@ -44,14 +19,12 @@ from budgetsearch.core.records import (
     Segment,
     SegmentResult,
     TrainJob,
-    cost_class,
 )
-from budgetsearch.core.resources.memory import taught
 
 
 @dataclass
 class History:
-    """The fold of a ledger. Only ``apply`` changes it; everyone else reads."""
+    """The fold of a ledger. Only ``core.history.fold`` changes it; everyone else reads."""
 
     opened: Opened | None = None
     plan: Plan | None = None
@@ -111,8 +84,6 @@ class History:
     unwritten: set[int] = field(default_factory=set)
     """The last jobs, as far as none of them could write a checkpoint."""
 
-    # ------------------------------------------------------------------ questions
-
     @property
     def score(self) -> Score | None:
         """The final scores, if they are those of the best adapter: a better one has to be scored anew."""
@@ -142,14 +113,6 @@ class History:
         """Its place at a rung where its loss is known, from 1."""
         return bisect_left(self.ranks[rung], (state.losses[rung], state.trial_id)) + 1
 
-    def contenders(self) -> set[int]:
-        """Trials that may still run: once a rung has been promoted from, its best and a few behind."""
-        return contenders(self)
-
-    def needed_checkpoints(self) -> set[str]:
-        """Names of the checkpoints that the run may still want."""
-        return needed_checkpoints(self)
-
     def with_running(self, job: TrainJob) -> History:
         """A copy in which the job's segments have started; this history stays as it is."""
         changed = {}
@@ -178,124 +141,3 @@ class History:
         if state.trial_id in self.dropped:
             return "dropped"
         return "paused" if state.started else "waiting"
-
-    # ---------------------------------------------------------------------- apply
-
-    def apply(self, entry: Entry) -> None:
-        """Take one more entry into account.
-
-        Raises:
-            LedgerError: the entry contradicts what came before.
-        """
-        self.spent = max(self.spent, entry.at)
-        self.wall = entry.wall
-        event: Event = entry.event
-        handler = getattr(self, f"_on_{type(event).__name__.lower()}")
-        try:
-            handler(event, entry.at)
-        except KeyError as error:
-            raise LedgerError(
-                f"entry {entry.seq} ({type(event).__name__}) names {error} which the ledger never "
-                "introduced. The ledger is damaged: restore ledger.sqlite from a copy, or start a new run."
-            ) from error
-
-    def _on_opened(self, event: Opened, at: float) -> None:
-        self.opened = event
-
-    def _on_resumed(self, event: Resumed, at: float) -> None:
-        self.closed = None
-        self.unwritten.clear()
-        for state in self.trials.values():
-            state.unread = 0
-        recount(self)
-
-    def _on_rescheduled(self, event: Rescheduled, at: float) -> None:
-        if self.opened is not None:
-            self.opened = replace(self.opened, budget_seconds=event.budget_seconds)
-        if self.plan is not None:
-            self.plan = replace(self.plan, budget_seconds=event.budget_seconds)
-
-    def _on_calibrated(self, event: Calibrated, at: float) -> None:
-        self.calibrations[event.calibration.quantization] = event.calibration
-
-    def _on_planned(self, event: Planned, at: float) -> None:
-        self.plan = event.plan
-        self.workers = event.plan.workers
-        self.measured = Measured(event.plan)
-
-    def _on_workerschanged(self, event: WorkersChanged, at: float) -> None:
-        self.workers = event.workers
-        if self.plan is not None and event.workers > self.plan.workers:
-            self.plan = replace(self.plan, workers=event.workers)
-
-    def _on_trialadded(self, event: TrialAdded, at: float) -> None:
-        trial = event.trial
-        micro = taught(self.shrunk, trial.params, trial.micro_batch)
-        self.trials[trial.trial_id] = TrialState(trial, micro, added_wall=self.wall)
-        self.active[trial.trial_id] = self.trials[trial.trial_id]
-        rule_out_infeasible(self)
-
-    def _on_decided(self, event: Decided, at: float) -> None:
-        self.decisions += 1
-        if isinstance(event.decision, Finish):
-            self.full_done += self.full_trials  # the time ended them
-            self.full_trials.clear()
-
-    def _on_segmentstarted(self, event: SegmentStarted, at: float) -> None:
-        segment = event.segment
-        state = self.trials[segment.trial_id]
-        state.running = True
-        state.goal = max(state.goal, segment.rung)
-        self.running.setdefault(event.job_id, []).append(segment)
-        self.running_since.setdefault(event.job_id, at)
-        self.job_sizes[event.job_id] = len(self.running[event.job_id])
-        self.next_job = max(self.next_job, event.job_id + 1)
-        self.last_quantization = cost_class(segment.params)
-        if self.plan and segment.rung == self.plan.top_rung:
-            state.full_stop_tokens = segment.schedule.stop_tokens
-            state.full_cooldown_tokens = segment.schedule.cooldown_tokens
-            self._note_full_run(segment.trial_id)
-
-    def _note_full_run(self, trial_id: int) -> None:
-        if self.plan is not None and self.plan.workers == 1:
-            self.full_trials.clear()
-        if trial_id not in self.full_trials:
-            self.full_trials.append(trial_id)
-
-    def _on_segmentended(self, event: SegmentEnded, at: float) -> None:
-        segment_ended(self, event, at)
-
-    def _on_heartbeat(self, event: Heartbeat, at: float) -> None:
-        self.last_beat = event.beat
-        self.last_beat_at = at
-
-    def _on_noticed(self, event: Noticed, at: float) -> None:
-        self.notices.append((at, event.text))
-
-    def _on_cardwatched(self, event: CardWatched, at: float) -> None:
-        self.uses.append(event.use)
-
-    def _on_checkpointlost(self, event: CheckpointLost, at: float) -> None:
-        lose(self, event.checkpoint, event.detail, at, exported=event.exported)
-        forget(self)
-
-    def _on_charged(self, event: Charged, at: float) -> None:
-        self.charged[event.phase] = self.charged.get(event.phase, 0.0) + event.seconds
-
-    def _on_scored(self, event: Scored, at: float) -> None:
-        best = self.incumbent
-        if not event.checkpoint and best is not None:
-            event = replace(event, trial_id=best.trial_id, checkpoint=str(best.best_checkpoint))
-        before = self.scored
-        if before and before.checkpoint == event.checkpoint and event.score.base_loss is None:
-            event = replace(event, score=before.score.joined(event.score))
-        self.scored = event
-
-    def _on_exported(self, event: Exported, at: float) -> None:
-        self.exported = event
-        for state in map(self.trials.__getitem__, self.holders):
-            if state.exported is not None and state.exported.checkpoint != event.checkpoint:
-                state.exported = None
-
-    def _on_closed(self, event: Closed, at: float) -> None:
-        self.closed = event

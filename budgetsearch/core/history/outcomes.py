@@ -6,16 +6,13 @@ Parts of the fold: what they change is the history that they are given.
 from __future__ import annotations
 
 from bisect import insort
-from typing import TYPE_CHECKING
 
 from budgetsearch.core.events import SegmentEnded
+from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import forget, lose
 from budgetsearch.core.history.trial import Stand, TrialState, with_stand
 from budgetsearch.core.records import Segment, SegmentResult, cost_class
 from budgetsearch.core.resources.memory import problem, taught
-
-if TYPE_CHECKING:
-    from budgetsearch.core.history.history import History
 
 MAX_CRASHES = 1
 """A segment whose worker died is issued again so often, then its trial is given up."""

@@ -5,14 +5,10 @@ Parts of the fold: what they change is the history that they are given.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retired import Retired
 from budgetsearch.core.history.trial import TrialState, fall_back, settle, spares
 from budgetsearch.core.resources.disk import runners_up
-
-if TYPE_CHECKING:
-    from budgetsearch.core.history.history import History
 
 
 def contenders(history: History) -> set[int]:

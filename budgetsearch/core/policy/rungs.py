@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from budgetsearch.core.history.retention import contenders
 from budgetsearch.core.history.retired import STRATA
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.policy.evidence import indistinguishable
@@ -94,7 +95,7 @@ def finalists(view: View) -> list[TrialState]:
     top = view.plan.top_rung
     if top == 0:
         return [s for s in view.history.active.values() if not s.stuck and s.goal < top]
-    kept = view.history.contenders()
+    kept = contenders(view.history)
     able = (s for s in view.history.active.values() if s.trial_id in kept and s.goal < top and not s.stuck)
     ranked = [s for s in able if s.rung in s.losses]
     return sorted(ranked, key=lambda s: (-s.rung, s.losses[s.rung], s.trial_id))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from budgetsearch.core.decisions import Run
 from budgetsearch.core.errors import BudgetsearchError
 from budgetsearch.core.events import Decided, Entry, SegmentStarted
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.decide import decide
 
@@ -34,7 +35,7 @@ def check(entries: Sequence[Entry], budget: float, *, replay: bool = False, slac
             _check_decision(history, entry.event, replay=replay)
         if isinstance(entry.event, SegmentStarted):
             _check_continuation(history, entry.event)
-        history.apply(entry)
+        apply(history, entry)
     _require(history.closed is not None, "the run was never closed")
     _require(history.spent <= budget * (1 + 1e-9), f"spent {history.spent} of {budget} s")
     charged = sum(history.charged.values())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 
 from budgetsearch.core.events import Entry, Heartbeat
+from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.views.study.mirror import INCOMPLETE, SILENT, StudyMirror
 
@@ -103,7 +104,7 @@ class Follower:
     def _apply(self, entry: Entry) -> None:
         if entry.seq <= self._seq:
             return
-        self._history.apply(entry)
+        apply(self._history, entry)
         self._seq = entry.seq
         self._behind = self._behind or not isinstance(entry.event, SILENT)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from budgetsearch.core.history.history import History
+from budgetsearch.core.history.retention import contenders
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import PHASES
 from budgetsearch.views.study.shown_trial import values
@@ -46,7 +47,7 @@ def rungs(history: History) -> Figure:
     best = history.incumbent
     groups: dict[str, list[TrialState]] = {"others": [], "may go on": [], "best": []}
     over = history.closed is not None and history.closed.state == "finished"
-    open_still = set() if over else history.contenders()
+    open_still = set() if over else contenders(history)
     for state in history.trials.values():
         name = "may go on" if state.trial_id in open_still else "others"
         groups["best" if best is state else name].append(state)

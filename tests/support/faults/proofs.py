@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.events import Charged, Decided, Entry
-from budgetsearch.core.history.fold import fold
+from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
+from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.simulate.invariants import check
@@ -52,7 +53,7 @@ def check_after_kill(run: Path, before: Sequence[Entry]) -> list[Entry]:
     assert [e.seq for e in entries] == list(range(1, len(entries) + 1)), "an entry is missing"
     check_charges(entries)
     check_standing(run, entries)
-    for name in sorted(fold(entries).needed_checkpoints()):
+    for name in sorted(needed_checkpoints(fold(entries))):
         checkpoints.load(folder.checkpoints / name)
     return entries
 
@@ -63,7 +64,7 @@ def check_standing(run: Path, entries: Sequence[Entry]) -> None:
     for entry in entries:
         if isinstance(entry.event, Decided):
             known = set()  # whatever was found before it stands by now
-        history.apply(entry)
+        apply(history, entry)
         best = history.incumbent
         known.add((best.trial_id, best.best_tokens) if best else None)
     if None in known or not known:
