@@ -57,6 +57,8 @@ bench-ray: setup
 	$(BIN)/python -m benchmarks.ray.efficiency
 
 docs: setup
+	sed -i "/^| setting/,\$$d" docs/settings.md
+	$(BIN)/python -c "from budgetsearch.run.settings import settings_table as t; print(t(), end='')" >> docs/settings.md
 	$(BIN)/mkdocs build --strict
 
 lint: setup

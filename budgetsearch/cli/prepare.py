@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from budgetsearch.cli.errors import errors
-from budgetsearch.cli.options import CardOption, ConfigOption, DeviceOption, ModelOption, RevisionOption
+from budgetsearch.cli.options import ConfigOption, JsonOption, settings_options, with_options
 from budgetsearch.cli.output import console
 
 commands = typer.Typer()
@@ -19,20 +19,8 @@ commands = typer.Typer()
 @commands.command(
     epilog="Example:  budgetsearch doctor --gpu a100 --model mistralai/Mistral-7B-v0.1 --out runs/mine"
 )
-def doctor(
-    model: ModelOption = None,
-    revision: RevisionOption = None,
-    data: Annotated[
-        str | None, typer.Option(help="Training data; only hub:OWNER/NAME/FILE is looked at.")
-    ] = None,
-    gpu: CardOption = None,
-    device: DeviceOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder whose disk is looked at.", show_default="runs/MODEL-TIME")
-    ] = None,
-    config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+@with_options(settings_options(("model", "revision", "data", "gpu", "device", "out")))
+def doctor(config: ConfigOption = None, as_json: JsonOption = False, **settings: Any) -> None:
     """Check what a run needs, one line each, with a remedy for each failure. It fetches nothing.
 
     The exit code is 1 if something fails; notes alone leave it at 0.
@@ -41,10 +29,8 @@ def doctor(
         from budgetsearch import api
         from budgetsearch.tools.doctor.check import as_values, exit_code, line, summary
 
-        checks = api.doctor(
-            model=model, revision=revision, data=data, gpu=gpu, device=device, out=out, config=config,
-            say=lambda check: None if as_json else typer.echo(line(check)),
-        )  # fmt: skip
+        say = None if as_json else lambda check: typer.echo(line(check))
+        checks = api.doctor(config=config, say=say, **settings)
         typer.echo(json.dumps(as_values(checks), indent=2) if as_json else summary(checks))
     raise typer.Exit(exit_code(checks))
 
@@ -77,7 +63,7 @@ def simulate(
         int | None, typer.Option(help="Processes.", min=1, show_default="one per processor")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write best-so-far over time to this HTML file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Play the policy against others on recorded learning curves, in virtual time."""
     with errors():

@@ -7,25 +7,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from budgetsearch.cli.errors import EXIT_FAILED, code_of, errors
-from budgetsearch.cli.options import (
-    DataPlace,
-    ManifestArgument,
-    ModelPlace,
-    ToleranceOption,
-    TrustAgain,
-    ValidPlace,
-)
+from budgetsearch.cli.options import PLACES, JsonOption, ManifestArgument, ToleranceOption, with_options
 from budgetsearch.cli.output import console, say_aside
 
 commands = typer.Typer()
 
 
 @commands.command(epilog="Example:  budgetsearch reproduce runs/mine --out runs/mine-again")
+@with_options(PLACES)
 def reproduce(
     run: ManifestArgument,
     out: Annotated[Path | None, typer.Option(help="Keep the reproduced adapter in this new folder.")] = None,
@@ -33,12 +27,9 @@ def reproduce(
         bool, typer.Option("--alone", help="Train without the trials that trained beside the winner.")
     ] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Go on although an input has changed.")] = False,
-    data: DataPlace = None,
-    valid: ValidPlace = None,
-    model: ModelPlace = None,
     tolerance: ToleranceOption = None,
-    trust_remote_code: TrustAgain = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
+    **places: Any,
 ) -> None:
     """Train a run's winner again from its manifest alone, and say what agrees and what differs.
 
@@ -47,10 +38,11 @@ def reproduce(
     """
     with errors(), _unfinished():
         from budgetsearch import api
+        from budgetsearch.tools.reproduce.inputs import Places
 
         outcome = api.reproduce(
-            run, out=out, alone=alone, anyway=anyway, data=data, valid=valid, model=model,
-            tolerance=tolerance, trust_remote_code=trust_remote_code, say=say_aside,
+            run, out=out, alone=alone, anyway=anyway, tolerance=tolerance, places=Places(**places),
+            say=say_aside,
         )  # fmt: skip
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
@@ -62,15 +54,13 @@ def reproduce(
 
 
 @commands.command(epilog="Example:  budgetsearch verify runs/mine --no-score")
+@with_options(PLACES)
 def verify(
     run: ManifestArgument,
     score: Annotated[bool, typer.Option("--score/--no-score", help="Score the adapter again.")] = True,
-    data: DataPlace = None,
-    valid: ValidPlace = None,
-    model: ModelPlace = None,
     tolerance: ToleranceOption = None,
-    trust_remote_code: TrustAgain = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
+    **places: Any,
 ) -> None:
     """Check the hashes of adapter, base, data, ledger and manifest, and score the adapter again.
 
@@ -78,10 +68,10 @@ def verify(
     """
     with errors(), _unfinished():
         from budgetsearch import api
+        from budgetsearch.tools.reproduce.inputs import Places
 
         outcome = api.verify(
-            run, score=score, data=data, valid=valid, model=model, tolerance=tolerance,
-            trust_remote_code=trust_remote_code, say=say_aside,
+            run, score=score, tolerance=tolerance, places=Places(**places), say=say_aside
         )  # fmt: skip
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2))

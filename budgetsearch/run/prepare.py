@@ -38,7 +38,7 @@ def prepare_inputs(settings: Settings, say: Say) -> tuple[BaseModel, PreparedDat
         UsageError: the model or the data cannot be used.
     """
     from budgetsearch.training.data.models import resolve_model
-    from budgetsearch.training.data.tokens import prepare
+    from budgetsearch.training.data.tokens import Sources, prepare
 
     cache = cache_folder()
     base = resolve_model(
@@ -50,13 +50,9 @@ def prepare_inputs(settings: Settings, say: Say) -> tuple[BaseModel, PreparedDat
     )
     prepared = prepare(
         base.path,
-        settings.data,
-        settings.valid,
-        seed=settings.seed,
+        Sources(settings.data, settings.valid, settings.seed, settings.max_rows, settings.valid_share),
         max_length=settings.max_length,
         cache=cache,
-        max_rows=settings.max_rows,
-        valid_share=settings.valid_share,
         trust_remote_code=settings.trust_remote_code,
         say=say,
     )
@@ -99,9 +95,7 @@ def request_of(
     return request_for(
         settings,
         budget_seconds=budget_seconds,
-        card=card.profile.name,
-        device=card.device,
-        usable_bytes=card.usable_bytes,
+        card=CardSize(card.profile.name, card.device, card.usable_bytes),
         space=space,
         data=DataSize(train.tokens, train.rows, prepared.valid_stats.rows, train.max_row_tokens),
         shape=shape,
@@ -209,13 +203,22 @@ class DataSize:
     """Tokens of the longest training row."""
 
 
+@dataclass(frozen=True)
+class CardSize:
+    """What a plan needs to know of a card."""
+
+    name: str
+    """Of its profile."""
+    device: str
+    """cpu or cuda."""
+    usable_bytes: int
+
+
 def request_for(
     settings: Settings,
     *,
     budget_seconds: float,
-    card: str,
-    device: str,
-    usable_bytes: int,
+    card: CardSize,
     space: Space,
     data: DataSize,
     shape: ModelShape | None,
@@ -232,11 +235,11 @@ def request_for(
     if shape is not None:
         shape.check_targets(settings.targets)
         foreseen = footprints(
-            shape, space, targets=settings.targets, optimizer=settings.optimizer, device=device
+            shape, space, targets=settings.targets, optimizer=settings.optimizer, device=card.device
         )
     return PlanRequest(
         budget_seconds=budget_seconds,
-        gpu=card,
+        gpu=card.name,
         space=space.to_dict(),
         seed=settings.seed,
         eta=settings.eta,
@@ -251,7 +254,7 @@ def request_for(
         task_examples=settings.task_examples,
         max_trials=settings.max_trials,
         max_gang=max_gang if settings.optimizer == "adamw" else 1,
-        limit_bytes=usable_bytes,
+        limit_bytes=card.usable_bytes,
         ranks=space.ranks,
         footprints=foreseen,
         longest=data.longest,

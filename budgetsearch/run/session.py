@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError, SettingsError, UsageError
 from budgetsearch.core.events import Opened
@@ -45,7 +45,7 @@ from budgetsearch.views.study.storage import resumed_storage, storage_url
 if TYPE_CHECKING:
     from budgetsearch.machine.detect import Card
     from budgetsearch.run.driver import Driver
-    from budgetsearch.run.settings import Settings
+    from budgetsearch.run.settings import Changes, Settings
     from budgetsearch.training.data.models import BaseModel
     from budgetsearch.training.data.tokens import PreparedData
     from budgetsearch.views.study.follower import Follower
@@ -306,9 +306,7 @@ def _tokenizer(opened: Opened, say: Say) -> Path:
 def go_on(
     folder: RunFolder,
     lock: RunLock,
-    until: tuple[float | None, str | None],
-    storage: str | None,
-    place: Mapping[str, Any],
+    changes: Changes,
     watchers: Sequence[Watcher],
     say: Say,
     already_seconds: float,
@@ -316,8 +314,7 @@ def go_on(
 ) -> Result:
     """Mend what can be mended, then search on with what is left; what a finished run still lacks is made up.
 
-    ``until``: other hours in all, another deadline; ``place``: another engine, gpus and address. What is None
-    stays as it was.
+    What ``changes`` does not name stays as it was.
 
     Raises:
         RunFolderError: the run never began.
@@ -326,7 +323,7 @@ def go_on(
     """
     from budgetsearch.run.settings import Settings
 
-    hours, deadline = until
+    hours, deadline, storage = changes.get("hours"), changes.get("deadline"), changes.get("storage")
     if (mended := mend(folder.ledger)) is not None:
         say(mended.line)
         if mended.lost:
@@ -338,7 +335,12 @@ def go_on(
         finish_leaving(folder, history, say, storage)
         conclude(folder, say)
         return result_of(folder)
-    settings = moved(Settings.model_validate(dict(history.opened.settings)), **place)
+    settings = moved(
+        Settings.model_validate(dict(history.opened.settings)),
+        engine=changes.get("engine"),
+        gpus=changes.get("gpus"),
+        address=changes.get("address"),
+    )
     settings = settings.model_copy(update={"storage": resumed_storage(history.opened, storage)})
     timing = timing_of_resumed(
         history.spent,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import textwrap
 from collections.abc import Mapping
 from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from budgetsearch.core.errors import SettingsError, nearest
 from budgetsearch.machine.detect import detect
 from budgetsearch.machine.nvml import Nvml
 from budgetsearch.machine.profiles import CardProfile, profile
+from budgetsearch.run.fields import default_of, flag_of, setting, source_of, takes_of
 from budgetsearch.run.spaces import find_space, read_yaml
 
 CONFIG_NAME = "budgetsearch.yaml"
@@ -22,200 +25,168 @@ PLACEHOLDERS: Mapping[str, Any] = {"model": "-", "data": "-", "space": "-", "bat
 """What the card's profile fills in; until it is known, these stand there."""
 FLAGS = "the flags"
 
-TAKES: Mapping[str, str] = {
-    "engine": "local or ray",
-    "gpus": "a whole number of at least 1",
-    "hours": "more than 0 and finite, for example 0.2 for twelve minutes or 24 for a day",
-    "device": "a whole number from 0, as nvidia-smi counts, or a UUID like GPU-1a2b or MIG-1a2b",
-    "seed": "a whole number from 0",
-    "max_length": "a whole number of at least 8, in tokens",
-    "batch_size": "a whole number of at least 1, in sequences",
-    "eta": "a whole number of at least 2",
-    "first_rung": "more than 0 and at most 1, for example 1/9",
-    "full_share": "more than 0 and at most 0.9",
-    "max_epochs": "more than 0",
-    "valid_share": "more than 0 and at most 0.5",
-    "max_rows": "a whole number of at least 2",
-    "max_trials": "a whole number of at least 1",
-    "max_gang": "a whole number from 1 to 64",
-    "optimizer": "adamw or adamw8bit",
-    "torch_compile": "true or false",
-    "eval_share": "more than 0 and at most 0.5",
-    "task_examples": "a whole number from 0 to 32",
-    "grace_seconds": "a number of seconds from 0",
-    "trust_remote_code": "true or false",
-    "keep_checkpoints": "true or false",
-    "out": "the path of a folder",
-    "shared": "a folder, or a URL like s3://bucket/folder",
-}
-"""What each setting takes, for its error; the others take text. The bounds stand in the fields."""
-
 
 class Settings(BaseModel):
     """Everything that a user can decide about a run; complete and checked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: str = Field(
+    model: str = setting(
+        ...,
+        "Base model: a local folder, a Hub id, a GGUF file, or pypi:PACKAGE==VERSION.",
+        shown="the card profile's",
+        source="open licences of the NeurIPS LLM Efficiency Challenge",
         min_length=1,
-        description="Base model: a local folder, a Hub id, a GGUF file or pypi:PACKAGE==VERSION. "
-        "Default: the card profile's. Source: open licences of the NeurIPS LLM Efficiency Challenge.",
     )
-    revision: str | None = Field(
+    revision: str | None = setting(
         None,
+        "Revision of a Hub model.",
+        shown="its main branch; of a profile's model the one that it is pinned to",
         min_length=1,
-        description="Revision of a Hub model. Default: the one that the card's default model is pinned "
-        "to, else its main branch.",
     )
-    data: str = Field(
+    data: str = setting(
+        ...,
+        "Training data: a JSONL, JSON, CSV or Parquet file with messages, prompt/completion, "
+        "instruction/input/output or question/answer; hub:OWNER/NAME/FILE; or "
+        "reasoning-gym:NAME?size=N&seed=S.",
+        shown="the card profile's, human-made or procedural",
         min_length=1,
-        description="Training data: a JSONL, JSON, CSV or Parquet file, hub:OWNER/NAME/FILE, or "
-        "reasoning-gym:NAME?size=N&seed=S. Default: the card profile's, human-made or procedural.",
     )
-    valid: str | None = Field(
-        None, min_length=1, description="Validation data. Default: a seeded share of the training data."
+    valid: str | None = setting(
+        None, "Validation data.", shown="a seeded share of the training data", min_length=1
     )
-    gpu: str = Field(
-        "auto", min_length=1, description="Card profile. Default: auto, the largest card or the CPU."
+    gpu: str = setting(
+        "auto", "Card: a100, rtx4090, ..., cpu, or auto, the largest card or the CPU.", min_length=1
     )
-    device: int | str | None = Field(
+    device: int | str | None = setting(
         None,
-        description="The card: its index as nvidia-smi counts, or its UUID or how that begins (GPU-..., "
-        "MIG-...). Default: found by --gpu.",
+        "The card among several: its index as nvidia-smi counts, or its UUID or how that begins (GPU-..., "
+        "MIG-...).",
+        shown="found by --gpu",
+        takes="a whole number from 0, as nvidia-smi counts, or a UUID like GPU-1a2b or MIG-1a2b",
     )
-    engine: Literal["local", "ray"] = Field(
-        "local",
-        description="What runs the jobs: local, one card of this machine, or ray, several on Ray Tune. "
-        "Default: local.",
+    engine: Literal["local", "ray"] = setting(
+        "local", "What runs the jobs: local, one card of this machine, or ray, several on Ray Tune."
     )
-    gpus: int | None = Field(
+    gpus: int | None = setting(
         None,
+        "Workers of --engine ray, one GPU each; with --gpu cpu a share of the CPUs each.",
+        shown="every GPU that Ray sees, or one worker without a GPU",
         ge=1,
-        description="Workers of --engine ray, one GPU each; with --gpu cpu a share of the CPUs each. "
-        "Default: every GPU that Ray sees, or one worker without a GPU.",
     )
-    address: str | None = Field(
+    address: str | None = setting(
         None,
+        "Ray cluster that runs already: auto on one of its machines, or HOST:PORT.",
+        shown="a cluster of this machine alone, started and ended with the run",
         min_length=1,
-        description="Ray cluster that runs already: auto on one of its machines, or HOST:PORT. Default: a "
-        "cluster of this machine alone, which is started and ended with the run.",
     )
-    hours: float = Field(
-        24.0, gt=0, description="Hours that the whole run may take. Default: 24, as in the challenge."
+    hours: float = setting(
+        24.0,
+        "Hours that the whole run may take, from start to exit.",
+        source="the NeurIPS challenge",
+        note="finite, for example 0.2 for twelve minutes or 24 for a day",
+        gt=0,
     )
-    deadline: str | None = Field(
+    deadline: str | None = setting(
         None,
+        "When the run must be over, by the clock on the wall, whatever --hours says: 2026-11-24T18:00, or "
+        "slurm for the end of the Slurm job.",
         min_length=1,
-        description="When the run must be over, by the clock on the wall, whatever --hours says: "
-        "2026-11-24T18:00, or slurm for the end of the Slurm job. Default: none, only --hours counts.",
     )
-    space: str = Field(
+    space: str = setting(
+        ...,
+        "Search space: a name that `budgetsearch spaces` lists, or a YAML file.",
+        shown="the card profile's",
         min_length=1,
-        description="Search space: a name that comes with the package, or a YAML file. "
-        "Default: the card profile's.",
     )
-    out: Path | None = Field(
-        None, description="Run folder. Default: runs/MODEL-TIME below the working folder."
+    out: Path | None = setting(None, "Run folder to make.", shown="runs/MODEL-TIME")
+    seed: int = setting(0, "Seed of the split, the sampler and the trials.", ge=0)
+    max_length: int = setting(
+        ...,
+        "Longest row in tokens; the rest is cut and counted.",
+        shown="the card profile's",
+        note="in tokens",
+        ge=8,
     )
-    seed: int = Field(0, ge=0, description="Seed of the split, the sampler and the trials. Default: 0.")
-    max_length: int = Field(
-        ge=8, description="Longest row in tokens; longer ones are cut. Default: the card profile's."
-    )
-    batch_size: int = Field(
+    batch_size: int = setting(
+        ...,
+        "Effective batch in sequences, the same for all trials.",
+        shown="the card profile's",
+        source="TRL docs, LoRA wants 8 to 32",
+        note="in sequences",
         ge=1,
-        description="Effective batch in sequences. Default: the card profile's. Source: TRL docs, LoRA "
-        "wants 8 to 32.",
     )
-    eta: int = Field(
-        5,
-        ge=2,
-        description="One trial in eta is promoted. Default: 5. Source: measured, docs/policy.md.",
-    )
-    first_rung: float | None = Field(
+    eta: int = setting(5, "One trial in so many is promoted.", source="measured, docs/policy.md", ge=2)
+    first_rung: float | None = setting(
         None,
+        "First rung as a share of a full run.",
+        shown="1/6; 1/27 if the budget holds three full runs",
+        source="recorded curves, docs/policy.md",
+        note="for example 1/9",
         gt=0,
         le=1,
-        description="First rung as a share of the full run. Default: 1/6, or 1/27 where the "
-        "budget holds three full runs or more. Source: recorded curves, docs/policy.md.",
     )
-    full_share: float = Field(
-        0.4,
-        gt=0,
-        le=0.9,
-        description="Share of the budget that a full run may take. Default: 0.4. Source: the design.",
+    full_share: float = setting(
+        0.4, "Full run as a share of the budget, at most.", source="the design", gt=0, le=0.9
     )
-    max_epochs: float = Field(
-        4.0,
-        gt=0,
-        description="Passes over the data in a full run, at most. Default: 4. Source: winners used 1 to 5.",
+    max_epochs: float = setting(
+        4.0, "Passes over the data in a full run, at most.", source="winners used 1 to 5", gt=0
     )
-    valid_share: float = Field(
-        0.1,
-        gt=0,
-        le=0.5,
-        description="Share of the rows kept for validation where --valid is not given. Default: 0.1.",
+    valid_share: float = setting(
+        0.1, "Share of the rows kept for validation where --valid is not given.", gt=0, le=0.5
     )
-    max_rows: int | None = Field(
-        None, ge=2, description="Rows of the data to use, at most. Default: all of them."
+    max_rows: int | None = setting(
+        None, "Use a seeded sample of so many rows of the data.", shown="all of them", ge=2
     )
-    max_trials: int = Field(200, ge=1, description="Configurations to try, at most. Default: 200.")
-    max_gang: int = Field(
+    max_trials: int = setting(200, "Configurations to try, at most.", ge=1)
+    max_gang: int = setting(
         8,
+        "Adapters to train at once on one base, at most; how many, the calibration decides.",
+        source="tokens per second saturate before that, benchmarks/training",
         ge=1,
         le=64,
-        description="Adapters to train at once on one base, at most; how many, the calibration decides. "
-        "Default: 8. Source: tokens per second saturate before that, benchmarks/training.",
     )
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
+    optimizer: Literal["adamw", "adamw8bit"] = setting(
         "adamw",
-        description="adamw keeps its state in fp32; adamw8bit saves 6 bytes per adapter weight, one trial "
-        "at a time. Default: adamw. Source: with small adapters fp32 costs little.",
+        "adamw keeps its state in fp32; adamw8bit saves 6 bytes per adapter weight, one trial at a time.",
+        source="with small adapters fp32 costs little",
     )
-    torch_compile: bool = Field(
+    torch_compile: bool = setting(
         False,
-        description="Whether torch.compile runs the base's layers in training; it is paid for in the "
-        "calibration and for new shapes. Default: false.",
+        "Run torch.compile on the base's layers in training; it is paid for in the calibration and for new "
+        "shapes.",
     )
-    eval_share: float = Field(
-        0.08,
-        gt=0,
-        le=0.5,
-        description="Share of a rung's seconds that its evaluation may take. Default: 0.08.",
+    eval_share: float = setting(0.08, "Share of a rung's seconds that its evaluation may take.", gt=0, le=0.5)
+    task_examples: int = setting(
+        32, "Examples answered for the task accuracy; more where time is left at the end.", ge=0, le=32
     )
-    task_examples: int = Field(
-        32,
-        ge=0,
-        le=32,
-        description="Examples answered for the task accuracy; more where time is left at the end. "
-        "Default: 32.",
-    )
-    targets: str = Field(
+    targets: str = setting(
         "all-linear",
+        "Layers that get an adapter: all-linear, or names by commas.",
+        source="TRL and torchtune docs, attention alone cannot be repaired by rank",
         min_length=1,
-        description="Layers that get an adapter: all-linear, or names by commas. Default: all-linear. "
-        "Source: TRL and torchtune docs, attention alone cannot be repaired by rank.",
     )
-    grace_seconds: float = Field(
-        30.0, ge=0, description="Seconds that a stopping worker gets to write its checkpoint. Default: 30."
+    grace_seconds: float = setting(
+        30.0,
+        "Seconds that a stopping worker gets to write its checkpoint.",
+        takes="a number of seconds from 0",
+        ge=0,
     )
-    trust_remote_code: bool = Field(
-        False, description="Whether code from the model's repository may run. Default: false."
-    )
-    keep_checkpoints: bool = Field(
-        False, description="Whether the checkpoints of losing trials stay on disk. Default: false."
-    )
-    storage: str | None = Field(
+    trust_remote_code: bool = setting(False, "Run code that the model's repository brings.")
+    keep_checkpoints: bool = setting(False, "Keep the checkpoints of losing trials too.")
+    storage: str | None = setting(
         None,
+        "Optuna storage URL; its password may come from BUDGETSEARCH_STORAGE_PASSWORD instead.",
+        shown="SQLite in the run folder",
         min_length=1,
-        description="Optuna storage URL; its password may come from BUDGETSEARCH_STORAGE_PASSWORD instead. "
-        "Default: SQLite inside the run folder.",
     )
-    shared: str | None = Field(
+    shared: str | None = setting(
         None,
+        "Where the checkpoints lie if workers on several machines need them: a folder that all of them "
+        "mount, or a URL that fsspec knows, such as s3://bucket/folder. each run has its own place there.",
+        shown="the run folder",
+        takes="a folder, or a URL like s3://bucket/folder",
         min_length=1,
-        description="Where the checkpoints lie if workers on several machines need them: a folder that all "
-        "of them mount, or a URL that fsspec knows, such as s3://bucket/folder; each run has a place of its "
-        "own in it. Default: the run folder.",
     )
 
     @field_validator("*", mode="before")
@@ -246,6 +217,50 @@ class Settings(BaseModel):
         return value
 
 
+class Changes(TypedDict, total=False):
+    """The settings that ``resume`` takes."""
+
+    hours: float | None
+    deadline: str | None
+    storage: str | None
+    engine: str | None
+    gpus: int | None
+    address: str | None
+
+
+class RunSettings(Changes, total=False):
+    """The settings as keywords of ``run``, for type checkers; None counts as not given."""
+
+    model: str | os.PathLike[str] | None
+    revision: str | None
+    data: str | os.PathLike[str] | None
+    valid: str | os.PathLike[str] | None
+    gpu: str | None
+    device: int | str | None
+    space: str | os.PathLike[str] | None
+    out: str | os.PathLike[str] | None
+    seed: int | None
+    max_length: int | None
+    batch_size: int | None
+    eta: int | None
+    first_rung: float | str | None
+    full_share: float | None
+    max_epochs: float | None
+    valid_share: float | None
+    max_rows: int | None
+    max_trials: int | None
+    max_gang: int | None
+    optimizer: str | None
+    torch_compile: bool | None
+    eval_share: float | None
+    task_examples: int | None
+    targets: str | None
+    trust_remote_code: bool | None
+    grace_seconds: float | None
+    keep_checkpoints: bool | None
+    shared: str | None
+
+
 def load_settings(
     overrides: Mapping[str, Any],
     config: Path | None = None,
@@ -266,7 +281,7 @@ def load_settings(
         SpaceError: there is no such search space.
     """
     origin, written = _read_config(config, cwd or Path.cwd())
-    given = {key: value for key, value in overrides.items() if value is not None}
+    given = {key: _plain(value) for key, value in overrides.items() if value is not None}
     for source, values in ((FLAGS, given), (origin, written)):
         _check_keys(values, source)
     chosen = {**{key: value for key, value in written.items() if value is not None}, **given}
@@ -306,11 +321,36 @@ def default_out(model: str, now: datetime | None = None) -> Path:
     return Path("runs") / f"{short}-{now or datetime.now():%Y%m%d-%H%M%S}"
 
 
+def settings_table() -> str:
+    """Every setting in a Markdown table, for the documentation."""
+    rows = ["| setting | takes | default | what it decides |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        source = f" Source of the default: {source_of(field)}." if source_of(field) else ""
+        about = f"{field.description}{source}".replace("|", "\\|")
+        rows.append(f"| `{name}` | {takes_of(field)} | {default_of(field) or '-'} | {about} |")
+    return "\n".join(rows) + "\n"
+
+
+def settings_help() -> str:
+    """Every setting with its default, for the docstring of a function that takes them."""
+    wrap = textwrap.TextWrapper(
+        88, break_on_hyphens=False, initial_indent="    ", subsequent_indent="        "
+    )
+    return "\n".join(
+        wrap.fill(f"{name}: {field.description} Default: {default_of(field) or 'none'}.")
+        for name, field in Settings.model_fields.items()
+    )
+
+
 def _read_config(config: Path | None, cwd: Path) -> tuple[str, Mapping[str, Any]]:
     path = config if config is not None else cwd / CONFIG_NAME
     if config is None and not path.is_file():
         return "", {}
     return str(path), read_yaml(path, SettingsError)
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _check_keys(values: Mapping[str, Any], source: str) -> None:
@@ -319,7 +359,7 @@ def _check_keys(values: Mapping[str, Any], source: str) -> None:
         if key not in known:
             hint = nearest(str(key), known)
             close = re.search(r"'(\w+)'", hint)
-            flag = f"; its flag is {_flag(close[1])}" if close else ""
+            flag = f"; its flag is {flag_of(close[1])}" if close else ""
             raise SettingsError(
                 f"{source}: unknown setting {key!r}{hint}{flag}. The settings are {', '.join(known)}."
             )
@@ -341,9 +381,5 @@ def _validate(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings
 
 def _explain(key: str, value: Any, sources: Mapping[str, str]) -> str:
     source = sources.get(key, FLAGS)
-    where = _flag(key) if source == FLAGS else f"{source}: {key} ({_flag(key)})"
-    return f"{where} must be {TAKES.get(key, 'text')}; it is {value!r}."
-
-
-def _flag(key: str) -> str:
-    return "--" + key.replace("_", "-")
+    where = flag_of(key) if source == FLAGS else f"{source}: {key} ({flag_of(key)})"
+    return f"{where} must be {takes_of(Settings.model_fields[key])}; it is {value!r}."

@@ -17,6 +17,7 @@ import typer
 import yaml
 
 from budgetsearch.cli import app
+from budgetsearch.run.settings import settings_table
 from budgetsearch.run.spaces import load_space
 
 ROOT = Path(__file__).parents[2]
@@ -101,3 +102,9 @@ def test_every_data_snippet_can_be_read(page: str, text: str, tmp_path: Path) ->
         path = tmp_path / "space.yaml"
         path.write_text(text, encoding="utf-8")
         assert load_space(str(path)).searched
+
+
+def test_the_table_of_settings_is_that_of_the_program() -> None:
+    """Names, values, defaults and texts stand in the fields; ``make docs`` writes the table again."""
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert settings_table() == page[page.index("| setting |") :]

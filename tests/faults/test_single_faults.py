@@ -110,14 +110,14 @@ def test_a_forward_pass_that_sleeps_cannot_hold_the_device(place: fastrun.Place,
     def work() -> None:
         from budgetsearch.core.records import JobEnded, WorkerSetup
         from budgetsearch.engines.contract import await_end, segment, train_job
-        from budgetsearch.training.data.tokens import prepare
+        from budgetsearch.training.data.tokens import Sources, prepare
 
         fastrun.install(workshop_too=False)
         fastrun.FastEngine.empty_poll = 0.5
         fastrun.ForkedProcess.before_work = staticmethod(lambda: _sleep_in_forward(tmp_path / "slept"))
         data = prepare(
-            place.model.resolve(), str(place.path / "train.jsonl"), None, seed=0, max_length=128,
-            cache=place.path / "cache", valid_share=0.1,
+            place.model.resolve(), Sources(str(place.path / "train.jsonl")), max_length=128,
+            cache=place.path / "cache",
         )  # fmt: skip
         model = str(place.model)
         setup = WorkerSetup(model, model, str(data.folder), str(tmp_path), "cpu", "all-linear", 0)

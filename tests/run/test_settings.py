@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from budgetsearch.core.errors import DeviceError, SettingsError, SpaceError
-from budgetsearch.run.settings import TAKES, Settings, default_out, load_settings
+from budgetsearch.run.fields import default_of, takes_of
+from budgetsearch.run.settings import RunSettings, Settings, default_out, load_settings
 from tests.support.fake_nvml import FakeNvml, card
 
 CPU = {"gpu": "cpu"}
@@ -103,13 +104,32 @@ def test_settings_are_frozen_and_survive_json(tmp_path: Path) -> None:
 def test_every_setting_says_what_it_is_and_its_default(name: str) -> None:
     """The help and the docs are made of these."""
     field = Settings.model_fields[name]
-    assert "Default:" in (field.description or "")
+    assert (field.description or "").endswith(".")
+    assert default_of(field) or name == "deadline"
 
 
-def test_the_table_of_what_settings_take_names_only_settings() -> None:
-    """A renamed setting takes its sentence along; every setting that is not text has one."""
-    text = {"model", "revision", "data", "valid", "gpu", "space", "targets", "storage", "deadline", "address"}
-    assert set(Settings.model_fields) - text == set(TAKES)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model", "text"),
+        ("engine", "local or ray"),
+        ("eta", "a whole number of at least 2"),
+        ("max_gang", "a whole number from 1 to 64"),
+        ("max_length", "a whole number of at least 8, in tokens"),
+        ("full_share", "more than 0 and at most 0.9"),
+        ("grace_seconds", "a number of seconds from 0"),
+        ("torch_compile", "true or false"),
+        ("out", "the path of a folder"),
+    ],
+)
+def test_what_a_setting_takes_is_told_by_its_type_and_bounds(name: str, words: str) -> None:
+    """So the words of an error cannot differ from what is checked."""
+    assert words == takes_of(Settings.model_fields[name])
+
+
+def test_type_checkers_know_every_setting() -> None:
+    """The keywords of ``run`` are the settings."""
+    assert set(Settings.model_fields) == set(RunSettings.__annotations__)
 
 
 @pytest.mark.parametrize("hours", [0, -1, math.nan, math.inf, "soon", True, None])
@@ -138,7 +158,7 @@ def test_a_wrong_value_names_key_file_flag_and_what_it_takes(tmp_path: Path, key
     value = BAD_VALUES[key]
     by_flag = refusal(tmp_path, {**CPU, key: value})
     by_file = refusal(tmp_path, {} if key == "gpu" else CPU, json.dumps({key: value}))
-    assert f"{flag} must be {TAKES.get(key, 'text')}; it is {value!r}." == by_flag
+    assert f"{flag} must be {takes_of(Settings.model_fields[key])}; it is {value!r}." == by_flag
     assert f"{tmp_path / 'budgetsearch.yaml'}: {key} ({flag}) must be" in by_file
 
 

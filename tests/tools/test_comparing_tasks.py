@@ -18,7 +18,7 @@ from budgetsearch.storage.ledger import read_history
 from budgetsearch.tools.compare import ask, kept
 from budgetsearch.tools.compare.comparison import Comparison
 from budgetsearch.tools.compare.harness import read_samples
-from budgetsearch.tools.compare.tasks import Task, parse_tasks
+from budgetsearch.tools.compare.tasks import Task, Tasks, parse_tasks
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.data.models import resolve_model
 from budgetsearch.training.data.tokens import load_tokenizer
@@ -58,7 +58,8 @@ def compare(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Compa
     monkeypatch.setenv("BUDGETSEARCH_CACHE", str(place / "cache"))
     for path in place.glob(f"*/{kept.FOLDER}/*"):
         path.unlink()
-    return lambda tasks, **more: api.compare([place / "one", place / "two"], tasks=tasks, **more)
+    runs = [place / "one", place / "two"]
+    return lambda names, limit=None, **more: api.compare(runs, tasks=Tasks(names, limit), **more)
 
 
 def greedy(place: Path, tiny_model: Path, run: str | None, prompts: list[str], tokens: int) -> list[str]:
@@ -209,7 +210,7 @@ def test_a_run_without_an_adapter_answers_nothing_and_is_named(
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "ledger.sqlite").write_bytes((place / "one" / "ledger.sqlite").read_bytes())
-    found = api.compare([place / "one", bare], tasks=GYM, limit=1)
+    found = api.compare([place / "one", bare], tasks=Tasks(GYM, limit=1))
     assert {"base fp32", "one"} == set(found.tasks[0].means)
     assert "bare: there is no adapter on disk, so it answered nothing" in found.notes
 
@@ -221,7 +222,7 @@ def test_another_trials_adapter_does_not_answer_in_the_name_of_the_best(
     other = tmp_path / "other"
     shutil.copytree(place / "one", other)
     (other / "adapter" / MANIFEST_FILE).write_text(json.dumps({"checkpoint": "trial0007-rung0"}))
-    found = api.compare([place / "one", other], tasks=GYM, limit=1)
+    found = api.compare([place / "one", other], tasks=Tasks(GYM, limit=1))
     assert {"base fp32", "one"} == set(found.tasks[0].means)
     assert any("other: the adapter on disk is not that of its best trial" in note for note in found.notes)
 
@@ -233,7 +234,7 @@ def test_a_base_that_has_changed_is_refused(place: Path, tmp_path: Path, tiny_mo
     run = write_run(tmp_path / "run", score(), settings=values)
     (run / "adapter").symlink_to(place / "one" / "adapter")
     with pytest.raises(ModelError, match="has changed since"):
-        api.compare([run], tasks=GYM, limit=1)
+        api.compare([run], tasks=Tasks(GYM, limit=1))
 
 
 def test_tasks_are_split_at_commas_outside_of_brackets() -> None:
@@ -316,4 +317,4 @@ def test_a_standard_task_on_local_files(place: Path, tmp_path: Path, monkeypatch
     assert {0.0, 1.0} >= {value for entrant in task["entrants"] for value in entrant["values"]}
     assert {"colours_local", "chain_sum"} == set(values["challenge"]["entrants"][0]["rates"])
     with pytest.raises(UsageError, match="colours_local"):
-        api.compare([place / "one"], tasks="colours_locally", task_data=folder)
+        api.compare([place / "one"], tasks=Tasks("colours_locally", folder=folder))

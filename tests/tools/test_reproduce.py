@@ -54,7 +54,7 @@ from budgetsearch.storage.lock import RunLock
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.reproduce import compare
 from budgetsearch.tools.reproduce.bench import Bench, Talk
-from budgetsearch.tools.reproduce.inputs import Given
+from budgetsearch.tools.reproduce.inputs import Places
 from budgetsearch.tools.reproduce.replay import NO_COURSE_NOTE, reasons_of, score_rows
 from budgetsearch.training.data.models import hashed_files
 from budgetsearch.training.data.provenance import file_facts
@@ -377,8 +377,7 @@ def test_the_winner_is_trained_again_from_the_manifest_alone(
     outcome = api.reproduce(
         tmp_path / "manifest.json",
         out=tmp_path / "again",
-        data=str(tmp_path / "other.jsonl"),
-        model=str(tmp_path / "moved"),
+        places=Places(data=str(tmp_path / "other.jsonl"), model=str(tmp_path / "moved")),
         say=said.append,
     )
     assert outcome.reasons == ()
@@ -519,10 +518,10 @@ def test_what_was_not_exported_is_named(copy: Path, name: str, code: int) -> Non
     assert f"adapter {name} {'new' if code else 'noted'}" in output
     (copy / "adapter" / "adapter_model.safetensors").rename(copy.parent / "adapter_model.safetensors")
     (copy / "adapter" / "adapter_config.json").unlink()
-    places = {"model": str(copy / "../../base"), "data": str(copy / "../../train.jsonl")}
+    places = Places(str(copy / "../../base"), str(copy / "../../train.jsonl"))
     assert not [
         finding
-        for finding in api.verify(copy / "adapter" / "manifest.json", score=False, **places).findings
+        for finding in api.verify(copy / "adapter" / "manifest.json", score=False, places=places).findings
         if finding.what == f"adapter {name}"
     ]
 
@@ -682,9 +681,7 @@ def test_code_that_is_allowed_and_unchanged_runs(with_code: Path) -> None:
     """The flag does what it says: the base is loaded by its own code, and all of it agrees."""
     outcome = api.verify(
         with_code / "travelled",
-        model=str(with_code / "base"),
-        data=str(with_code / "train.jsonl"),
-        trust_remote_code=True,
+        places=Places(str(with_code / "base"), str(with_code / "train.jsonl"), trust_remote_code=True),
     )
     assert outcome.passes, outcome
     assert {"base theirs.py"} <= {finding.what for finding in outcome.findings}
@@ -764,7 +761,7 @@ def test_an_existing_folder_is_not_overwritten(made: MadeRun, tmp_path: Path) ->
     """Wrong input is found before anything is done."""
     with pytest.raises(UsageError, match="exists already"):
         api.reproduce(made.folder.path, out=tmp_path)
-    assert Given() == Given(None, None, None)
+    assert Places() == Places(None, None, None)
 
 
 @pytest.mark.parametrize("out", ["file/again", "link", "/proc/again"])

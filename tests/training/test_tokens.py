@@ -14,6 +14,7 @@ from budgetsearch.training.data import tokens
 from budgetsearch.training.data.examples import Example
 from budgetsearch.training.data.tokens import (
     PreparedData,
+    Sources,
     fit,
     load_tokenizer,
     open_prepared,
@@ -46,8 +47,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def prepared(model: Path, folder: Path, rows: list[dict[str, Any]] = ROWS, **options: Any) -> PreparedData:
     """Prepared data of these rows, in a cache below ``folder``."""
-    settings = {"valid": None, "seed": 0, "max_length": 256, "cache": folder / "cache"} | options
-    return prepare(model, write(folder / "x.jsonl", rows), **settings)
+    chosen = {
+        name: options.pop(name) for name in ("valid", "seed", "max_rows", "valid_share") if name in options
+    }
+    settings = {"max_length": 256, "cache": folder / "cache"} | options
+    return prepare(model, Sources(write(folder / "x.jsonl", rows), **chosen), **settings)
 
 
 def test_a_row_is_the_rendered_prompt_and_the_completion_with_its_end(tiny: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.compare import kept
 from budgetsearch.tools.compare.harness import ask_harness, check_harness
 from budgetsearch.tools.compare.pairing import Run, TaskResult
-from budgetsearch.tools.compare.tasks import Task, content_hash, key_of, overlap, result_of
+from budgetsearch.tools.compare.tasks import Task, Tasks, content_hash, key_of, overlap, result_of
 from budgetsearch.views.card import told_by
 
 if TYPE_CHECKING:
@@ -89,23 +89,6 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What everybody is asked."""
-
-    tasks: Sequence[Task]
-    limit: int | None = None
-    """So many examples of each task at most."""
-    folder: Path | None = None
-    """Local task definitions for lm-eval."""
-    chat: bool = False
-    """Whether lm-eval wraps its prompts in the chat template."""
-    gpu: str | None = None
-    """Card to ask on; None: that of the first run."""
-    trust_remote_code: bool = False
-    """Whether code that came with a base may run, if it ran in the run."""
-
-
-@dataclass(frozen=True)
 class Question:
     """One task for one entrant."""
 
@@ -123,7 +106,9 @@ class Question:
 class Asking:
     """Answers as they come in; what has come is kept when it is interrupted."""
 
-    questions: Questions
+    tasks: Sequence[Task]
+    asked: Tasks
+    """How they are asked."""
     cache: Path
     """Where converted base models are."""
     tick: Tick = lambda what, done, total: None
@@ -140,18 +125,18 @@ class Asking:
             BudgetsearchError: a task cannot be run.
         """
         self._check()
-        self.answers.update({task.name: {} for task in self.questions.tasks})
+        self.answers.update({task.name: {} for task in self.tasks})
         able = [one for one in subjects if not one.silence]
         self.notes += [f"{s.run.name}: {s.silence}, so it answered nothing" for s in subjects if s.silence]
         self._note_overlaps(able)
         if not able:
             return
         for one in able:
-            if one.settings.trust_remote_code and not self.questions.trust_remote_code:
+            if one.settings.trust_remote_code and not self.asked.trust_remote_code:
                 one.base(self.cache, False, self.say)  # before the first answer, not after hours of them
         from budgetsearch.machine.detect import detect
 
-        gpu = self.questions.gpu
+        gpu = self.asked.gpu
         first = able[0].settings
         card = detect(gpu or first.gpu, None if gpu else first.device)
         # CUDA reads them when it is first used, which is below.
@@ -162,15 +147,15 @@ class Asking:
                 self._ask_base(name, same, card)
 
     def _check(self) -> None:
-        foreign = [task.source for task in self.questions.tasks if not task.ours]
+        foreign = [task.source for task in self.tasks if not task.ours]
         if foreign:
-            check_harness(foreign, self.questions.folder)
+            check_harness(foreign, self.asked.folder)
 
     def _note_overlaps(self, able: Sequence[Subject]) -> None:
         """An answer to what one has learnt is no test."""
-        for task in self.questions.tasks:
+        for task in self.tasks:
             for data in dict.fromkeys(one.settings.data for one in able) if task.ours else ():
-                count, total = overlap(task, self.questions.limit, data)
+                count, total = overlap(task, self.asked.limit, data)
                 if count:
                     names = ", ".join(one.run.name for one in able if one.settings.data == data)
                     self.notes.append(
@@ -193,7 +178,7 @@ class Asking:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-            room = Room.opened(same[0], card, self.cache, self.questions.trust_remote_code, self.say)
+            room = Room.opened(same[0], card, self.cache, self.asked.trust_remote_code, self.say)
             for adapter in dict.fromkeys(question.adapter for question in open_questions):
                 mine = [question for question in open_questions if question.adapter == adapter]
                 with room.wearing(adapter) as model:
@@ -204,12 +189,12 @@ class Asking:
         who: list[tuple[str, Path | None, Path]] = [(base_name, None, same[0].adapter.parent)]
         who += [(one.run.name, one.adapter, one.adapter.parent) for one in same]
         for entrant, adapter, run in who:
-            for task in self.questions.tasks:
+            for task in self.tasks:
                 about = {
                     "task": task.source,
-                    "content": content_hash(task, self.questions.folder),
-                    "limit": self.questions.limit,
-                    "chat_template": self.questions.chat,
+                    "content": content_hash(task, self.asked.folder),
+                    "limit": self.asked.limit,
+                    "chat_template": self.asked.chat_template,
                     "adapter": kept.adapter_hash(adapter) if adapter else None,
                     "base": same[0].run.model_sha256,
                     "quantization": same[0].run.quantization,
@@ -226,11 +211,11 @@ class Asking:
             self.tick(what, done, total)
 
         if question.task.ours:
-            return room.own_answers(model, question.task, self.questions.limit, tick)
+            return room.own_answers(model, question.task, self.asked.limit, tick)
         return ask_harness(
             model, room.tokenizer, question.task,
-            limit=self.questions.limit, folder=self.questions.folder,
-            chat=self.questions.chat, batch=room.batch,
+            limit=self.asked.limit, folder=self.asked.folder,
+            chat=self.asked.chat_template, batch=room.batch,
         )  # fmt: skip
 
     def _note(self, question: Question, result: TaskResult, *, keep: bool = False) -> None:

@@ -14,6 +14,43 @@ from budgetsearch.tools.compare.gather import shown
 from budgetsearch.tools.compare.pairing import TaskResult, unique
 from budgetsearch.training.data.examples import EXTENSIONS, GYM, HUB, check_data, load_examples, prompt_key
 
+
+@dataclass(frozen=True)
+class Tasks:
+    """What bases and adapters are asked, and how."""
+
+    names: str | None = None
+    """Names of lm-eval, data files or reasoning-gym:NAME, with commas; None: nothing is asked."""
+    limit: int | None = None
+    """So many examples of each task at most."""
+    folder: Path | None = None
+    """Local task definitions for lm-eval. They can run code."""
+    chat_template: bool = False
+    """Whether lm-eval wraps its prompts in the chat template."""
+    gpu: str | None = None
+    """Card to ask on; None: that of the first run."""
+    trust_remote_code: bool = False
+    """Whether code that came with a base may run, if it ran in the run."""
+
+    def check(self) -> None:
+        """Insist on options that fit together.
+
+        Raises:
+            UsageError: one of them cannot be used, or nothing is asked.
+        """
+        if self.names is None and self != Tasks():
+            raise UsageError(
+                "--limit, --task-data, --chat-template, --trust-remote-code and --gpu belong to --tasks; "
+                "name tasks too."
+            )
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit must be 1 or more; it is {self.limit}.")
+        if self.folder is not None and not self.folder.is_dir():
+            raise UsageError(
+                f"--task-data {self.folder} is not a folder; it holds task definitions of lm-eval."
+            )
+
+
 COMMAS = re.compile(r",(?![^\[]*\])")
 """Between tasks; not those inside the list of a parameter."""
 

@@ -41,32 +41,39 @@ class Guess:
     source: str
 
 
+@dataclass(frozen=True)
+class TrainedWith:
+    """How the base would be loaded and trained on."""
+
+    quantization: str
+    rank: int
+    micro_batch: int
+    recompute: bool
+
+
 def guess_calibration(
     shape: ModelShape,
     profile: CardProfile,
-    quantization: str,
+    way: TrainedWith,
     *,
     cores: int,
-    micro_batch: int,
-    recompute: bool,
-    rank: int,
     tokens_per_row: float,
     adapter_bytes: float,
     slow: float,
 ) -> Calibration:
     """What the calibration may find, everything ``slow`` times slower."""
-    rate = tokens_per_second(shape, profile, quantization, cores, recompute) / slow
+    rate = tokens_per_second(shape, profile, way.quantization, cores, way.recompute) / slow
     return Calibration(
-        quantization=quantization,
+        quantization=way.quantization,
         status="ok",
         tokens_per_second=rate,
         eval_seconds_per_example=tokens_per_row / (EVALUATION_SPEED * rate),
         checkpoint_seconds=slow * (0.2 + adapter_bytes / WRITE_BYTES),
         load_seconds=slow * (2.0 + base_bytes(shape, "bf16") / READ_BYTES),
-        answer_seconds=slow * _answer_seconds(shape, profile, quantization),
-        micro_batch=micro_batch,
-        rank=rank,
-        recompute=recompute,
+        answer_seconds=slow * _answer_seconds(shape, profile, way.quantization),
+        micro_batch=way.micro_batch,
+        rank=way.rank,
+        recompute=way.recompute,
     )
 
 

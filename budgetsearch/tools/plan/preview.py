@@ -23,10 +23,10 @@ from budgetsearch.machine.memory import Training, estimate
 from budgetsearch.machine.profiles import CardProfile, profile
 from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
 from budgetsearch.run.preflight import cache_need, largest_adapter, run_need
-from budgetsearch.run.prepare import DataSize, request_for
+from budgetsearch.run.prepare import CardSize, DataSize, request_for
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
-from budgetsearch.tools.plan.guesses import Guess, guess_calibration, speed_guesses
+from budgetsearch.tools.plan.guesses import Guess, TrainedWith, guess_calibration, speed_guesses
 from budgetsearch.tools.plan.rehearsal import RAY_SECONDS, SETUP_SECONDS, Rehearsal, rehearse, slowed
 from budgetsearch.training.data.size import DataGuess, guess_data
 
@@ -216,9 +216,7 @@ def _request(inputs: Inputs) -> PlanRequest:
     return request_for(
         settings,
         budget_seconds=timing_of_new(settings.hours, deadline, 0.0).budget_seconds,
-        card=inputs.card.name,
-        device="cpu" if inputs.card.name == "cpu" else "cuda",
-        usable_bytes=inputs.usable_bytes,
+        card=CardSize(inputs.card.name, "cpu" if inputs.card.name == "cpu" else "cuda", inputs.usable_bytes),
         space=inputs.space,
         data=DataSize(max(1, round(train * tokens)), train, valid, settings.max_length),
         shape=_shape(inputs),
@@ -246,11 +244,8 @@ def _guessed(inputs: Inputs, request: PlanRequest, slow: float) -> dict[str, Cal
         found[name] = guess_calibration(
             _shape(inputs),
             inputs.card,
-            name,
+            TrainedWith(name, rank, max(1, again if recompute else plain), recompute),
             cores=os.cpu_count() or 1,
-            micro_batch=max(1, again if recompute else plain),
-            recompute=recompute,
-            rank=rank,
             tokens_per_row=request.train_tokens / request.train_rows,
             adapter_bytes=CHECKPOINT_BYTES * rank * _shape(inputs).weights_per_rank(inputs.settings.targets),
             slow=slow,

@@ -41,7 +41,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Given:
+class Places:
     """Where things lie now, if not where the run found them, and what the user allows."""
 
     model: str | None = None
@@ -73,7 +73,7 @@ class Inputs:
         return "\n".join(f"  {finding.line}" for finding in self.findings if not finding.well)
 
 
-def look(found: Found, given: Given, say: Say) -> Inputs:
+def look(found: Found, given: Places, say: Say) -> Inputs:
     """Find base and data, fetching what the manifest names, and compare their files with it; load nothing.
 
     Raises:

@@ -20,7 +20,7 @@ from budgetsearch.storage.files import fresh_folder, why_not
 from budgetsearch.tools.reproduce import compare
 from budgetsearch.tools.reproduce.bench import NO_LIMIT, Bench, Talk, bench
 from budgetsearch.tools.reproduce.compare import Row
-from budgetsearch.tools.reproduce.inputs import Given, Inputs, look, tokenize
+from budgetsearch.tools.reproduce.inputs import Inputs, Places, look, tokenize
 
 REPORT = "reproduction.json"
 CONFIG_FILE = "adapter_config.json"
@@ -50,7 +50,7 @@ def reproduce(
     out: Path | None = None,
     alone: bool = False,
     anyway: bool = False,
-    given: Given = Given(),  # noqa: B008  # frozen
+    given: Places = Places(),  # noqa: B008  # frozen
     tolerance: float | None = None,
     say: Say = lambda line: None,
 ) -> Reproduced:
@@ -86,7 +86,7 @@ def reproduce(
     return outcome
 
 
-def ready(found: Found, given: Given, say: Say, *, anyway: bool) -> Inputs:
+def ready(found: Found, given: Places, say: Say, *, anyway: bool) -> Inputs:
     """Base, data and rows, insisting that they are what they were, unless ``anyway``.
 
     Raises:

@@ -11,7 +11,7 @@ from budgetsearch.run.manifest_schema import Found, Scores
 from budgetsearch.tools.reproduce import compare
 from budgetsearch.tools.reproduce.bench import bench
 from budgetsearch.tools.reproduce.compare import Row
-from budgetsearch.tools.reproduce.inputs import Finding, Given, Inputs, look, tokenize
+from budgetsearch.tools.reproduce.inputs import Finding, Inputs, Places, look, tokenize
 from budgetsearch.tools.reproduce.own import adapter_findings, adapter_folder, ledger_findings, opened
 from budgetsearch.tools.reproduce.replay import CARD_NOTE, installed, score_rows
 
@@ -33,7 +33,7 @@ def verify(
     run: Path,
     *,
     score: bool = True,
-    given: Given = Given(),  # noqa: B008  # frozen
+    given: Places = Places(),  # noqa: B008  # frozen
     tolerance: float | None = None,
     say: Say = lambda line: None,
 ) -> Verified:

@@ -103,23 +103,31 @@ class PreparedData:
         return {"valid_rows_sha256": rows, "valid_tokens_sha256": tokens}
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where the rows come from, and which of them are held out."""
+
+    data: str
+    valid: str | None = None
+    """None: a seeded ``valid_share`` of ``data``."""
+    seed: int = 0
+    max_rows: int | None = None
+    """A seeded sample of so many rows of ``data``."""
+    valid_share: float = 0.1
+
+
 def prepare(
     model_path: Path,
-    data: str,
-    valid: str | None,
+    sources: Sources,
     *,
-    seed: int,
     max_length: int,
     cache: Path,
-    max_rows: int | None = None,
-    valid_share: float = 0.1,
     trust_remote_code: bool = False,
     say: Say = lambda _: None,
 ) -> PreparedData:
     """Read, split and tokenize, or find the outcome in the cache.
 
-    ``max_length`` is in tokens; ``max_rows`` keeps a seeded sample of the rows of ``data``. Without
-    ``valid``, a seeded ``valid_share`` of the rows is held out.
+    ``max_length`` is in tokens.
 
     Raises:
         DataError: a source or a row cannot be used, or nothing is left.
@@ -127,12 +135,12 @@ def prepare(
     """
     if max_length < MIN_LENGTH:
         raise SettingsError(f"max_length is {max_length}; it must be {MIN_LENGTH} tokens at least")
-    train, held_out = _split_sources(data, valid, seed, max_rows, valid_share, say)
+    train, held_out = _split_sources(sources, say)
     # Sorted and without their places: neither the shuffle nor a file's name changes what the rows are.
     source = _sha256(sorted(_as_json(dataclasses.replace(e, place="")) for e in [*train, *held_out]))
     ordered = _sha256(_as_json(example) for example in [*train, *held_out])
     tokenizer = _tokenizer_hash(model_path, code=trust_remote_code)
-    facts = (FORMAT, ordered, len(train), tokenizer, max_length, seed)
+    facts = (FORMAT, ordered, len(train), tokenizer, max_length, sources.seed)
     folder = cache / "data" / _sha256(map(str, facts))[:32]
     with locked(cache / "locks" / folder.name):
         if not folder.exists():
@@ -340,14 +348,13 @@ def _save_rows(path: Path, rows: Sequence[tuple[list[int], int]]) -> None:
     save_file(tensors, path)
 
 
-def _split_sources(
-    data: str, valid: str | None, seed: int, max_rows: int | None, share: float, say: Say
-) -> tuple[list[Example], list[Example]]:
+def _split_sources(sources: Sources, say: Say) -> tuple[list[Example], list[Example]]:
+    data, valid, seed, max_rows = sources.data, sources.valid, sources.seed, sources.max_rows
     rows = load_examples(data)
     if max_rows is not None and max_rows < len(rows):
         rows = [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]
     if valid is None:
-        return split(rows, seed, share)
+        return split(rows, seed, sources.valid_share)
     held_out = load_examples(valid)
     # Every trial is evaluated on the first rows: shuffled, those are a sample of all.
     random.Random(seed).shuffle(held_out)

@@ -329,7 +329,7 @@ class Place:
 
     def make(self) -> Place:
         """Write everything that a run needs and warm its caches."""
-        from budgetsearch.training.data.tokens import prepare
+        from budgetsearch.training.data.tokens import Sources, prepare
         from budgetsearch.training.tiny import make_tiny_model
         from tests.support.rows import write_rows
 
@@ -338,8 +338,8 @@ class Place:
         write_rows(self.path / "train.jsonl", 200)
         (self.path / "space.yaml").write_text(SPACE, encoding="utf-8")
         prepare(
-            self.model.resolve(), str(self.path / "train.jsonl"), None, seed=0, max_length=128,
-            cache=self.path / "cache", valid_share=0.1,
+            self.model.resolve(), Sources(str(self.path / "train.jsonl")), max_length=128,
+            cache=self.path / "cache",
         )  # fmt: skip
         _base(str(self.model.resolve()))
         return self

@@ -1,0 +1,93 @@
+"""What a setting says of itself: for the options, the errors and the documentation alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import Field
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+
+
+def setting(
+    default: Any,
+    about: str,
+    *,
+    shown: str = "",
+    source: str = "",
+    takes: str = "",
+    note: str = "",
+    **rest: Any,
+) -> Any:
+    """Describe a field of ``Settings``.
+
+    Args:
+        default: its default; ``...`` where the card's profile has one.
+        about: what it decides, in a sentence or two.
+        shown: the default in words, where the value does not say it.
+        source: where the default comes from.
+        takes: what it takes, where type and bounds do not say it.
+        note: what an error adds to that: a unit, an example.
+        rest: bounds, as pydantic's ``Field`` takes them.
+    """
+    words: JsonDict = {"shown": shown, "source": source, "takes": takes, "note": note}
+    return Field(default, description=about, json_schema_extra=words, **rest)
+
+
+def flag_of(name: str) -> str:
+    """The flag of the setting with this name."""
+    return "--" + name.replace("_", "-")
+
+
+def type_of(field: FieldInfo) -> type:
+    """The type that an option converts to before the setting checks it: bool, int, float, Path or str."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType] or [field.annotation]
+    return kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float, Path) else str
+
+
+def takes_of(field: FieldInfo) -> str:
+    """What the setting takes, as the end of "it must be ..."."""
+    return ", ".join(filter(None, (_said(field, "takes") or _allowed(field), _said(field, "note"))))
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default in words; empty where there is none."""
+    if shown := _said(field, "shown"):
+        return shown
+    if isinstance(field.default, bool):
+        return "yes" if field.default else "no"
+    return "" if field.default is None or field.is_required() else f"{field.default}".removesuffix(".0")
+
+
+def source_of(field: FieldInfo) -> str:
+    """Where the default comes from; empty where that needs no words."""
+    return _said(field, "source")
+
+
+def _said(field: FieldInfo, word: str) -> str:
+    words = field.json_schema_extra
+    return str(words[word]) if isinstance(words, dict) else ""
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What type and bounds allow."""
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(get_args(field.annotation))
+    kind = type_of(field)
+    if kind is int:
+        return f"a whole number {_bounds(field)}"
+    names = {bool: "true or false", float: _bounds(field), Path: "the path of a folder"}
+    return names.get(kind, "text")
+
+
+def _bounds(field: FieldInfo) -> str:
+    above, low, most = (_bound(field, word) for word in ("gt", "ge", "le"))
+    if above is not None:
+        return f"more than {above}" + ("" if most is None else f" and at most {most}")
+    return f"of at least {low}" if most is None else f"from {low} to {most}"
+
+
+def _bound(field: FieldInfo, word: str) -> float | None:
+    return next((getattr(bound, word) for bound in field.metadata if hasattr(bound, word)), None)
