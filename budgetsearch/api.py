@@ -13,14 +13,12 @@ from budgetsearch.core.errors import RunFolderError, SettingsError, UsageError
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Say, Watcher
-from budgetsearch.machine.clock import deadline_of, timing_of_new
-from budgetsearch.run.failure import marked
-from budgetsearch.run.result import Result, result_of
-from budgetsearch.run.session import conclude, go_on, never_began, start
+from budgetsearch.run import session
+from budgetsearch.run.result import Result
+from budgetsearch.run.session import Caller, never_began
 from budgetsearch.run.settings import Changes, RunSettings, Settings, load_settings, names_out, settings_help
-from budgetsearch.storage.files import cache_folder, local_time
+from budgetsearch.storage.files import cache_folder
 from budgetsearch.storage.ledger import read_entries, read_history
-from budgetsearch.storage.lock import RunLock, lock_in_time
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.compare.tasks import Tasks
 from budgetsearch.tools.reproduce.inputs import Places
@@ -86,7 +84,7 @@ def run(
     file = Path(config) if config else None
     chosen = load_settings(settings, file)
     assert chosen.out is not None
-    folder = chosen.out
+    folder, caller = chosen.out, Caller(watchers, say, already_seconds, last_resort)
     if resume == "auto":
         if not (settings.get("out") or names_out(file)):
             raise SettingsError("--resume auto needs --out: the folder in which the run is, or will be.")
@@ -99,17 +97,8 @@ def run(
                 gpus=settings.get("gpus"),
                 address=settings.get("address"),
             )
-            return resume_run(
-                folder, watchers=watchers, say=say, already_seconds=already_seconds,
-                last_resort=last_resort, patient=True, **again,
-            )  # fmt: skip
-    until = deadline_of(chosen.deadline) if chosen.deadline else None
-    timing = timing_of_new(chosen.hours, until, already_seconds)
-    if until is not None:
-        chosen = chosen.model_copy(update={"deadline": local_time(until)})
-    start(chosen, timing, watchers, say, last_resort=last_resort, conclude=conclude)
-    with marked(folder):
-        return result_of(RunFolder(folder), timing)
+            return session.resume(RunFolder(folder), again, caller, patient=True)
+    return session.start(chosen, caller)
 
 
 @_explained
@@ -129,14 +118,12 @@ def plan(
     Raises:
         UsageError: a setting, the model or the card cannot be used, nothing fits, or the hours are too few.
     """
-    from budgetsearch.run.preflight import check_inputs
     from budgetsearch.tools.plan.preview import gather, preview
     from budgetsearch.tools.plan.probe import probe_here
 
     if not 0.1 <= slow <= 100:
         raise UsageError(f"--slow must be from 0.1 to 100; it is {slow:g}.")
     known = load_settings(settings, Path(config) if config else None)
-    check_inputs(known)
     inputs = gather(known, cache_folder(), need_shape=not probe)
     return preview(inputs, slow, probe_here(known, say) if probe else None)
 
@@ -186,21 +173,8 @@ def resume(
         LedgerError: neither its ledger nor the backup can be used.
         SettingsError: the study's storage needs a password, and nobody says which; or the hours are spent.
     """
-    folder = RunFolder(Path(run))
-    folder.check_run()
-    lock = lock_in_time(folder.path, say) if patient else RunLock(folder.path)
-    if lock.left_behind is not None and not lock.left_behind.lives():
-        say(f"{lock.left_behind} had this run and was ended from outside")
-    lock.sign()
-    try:
-        with marked(folder.path):
-            return go_on(folder, lock, changes, watchers, say, already_seconds, last_resort)
-    finally:
-        lock.release()
-
-
-resume_run = resume
-"""For ``run``, which has an argument of that name."""
+    caller = Caller(watchers, say, already_seconds, last_resort)
+    return session.resume(RunFolder(Path(run)), changes, caller, patient=patient)
 
 
 def status(run: str | os.PathLike[str]) -> dict[str, Any]:

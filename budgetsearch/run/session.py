@@ -1,41 +1,50 @@
-"""A run from its first second to its last: opened or gone on with, driven, scored, exported, reported."""
+"""A run from its first second to its last: begun or gone on with, prepared, driven, exported, reported."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError, SettingsError, UsageError
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.deadline import closing_seconds
-from budgetsearch.core.ports import Exporter, Say, Watcher
+from budgetsearch.core.ports import Say, Watcher
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.core.space.space import Space
-from budgetsearch.machine.clock import Timing, budget_of_resumed, deadline_of, timing_of_resumed
-from budgetsearch.run.choose_engine import RunEngine, choose, moved
+from budgetsearch.machine.clock import (
+    Timing,
+    budget_of_resumed,
+    deadline_of,
+    timing_of_new,
+    timing_of_resumed,
+)
+from budgetsearch.run.choose_engine import choose, moved
 from budgetsearch.run.failure import keep_traceback, marked
-from budgetsearch.run.preflight import anchored, check
+from budgetsearch.run.preflight import Resolved, anchored, card_of, check_room, resolve
 from budgetsearch.run.prepare import (
+    Prepared,
     check_same_inputs,
-    facts_of,
     max_held,
+    opened_by,
     prepare_inputs,
     request_of,
-    to_write_down,
     worker_setup,
 )
 from budgetsearch.run.process import ended_in_time, stop_signals
 from budgetsearch.run.result import Result, result_of
-from budgetsearch.storage.files import cache_folder
+from budgetsearch.run.settings import Changes, Settings
+from budgetsearch.run.spaces import load_space
+from budgetsearch.storage import repair
+from budgetsearch.storage.files import cache_folder, local_time
 from budgetsearch.storage.ledger import Ledger, read_entries, read_history
-from budgetsearch.storage.lock import RunLock
-from budgetsearch.storage.repair import mend
+from budgetsearch.storage.lock import RunLock, lock_in_time
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import begin_place, find_place, leave_place
 from budgetsearch.views.loggers import ScalarLogger
@@ -43,40 +52,78 @@ from budgetsearch.views.report.write import write_in_time
 from budgetsearch.views.study.storage import resumed_storage, storage_url
 
 if TYPE_CHECKING:
-    from budgetsearch.machine.detect import Card
+    from budgetsearch.core.ports import Engine
     from budgetsearch.run.driver import Driver
-    from budgetsearch.run.settings import Changes, Settings
-    from budgetsearch.training.data.models import BaseModel
-    from budgetsearch.training.data.tokens import PreparedData
+    from budgetsearch.run.export import AdapterExporter, SharedExporter
     from budgetsearch.views.study.follower import Follower
     from budgetsearch.views.study.mirror import StudyMirror
 
+LOGGER = logging.getLogger("budgetsearch.run.session")
+AMPLE_SECONDS = 600.0
+"""For the reports of a run that was over before this process began."""
 
-Conclude = Callable[[RunFolder, Say, Timing], None]
-"""What follows a search."""
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever asks for a run: who hears of it, and what the process may do."""
+
+    watchers: Sequence[Watcher] = ()
+    """See every event."""
+    say: Say = lambda line: None
+    """Takes lines about the preparation."""
+    already_seconds: float = 0.0
+    """Of the budget, gone before the call."""
+    last_resort: bool = False
+    """Whether this process may be ended when its time is over, whatever hangs in it."""
 
 
-def start(
-    settings: Settings,
-    timing: Timing,
-    watchers: Sequence[Watcher],
-    say: Say,
-    *,
-    last_resort: bool = False,
-    conclude: Conclude | None = None,
-) -> History:
-    """Check everything that can be checked without touching anything, then make the run folder.
+@dataclass(frozen=True)
+class Session:
+    """The work of one process on a run, in a folder that it has locked."""
+
+    run: Resolved
+    folder: RunFolder
+    lock: RunLock
+    timing: Timing
+    caller: Caller
+
+
+# ------------------------------------------------------------------------------- the start
+
+
+def start(settings: Settings, caller: Caller) -> Result:
+    """Check everything that can be checked without touching anything, then make the folder and search.
 
     Raises:
         UsageError: something cannot be used; a folder that was made is gone again.
+        BudgetError: the budget is below the measured minimum.
+        EngineError: the worker cannot train here.
     """
-    from budgetsearch.run.preflight import check_before
-
+    until = deadline_of(settings.deadline) if settings.deadline else None
+    timing = timing_of_new(settings.hours, until, caller.already_seconds)
+    if until is not None:
+        settings = settings.model_copy(update={"deadline": local_time(until)})
+    run = resolve(settings)
+    check_room(run, timing.budget_seconds, cache_folder(), caller.say)
+    run = dataclasses.replace(run, settings=anchored(settings))
     assert settings.out is not None
     folder = RunFolder(settings.out)
-    check(settings)
-    check_before(settings, timing.budget_seconds, cache_folder(), say)
-    settings = anchored(settings)
+    with _begun(folder, run.settings.shared) as lock:
+        search(Session(run, folder, lock, timing, caller))
+    with marked(folder.path):
+        return result_of(folder, timing)
+
+
+@contextmanager
+def _begun(folder: RunFolder, shared: str | None) -> Iterator[RunLock]:
+    """Make the folder of a run, lock it, and make the place of its shared checkpoints.
+
+    If the run never begins, nothing of them stays.
+
+    Raises:
+        RunFolderError: the folder cannot be made, or is somebody else's.
+        SettingsError: the place cannot be written.
+    """
     try:
         folder.check_free()
         existed = folder.path.exists()
@@ -87,16 +134,14 @@ def start(
     try:
         lock.sign()
         with marked(folder.path):
-            if settings.shared:
-                begin_place(settings.shared)
-            return drive(
-                settings, folder, lock, timing, watchers, say, last_resort=last_resort, conclude=conclude
-            )
+            if shared:
+                begin_place(shared)
+            yield lock
     except (UsageError, KeyboardInterrupt):
         if not _has_trials(folder):
             folder.clear(remove=not existed)
-            if settings.shared:
-                leave_place(settings.shared)
+            if shared:
+                leave_place(shared)
         raise
     finally:
         lock.release()
@@ -107,252 +152,73 @@ def _has_trials(folder: RunFolder) -> bool:
     return folder.has_ledger() and bool(read_history(folder.ledger).trials)
 
 
-def drive(
-    settings: Settings,
-    folder: RunFolder,
-    lock: RunLock,
-    timing: Timing,
-    watchers: Sequence[Watcher],
-    say: Say,
-    *,
-    last_resort: bool = False,
-    conclude: Conclude | None = None,
-) -> History:
-    """Prepare model and data while the worker starts, then let the driver run to the end, and conclude.
-
-    ``last_resort``: this process may be ended when its time is over, whatever hangs in it. ``conclude`` is
-    under the same lock, last resort and signals as the search, but the first signal stops it.
-    """
-    from budgetsearch.views.study.follower import Follower
-
-    execution = choose(settings, folder, (lock.fd,), say)
-    engine = execution.engine
-    drivers: list[Driver] = []
-
-    def planned() -> bool:
-        return any(driver.history.plan is not None for driver in drivers)
-
-    watched = ended_in_time(timing, engine, folder, planned) if last_resort else nullcontext()
-    with stop_signals() as signals, watched:
-        try:
-            engine.warm_up()
-            base, prepared = prepare_inputs(settings, say)
-            card = execution.card()
-            engine.prepare(worker_setup(settings, folder, card, base, prepared))
-            driver = _driver(settings, folder, card, base, prepared, engine, timing)
-            drivers.append(driver)
-            driver.stop_requested = signals.gently
-            follower = Follower(
-                mirror_of(settings.storage, folder, driver.opened), read_entries(folder.ledger)
-            )
-            for watcher in (*watchers, follower):
-                driver.ledger.watch(watcher)
-            try:
-                history = driver.run()
-            finally:
-                engine.close()
-                if driver.history.closed is not None:
-                    _await_views(watchers, follower, timing)
-                follower.close()
-                driver.ledger.close()
-        finally:
-            engine.close()
-        signals.at_once()
-        if conclude is not None:
-            conclude(folder, say, timing)
-        return history
+# ------------------------------------------------------------------------------ the resume
 
 
-def _await_views(watchers: Sequence[Watcher], follower: Follower, timing: Timing) -> None:
-    """Give loggers and study what time there is to take the last events."""
-    for watcher in watchers:
-        if isinstance(watcher, ScalarLogger):
-            watcher.close(closing_seconds("loggers", timing.seconds_left()))
-    follower.close(closing_seconds("study", timing.seconds_left()))
-
-
-def _driver(
-    settings: Settings,
-    folder: RunFolder,
-    card: Card,
-    base: BaseModel,
-    prepared: PreparedData,
-    engine: RunEngine,
-    timing: Timing,
-) -> Driver:
-    from budgetsearch.run.driver import Driver
-    from budgetsearch.run.spaces import load_space
-    from budgetsearch.sampler.sampler import OptunaSampler
-
-    facts = facts_of(settings, folder, card, base, prepared)
-    folder.prepare(settings.model_dump(mode="json"))
-    ledger = Ledger(folder.ledger)
-    plan = ledger.history.plan
-    space = Space.parse(plan.space) if plan else load_space(settings.space)
-    opened = ledger.history.opened or Opened(timing.budget_seconds, to_write_down(settings), facts)
-    check_same_inputs(opened, facts)
-    request = request_of(settings, timing.budget_seconds, card, space, prepared, base)
-    if plan is None:
-        request = dataclasses.replace(request, max_held=max_held(settings, folder, space, base, timing))
-    return Driver(
-        ledger=ledger,
-        engine=engine,
-        sampler=OptunaSampler(),
-        exporter=_exporter(settings, folder, base, opened),
-        clock=timing.clock,
-        down_seconds=timing.down_seconds,
-        request=request,
-        opened=opened,
-        quantizations=space.quantizations,
-        grace_seconds=settings.grace_seconds,
-    )
-
-
-def _exporter(settings: Settings, folder: RunFolder, base: BaseModel, opened: Opened) -> Exporter:
-    from budgetsearch.run.export import AdapterExporter, exporter_for
-
-    inner = AdapterExporter(
-        run_folder=folder.path.absolute(),
-        checkpoint_path=folder.checkpoints,
-        model_facts=opened.facts["model"],
-        data_facts=opened.facts["data"],
-        tokenizer_files_from=base.path,
-        keep_checkpoints=settings.keep_checkpoints,
-    )
-    return exporter_for(inner, settings.shared)
-
-
-AMPLE_SECONDS = 600.0
-"""For the reports of a run that was over before this process began."""
-
-
-def conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> None:
-    """Write manifest and reports within what is left of the time; what cannot be written is said.
-
-    A signal ends it: the run is over, and reports can be written at any time.
-    """
-    try:
-        _write(folder, say, timing)
-    except KeyboardInterrupt:
-        say(f"stopped before the reports were written; {_later(folder)}")
-    except OSError as error:
-        say(f"the reports cannot be written ({error}); make room, then: {_command(folder)}")
-    except Exception as error:
-        kept = keep_traceback(error, folder.path)
-        where = f" (the traceback is in {kept})" if kept else ""
-        what = without_secrets(f"{type(error).__name__}: {error}")
-        say(f"the reports could not be written: {what}{where}; {_later(folder)}")
-
-
-def _write(folder: RunFolder, say: Say, timing: Timing | None) -> None:
-    from budgetsearch.run.manifest import write_manifest
-
-    entries = list(read_entries(folder.ledger))
-    history = fold(entries)
-    write_manifest(folder, history)
-    left = timing.seconds_left() if timing else AMPLE_SECONDS
-    if untold := write_in_time(folder, entries, history, left):
-        say(untold)
-
-
-def _command(folder: RunFolder) -> str:
-    return f"budgetsearch report {folder.command_word}"
-
-
-def _later(folder: RunFolder) -> str:
-    return f"`{_command(folder)}` writes them"
-
-
-LOGGER = logging.getLogger("budgetsearch.run.session")
-
-
-def finish_leaving(folder: RunFolder, history: History, say: Say, storage: str | None = None) -> None:
-    """What the process of a run that is over may not have come to, if it was killed right then: the study's
-    last lines, and removing what nobody needs any more. An adapter that was damaged since is written again.
-    """
-    from budgetsearch.run.export import AdapterExporter, exporter_for, mend
-
-    opened = history.opened
-    assert opened is not None
-    try:
-        mirror = mirror_of(resumed_storage(opened, storage), folder, opened)
-        mirror.catch_up(history)
-        mirror.close()
-    except SettingsError as error:
-        LOGGER.warning("The Optuna study is not looked at. %s", error)
-    keep = bool(opened.settings.get("keep_checkpoints"))
-    model, data = opened.facts.get("model", {}), opened.facts.get("data", {})
-    inner = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, folder.adapter, keep)
-    exporter = exporter_for(inner, opened.settings.get("shared"))
-    mend(exporter, history, say, lambda: _tokenizer(opened, say))
-    exporter.sweep(history)
-    folder.tidy()
-
-
-def _tokenizer(opened: Opened, say: Say) -> Path:
-    """A folder that holds the base model's tokenizer."""
-    from budgetsearch.training.data.models import resolve_model
-
-    known = opened.settings
-    return resolve_model(
-        known["model"],
-        cache_folder(),
-        revision=known.get("revision"),
-        trust_remote_code=bool(known.get("trust_remote_code")),
-        say=say,
-    ).path
-
-
-def go_on(
-    folder: RunFolder,
-    lock: RunLock,
-    changes: Changes,
-    watchers: Sequence[Watcher],
-    say: Say,
-    already_seconds: float,
-    last_resort: bool,
-) -> Result:
+def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool = False) -> Result:
     """Mend what can be mended, then search on with what is left; what a finished run still lacks is made up.
 
-    What ``changes`` does not name stays as it was.
+    What ``changes`` does not name stays as it was. ``patient``: wait for three minutes at most while a
+    process elsewhere, which may have been killed a moment ago, still seems to have the run.
 
     Raises:
-        RunFolderError: the run never began.
+        RunFolderError: there is no run in the folder, it is in use, or it never began.
         LedgerError: neither its ledger nor the backup can be used.
         SettingsError: the storage's password is missing, or the hours are spent.
     """
-    from budgetsearch.run.settings import Settings
+    folder.check_run()
+    lock = lock_in_time(folder.path, caller.say) if patient else RunLock(folder.path)
+    if lock.left_behind is not None and not lock.left_behind.lives():
+        caller.say(f"{lock.left_behind} had this run and was ended from outside")
+    lock.sign()
+    try:
+        with marked(folder.path):
+            history = _mended(folder, caller.say)
+            if history.closed is not None and history.closed.state == "finished":
+                _make_up(folder, history, changes.get("storage"), caller.say)
+                conclude(folder, caller.say)
+                return result_of(folder)
+            session = _gone_on_with(folder, lock, history, changes, caller)
+            search(session)
+            return result_of(folder, session.timing)
+    finally:
+        lock.release()
 
-    hours, deadline, storage = changes.get("hours"), changes.get("deadline"), changes.get("storage")
-    if (mended := mend(folder.ledger)) is not None:
+
+def _mended(folder: RunFolder, say: Say) -> History:
+    """The history of a run that has begun, after what can be mended is."""
+    if (mended := repair.mend(folder.ledger)) is not None:
         say(mended.line)
         if mended.lost:
             folder.forget_study()
     history = read_history(folder.ledger)
     if history.opened is None:
         raise never_began(folder)
-    if history.closed is not None and history.closed.state == "finished":
-        finish_leaving(folder, history, say, storage)
-        conclude(folder, say)
-        return result_of(folder)
-    settings = moved(
-        Settings.model_validate(dict(history.opened.settings)),
-        engine=changes.get("engine"),
-        gpus=changes.get("gpus"),
-        address=changes.get("address"),
-    )
-    settings = settings.model_copy(update={"storage": resumed_storage(history.opened, storage)})
+    return history
+
+
+def _gone_on_with(
+    folder: RunFolder, lock: RunLock, history: History, changes: Changes, caller: Caller
+) -> Session:
+    """The run with its own settings, but for the changes, and what is left of its budget."""
+    opened = history.opened
+    assert opened is not None
+    settings = Settings.model_validate(dict(opened.settings))
+    settings = moved(settings, changes)
+    card = card_of(settings)
+    settings = settings.model_copy(update={"storage": resumed_storage(opened, changes.get("storage"))})
+    deadline = changes.get("deadline")
     timing = timing_of_resumed(
         history.spent,
-        budget_of_resumed(hours, history.spent, history.opened.budget_seconds),
+        budget_of_resumed(changes.get("hours"), history.spent, opened.budget_seconds),
         _began(folder) if settings.deadline else None,
         deadline_of(deadline) if deadline else None,
-        already_seconds,
+        caller.already_seconds,
     )
     if settings.shared:
         find_place(settings.shared)
-    drive(settings, folder, lock, timing, watchers, say, last_resort=last_resort, conclude=conclude)
-    return result_of(folder, timing)
+    space = Space.parse(history.plan.space) if history.plan else load_space(settings.space)
+    return Session(Resolved(settings, space, card), folder, lock, timing, caller)
 
 
 def never_began(folder: RunFolder) -> BudgetsearchError:
@@ -374,6 +240,103 @@ def _began(folder: RunFolder) -> float:
     return first.wall - first.at
 
 
+# ------------------------------------------------------------------------------ the search
+
+
+def search(session: Session) -> None:
+    """Prepare model and data while the worker starts, let the driver run to the end, and write the reports.
+
+    The reports are under the same lock, last resort and signals as the search, but the first signal stops
+    them.
+    """
+    settings, folder, say = session.run.settings, session.folder, session.caller.say
+    if session.run.card is not None and session.run.card.note:
+        say(session.run.card.note)
+    execution = choose(settings, session.run.card, folder, session.lock.fd)
+    engine = execution.engine
+    drivers: list[Driver] = []
+
+    def planned() -> bool:
+        return any(driver.history.plan is not None for driver in drivers)
+
+    in_time = ended_in_time(session.timing, engine, folder, planned)
+    with stop_signals() as signals, in_time if session.caller.last_resort else nullcontext():
+        try:
+            engine.warm_up()
+            base, data = prepare_inputs(settings, say)
+            prepared = Prepared(settings, execution.card(), base, data)
+            engine.prepare(worker_setup(prepared, folder))
+            driver = driver_of(session, prepared, engine)
+            drivers.append(driver)
+            driver.stop_requested = signals.gently
+            _drive(driver, session, engine)
+        finally:
+            engine.close()
+        signals.at_once()
+        conclude(folder, say, session.timing)
+
+
+def driver_of(session: Session, prepared: Prepared, engine: Engine) -> Driver:
+    """Open the ledger of the run and make its driver.
+
+    Raises:
+        RunFolderError: the run began with another model or other data, or the disk has no room for it.
+    """
+    from budgetsearch.run.driver import Driver
+    from budgetsearch.sampler.sampler import OptunaSampler
+
+    folder, space, timing = session.folder, session.run.space, session.timing
+    settings = prepared.settings
+    began = opened_by(prepared, folder.path.name, timing.budget_seconds)
+    folder.prepare(settings.model_dump(mode="json"))
+    ledger = Ledger(folder.ledger)
+    opened = ledger.history.opened or began
+    check_same_inputs(opened, began.facts)
+    request = request_of(prepared, space, timing.budget_seconds)
+    if ledger.history.plan is None:
+        held = max_held(prepared, space, folder.path, timing.budget_seconds)
+        request = dataclasses.replace(request, max_held=held)
+    return Driver(
+        ledger=ledger,
+        engine=engine,
+        sampler=OptunaSampler(),
+        exporter=exporter_of(folder, opened, prepared.base.path),
+        clock=timing.clock,
+        down_seconds=timing.down_seconds,
+        request=request,
+        opened=opened,
+        quantizations=space.quantizations,
+        grace_seconds=settings.grace_seconds,
+    )
+
+
+def _drive(driver: Driver, session: Session, engine: Engine) -> None:
+    """Run to the end, while the study and whoever watches follow."""
+    from budgetsearch.views.study.follower import Follower
+
+    folder = session.folder
+    mirror = mirror_of(session.run.settings.storage, folder, driver.opened)
+    follower = Follower(mirror, read_entries(folder.ledger))
+    for watcher in (*session.caller.watchers, follower):
+        driver.ledger.watch(watcher)
+    try:
+        driver.run()
+    finally:
+        engine.close()
+        if driver.history.closed is not None:
+            _await_views(session.caller.watchers, follower, session.timing)
+        follower.close()
+        driver.ledger.close()
+
+
+def _await_views(watchers: Sequence[Watcher], follower: Follower, timing: Timing) -> None:
+    """Give loggers and study what time there is to take the last events."""
+    for watcher in watchers:
+        if isinstance(watcher, ScalarLogger):
+            watcher.close(closing_seconds("loggers", timing.seconds_left()))
+    follower.close(closing_seconds("study", timing.seconds_left()))
+
+
 def mirror_of(storage: str | None, folder: RunFolder, opened: Opened) -> StudyMirror:
     """What writes a run's events into its study. ``storage``: a URL with its password, if one was given."""
     from budgetsearch.views.study.mirror import StudyMirror
@@ -382,3 +345,79 @@ def mirror_of(storage: str | None, folder: RunFolder, opened: Opened) -> StudyMi
     own = None if storage else folder.study
     showcase = Showcase(folder.path.absolute())
     return StudyMirror(storage_url(storage, folder), str(opened.facts["study"]), own, showcase=showcase)
+
+
+# --------------------------------------------------------------------------------- the end
+
+
+def exporter_of(folder: RunFolder, opened: Opened, tokenizer: Path) -> AdapterExporter | SharedExporter:
+    """What exports the adapters of a run; ``tokenizer``: a folder with the files of its tokenizer."""
+    from budgetsearch.run.export import AdapterExporter, exporter_for
+
+    keep = bool(opened.settings.get("keep_checkpoints"))
+    model, data = opened.facts.get("model", {}), opened.facts.get("data", {})
+    inner = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, tokenizer, keep)
+    return exporter_for(inner, opened.settings.get("shared"))
+
+
+def conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> None:
+    """Write manifest and reports within what is left of the time; what cannot be written is said.
+
+    A signal ends it: the run is over, and reports can be written at any time.
+    """
+    command = f"budgetsearch report {folder.command_word}"
+    try:
+        _write(folder, say, timing)
+    except KeyboardInterrupt:
+        say(f"stopped before the reports were written; `{command}` writes them")
+    except OSError as error:
+        say(f"the reports cannot be written ({error}); make room, then: {command}")
+    except Exception as error:
+        kept = keep_traceback(error, folder.path)
+        where = f" (the traceback is in {kept})" if kept else ""
+        what = without_secrets(f"{type(error).__name__}: {error}")
+        say(f"the reports could not be written: {what}{where}; `{command}` writes them")
+
+
+def _write(folder: RunFolder, say: Say, timing: Timing | None) -> None:
+    from budgetsearch.run.manifest import write_manifest
+
+    entries = list(read_entries(folder.ledger))
+    history = fold(entries)
+    write_manifest(folder, history)
+    left = timing.seconds_left() if timing else AMPLE_SECONDS
+    if untold := write_in_time(folder, entries, history, left):
+        say(untold)
+
+
+def _make_up(folder: RunFolder, history: History, storage: str | None, say: Say) -> None:
+    """What the process of a run that is over may not have come to, if it was killed right then: the study's
+    last lines, and removing what nobody needs any more. An adapter that was damaged since is written again.
+    """
+    from budgetsearch.run.export import mend
+
+    opened = history.opened
+    assert opened is not None
+    try:
+        mirror = mirror_of(resumed_storage(opened, storage), folder, opened)
+        mirror.catch_up(history)
+        mirror.close()
+    except SettingsError as error:
+        LOGGER.warning("The Optuna study is not looked at. %s", error)
+    exporter = exporter_of(folder, opened, folder.adapter)
+    mend(exporter, history, say, lambda: _tokenizer(opened.settings, say))
+    exporter.sweep(history)
+    folder.tidy()
+
+
+def _tokenizer(known: Mapping[str, Any], say: Say) -> Path:
+    """A folder that holds the base model's tokenizer; ``known``: the settings of the run."""
+    from budgetsearch.training.data.models import resolve_model
+
+    return resolve_model(
+        known["model"],
+        cache_folder(),
+        revision=known.get("revision"),
+        trust_remote_code=bool(known.get("trust_remote_code")),
+        say=say,
+    ).path

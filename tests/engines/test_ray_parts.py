@@ -700,7 +700,7 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     """Before anything is touched, with what to do."""
     with pytest.raises(SettingsError, match=said):
-        execution.check_execution(load_settings({**CPU, **given}, cwd=tmp_path))
+        execution.check_engine(load_settings({**CPU, **given}, cwd=tmp_path))
 
 
 def test_without_ray_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -708,17 +708,17 @@ def test_without_ray_the_message_names_the_extra(tmp_path: Path, monkeypatch: py
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
     with pytest.raises(SettingsError, match=r'pip install "budgetsearch\[ray\]"'):
-        execution.check_execution(load_settings({**CPU, "engine": "ray"}, cwd=tmp_path))
+        execution.check_engine(load_settings({**CPU, "engine": "ray"}, cwd=tmp_path))
 
 
 def test_a_run_can_go_on_on_another_engine(tmp_path: Path) -> None:
     """Local after Ray drops what only Ray understands; another cluster replaces the address."""
     ray: Settings = load_settings({**CPU, "engine": "ray", "gpus": 4, "address": "auto"}, cwd=tmp_path)
-    local = execution.moved(ray, "local", None, None)
+    local = execution.moved(ray, {"engine": "local"})
     assert ("local", None, None) == (local.engine, local.gpus, local.address)
-    there = execution.moved(ray, None, 2, "head:6379")
+    there = execution.moved(ray, {"gpus": 2, "address": "head:6379"})
     assert ("ray", 2, "head:6379") == (there.engine, there.gpus, there.address)
-    assert ray == execution.moved(ray, None, None, None)
+    assert ray == execution.moved(ray, {})
 
 
 def test_importing_the_package_or_asking_for_help_imports_no_ray() -> None:

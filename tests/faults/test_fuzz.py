@@ -42,10 +42,10 @@ class Began(Exception):
 
 @pytest.fixture(autouse=True)
 def _nothing_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def drive(*arguments: Any, **more: Any) -> None:
+    def search(*arguments: Any, **more: Any) -> None:
         raise Began
 
-    monkeypatch.setattr(compose, "drive", drive)
+    monkeypatch.setattr(compose, "search", search)
     monkeypatch.setenv("BUDGETSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 

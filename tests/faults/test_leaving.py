@@ -74,7 +74,7 @@ def test_a_run_whose_output_nobody_reads_ends_well(place: fastrun.Place) -> None
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
-@pytest.mark.parametrize("step", ["check", "prepare_inputs"])
+@pytest.mark.parametrize("step", ["resolve", "prepare_inputs"])
 def test_a_signal_before_the_search_has_its_own_exit_code(
     place: fastrun.Place, number: signal.Signals, code: int, step: str
 ) -> None:

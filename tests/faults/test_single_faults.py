@@ -329,10 +329,10 @@ def test_a_full_disk_stops_the_run_with_a_message_and_room_lets_it_finish(
     before = log.stat().st_size if log.exists() else 0
 
     def unchecked() -> None:  # what is too small from the beginning would be refused
-        from budgetsearch.run import preflight as room
+        from budgetsearch.run import preflight, session
 
-        room.check_before = lambda *arguments: None
-        room.check_run_folder = lambda out, need, *more: need.held
+        session.check_room = lambda *arguments: None
+        preflight.check_run_folder = lambda out, need, *more: need.held
 
     codes = [place.whole_life(run, unchecked, **TRIALS)]
     said = log.read_bytes()[before:].decode()

@@ -49,9 +49,9 @@ def test_a_run_that_never_began_leaves_nothing(
         folder.prepare({})
         raise error
 
-    monkeypatch.setattr(compose, "drive", prepare)
+    monkeypatch.setattr(compose, "search", prepare)
     with pytest.raises((KeyboardInterrupt, DataError)):
-        compose.start(settings, Timing(RunClock(), 60.0), (), print)
+        compose.start(settings, compose.Caller())
     assert existed == folder.path.exists()
     assert not existed or not list(folder.path.iterdir())
 

@@ -753,7 +753,7 @@ def test_room_is_looked_for_where_the_checkpoints_lie(
     monkeypatch.setattr(room, "free_bytes", lambda path: free[path])
 
     def look(shared: str | None) -> int | None:
-        return room.check_disks(small_settings.model_copy(update={"shared": shared}), tmp_path / "run", need)
+        return room.check_disks(shared, tmp_path / "run", need)
 
     assert (5, None) == (look(str(tmp_path / "large")), look("s3://bucket/x"))
     with pytest.raises(RunFolderError, match=r"--shared .*full: its disk"):

@@ -47,7 +47,7 @@ from budgetsearch.machine.detect import detect
 from budgetsearch.run import session as compose
 from budgetsearch.run.manifest import _chain, _path, write_manifest
 from budgetsearch.run.manifest_schema import Manifest, Scores, digest, read
-from budgetsearch.run.prepare import PACKAGES, facts_of, prepare_inputs, worker_setup
+from budgetsearch.run.prepare import PACKAGES, Prepared, facts_of, prepare_inputs, worker_setup
 from budgetsearch.run.settings import load_settings
 from budgetsearch.storage.ledger import Ledger, read_history
 from budgetsearch.storage.lock import RunLock
@@ -94,16 +94,16 @@ class MadeRun:
         self.folder.path.mkdir(parents=True)
         self.folder.prepare(settings.model_dump(mode="json"))
         card = detect("cpu")
-        base, prepared = prepare_inputs(settings, lambda line: None)
-        facts = facts_of(settings, self.folder, card, base, prepared)
-        setup = worker_setup(settings, self.folder, card, base, prepared)
+        prepared = Prepared(settings, card, *prepare_inputs(settings, lambda line: None))
+        facts = facts_of(prepared, self.folder.path.name)
+        setup = worker_setup(prepared, self.folder)
         self.engine = LocalEngine(setup, self.folder.worker_log)
         self.ledger, self.clock = Ledger(self.folder.ledger), VirtualClock()
         self.add(
             Opened(720.0, settings.model_dump(mode="json"), facts),
             Planned(plan(eval_examples=6, task_examples=BATCH)),
         )
-        self.exporter = compose._exporter(settings, self.folder, base, self.ledger.history.opened)
+        self.exporter = compose.exporter_of(self.folder, self.ledger.history.opened, prepared.base.path)
 
     def add(self, *events: Any) -> None:
         """Append events."""

@@ -32,7 +32,7 @@ from budgetsearch.engines.worker import execute
 from budgetsearch.machine.detect import Card
 from budgetsearch.machine.memory import CONTEXT_BYTES
 from budgetsearch.machine.profiles import profile
-from budgetsearch.run import choose_engine
+from budgetsearch.run import preflight
 from budgetsearch.storage.ledger import read_history
 from budgetsearch.training import checkpoints
 from budgetsearch.training.data.tokens import PreparedData
@@ -272,7 +272,7 @@ class Neighbour:
 def on_the_card(card: FakeCard, monkeypatch: pytest.MonkeyPatch) -> FakeCard:
     """Runs of this process believe that they train on the card."""
     found = Card(profile("cpu"), "cpu", card.name, 30 * GIB, card.total, index=0, uuid=UUID)
-    monkeypatch.setattr(choose_engine, "detect", lambda *args, **kwargs: found)
+    monkeypatch.setattr(preflight, "detect", lambda *args, **kwargs: found)
     monkeypatch.setattr("budgetsearch.engines.local.LocalEngine", InProcess)
     return card
 

@@ -20,10 +20,10 @@ from budgetsearch.machine.clock import deadline_of, timing_of_new
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.host import gib
 from budgetsearch.machine.memory import Training, estimate
-from budgetsearch.machine.profiles import CardProfile, profile
+from budgetsearch.machine.profiles import profile
 from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
-from budgetsearch.run.preflight import cache_need, largest_adapter, run_need
-from budgetsearch.run.prepare import CardSize, DataSize, request_for
+from budgetsearch.run.preflight import cache_need, check_inputs, largest_adapter, run_need
+from budgetsearch.run.prepare import DataSize, request_for
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.tools.plan.guesses import Guess, TrainedWith, guess_calibration, speed_guesses
@@ -91,13 +91,10 @@ class Inputs:
     """What is known before anything is guessed."""
 
     settings: Settings
-    card: CardProfile
-    card_text: str
-    note: str
-    usable_bytes: int
+    space: Space
+    card: Card
     shape: ModelShape | None
     shape_source: str
-    space: Space
     data: DataGuess
 
 
@@ -107,8 +104,10 @@ def gather(settings: Settings, cache: Path, *, need_shape: bool = True) -> Input
     ``need_shape``: nothing else will tell what fits.
 
     Raises:
-        UsageError: the model, the card or the space cannot be used.
+        UsageError: an input, the model or the card cannot be used.
     """
+    space = load_space(settings.space)
+    check_inputs(settings, space)
     shape, source = None, "unknown"
     try:
         config, source = find_config(settings.model, settings.revision, cache)
@@ -117,18 +116,8 @@ def gather(settings: Settings, cache: Path, *, need_shape: bool = True) -> Input
     except ModelError:
         if need_shape:
             raise
-    card, text, note, usable = _card(settings)
-    return Inputs(
-        settings=settings,
-        card=card,
-        card_text=text,
-        note=note,
-        usable_bytes=usable,
-        shape=shape,
-        shape_source=source,
-        space=load_space(settings.space),
-        data=guess_data(settings.data, settings.max_rows),
-    )
+    data = guess_data(settings.data, settings.max_rows)
+    return Inputs(settings, space, _card(settings), shape, source, data)
 
 
 def preview(
@@ -159,9 +148,9 @@ def preview(
         rows=request.train_rows + request.valid_rows,
         train_rows=request.train_rows,
         tokens_per_row=request.train_tokens / request.train_rows,
-        card=inputs.card_text,
-        note=inputs.note,
-        usable_bytes=inputs.usable_bytes,
+        card=inputs.card.name,
+        note=inputs.card.note,
+        usable_bytes=inputs.card.usable_bytes,
         longest=request.longest,
         fits=tuple(_fits(inputs, request)),
         calibrations=found,
@@ -192,17 +181,16 @@ def _workers(settings: Settings) -> list[Guess]:
     return [Guess("workers", str(settings.gpus), f"--gpus, one card like this each{takes}")]
 
 
-def _card(settings: Settings) -> tuple[CardProfile, str, str, int]:
-    """(profile, its name, what to know of it, bytes): the card that is here, or the profile of one that is
-    not."""
+def _card(settings: Settings) -> Card:
+    """The card that is here, or a card as the profile of one that is not describes it."""
     wanted = profile(settings.gpu)
     try:
-        card: Card = detect(settings.gpu, settings.device)
+        return detect(settings.gpu, settings.device)
     except DeviceError:
         if wanted.usable_bytes is None:
             raise
-        return wanted, f"{wanted.name} (not in this machine)", "", wanted.usable_bytes
-    return card.profile, card.name, card.note, card.usable_bytes
+        here = f"{wanted.name} (not in this machine)"
+        return Card(wanted, "cuda:0", here, wanted.usable_bytes, wanted.usable_bytes)
 
 
 def _request(inputs: Inputs) -> PlanRequest:
@@ -213,21 +201,16 @@ def _request(inputs: Inputs) -> PlanRequest:
         valid = guess_data(settings.valid, None).rows
     train = data.rows if settings.valid else max(1, data.rows - valid)
     tokens = min(data.tokens_per_row, settings.max_length)
-    return request_for(
-        settings,
-        budget_seconds=timing_of_new(settings.hours, deadline, 0.0).budget_seconds,
-        card=CardSize(inputs.card.name, "cpu" if inputs.card.name == "cpu" else "cuda", inputs.usable_bytes),
-        space=inputs.space,
-        data=DataSize(max(1, round(train * tokens)), train, valid, settings.max_length),
-        shape=_shape(inputs),
-        max_gang=1,  # what gangs gain is measured, never guessed
-    )
+    size = DataSize(max(1, round(train * tokens)), train, valid, settings.max_length)
+    budget_seconds = timing_of_new(settings.hours, deadline, 0.0).budget_seconds
+    request = request_for(settings, budget_seconds, inputs.card, inputs.space, size, _shape(inputs))
+    return dataclasses.replace(request, max_gang=1)  # what gangs gain is measured, never guessed
 
 
 def _guessed(inputs: Inputs, request: PlanRequest, slow: float) -> dict[str, Calibration]:
     found = {}
     for name in inputs.space.quantizations:
-        limit, rule, length = inputs.usable_bytes, request.footprints[name], request.longest
+        limit, rule, length = inputs.card.usable_bytes, request.footprints[name], request.longest
         ahead = foresee(rule, limit, request.ranks, request.batch_size, length)
         if ahead.refusal:
             found[name] = Calibration(name, "out_of_memory", detail=ahead.refusal)
@@ -243,7 +226,7 @@ def _guessed(inputs: Inputs, request: PlanRequest, slow: float) -> dict[str, Cal
         recompute = plain == 0 or (plain == 1 and again >= 4)
         found[name] = guess_calibration(
             _shape(inputs),
-            inputs.card,
+            inputs.card.profile,
             TrainedWith(name, rank, max(1, again if recompute else plain), recompute),
             cores=os.cpu_count() or 1,
             tokens_per_row=request.train_tokens / request.train_rows,
@@ -264,7 +247,7 @@ def _disk(inputs: Inputs, budget_seconds: float) -> Mapping[str, Any]:
     cache = cache_need(settings.model, shape, data.rows, data.rows * data.tokens_per_row)
     if shape is None:
         return {"run": None, "cache": cache}
-    need = run_need(settings, largest_adapter(settings, inputs.space, shape), budget_seconds)
+    need = run_need(settings, largest_adapter(settings.targets, inputs.space, shape), budget_seconds)
     return {"run": need.as_json(), "cache": cache}
 
 
@@ -296,14 +279,14 @@ def _cell(inputs: Inputs, request: PlanRequest, name: str, rank: int, micro_batc
                 recompute=recompute,
                 optimizer=settings.optimizer,
                 dropout=any(inputs.space.values_of("dropout")),
-                device="cpu" if inputs.card.name == "cpu" else "cuda",
+                device="cpu" if inputs.card.device == "cpu" else "cuda",
             ),
         ).total
         for recompute in (False, True)
     )
-    if plain <= inputs.usable_bytes:
+    if plain <= inputs.card.usable_bytes:
         return FitCell(micro_batch, plain, True, False)
-    return FitCell(micro_batch, again, again <= inputs.usable_bytes, True)
+    return FitCell(micro_batch, again, again <= inputs.card.usable_bytes, True)
 
 
 def _nothing_works(inputs: Inputs, found: Mapping[str, Calibration]) -> DeviceError:
@@ -311,7 +294,7 @@ def _nothing_works(inputs: Inputs, found: Mapping[str, Calibration]) -> DeviceEr
     if any(c.status != "out_of_memory" for c in found.values()):
         return DeviceError(f"{inputs.settings.model} cannot be trained here ({why}).")
     return DeviceError(
-        f"{inputs.settings.model} does not fit into {gib(inputs.usable_bytes)} ({why}). Use a smaller "
+        f"{inputs.settings.model} does not fit into {gib(inputs.card.usable_bytes)} ({why}). Use a smaller "
         "--model, a shorter --max-length, a --space with nf4, or a larger card."
     )
 
@@ -322,7 +305,7 @@ def _guesses(inputs: Inputs, measured: bool) -> list[Guess]:
     known = [
         *_workers(inputs.settings),
         Guess("shape of the model", weights, inputs.shape_source),
-        Guess("memory of the card", gib(inputs.usable_bytes), inputs.card.source),
+        Guess("memory of the card", gib(inputs.card.usable_bytes), inputs.card.profile.source),
     ]
     if measured:
         return [*known, Guess("speed and memory", "measured", "real steps on this machine")]
@@ -330,7 +313,7 @@ def _guesses(inputs: Inputs, measured: bool) -> list[Guess]:
         *known,
         Guess("memory of training", "counted", "docs/memory.md; a run measures it first"),
         Guess("data", f"{data.rows} rows of {data.tokens_per_row:.0f} tokens", data.source),
-        *speed_guesses(inputs.card, os.cpu_count() or 1),
+        *speed_guesses(inputs.card.profile, os.cpu_count() or 1),
         Guess("trials at once", "1", "whether more pay is measured when the run begins"),
         Guess("leaving", f"{EXIT_SECONDS:.0f} s or 0.5% of the budget", "measured on a CPU"),
     ]

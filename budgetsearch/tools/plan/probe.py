@@ -13,8 +13,9 @@ from budgetsearch.core.policy.jobs import OPTIONAL_SHARE, calibration_job
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Engine, Say
 from budgetsearch.core.records import CalibrateJob, Calibration, JobEnded
-from budgetsearch.run.preflight import check
-from budgetsearch.run.prepare import prepare_inputs, request_of, worker_setup
+from budgetsearch.machine.detect import detect
+from budgetsearch.run.preflight import resolve
+from budgetsearch.run.prepare import Prepared, prepare_inputs, request_of, worker_setup
 from budgetsearch.storage.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -32,22 +33,20 @@ def probe_here(settings: Settings, say: Say) -> tuple[PlanRequest, dict[str, Cal
         UsageError: the model, the data or the card cannot be used.
     """
     from budgetsearch.engines.local import LocalEngine
-    from budgetsearch.machine.detect import detect
-    from budgetsearch.run.spaces import load_space
 
-    check(settings)
+    run = resolve(settings)
     settings = settings.model_copy(update={"shared": None})  # what is measured here is nobody's checkpoint
-    card, space = detect(settings.gpu, settings.device), load_space(settings.space)
+    card = run.card or detect(settings.gpu, settings.device)
     with tempfile.TemporaryDirectory(prefix="budgetsearch-probe-") as scratch:
         folder = RunFolder(Path(scratch))
         folder.checkpoints.mkdir()
         engine = LocalEngine(None, folder.worker_log, environment=card.environment)
         try:
             engine.warm_up()
-            base, prepared = prepare_inputs(settings, say)
-            engine.prepare(worker_setup(settings, folder, card, base, prepared))
-            request = request_of(settings, settings.hours * 3600, card, space, prepared, base)
-            return request, dict(measure(engine, request, space.quantizations, PROBE_SECONDS, say))
+            prepared = Prepared(settings, card, *prepare_inputs(settings, say))
+            engine.prepare(worker_setup(prepared, folder))
+            request = request_of(prepared, run.space, settings.hours * 3600)
+            return request, measure(engine, request, run.space.quantizations, PROBE_SECONDS, say)
         finally:
             engine.close()
 

@@ -13,7 +13,7 @@ from budgetsearch.core.errors import EngineError
 from budgetsearch.core.ports import Engine, Say
 from budgetsearch.core.records import Beat, Job, JobEnded, Score, ScoreJob, SegmentResult, TrainJob
 from budgetsearch.run.manifest_schema import Manifest, Scores
-from budgetsearch.run.prepare import worker_setup
+from budgetsearch.run.prepare import Prepared, worker_setup
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.reproduce.inputs import Inputs
 
@@ -107,7 +107,7 @@ class Bench:
         environment = dict(card.environment)
         if threads:
             environment["OMP_NUM_THREADS"] = threads
-        setup = worker_setup(inputs.settings, self.folder, card, inputs.base, inputs.prepared)
+        setup = worker_setup(Prepared(inputs.settings, card, inputs.base, inputs.prepared), self.folder)
         self._engine = LocalEngine(setup, self.folder.worker_log, environment=environment)
         self._threads = threads
         return self._engine
