@@ -38,6 +38,9 @@ UNREADABLE = frozenset({266, 8202, 8458})
 """... but IOERR_READ, IOERR_DATA and IOERR_CORRUPTFS are a disk that has lost something."""
 
 
+WRONG_NUMBER = "its format number is not as it was written"
+
+
 class OtherFormat(LedgerError):
     """Another version of budgetsearch wrote the ledger."""
 
@@ -118,28 +121,28 @@ def is_empty(connection: sqlite3.Connection) -> bool:
     return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
-def format_of(connection: sqlite3.Connection, path: Path) -> tuple[bool, str]:
-    """Whether the database is of an older format, and what is wrong with its format number.
+def check_format(connection: sqlite3.Connection, path: Path) -> None:
+    """Insist that the database is of this version's format.
 
     Raises:
-        OtherFormat: a newer version wrote it.
+        Damage: it is, and its format number says otherwise.
+        OtherFormat: another version wrote it.
     """
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == FORMAT or is_empty(connection):
-        return False, ""
-    if "seal" in (column[1] for column in connection.execute("PRAGMA table_info(events)")):
-        first = next(scan(connection, 0), None)
-        if first is not None and follows(GENESIS, first):
-            return False, "its format number is not as it was written"
-    if version > FORMAT:
-        raise OtherFormat(f"{path} was written by a newer budgetsearch (format {version}).")
-    return True, ""
+        return
+    first = next(scan(connection, 0), None)
+    if first is not None and follows(GENESIS, first):
+        raise Damage(WRONG_NUMBER)
+    raise OtherFormat(
+        f"The ledger {path} has format {version}, and this version of budgetsearch has {FORMAT}. Use the "
+        "version that wrote it, or start a new run with another --out."
+    )
 
 
-def scan(connection: sqlite3.Connection, after: int, *, old: bool = False) -> Iterator[Row | None]:
+def scan(connection: sqlite3.Connection, after: int) -> Iterator[Row | None]:
     """Each row from number ``after`` on; None for one that cannot be a row."""
-    seal = "''" if old else "seal"
-    query = f"SELECT seq, at, wall, kind, body, {seal} FROM events WHERE seq >= ? ORDER BY seq"
+    query = "SELECT seq, at, wall, kind, body, seal FROM events WHERE seq >= ? ORDER BY seq"
     for values in () if is_empty(connection) else connection.execute(query, (after,)):
         yield row_of(values)
 

@@ -38,9 +38,10 @@ from budgetsearch.storage.backup import Backup, Copy, backup_of, last_seq, read_
 from budgetsearch.storage.database import (
     LOCK_SECONDS,
     SCHEMA,
+    WRONG_NUMBER,
     Damage,
     OtherFormat,
-    format_of,
+    check_format,
     is_empty,
     locked_remedy,
     reading,
@@ -118,7 +119,7 @@ def survey(path: Path) -> Survey:
         except OtherFormat:
             if not longest(copy.rows):
                 raise
-            problem = "its format number is not as it was written"
+            problem = WRONG_NUMBER
     rows = longest(stored, copy.rows)
     lost = max(0, max(len(stored), copy.lines) - len(rows))
     whole, copied = _agreeing(rows, stored), _agreeing(rows, copy.rows)
@@ -260,16 +261,14 @@ def _whole_rows(path: Path, after: int) -> Iterator[Row]:
 
 
 def _chained(path: Path, after: int) -> Iterator[Row]:
-    """The rows of the database behind ``after``, each one checked; those of an older format cannot be."""
+    """The rows of the database behind ``after``, each one checked."""
     if not path.is_file():
         return
     with reading(path) as connection:
-        old, problem = format_of(connection, path)
-        if problem:
-            raise Damage(problem)
+        check_format(connection, path)
         seal = GENESIS
-        for number, row in enumerate(scan(connection, after, old=old), start=max(1, after)):
-            if row is None or not (old or number == after or follows(seal, row)):
+        for number, row in enumerate(scan(connection, after), start=max(1, after)):
+            if row is None or not (number == after or follows(seal, row)):
                 raise Damage(f"entry {number} is not as it was written")
             seal = row.seal
             if row.seq > after:
@@ -280,14 +279,9 @@ def _gather(path: Path, rows: list[Row]) -> str:
     """Add all rows of the database that can be read, whole or not; returns what is wrong with it."""
     try:
         with reading(path) as connection:
-            old, problem = format_of(connection, path)
-            if old:
-                raise OtherFormat(
-                    f"{path} was written by an older budgetsearch and cannot go on. Resume it with that "
-                    "version, or start a new run with another --out."
-                )
             rows.extend(row for row in scan(connection, 0) if row is not None)
-            return problem or structure_of(connection, path)
+            check_format(connection, path)
+            return structure_of(connection, path)
     except Damage as damage:
         return str(damage)
 

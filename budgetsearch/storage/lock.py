@@ -39,14 +39,13 @@ class Owner:
     """The process that took a lock."""
 
     pid: int
-    host: str = ""
-    """Empty in the locks of earlier versions, which held the number alone."""
-    boot: str = ""
-    started: float = 0.0
+    host: str
+    boot: str
+    started: float
     """When the process began, in seconds since the epoch: numbers are given again."""
-    taken: float = 0.0
+    taken: float
     """When it took the lock."""
-    command: str = ""
+    command: str
 
     @classmethod
     def this_process(cls) -> Owner:
@@ -62,7 +61,7 @@ class Owner:
 
     def elsewhere(self) -> bool:
         """Whether it ran on another machine, as far as one can tell."""
-        return bool(self.host) and self.host != socket.gethostname() and self.boot != _boot()
+        return self.host != socket.gethostname() and self.boot != _boot()
 
     def lives(self) -> bool:
         """Whether it is a process of this machine that has not ended."""
@@ -72,24 +71,20 @@ class Owner:
             began = psutil.Process(self.pid).create_time()
         except (psutil.Error, ValueError, OverflowError):
             return False
-        return not self.started or abs(began - self.started) < 2.0
+        return abs(began - self.started) < 2.0
 
     def __str__(self) -> str:
-        about = [f"on {self.host}" if self.host else "", f"({self.command})" if self.command else ""]
-        since = f"since {_moment(self.taken)}" if self.taken else ""
-        return " ".join(filter(None, (f"process {self.pid}", *about, since)))
+        return f"process {self.pid} on {self.host} ({self.command}) since {_moment(self.taken)}"
 
 
 def read_owner(text: str) -> Owner | None:
     """Who the content of a lock file names; None if it names nobody."""
     try:
         found = json.loads(text)
-        if isinstance(found, dict):
-            return Owner(
-                *(int(found["pid"]), str(found["host"]), str(found["boot"])),
-                *(float(found["started"]), float(found["taken"]), str(found["command"])),
-            )
-        return Owner(int(found)) if isinstance(found, int) and found > 0 else None
+        return Owner(
+            *(int(found["pid"]), str(found["host"]), str(found["boot"])),
+            *(float(found["started"]), float(found["taken"]), str(found["command"])),
+        )
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT = 5
+FORMAT = 1
 """Of the ledger and its backup; the seals of another format do not fit this one's."""
 GENESIS = hashlib.sha256(f"budgetsearch ledger {FORMAT}".encode()).hexdigest()
 """What stands before the first row's seal."""

@@ -28,7 +28,7 @@ from budgetsearch.storage.backup import backup_of
 from budgetsearch.storage.database import SCHEMA
 from budgetsearch.storage.ledger import Ledger, read_entries, survey
 from budgetsearch.storage.repair import mend
-from budgetsearch.storage.seals import GENESIS, Row, follows, longest, row_of, sealed
+from budgetsearch.storage.seals import FORMAT, GENESIS, Row, follows, longest, row_of, sealed
 from tests.support.simulation import Killed, Killer, check_invariants, make_driver
 
 EVENTS = 400
@@ -205,7 +205,7 @@ def beheaded(path: Path) -> None:
 def renumbered(path: Path) -> None:
     """Its format number is another one."""
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version=4")
+        connection.execute(f"PRAGMA user_version={FORMAT + 1}")
 
 
 def unguarded(path: Path) -> None:
@@ -572,26 +572,6 @@ def test_reading_while_a_run_writes_is_no_damage(tmp_path: Path, caplog: pytest.
     ledger.close()
     assert seen == entries_of(tmp_path / "ledger.sqlite")
     assert not caplog.records
-
-
-def test_a_ledger_from_before_is_read_and_not_gone_on_with(tmp_path: Path) -> None:
-    """It has no seals; its status is shown, and going on is refused with what to do."""
-    path = tmp_path / "ledger.sqlite"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(
-            "CREATE TABLE events (seq INTEGER PRIMARY KEY, at REAL, wall REAL, kind TEXT, body TEXT)"
-        )
-        connection.execute(
-            'INSERT INTO events VALUES (1, 0.0, 1e9, \'Noticed\', \'{"is": "Noticed", "text": "a"}\')'
-        )
-        connection.execute("PRAGMA user_version=4")
-        connection.commit()
-    before = path.read_bytes()
-    assert [Entry(1, 0.0, 1e9, Noticed("a"))] == entries_of(path)
-    for use in (mend, Ledger, survey):
-        with pytest.raises(LedgerError, match="older budgetsearch"):
-            use(path)
-    assert before == path.read_bytes()
 
 
 def test_a_backup_that_cannot_be_written_does_not_stop_the_run(
