@@ -17,7 +17,21 @@ from typing import Any, Literal
 ParamValue = str | int | float | bool
 Params = Mapping[str, ParamValue]
 
-Status = Literal["ok", "out_of_memory", "diverged", "timeout", "crashed", "cancelled"]
+Status = Literal[
+    "ok",
+    "out_of_memory",
+    "diverged",
+    "timeout",
+    "crashed",
+    "cancelled",
+    "lost",
+    "unread",
+    "unwritten",
+    "stranded",
+]
+"""How a piece of work ended. The last four are nobody's fault, and only segments end so: the checkpoint to
+start from is missing or damaged (``lost``), is there and could not be read (``unread``), the new one could
+not be written (``unwritten``), or the worker went away with its card or its node (``stranded``)."""
 Phase = Literal[
     "setup",
     "calibrate",
@@ -226,6 +240,7 @@ class SegmentResult:
     peak_bytes: int = 0
     checkpoint_out: str | None = None
     detail: str = ""
+    """Why it ended as it did, where there is something to say."""
     micro_batch: int | None = None
     """What it trained with in the end: less than the segment's where memory ran out."""
     gang: int = 1
@@ -241,15 +256,6 @@ class SegmentResult:
     repeatable, whatever memory did."""
     computed_on: Mapping[str, str] = field(default_factory=dict)
     """What decides how sums round: processor or card, threads, versions (training.machine)."""
-    lost: str = ""
-    """The checkpoint that it could not start from, for it is missing or damaged; ``detail`` says how. Status
-    cancelled: the trial has done nothing wrong."""
-    unwritten: str = ""
-    """Why its checkpoint could not be written: the disk's fault. Status cancelled."""
-    unread: str = ""
-    """Why the checkpoint that it starts from, which is there, could not be read. Status cancelled."""
-    worker_lost: bool = False
-    """Whether its worker went away with its card or its node. Status cancelled: the trial is issued again."""
 
 
 @dataclass(frozen=True)

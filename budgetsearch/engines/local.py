@@ -20,8 +20,8 @@ from budgetsearch.core.records import (
     Report,
     WorkerSetup,
 )
+from budgetsearch.core.results import crashed_results, stranded_results
 from budgetsearch.engines.pipes import listen
-from budgetsearch.engines.results import crashed_results, lost_results
 from budgetsearch.engines.worker import EXIT_DEVICE
 from budgetsearch.storage.files import remedy
 
@@ -206,7 +206,7 @@ class LocalEngine:
         if job is None:
             return []
         if lost:  # the trial has done nothing wrong
-            return [JobEnded(job.job_id, lost_results(job, f"the card is lost: {self._last_words()}"))]
+            return [JobEnded(job.job_id, stranded_results(job, f"the card is lost: {self._last_words()}"))]
         return [JobEnded(job.job_id, crashed_results(job, f"the worker process died: {self._last_words()}"))]
 
     def _last_words(self) -> str:

@@ -29,6 +29,7 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.core.results import untrained
 from budgetsearch.storage.checkpoint_store import SIGN, CheckpointStore, Patience, missing_sign
 from budgetsearch.storage.shared import folder_of, open_store
 from budgetsearch.training import sums
@@ -180,7 +181,9 @@ class Mounted(Guard):
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
         """Train the segments; where the folder is missing nothing is trained, and nothing called lost."""
         if why := self._missing():
-            return tuple(_unread(s, why) if s.checkpoint_in else _unwritten(s, why) for s in job.segments)
+            return tuple(
+                untrained(s, "unread" if s.checkpoint_in else "unwritten", why) for s in job.segments
+            )
         return self.workshop.train(job)
 
     def calibrate(self, job: CalibrateJob) -> Calibration:
@@ -223,8 +226,8 @@ class Courier(Guard):
         """Fetch what the segments start from, train them, upload what came of them.
 
         A segment whose checkpoint is gone is lost and does not keep the others from training; one whose
-        checkpoint cannot be fetched or uploaded is cancelled, and the reason stands where that of a full
-        disk would.
+        checkpoint cannot be fetched is unread, and one whose new checkpoint cannot be uploaded unwritten, as
+        on a full disk.
         """
         self.job_id = job.job_id
         failed: dict[int, SegmentResult] = {}
@@ -235,11 +238,11 @@ class Courier(Guard):
                 if segment.checkpoint_in:
                     self._fetch(segment.checkpoint_in)
             except CheckpointError as error:
-                failed[segment.trial_id] = _lost(segment, str(error))
+                failed[segment.trial_id] = untrained(segment, "lost", str(error))
             except UnreadableError as error:
-                failed[segment.trial_id] = _unread(segment, str(error))
+                failed[segment.trial_id] = untrained(segment, "unread", str(error))
             except DiskError as error:
-                failed[segment.trial_id] = _unwritten(segment, str(error))
+                failed[segment.trial_id] = untrained(segment, "unwritten", str(error))
             waited[segment.trial_id] = self.clock() - began
         ready = tuple(s for s in job.segments if s.trial_id not in failed)
         done = self.workshop.train(replace(job, segments=ready)) if ready else ()
@@ -308,31 +311,14 @@ class Courier(Guard):
             self.copies.drop(str(name))
             result = replace(
                 result,
-                status="cancelled",
+                status="unwritten",
                 tokens=segment.start_tokens,
                 loss=None,
                 example_losses=(),
                 checkpoint_out=None,
                 detail=str(error),
-                unwritten=str(error),
             )
         return _charged(result, "checkpoint", self.clock() - began)
-
-
-def _cancelled(segment: Segment, why: str) -> SegmentResult:
-    return SegmentResult(segment.trial_id, segment.rung, "cancelled", segment.start_tokens, detail=why)
-
-
-def _lost(segment: Segment, why: str) -> SegmentResult:
-    return replace(_cancelled(segment, why), lost=str(segment.checkpoint_in))
-
-
-def _unread(segment: Segment, why: str) -> SegmentResult:
-    return replace(_cancelled(segment, why), unread=why)
-
-
-def _unwritten(segment: Segment, why: str) -> SegmentResult:
-    return replace(_cancelled(segment, why), unwritten=why)
 
 
 def _charged(result: SegmentResult, phase: str, seconds: float) -> SegmentResult:

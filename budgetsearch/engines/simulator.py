@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from budgetsearch.core.errors import EngineError
+from budgetsearch.core.history.outcomes import BLAMELESS
 from budgetsearch.core.policy.planning import gang_gains
 from budgetsearch.core.records import (
     CalibrateJob,
@@ -28,10 +29,13 @@ from budgetsearch.core.records import (
     Status,
     TrainJob,
 )
+from budgetsearch.core.results import crashed_results, stranded_results, untrained
 
 MAX_GANG = 64
 """More than any gang has: a world's gains are those of its own sizes."""
 Result = SegmentResult | Calibration | Score
+NO_START = ("lost", "unread")
+"""Ends of segments that could not begin to train."""
 
 
 class VirtualClock:
@@ -123,8 +127,6 @@ class SimulatorEngine:
 
     def kill(self, job_id: int) -> None:
         """Stop a job that does not answer."""
-        from budgetsearch.engines.results import crashed_results
-
         running = self._running.get(job_id)
         if running is not None:
             self._end(running, crashed_results(running.job, "killed"))
@@ -135,12 +137,10 @@ class SimulatorEngine:
 
     def _resize(self, slots: int) -> None:
         """The last jobs are on the workers that go away."""
-        from budgetsearch.engines.results import lost_results
-
         self.slots = slots
         for job_id in sorted(self._running)[slots:]:
             running = self._running[job_id]
-            self._end(running, lost_results(running.job, "its node went away"))
+            self._end(running, stranded_results(running.job, "its node went away"))
 
     def _end(self, running: _Running, results: tuple[Result, ...]) -> None:
         del self._running[running.job.job_id]
@@ -223,24 +223,12 @@ class SyntheticWorld:
 
     def _train(self, segment: Segment, examples: int) -> SegmentResult:
         if segment.checkpoint_in and self.loses(segment):
-            return SegmentResult(
-                *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
-                seconds={"train": 0.0, "load": 0.5},
-                detail="it is damaged",
-                lost=segment.checkpoint_in,
-            )
+            return replace(untrained(segment, "lost", "it is damaged"), seconds={"train": 0.0, "load": 0.5})
         if segment.checkpoint_in and self.balks(segment):
-            return SegmentResult(
-                *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
-                seconds={"train": 0.0, "load": 1.5},
-                unread="input/output error",
-            )
+            unread = untrained(segment, "unread", "input/output error")
+            return replace(unread, seconds={"train": 0.0, "load": 1.5})
         if self.full(segment):
-            return SegmentResult(
-                *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
-                seconds={"train": 1.0},
-                unwritten="no space left on device",
-            )
+            return replace(untrained(segment, "unwritten", "no space left on device"), seconds={"train": 1.0})
         nf4 = 1.5 if segment.params["quantization"] == "nf4" else 1.0
         tokens = segment.stop_tokens - segment.start_tokens
         train = tokens * nf4 / self.tokens_per_second * self.slowdown(segment)
@@ -275,12 +263,12 @@ class SyntheticWorld:
 
     def _together(self, results: Sequence[SegmentResult], job: TrainJob) -> tuple[SegmentResult, ...]:
         """The results of those that trained at once: without those whose checkpoints could not be had."""
-        size = sum(not (result.lost or result.unread) for result in results)
+        size = sum(result.status not in NO_START for result in results)
         gain = self._gain(job, max(1, size))
         began = size if size < len(results) else 0
         return tuple(
             result
-            if result.lost or result.unread
+            if result.status in NO_START
             else replace(
                 result,
                 seconds={**result.seconds, "train": result.seconds["train"] / gain},
@@ -293,7 +281,7 @@ class SyntheticWorld:
     def _cut(self, segment: Segment, share: float) -> SegmentResult:
         tokens = segment.start_tokens + int(share * (segment.stop_tokens - segment.start_tokens))
         full = self._train(segment, 0)
-        if full.lost or full.unread or full.unwritten:
+        if full.status in BLAMELESS:
             return full
         return replace(
             full,

@@ -33,6 +33,7 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.core.results import failed_results
 
 PR_SET_PDEATHSIG = 1
 EXIT_DEVICE = 3
@@ -173,24 +174,7 @@ def execute(workshop: Any, job: Job) -> tuple[SegmentResult | Calibration | Scor
         if status == "crashed" and _is_final(error):
             os._exit(EXIT_BROKEN)
         workshop.forget(job.quantization)
-        return _failed(job, status, detail, workshop.peak_bytes())
-
-
-def _failed(
-    job: Job, status: Status, detail: str, peak: int
-) -> tuple[SegmentResult | Calibration | Score, ...]:
-    if isinstance(job, TrainJob):
-        return tuple(
-            SegmentResult(
-                *(s.trial_id, s.rung, status, s.start_tokens),
-                peak_bytes=peak,
-                detail=detail,
-                gang=len(job.segments),
-            )
-            for s in job.segments
-        )
-    kind = Calibration if isinstance(job, CalibrateJob) else Score
-    return (kind(quantization=job.quantization, status=status, detail=detail),)
+        return failed_results(job, status, detail, workshop.peak_bytes())
 
 
 def _translate(error: Exception) -> tuple[Status, str]:

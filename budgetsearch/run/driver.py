@@ -44,6 +44,7 @@ from budgetsearch.core.records import (
     SegmentResult,
     TrainJob,
 )
+from budgetsearch.core.results import untrained
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.run.incumbent import Keeper
 from budgetsearch.run.jobs import Calibrator, Charges, Flights, Scorer, check_usable, limit_of, to_measure
@@ -146,14 +147,8 @@ class Driver:
         """Segments that a killed process left behind: they start again from their checkpoints."""
         for job_id, segments in list(self.history.running.items()):
             for segment in list(segments):
-                result = SegmentResult(
-                    trial_id=segment.trial_id,
-                    rung=segment.rung,
-                    status="cancelled",
-                    tokens=segment.start_tokens,
-                    detail="the process was killed; the segment starts again from its checkpoint",
-                )
-                self._append(SegmentEnded(job_id, result))
+                why = "the process was killed; the segment starts again from its checkpoint"
+                self._append(SegmentEnded(job_id, untrained(segment, "cancelled", why)))
 
     def _calibrate(self) -> None:
         if self.history.plan is not None:
@@ -318,8 +313,7 @@ class Driver:
         previous = before.best_checkpoint if before else None
         for result in report.results:
             if isinstance(result, SegmentResult):
-                blameless = result.lost or result.unread or result.unwritten or result.worker_lost
-                late = result.status == "cancelled" and flight.told is not None and not blameless
+                late = result.status == "cancelled" and flight.told is not None
                 self._append(SegmentEnded(report.job_id, _as_timeout(result) if late else result))
                 self._charges.result(result)
         if not self._flights:  # else it belongs to those that still fly

@@ -118,7 +118,7 @@ class Keeper:
         history = self.history()
         if len(history.unwritten) < MAX_UNWRITTEN:
             return
-        why = next(result.unwritten for _, result in reversed(history.results) if result.unwritten)
+        why = next(r.detail for _, r in reversed(history.results) if r.status == "unwritten")
         done = history.exported
         whole = done is not None and self._may_stand(done.checkpoint)
         stands = f" The best adapter so far is in {done.path}." if done is not None and whole else ""

@@ -90,8 +90,6 @@ class Member:
     status: Status | None = None
     """None while there is more to do."""
     detail: str = ""
-    unwritten: str = ""
-    """Why its checkpoint could not be written."""
     recent: list[float] = field(default_factory=list)
     """Training losses of this segment's steps."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from budgetsearch.core.errors import CheckpointError, UnreadableError
 from budgetsearch.core.records import Segment, SegmentResult, Stint
 from budgetsearch.core.resources.disk import CHECKPOINT_BYTES, FILES_BYTES
 from budgetsearch.core.resources.memory import needs_as_much
+from budgetsearch.core.results import untrained
 from budgetsearch.training.batches import collate
 from budgetsearch.training.evaluate import EVAL_BATCH, example_losses, mean_loss
 from budgetsearch.training.gang import Gang, Pass
@@ -87,11 +88,11 @@ class GangTraining:
             try:
                 members.append(Member.set_up(base, s, shop))
             except CheckpointError as error:
-                broken[s.trial_id] = lost_checkpoint(s, error)
+                broken[s.trial_id] = untrained(s, "lost", str(error))
             except UnreadableError as error:
-                broken[s.trial_id] = unread(s, error)
+                broken[s.trial_id] = untrained(s, "unread", str(error))
         if members and (why := _no_room(members, shop)):
-            broken |= {m.segment.trial_id: unwritten(m.segment, why) for m in members}
+            broken |= {m.segment.trial_id: untrained(m.segment, "unwritten", why) for m in members}
             members = []
         return cls(base, shop, members, len(members), segments[0].recompute, broken=broken)
 
@@ -310,44 +311,15 @@ class GangTraining:
             yielded=self.yielded,
             padding=1.0 - trained / member.positions if member.positions and trained else 0.0,
             course=tuple(self.course),
-            unwritten=member.unwritten,
         )
 
     def _saved(self, member: Member) -> str | None:
         try:
             return member.save()
         except OSError as error:  # a full disk: the neighbours' checkpoints may still have fitted
-            member.status, member.unwritten = "cancelled", str(error)
-            member.detail = f"the checkpoint could not be written: {error}"
+            member.status, member.detail = "unwritten", str(error)
             self.evaluated.pop(member.segment.trial_id, None)
             return None
-
-
-def lost_checkpoint(segment: Segment, error: CheckpointError) -> SegmentResult:
-    """What comes of a segment whose checkpoint is missing or damaged."""
-    return SegmentResult(
-        *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
-        detail=str(error),
-        lost=str(segment.checkpoint_in),
-    )
-
-
-def unread(segment: Segment, error: UnreadableError) -> SegmentResult:
-    """What comes of a segment whose checkpoint is there and cannot be read now."""
-    return SegmentResult(
-        *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
-        detail=str(error),
-        unread=str(error),
-    )
-
-
-def unwritten(segment: Segment, why: str) -> SegmentResult:
-    """What comes of a segment whose checkpoint there is no room for."""
-    return SegmentResult(
-        *(segment.trial_id, segment.rung, "cancelled", segment.start_tokens),
-        detail=f"the checkpoint could not be written: {why}",
-        unwritten=why,
-    )
 
 
 def _no_room(members: Sequence[Member], shop: Shop) -> str:

@@ -191,7 +191,9 @@ def _event_text(event: Event, history: History) -> str | None:
         return _calibrated_text(event.calibration)
     if isinstance(event, Planned):
         return _planned_text(event)
-    if isinstance(event, CheckpointLost) or (isinstance(event, SegmentEnded) and event.result.lost):
+    if isinstance(event, CheckpointLost) or (
+        isinstance(event, SegmentEnded) and event.result.status == "lost"
+    ):
         return history.notices[-1][1]
     if isinstance(event, SegmentEnded):
         return _ended_text(event.result, history)
@@ -245,7 +247,7 @@ def _started_text(event: SegmentStarted, reasons: Mapping[int, str], history: Hi
 def _ended_text(result: SegmentResult, history: History) -> str:
     head = f"trial {result.trial_id} rung {result.rung}: "
     if result.status != "ok":
-        return head + f"{result.status} {result.detail}".rstrip()
+        return head + ": ".join(filter(None, (result.status, result.detail)))
     loss = "checkpoint" if result.loss is None else f"loss {result.loss:.4f}"
     best = history.incumbent
     is_best = best is not None and best.best_checkpoint == result.checkpoint_out

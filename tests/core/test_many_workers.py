@@ -143,7 +143,8 @@ def test_the_segments_of_a_lost_node_are_issued_again() -> None:
     """Two of four workers go away with their node for five minutes: their segments start again from where
     they had started, nobody is blamed, and the workers that came back are used."""
     history, entries = played(4, node_changes=[Change(500.0, 2), Change(800.0, 4)])
-    lost = [e.event for e in entries if isinstance(e.event, SegmentEnded) and e.event.result.worker_lost]
+    ended = [e.event for e in entries if isinstance(e.event, SegmentEnded)]
+    lost = [event for event in ended if event.result.status == "stranded"]
     assert 2 == len(lost)
     for event in lost:
         state = history.trials[event.result.trial_id]
@@ -163,7 +164,7 @@ def test_a_trial_that_takes_down_its_workers_is_given_up() -> None:
             found = super()._train(segment, examples)
             if segment.trial_id != 2:
                 return found
-            return replace(found, status="cancelled", tokens=0, checkpoint_out=None, worker_lost=True)
+            return replace(found, status="stranded", tokens=0, checkpoint_out=None)
 
     history, _ = played(4, world=Fatal())
     assert ("crashed", MAX_STRANDED) == (history.trials[2].dead, history.trials[2].moves)

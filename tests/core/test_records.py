@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import typing
 
 import pytest
 
 from budgetsearch.core.codec import decode, encode
 from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import Decided, Event
+from budgetsearch.core.history.fold import ON
+from budgetsearch.core.history.outcomes import OUTCOMES
 from budgetsearch.core.records import (
     Beat,
     Job,
@@ -18,6 +21,7 @@ from budgetsearch.core.records import (
     Score,
     Segment,
     SegmentResult,
+    Status,
     TrainJob,
 )
 
@@ -56,3 +60,9 @@ def test_a_wrong_record_is_refused() -> None:
             decode(Job, value)
     with pytest.raises(ValueError, match="expected a Segment"):
         decode(Segment, "junk")
+
+
+def test_the_fold_knows_every_event_and_every_status() -> None:
+    """None is left out of its tables, and none stands there that cannot come."""
+    assert set(typing.get_args(Event)) == set(ON)
+    assert set(typing.get_args(Status)) == set(OUTCOMES)

@@ -143,8 +143,8 @@ def test_a_lost_card_is_no_fault_of_the_trial(
         engine.submit(job)
         (result,) = await_end(engine, job.job_id).results
         assert isinstance(result, SegmentResult)
-        assert (result.status, result.tokens) == ("cancelled", started.start_tokens)
-        assert result.checkpoint_out == started.checkpoint_in
+        assert (result.status, result.tokens) == ("stranded", started.start_tokens)
+        assert result.checkpoint_out is None
         assert "card is lost" in result.detail
     with pytest.raises(EngineError, match=r"card does not answer.*budgetsearch resume RUN"):
         engine.submit(train_job(started))

@@ -121,8 +121,7 @@ def test_a_lost_node_gives_its_job_back_and_one_that_comes_is_used(
     (lost,) = ends(engine, 1)
     (result,) = lost.results
     assert isinstance(result, SegmentResult)
-    assert ("cancelled", 0) == (result.status, result.tokens)
-    assert result.worker_lost
+    assert ("stranded", 0) == (result.status, result.tokens)
     assert 1 == engine.slots
     cluster.add_node(**NODE)
     (other,) = [job for job in jobs if job.job_id != lost.job_id]
@@ -149,7 +148,7 @@ def test_a_lane_that_dies_is_started_again_by_tune(cluster: Any, engine: RayEngi
     (ended,) = ends(engine, 1)
     (result,) = ended.results
     assert isinstance(result, SegmentResult)
-    assert "cancelled" == result.status
+    assert "stranded" == result.status
     until(engine, 2)
 
 

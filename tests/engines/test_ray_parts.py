@@ -153,7 +153,7 @@ def test_a_waiting_job_that_is_cancelled_ends_at_once() -> None:
     job = job_of("fp32")
     fleet.place(job)
     (result,) = results(fleet.table.cancel(job.job_id))
-    assert ("cancelled", 0) == (result.status, result.tokens)
+    assert ("stranded", 0) == (result.status, result.tokens)
     fleet.up(0)
     assert fleet.taken() is None
 
@@ -167,7 +167,7 @@ def test_a_silent_lane_is_lost_and_its_segment_counts_for_nothing() -> None:
     assert placed is not None
     reports = fleet.pass_time(SILENT_SECONDS + 2, ("1-a", ""))
     (result,) = results(reports)
-    assert ("cancelled", 200, "trial0007-before") == (result.status, result.tokens, result.checkpoint_out)
+    assert ("stranded", 200, None) == (result.status, result.tokens, result.checkpoint_out)
     assert "starts again from its checkpoint" in result.detail
     assert any(isinstance(r, Notice) and "Worker 0 on node0 was lost" in r.text for r in reports)
     assert 1 == fleet.table.living
@@ -196,7 +196,7 @@ def test_a_driver_that_stood_still_takes_nobody_for_lost() -> None:
     fleet.table.tick()
     fleet.now += 60.0
     assert [] == fleet.table.tick()
-    assert ["cancelled"] == [r.status for r in results(fleet.pass_time(SILENT_SECONDS + 2))]
+    assert ["stranded"] == [r.status for r in results(fleet.pass_time(SILENT_SECONDS + 2))]
 
 
 def test_a_lane_that_was_only_silent_is_used_again() -> None:
@@ -247,7 +247,7 @@ def test_a_lane_that_is_started_again_has_lost_its_job() -> None:
     fleet.up(0)
     fleet.place(job_of("fp32"))
     (result,) = results(fleet.up(0, life="b"))
-    assert "cancelled" == result.status
+    assert "stranded" == result.status
     assert 1 == fleet.table.living
 
 
@@ -258,7 +258,7 @@ def test_an_order_that_never_arrived_is_found_out() -> None:
     placed = fleet.place(job_of("fp32"))
     assert placed is not None
     assert [] == results(fleet.pass_time(DELIVERY_SECONDS - 1, ("0-a", "")))
-    assert ["cancelled"] == [r.status for r in results(fleet.pass_time(3, ("0-a", "")))]
+    assert ["stranded"] == [r.status for r in results(fleet.pass_time(3, ("0-a", "")))]
     assert 1 == fleet.table.living
 
 
@@ -337,7 +337,7 @@ def crashed(job: Job) -> JobEnded:
 
 def unread(job: Job) -> JobEnded:
     """The end of a job where the folder of the checkpoints is not mounted."""
-    return JobEnded(job.job_id, (SegmentResult(0, 0, "cancelled", 0, unread="no such file: sign"),))
+    return JobEnded(job.job_id, (SegmentResult(0, 0, "unread", 0, detail="no such file: sign"),))
 
 
 def run_on(fleet: Fleet, lane: str, end: Callable[[Job], JobEnded]) -> list[Report]:
@@ -443,7 +443,7 @@ def test_a_fallen_fleet_is_started_again_until_it_falls_too_often(
         job = train_job(segment(1, 100))
         engine.submit(job)
         (result,) = await_end(engine, job.job_id).results
-        assert isinstance(result, SegmentResult) and result.worker_lost
+        assert isinstance(result, SegmentResult) and "stranded" == result.status
     with pytest.raises(EngineError, match=r"Ray cannot be used.*ray\.log.*resume RUN"):
         engine.poll(1.0)
     assert ray_tune.MAX_FALLS == len(started)

@@ -18,7 +18,8 @@ from budgetsearch.core.events import CheckpointLost, Exported, SegmentEnded
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import contenders, needed_checkpoints
-from budgetsearch.core.records import Segment, SegmentResult
+from budgetsearch.core.records import Segment
+from budgetsearch.core.results import untrained
 from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.storage.ledger import MemoryLedger, read_entries
 from budgetsearch.tools.simulate.invariants import check
@@ -32,28 +33,23 @@ from tests.support.simulation import SMALL_DATA
 from tests.support.training import base, make_segment
 
 
-def lose(story: Story, trial_id: int, rung: int) -> SegmentResult:
+def lose(story: Story, trial_id: int, rung: int) -> Segment:
     """The trial's next segment finds its checkpoint damaged."""
     segment = story.start(trial_id, rung, "promotion: place 1 of 3 at rung 0")
     job = next(job for job, some in story.history.running.items() if segment in some)
-    result = SegmentResult(
-        *(trial_id, rung, "cancelled", segment.start_tokens),
-        detail="it is damaged",
-        lost=str(segment.checkpoint_in),
-    )
-    story.add(SegmentEnded(job, result))
-    return result
+    story.add(SegmentEnded(job, untrained(segment, "lost", "it is damaged")))
+    return segment
 
 
 def test_a_trial_goes_back_to_its_last_good_checkpoint() -> None:
     """The best still has the one before: it goes on from there, unpunished, and the user is told."""
     story = paused()
-    result = lose(story, 1, 2)
+    segment = lose(story, 1, 2)
     state = story.history.trials[1]
     assert (1000, "trial0001-rung0-tokens1000-attempt0") == (state.tokens, state.checkpoint)
     assert (0, None, 1, 0) == (state.crashes, state.dead, state.lost, state.restarts)
     assert {0: 1.2, 1: 1.0} == state.losses
-    expected = f"checkpoint {result.lost} is lost (it is damaged); trial 1 goes back to 1000 tokens"
+    expected = f"checkpoint {segment.checkpoint_in} is lost (it is damaged); trial 1 goes back to 1000 tokens"
     assert expected == story.history.notices[-1][1]
     assert expected == Narrator().line(story.entries[-1], story.history)
     assert fold(story.entries) == story.history
@@ -149,7 +145,7 @@ def test_a_disk_that_rots_breaks_no_promise(seed: int, rot: float, budget: float
     except BudgetError:
         return
     assert history.closed is not None
-    lost = [s.checkpoint_in for s, r in history.results if r.lost]
+    lost = [s.checkpoint_in for s, r in history.results if r.status == "lost"]
     assert all(state.lost >= 1 for state in history.trials.values() if state.restarts)
     assert all(state.restarts <= 2 for state in history.trials.values())
     crashes = [r for _, r in history.results if r.status == "crashed"]
@@ -189,7 +185,7 @@ def test_a_full_disk_ends_no_trial_and_then_the_run(tmp_path: Path) -> None:
     history = driver.history
     assert history.closed is not None
     assert ("failed", True) == (history.closed.state, "no space left" in history.closed.reason)
-    assert [True, False, False, True, True] == [bool(r.unwritten) for _, r in history.results]
+    assert [True, False, False, True, True] == [r.status == "unwritten" for _, r in history.results]
     assert not any(state.dead or state.crashes for state in history.trials.values())
     assert 10.0 < history.spent < 720
     again = driver_on(
@@ -291,9 +287,9 @@ def test_real_training_reports_a_broken_checkpoint_and_trains_the_neighbour(
     damage(whole)
     third = make_segment(second.tokens, 900, checkpoint_in=second.checkpoint_out)
     lost, neighbour = train_gang(model, [third, make_segment(0, 300, trial_id=4)], shop, 4)
-    assert ("cancelled", second.checkpoint_out, None) == (lost.status, lost.lost, lost.checkpoint_out)
+    assert ("lost", None) == (lost.status, lost.checkpoint_out)
     assert second.tokens == lost.tokens
-    assert ("ok", "") == (neighbour.status, neighbour.lost)
+    assert "ok" == neighbour.status
     (again,) = train_gang(
         model, [make_segment(first.tokens, 600, checkpoint_in=first.checkpoint_out)], shop, 4
     )

@@ -18,7 +18,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import MAX_UNREAD
 from budgetsearch.core.policy.decide import decide
-from budgetsearch.core.records import SegmentResult
+from budgetsearch.core.results import untrained
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.run import export
 from budgetsearch.run.incumbent import Keeper
@@ -107,11 +107,11 @@ def test_real_training_leaves_an_unreadable_checkpoint_and_trains_the_neighbour(
     with monkeypatch.context() as broken:
         refuse(broken, errno.EIO, str(first.checkpoint_out))
         unread, neighbour = train_gang(model, [again, make_segment(0, 300, trial_id=4)], shop, 4)
-    assert ("cancelled", "", None) == (unread.status, unread.lost, unread.checkpoint_out)
-    assert "Input/output error" in unread.unread
-    assert ("ok", "") == (neighbour.status, neighbour.unread)
+    assert ("unread", None) == (unread.status, unread.checkpoint_out)
+    assert "Input/output error" in unread.detail
+    assert "ok" == neighbour.status
     (done,) = train_gang(model, [again], shop, 4)
-    assert ("ok", "") == (done.status, done.unread)
+    assert "ok" == done.status
 
 
 # ------------------------------------------------------------------------ the history
@@ -121,7 +121,7 @@ def balk(story: Story, trial_id: int, rung: int) -> None:
     """The trial's next segment cannot read its checkpoint."""
     segment = story.start(trial_id, rung, "promotion: place 1 of 3 at rung 0")
     job = next(job for job, some in story.history.running.items() if segment in some)
-    result = SegmentResult(trial_id, rung, "cancelled", segment.start_tokens, unread="input/output error")
+    result = untrained(segment, "unread", "input/output error")
     story.add(SegmentEnded(job, result))
 
 
@@ -179,7 +179,7 @@ def test_a_run_whose_disk_stammers_ends_well_and_loses_no_checkpoint(tmp_path: P
     check(entries, 900.0, replay=True)
     assert history.closed is not None
     assert "finished" == history.closed.state
-    assert any(result.unread for _, result in history.results)
+    assert any(result.status == "unread" for _, result in history.results)
     assert not [e for e in entries if isinstance(e.event, CheckpointLost)]
     assert not [s for s in history.trials.values() if s.dead]
 

@@ -102,7 +102,7 @@ def unwritten(told: Story) -> None:
     """A job found no room for its checkpoint."""
     segment = told.start(1, 1)
     job = next(iter(told.history.running))
-    told.add(SegmentEnded(job, SegmentResult(1, 1, "cancelled", segment.start_tokens, unwritten="full")))
+    told.add(SegmentEnded(job, SegmentResult(1, 1, "unwritten", segment.start_tokens, detail="full")))
 
 
 @pytest.mark.parametrize("mine", [True, False])

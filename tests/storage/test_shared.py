@@ -496,12 +496,10 @@ def test_a_copy_that_is_whole_is_not_fetched_again_and_a_damaged_one_is(
 
 
 def test_a_lost_checkpoint_does_not_keep_the_rest_of_the_gang_from_training(courier: Courier) -> None:
-    """Its segment is lost and cancelled, its neighbour trains; a gang of lost ones is not started."""
+    """Its segment is lost, its neighbour trains; a gang of lost ones is not started."""
     gone = make_segment(1500, 3000, checkpoint_in="trial0003-gone")
     results = courier.train(job(gone, make_segment(trial_id=4)))
-    assert [("cancelled", "trial0003-gone", 1500), ("ok", "", 1500)] == [
-        (r.status, r.lost, r.tokens) for r in results
-    ]
+    assert [("lost", 1500), ("ok", 1500)] == [(r.status, r.tokens) for r in results]
     assert "never ended" in results[0].detail
     assert 1 == results[1].began  # so nobody takes it for memory that ran out
     courier.train(job(gone))
@@ -517,12 +515,14 @@ def test_an_upload_that_fails_is_no_loss_of_the_trial(courier: Courier, store: C
 
     courier.store = troubled(store, refuse)
     bad, good = courier.train(job(make_segment(), make_segment(trial_id=4)))
-    assert ("cancelled", 0, None, None) == (bad.status, bad.tokens, bad.loss, bad.checkpoint_out)
-    assert "PermissionError: Forbidden" in bad.unwritten and "ok" == good.status
+    assert ("unwritten", 0, None, None) == (bad.status, bad.tokens, bad.loss, bad.checkpoint_out)
+    assert "PermissionError: Forbidden" in bad.detail and "ok" == good.status
     assert not list(courier.copies.folder.glob("trial0003*"))
 
 
-def test_a_store_that_cannot_be_reached_cancels_the_segment(courier: Courier, store: CheckpointStore) -> None:
+def test_a_store_that_cannot_be_reached_leaves_the_segment_unread(
+    courier: Courier, store: CheckpointStore
+) -> None:
     """Nothing is called lost: as on a disk, it is tried again, and then the trial rests."""
 
     def away(method: str, *args: Any) -> None:
@@ -531,16 +531,16 @@ def test_a_store_that_cannot_be_reached_cancels_the_segment(courier: Courier, st
 
     courier.store = troubled(store, away)
     (result,) = courier.train(job(make_segment(1500, 3000, checkpoint_in="trial0003-x")))
-    assert ("cancelled", "", 1500) == (result.status, result.lost, result.tokens)
-    assert "no answer" in result.unread and not result.unwritten
+    assert ("unread", 1500) == (result.status, result.tokens)
+    assert "no answer" in result.detail
 
 
 def test_a_folder_that_is_not_mounted_is_no_loss(tmp_path: Path) -> None:
     """Only there nothing is trained; the message names the machine. With the sign of the run it is."""
     mounted = Mounted(Bench(tmp_path), tmp_path)
     fresh, waiting = mounted.train(job(make_segment(), make_segment(9, 10, checkpoint_in="trial0003-x")))
-    assert ("cancelled", "cancelled", "", "") == (fresh.status, waiting.status, fresh.lost, waiting.lost)
-    assert fresh.unwritten == waiting.unread and "mount the folder on this machine" in waiting.unread
+    assert ("unwritten", "unread") == (fresh.status, waiting.status)
+    assert fresh.detail == waiting.detail and "mount the folder on this machine" in waiting.detail
     with pytest.raises(DiskError, match="mount the folder"):
         mounted.calibrate(CalibrateJob(1, "fp32", (4,), 4, 60.0))
     with pytest.raises(DiskError, match="mount the folder"):
@@ -612,7 +612,7 @@ def test_a_worker_process_trains_on_copies(setup: WorkerSetup, tmp_path: Path) -
         second = result_of(make_segment(first.tokens, 1200, checkpoint_in=first.checkpoint_out))
         assert (second.status, second.tokens > first.tokens) == ("ok", True), second.detail
         gone = result_of(make_segment(600, 1200, checkpoint_in="trial0003-gone"))
-        assert ("cancelled", "") == (gone.status, gone.lost) and SIGN in gone.unread  # nobody signed
+        assert "unread" == gone.status and SIGN in gone.detail  # nobody signed
     finally:
         engine.close()
     assert [] == list(scratch.glob(f"{PREFIX}*")) and not (tmp_path / "elsewhere").exists()

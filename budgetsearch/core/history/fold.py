@@ -38,8 +38,8 @@ from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import cost_class
 from budgetsearch.core.resources.memory import taught
 
-Handler = Callable[[History, Any, float], None]
-"""Takes an event of its type and the active seconds of the run at which it happened."""
+Handler = Callable[[History, Any], None]
+"""Takes an event of its type; when it happened is in ``History.spent`` already."""
 
 
 def fold(entries: Iterable[Entry]) -> History:
@@ -64,7 +64,7 @@ def apply(history: History, entry: Entry) -> None:
     history.wall = entry.wall
     kind = type(entry.event)
     try:
-        ON[kind](history, entry.event, entry.at)
+        ON[kind](history, entry.event)
     except KeyError as error:
         raise LedgerError(
             f"entry {entry.seq} ({kind.__name__}) names {error} which the ledger never "
@@ -72,11 +72,11 @@ def apply(history: History, entry: Entry) -> None:
         ) from error
 
 
-def _opened(history: History, event: Opened, at: float) -> None:
+def _opened(history: History, event: Opened) -> None:
     history.opened = event
 
 
-def _resumed(history: History, event: Resumed, at: float) -> None:
+def _resumed(history: History, event: Resumed) -> None:
     history.closed = None
     history.unwritten.clear()
     for state in history.trials.values():
@@ -84,30 +84,30 @@ def _resumed(history: History, event: Resumed, at: float) -> None:
     recount(history)
 
 
-def _rescheduled(history: History, event: Rescheduled, at: float) -> None:
+def _rescheduled(history: History, event: Rescheduled) -> None:
     if history.opened is not None:
         history.opened = replace(history.opened, budget_seconds=event.budget_seconds)
     if history.plan is not None:
         history.plan = replace(history.plan, budget_seconds=event.budget_seconds)
 
 
-def _calibrated(history: History, event: Calibrated, at: float) -> None:
+def _calibrated(history: History, event: Calibrated) -> None:
     history.calibrations[event.calibration.quantization] = event.calibration
 
 
-def _planned(history: History, event: Planned, at: float) -> None:
+def _planned(history: History, event: Planned) -> None:
     history.plan = event.plan
     history.workers = event.plan.workers
     history.measured = Measured(event.plan)
 
 
-def _workers_changed(history: History, event: WorkersChanged, at: float) -> None:
+def _workers_changed(history: History, event: WorkersChanged) -> None:
     history.workers = event.workers
     if history.plan is not None and event.workers > history.plan.workers:
         history.plan = replace(history.plan, workers=event.workers)
 
 
-def _trial_added(history: History, event: TrialAdded, at: float) -> None:
+def _trial_added(history: History, event: TrialAdded) -> None:
     trial = event.trial
     micro = taught(history.shrunk, trial.params, trial.micro_batch)
     history.trials[trial.trial_id] = TrialState(trial, micro, added_wall=history.wall)
@@ -115,20 +115,20 @@ def _trial_added(history: History, event: TrialAdded, at: float) -> None:
     rule_out_infeasible(history)
 
 
-def _decided(history: History, event: Decided, at: float) -> None:
+def _decided(history: History, event: Decided) -> None:
     history.decisions += 1
     if isinstance(event.decision, Finish):
         history.full_done += history.full_trials  # the time ended them
         history.full_trials.clear()
 
 
-def _segment_started(history: History, event: SegmentStarted, at: float) -> None:
+def _segment_started(history: History, event: SegmentStarted) -> None:
     segment = event.segment
     state = history.trials[segment.trial_id]
     state.running = True
     state.goal = max(state.goal, segment.rung)
     history.running.setdefault(event.job_id, []).append(segment)
-    history.running_since.setdefault(event.job_id, at)
+    history.running_since.setdefault(event.job_id, history.spent)
     history.job_sizes[event.job_id] = len(history.running[event.job_id])
     history.next_job = max(history.next_job, event.job_id + 1)
     history.last_quantization = cost_class(segment.params)
@@ -145,29 +145,29 @@ def _note_full_run(history: History, trial_id: int) -> None:
         history.full_trials.append(trial_id)
 
 
-def _heartbeat(history: History, event: Heartbeat, at: float) -> None:
+def _heartbeat(history: History, event: Heartbeat) -> None:
     history.last_beat = event.beat
-    history.last_beat_at = at
+    history.last_beat_at = history.spent
 
 
-def _noticed(history: History, event: Noticed, at: float) -> None:
-    history.notices.append((at, event.text))
+def _noticed(history: History, event: Noticed) -> None:
+    history.notices.append((history.spent, event.text))
 
 
-def _card_watched(history: History, event: CardWatched, at: float) -> None:
+def _card_watched(history: History, event: CardWatched) -> None:
     history.uses.append(event.use)
 
 
-def _checkpoint_lost(history: History, event: CheckpointLost, at: float) -> None:
-    lose(history, event.checkpoint, event.detail, at, exported=event.exported)
+def _checkpoint_lost(history: History, event: CheckpointLost) -> None:
+    lose(history, event.checkpoint, event.detail, exported=event.exported)
     forget(history)
 
 
-def _charged(history: History, event: Charged, at: float) -> None:
+def _charged(history: History, event: Charged) -> None:
     history.charged[event.phase] = history.charged.get(event.phase, 0.0) + event.seconds
 
 
-def _scored(history: History, event: Scored, at: float) -> None:
+def _scored(history: History, event: Scored) -> None:
     best = history.incumbent
     if not event.checkpoint and best is not None:
         event = replace(event, trial_id=best.trial_id, checkpoint=str(best.best_checkpoint))
@@ -177,14 +177,14 @@ def _scored(history: History, event: Scored, at: float) -> None:
     history.scored = event
 
 
-def _exported(history: History, event: Exported, at: float) -> None:
+def _exported(history: History, event: Exported) -> None:
     history.exported = event
     for state in map(history.trials.__getitem__, history.holders):
         if state.exported is not None and state.exported.checkpoint != event.checkpoint:
             state.exported = None
 
 
-def _closed(history: History, event: Closed, at: float) -> None:
+def _closed(history: History, event: Closed) -> None:
     history.closed = event
 
 

@@ -22,7 +22,7 @@ MAX_STRANDED = 3
 """Where a trial lost so many workers in a row, it is what takes them down."""
 
 
-def segment_ended(history: History, event: SegmentEnded, at: float) -> None:
+def segment_ended(history: History, event: SegmentEnded) -> None:
     """A segment has ended.
 
     Raises:
@@ -50,12 +50,8 @@ def segment_ended(history: History, event: SegmentEnded, at: float) -> None:
     alone = size == 1
     if event.job_id not in history.running:
         del history.job_sizes[event.job_id], history.running_since[event.job_id]
-    state.unread = state.unread + 1 if result.unread else 0
-    _OUTCOMES[result.status](history, state, segment, result, alone)
-    if result.worker_lost:
-        _strand(history, state)
-    if result.lost:
-        lose(history, result.lost, result.detail, at)
+    state.unread = state.unread + 1 if result.status == "unread" else 0
+    OUTCOMES[result.status](history, state, segment, result, alone)
     _note_end_of_full_run(history, state, segment, result)
     _note_disk(history, event.job_id, segment, result)
     forget(history)
@@ -64,7 +60,7 @@ def segment_ended(history: History, event: SegmentEnded, at: float) -> None:
 def _note_disk(history: History, job_id: int, segment: Segment, result: SegmentResult) -> None:
     if result.checkpoint_out not in (None, segment.checkpoint_in):
         history.unwritten.clear()
-    if result.unwritten:
+    if result.status == "unwritten":
         history.unwritten.add(job_id)
 
 
@@ -173,14 +169,26 @@ def _ended_crashed(
         state.dead = "crashed"
 
 
-def _strand(history: History, state: TrialState) -> None:
-    """Its worker went away. Where there is only one, the engine itself gives up in time."""
+def _stranded(
+    history: History, state: TrialState, segment: Segment, result: SegmentResult, alone: bool
+) -> None:
+    """Where there is only one worker, the engine itself gives up in time."""
     if history.plan is None or history.plan.workers == 1:
         return
     state.stranded += 1
     state.moves += 1
     if state.stranded >= MAX_STRANDED:
         state.dead = state.dead or "crashed"
+
+
+def _lost(history: History, state: TrialState, segment: Segment, result: SegmentResult, alone: bool) -> None:
+    lose(history, str(segment.checkpoint_in), result.detail)
+
+
+def _blameless(
+    history: History, state: TrialState, segment: Segment, result: SegmentResult, alone: bool
+) -> None:
+    """The trial stands where it stood."""
 
 
 def _note_end_of_full_run(
@@ -194,14 +202,20 @@ def _note_end_of_full_run(
         history.full_done.append(state.trial_id)
 
 
-_OUTCOMES = {
+OUTCOMES = {
     "ok": _ended_ok,
     "timeout": _ended_early,
     "cancelled": _ended_early,
     "diverged": _ended_diverged,
     "out_of_memory": _ended_out_of_memory,
     "crashed": _ended_crashed,
+    "lost": _lost,
+    "unread": _blameless,
+    "unwritten": _blameless,
+    "stranded": _stranded,
 }
+BLAMELESS = frozenset({"lost", "unread", "unwritten", "stranded"})
+"""Ends that are nobody's fault: the trial is issued again from the checkpoint that it has."""
 
 
 def rule_out_infeasible(history: History) -> None:

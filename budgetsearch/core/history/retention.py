@@ -104,7 +104,7 @@ def recount(history: History) -> None:
     _retire(history)
 
 
-def lose(history: History, name: str, why: str, at: float, *, exported: bool = False) -> None:
+def lose(history: History, name: str, why: str, *, exported: bool = False) -> None:
     """A checkpoint is no good any more; ``exported``: nor is the adapter that was made from it."""
     done = history.exported
     stands = done is not None and done.checkpoint == name and not exported
@@ -122,4 +122,4 @@ def lose(history: History, name: str, why: str, at: float, *, exported: bool = F
     for state in history.trials.values():
         settle(state)
     recount(history)
-    history.notices.append((at, "; ".join(filter(None, said))))
+    history.notices.append((history.spent, "; ".join(filter(None, said))))

@@ -18,9 +18,9 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.core.results import crashed_results, stranded_results
 from budgetsearch.engines.local import MAX_DEATHS
 from budgetsearch.engines.ray.messages import Alive, Gone, Halt, Hello, Said, Strike, Take, ToLane
-from budgetsearch.engines.results import crashed_results, lost_results
 
 SILENT_SECONDS = 20.0
 """A lane that was not heard of for so long is presumed lost."""
@@ -141,7 +141,7 @@ class Table:
     def _forget_waiting(self, job_id: int) -> list[Report]:
         found = [flight for flight in self._waiting if flight.job.job_id == job_id]
         self._waiting = [flight for flight in self._waiting if flight.job.job_id != job_id]
-        return [JobEnded(job_id, lost_results(flight.job, "it waited for a worker")) for flight in found]
+        return [JobEnded(job_id, stranded_results(flight.job, "it waited for a worker")) for flight in found]
 
     def _serve(self) -> None:
         """Give jobs that wait to lanes that are free."""
@@ -291,7 +291,7 @@ class Table:
     def _lost(self, flight: _Flight, lane: _Lane) -> list[Report]:
         """What becomes of a job whose lane is lost: segments are issued again by the driver."""
         if isinstance(flight.job, TrainJob) or flight.tries >= MAX_TRIES:
-            return [JobEnded(flight.job.job_id, lost_results(flight.job, LOST))]
+            return [JobEnded(flight.job.job_id, stranded_results(flight.job, LOST))]
         self._waiting.append(flight)
         return []
 
@@ -318,6 +318,4 @@ class Table:
 
 def _failure(result: SegmentResult | Calibration | Score) -> str:
     """Why a job came to nothing for which its machine may be to blame; nothing if it did not."""
-    if result.status == "crashed":
-        return result.detail or result.status
-    return result.unread or result.unwritten if isinstance(result, SegmentResult) else ""
+    return result.detail or result.status if result.status in ("crashed", "unread", "unwritten") else ""

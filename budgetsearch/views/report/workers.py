@@ -88,7 +88,7 @@ class Accounts:
         if job is None:  # these accounts began in the middle of the run, and this job before them
             return
         job.open -= 1
-        job.crashed |= event.result.status == "crashed" or event.result.worker_lost
+        job.crashed |= event.result.status in ("crashed", "stranded")
         for phase, seconds in event.result.seconds.items():
             job.phases[phase] = job.phases.get(phase, 0.0) + seconds
         if job.open:

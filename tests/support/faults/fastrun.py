@@ -46,13 +46,14 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.core.results import untrained
 from budgetsearch.engines import local
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.machine import clock
 from budgetsearch.machine.clock import RunClock
 from budgetsearch.run import process as leaving
-from budgetsearch.training import checkpoints, recipe, workshop
+from budgetsearch.training import checkpoints, workshop
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.checkpoints import Progress
@@ -194,9 +195,9 @@ class FastWorkshop:
         try:
             saved = checkpoints.load(Path(self.setup.checkpoint_path) / segment.checkpoint_in)
         except CheckpointError as error:
-            return recipe.lost_checkpoint(segment, error)
+            return untrained(segment, "lost", str(error))
         except UnreadableError as error:
-            return recipe.unread(segment, error)
+            return untrained(segment, "unread", str(error))
         if saved.progress.tokens != segment.start_tokens or saved.tensors[ORIGIN][0] != segment.trial_id:
             raise ValueError(f"{segment.checkpoint_in} is not where trial {segment.trial_id} stopped")
         return None
@@ -218,7 +219,7 @@ class FastWorkshop:
         try:
             write_checkpoint(target, self._base, segment, result, self.setup)
         except OSError as error:
-            return replace(recipe.unwritten(segment, str(error)), seconds=result.seconds)
+            return replace(untrained(segment, "unwritten", str(error)), seconds=result.seconds)
         return result
 
     def calibrate(self, job: CalibrateJob) -> Calibration:
