@@ -20,14 +20,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from budgetsearch.core.errors import DeviceError, ModelError, SettingsError, UsageError
+from budgetsearch import api
+from budgetsearch.core.errors import DataError, DeviceError, ModelError, SettingsError, UsageError
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.host import GIB
 from budgetsearch.machine.nvml import NvmlCard
 from budgetsearch.machine.profiles import profile
 from budgetsearch.tools.doctor import card as lines
 from budgetsearch.tools.doctor import host, hub, machine, model
-from budgetsearch.tools.doctor.check import Check, attempt, exit_code, fail, line, ok, summary, warn
+from budgetsearch.tools.doctor.check import Check, attempt, divided, exit_code, fail, line, ok, summary, warn
 from budgetsearch.tools.doctor.examine import examine
 from budgetsearch.tools.doctor.host import Place
 from budgetsearch.tools.doctor.machine import DriverFacts, Machine
@@ -35,6 +36,7 @@ from budgetsearch.tools.doctor.machine import DriverFacts, Machine
 NAMES = [
     *("python", "packages", "torch", "card", "cuda", "driver", "bitsandbytes", "nvml"),
     *("disk", "shared memory", "hub", "model", "licence", "chat template"),
+    *("space", "targets", "data"),
 ]
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
@@ -98,6 +100,50 @@ def test_the_doctor_writes_nothing(
     found = check_of(checks, "model")
     assert ("fail", True) == (found.state, "nowhere" in found.text)
     assert "Hub id" in found.remedy
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        None,
+        "",
+        '{"text": "no prompt, no completion"}\n',
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n',
+        '{"prompt": "a", "completion": "b"}\n{"prompt": \n',
+    ],
+    ids=["absent", "empty", "without columns", "second row without columns", "second row broken"],
+)
+def test_a_run_a_plan_and_the_doctor_refuse_data_in_the_same_words(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path, rows: str | None
+) -> None:
+    """Before anything is fetched, tokenized or planned, and nothing is left behind."""
+    data = tmp_path / "train.jsonl"
+    if rows is not None:
+        data.write_text(rows, encoding="utf-8")
+    monkeypatch.setattr(machine, "ask", lambda gpu, device: on_a100(gpu=gpu))
+    monkeypatch.setenv("BUDGETSEARCH_CACHE", str(tmp_path / "cache"))
+    given = {"gpu": "cpu", "model": str(tiny_model), "data": str(data), "out": str(tmp_path / "run")}
+    with pytest.raises(DataError) as of_run:
+        api.run(**given)
+    with pytest.raises(DataError) as of_plan:
+        api.plan(**given)
+    found = check_of(api.doctor(**given), "data")
+    assert str(of_run.value) == str(of_plan.value)
+    assert divided(str(of_run.value)) == (found.text, found.remedy)
+    assert "fail" == found.state
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+def test_the_doctor_looks_at_every_input_that_a_setting_names(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    """Validation data, the study's storage and the place of shared checkpoints: one line each."""
+    monkeypatch.setattr(machine, "ask", lambda gpu, device: on_a100(gpu=gpu))
+    config = tmp_path / "settings.yaml"
+    config.write_text("storage: nosuch://host/db\nvalid: nowhere.jsonl\ntargets: ','\n", encoding="utf-8")
+    given = {"gpu": "cpu", "model": str(tiny_model), "data": str(rows_file), "out": str(tmp_path / "run")}
+    checks = examine(given, cache=tmp_path / "cache", config=config)
+    assert ["targets", "validation", "storage"] == [each.name for each in checks if each.state == "fail"]
 
 
 def test_wrong_usage_is_an_error_and_no_line(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.tools.doctor import host
-from budgetsearch.tools.doctor.check import SETTLE, Check, attempt, describe, fail
+from budgetsearch.tools.doctor.check import SETTLE, Check, attempt, describe, fail, ok
 
 if TYPE_CHECKING:
+    from budgetsearch.core.space.space import Space
     from budgetsearch.run.settings import Settings
     from budgetsearch.tools.doctor.hub import Repository
     from budgetsearch.tools.doctor.model import ModelFacts
@@ -45,7 +46,7 @@ def examine(
 
 def _checks(given: Mapping[str, Any], cache: Path, config: Path | None) -> Iterator[Check]:
     try:
-        settings, largest_rank = _settings(given, config)
+        settings, space = _settings(given, config)
     except ImportError as error:
         yield attempt("python", host.python)
         yield attempt("packages", host.packages)
@@ -55,11 +56,12 @@ def _checks(given: Mapping[str, Any], cache: Path, config: Path | None) -> Itera
     yield attempt("python", host.python)
     yield attempt("packages", host.packages)
     yield from _card(settings)
-    yield from _model(settings, cache, largest_rank)
+    yield from _model(settings, cache, max(space.ranks))
+    yield from _inputs(settings, space)
 
 
-def _settings(given: Mapping[str, Any], config: Path | None) -> tuple[Settings, int]:
-    """The settings, and the largest rank of their search space."""
+def _settings(given: Mapping[str, Any], config: Path | None) -> tuple[Settings, Space]:
+    """The settings and their search space."""
     from budgetsearch.machine.detect import detect
     from budgetsearch.machine.profiles import profile
     from budgetsearch.run.settings import load_settings
@@ -68,8 +70,19 @@ def _settings(given: Mapping[str, Any], config: Path | None) -> tuple[Settings, 
     settings = load_settings(given, config)
     if profile(settings.gpu).name == "cpu":
         detect(settings.gpu, settings.device)  # a contradiction between flags, not a fault of the machine
-    space = load_space(settings.space)
-    return settings, int(space.from_unit(dict.fromkeys(space.searched, 1.0))["rank"])
+    return settings, load_space(settings.space)
+
+
+def _inputs(settings: Settings, space: Space) -> Iterator[Check]:
+    """What a run refuses, in its words."""
+    from budgetsearch.run.preflight import INPUTS
+
+    for each in INPUTS:
+        found = attempt(each.name, partial(each.look, settings, space))
+        if isinstance(found, Check):
+            yield found
+        elif found:
+            yield ok(each.name, found)
 
 
 def _card(settings: Settings) -> Iterator[Check]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import random
 import re
@@ -35,6 +36,8 @@ COLUMN_SETS = (
     "messages; prompt + completion; instruction (+ input) + output; question + answer; input + target"
 )
 ROLES = ("system", "user", "assistant", "tool")
+FIRST_ROWS = 100
+"""So many are looked at before anything else is done."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def load_examples(source: str) -> list[Example]:
 
 
 def check_data(source: str) -> None:
-    """Check what is cheap: spelling, existence, and the first row. Never uses the network.
+    """Check what is cheap: spelling, existence, and the first rows. Never uses the network.
 
     Raises:
         DataError: the source cannot be used.
@@ -72,7 +75,7 @@ def check_data(source: str) -> None:
         _gym_dataset(source)
     elif source.startswith(HUB):
         _hub_parts(source)
-    elif next(_examples(source), None) is None:
+    elif not list(itertools.islice(_examples(source), FIRST_ROWS)):
         raise DataError(f"{source} holds no rows; give a file with rows")
 
 
