@@ -189,8 +189,6 @@ def _mended(folder: RunFolder, say: Say) -> History:
     """The history of a run that has begun, after what can be mended is."""
     if (mended := repair.mend(folder.ledger)) is not None:
         say(mended.line)
-        if mended.lost:
-            folder.forget_study()
     history = read_history(folder.ledger)
     if history.opened is None:
         raise never_began(folder)

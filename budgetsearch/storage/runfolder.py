@@ -170,11 +170,6 @@ class RunFolder:
         """Whether there is what only a search can have left."""
         return self.adapter.exists() or any(self.checkpoints.glob("trial*"))
 
-    def forget_study(self) -> None:
-        """Remove the study, which may know more than a mended ledger; it is made again from that."""
-        for end in ("-wal", "-shm", "-journal", ""):
-            Path(f"{self.study}{end}").unlink(missing_ok=True)
-
     def being_prepared(self) -> RunFolderError:
         """What to say of a run that has not begun yet."""
         return RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")

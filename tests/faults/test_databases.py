@@ -19,13 +19,14 @@ from budgetsearch.core.errors import SettingsError
 from budgetsearch.core.policy import deadline
 from budgetsearch.core.records import Segment
 from budgetsearch.storage.ledger import read_history
-from budgetsearch.views.study.follower import Follower
-from budgetsearch.views.study.mirror import INCOMPLETE, StudyMirror
+from budgetsearch.views.study.follower import INCOMPLETE, Follower
+from budgetsearch.views.study.mirror import StudyMirror
 from budgetsearch.views.study.storage import PASSWORD
 from tests.support.factories import Story, params, tell_run
 from tests.support.faults import fastrun
 from tests.support.faults.kills import preload
 from tests.support.postgres import Server
+from tests.support.studies import Watching, snapshot, study, url
 
 pytest.importorskip("psycopg")
 SECRET = "hunter2@wonderful/{0}"
@@ -225,22 +226,23 @@ def test_a_study_that_is_deleted_on_the_server_is_made_again(database: Server) -
 
     story = Story.planned()
     one = StudyMirror(database.url(), "deleted")
-    story.watchers.append(one)
+    story.watchers.append(Watching(one))
     story.train(story.trial(), 2.0)
     optuna.delete_study(study_name="deleted", storage=connectable(database.url()))
     story.train(story.trial(params(16)), 1.9)
     one.hurry(0.0)
-    tell = Story(history=story.history, entries=story.entries, watchers=[one])
+    tell = Story(history=story.history, entries=story.entries, watchers=[Watching(one)])
     tell.finish()
     assert [{0: 2.0}, {0: 1.9}] == [t.intermediate_values for t in _trials(database, "deleted")]
 
 
 def test_postgresql_and_sqlite_hold_the_same_study(database: Server, tmp_path: Path) -> None:
     """Numbers, states and attributes."""
-    from tests.support.studies import snapshot, study, url
-
     story = Story.planned()
-    story.watchers += [StudyMirror(database.url(), "same"), StudyMirror(url(tmp_path), "run")]
+    story.watchers += [
+        Watching(StudyMirror(database.url(), "same")),
+        Watching(StudyMirror(url(tmp_path), "run")),
+    ]
     tell_run(story)
     assert len(study(tmp_path).trials) == 6
     assert snapshot(tmp_path) == [

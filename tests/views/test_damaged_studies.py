@@ -1,4 +1,4 @@
-"""A study that was damaged, deleted or mixed up is made again from the ledger; nobody else's is touched."""
+"""Whatever is wrong with a run's own study, it is made anew from the ledger; nobody else's is touched."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Segment, Status
 from budgetsearch.engines.simulator import SyntheticWorld
-from budgetsearch.views.study import damage, mirror, storage
+from budgetsearch.views.study import mirror, storage
+from budgetsearch.views.study.content import StudyContent
 from budgetsearch.views.study.mirror import StudyMirror
+from budgetsearch.views.study.showcase import Showcase
 from tests.support.factories import Story, params, whole_run
 from tests.support.simulation import make_driver
-from tests.support.studies import snapshot, study, url
+from tests.support.studies import Watching, snapshot, study, url
 
 Spoil = Callable[[Path], object]
 
@@ -82,7 +84,7 @@ def test_a_process_that_dies_while_it_makes_the_study_leaves_none(
 
 
 def asides(folder: Path) -> list[str]:
-    """What was put aside."""
+    """What lies beside the study."""
     return sorted(path.name for path in folder.iterdir() if path.name != "study.sqlite")
 
 
@@ -128,75 +130,56 @@ def sql(*statements: str) -> Spoil:
     return spoil
 
 
-DAMAGES: list[tuple[Spoil, str]] = [
-    (truncated, "damaged"),
-    (cut_to_a_header, "damaged"),
-    (garbage, "damaged"),
-    (flipped, "damaged"),
-    (sql("DROP TABLE trials"), "damaged"),
-    (sql("UPDATE trials SET state = 'SLEEPING' WHERE number = 1"), "damaged"),
-    (sql("UPDATE trial_user_attributes SET value_json = '{'"), "damaged"),
-    (sql("UPDATE alembic_version SET version_num = 'v99.0.0'"), "other-version"),
-    (sql("UPDATE alembic_version SET version_num = 'v3.0.0.d'"), "other-version"),
-    (sql("UPDATE trial_intermediate_values SET intermediate_value = 7.5"), "contradicts-ledger"),
-    (sql("UPDATE trial_values SET value = 0.01 WHERE trial_id = 4"), "contradicts-ledger"),
-    (sql("UPDATE trials SET state = 'COMPLETE' WHERE number = 1"), "contradicts-ledger"),
-    (sql("UPDATE trial_params SET param_value = 9 WHERE param_name = 'dropout'"), "damaged"),
-    (
-        sql("UPDATE trial_params SET param_value = 3e-4 WHERE param_name = 'learning_rate'"),
-        "contradicts-ledger",
-    ),
+DAMAGES: list[Spoil] = [
+    truncated,
+    cut_to_a_header,
+    garbage,
+    flipped,
+    sql("DROP TABLE trials"),
+    sql("UPDATE trials SET state = 'SLEEPING' WHERE number = 1"),
+    sql("UPDATE trial_user_attributes SET value_json = '{'"),
+    sql("UPDATE alembic_version SET version_num = 'v99.0.0'"),
+    sql("UPDATE alembic_version SET version_num = 'v3.0.0.d'"),
+    sql("UPDATE trial_intermediate_values SET intermediate_value = 7.5"),
+    sql("UPDATE trial_values SET value = 0.01 WHERE trial_id = 4"),
+    sql("UPDATE trials SET state = 'COMPLETE' WHERE number = 1"),
+    sql("UPDATE trial_params SET param_value = 9 WHERE param_name = 'dropout'"),
+    sql("UPDATE trial_params SET param_value = 3e-4 WHERE param_name = 'learning_rate'"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "why"), DAMAGES, ids=[spoil.__name__ for spoil, _ in DAMAGES])
-def test_a_damaged_study_is_put_aside_and_made_again(
-    tmp_path: Path,
-    story: Story,
-    expected: list[Any],
-    caplog: pytest.LogCaptureFixture,
-    spoil: Spoil,
-    why: str,
+@pytest.mark.parametrize("spoil", DAMAGES, ids=lambda spoil: spoil.__name__)
+def test_whatever_is_wrong_with_the_own_file_it_is_made_anew_and_complete(
+    tmp_path: Path, story: Story, expected: list[Any], caplog: pytest.LogCaptureFixture, spoil: Spoil
 ) -> None:
-    """At a resume: under a name that says why, with one line for the user, and nothing is lost."""
+    """At a resume, with one line for the user."""
     write(tmp_path, story.history)
     caplog.clear()
     spoil(tmp_path / "study.sqlite")
     write(tmp_path, story.history)
     assert expected == snapshot(tmp_path)
-    assert [f"study-{why}-1.sqlite"] == asides(tmp_path)
+    assert [] == asides(tmp_path)
     (line,) = said(caplog)
-    assert f"study-{why}-1.sqlite" in line
     assert "made again from the ledger" in line
 
 
-RUNNING = [
-    (truncated, "damaged"),
-    (garbage, "damaged"),
-    (sql("DROP TABLE trials"), "damaged"),
-    (sql("DELETE FROM trials"), "damaged"),
-]
+RUNNING = [truncated, garbage, sql("DROP TABLE trials"), sql("DELETE FROM trials")]
 
 
-@pytest.mark.parametrize(("spoil", "why"), RUNNING, ids=[spoil.__name__ for spoil, _ in RUNNING])
+@pytest.mark.parametrize("spoil", RUNNING, ids=lambda spoil: spoil.__name__)
 def test_a_study_that_is_damaged_during_the_run_is_whole_at_its_end(
-    tmp_path: Path,
-    story: Story,
-    expected: list[Any],
-    caplog: pytest.LogCaptureFixture,
-    spoil: Spoil,
-    why: str,
+    tmp_path: Path, story: Story, expected: list[Any], caplog: pytest.LogCaptureFixture, spoil: Spoil
 ) -> None:
     """The mirror has it open while it happens."""
-    follower, history = own(tmp_path), History()
+    watching, history = Watching(own(tmp_path)), History()
     for entry in story.entries:
         apply(history, entry)
-        follower.see(entry, history)
+        watching.see(entry, history)
         if entry.seq == len(story.entries) // 2:
             spoil(tmp_path / "study.sqlite")
-    assert follower.level
+    assert watching.mirror.level
     assert expected == snapshot(tmp_path)
-    assert [f"study-{why}-1.sqlite"] == asides(tmp_path)
+    assert [] == asides(tmp_path)
     assert len(said(caplog)) == 1
 
 
@@ -211,22 +194,18 @@ def test_a_study_that_is_gone_is_made_again(
     tmp_path: Path,
     story: Story,
     expected: list[Any],
-    caplog: pytest.LogCaptureFixture,
     spoil: Spoil,
     running: bool,
 ) -> None:
-    """During the run or before a resume, with a line for the user."""
+    """During the run or before a resume."""
     first = own(tmp_path)
     first.catch_up(fold(story.entries[: len(story.entries) // 2]))
-    caplog.clear()
     spoil(tmp_path / "study.sqlite")
     if not running:
         first.close()
         first = own(tmp_path)
     first.catch_up(story.history)
     assert expected == snapshot(tmp_path)
-    assert len(said(caplog)) == 1
-    assert "made again from the ledger" in said(caplog)[0]
 
 
 def test_a_study_of_another_run_in_its_place_is_noticed_while_it_is_open(
@@ -244,7 +223,6 @@ def test_a_study_of_another_run_in_its_place_is_noticed_while_it_is_open(
     (tmp_path / "other").rmdir()
     follower.catch_up(story.history)
     assert expected == snapshot(tmp_path)
-    assert ["study-contradicts-ledger-1.sqlite"] == asides(tmp_path)
 
 
 def test_a_ledger_that_is_older_than_its_study_wins(tmp_path: Path, story: Story) -> None:
@@ -253,7 +231,6 @@ def test_a_ledger_that_is_older_than_its_study_wins(tmp_path: Path, story: Story
     early = fold(story.entries[:20])
     write(tmp_path, early)
     assert sorted(early.trials) == [trial.user_attrs["trial_id"] for trial in study(tmp_path).trials]
-    assert ["study-contradicts-ledger-1.sqlite"] == asides(tmp_path)
 
 
 def test_an_older_study_is_no_contradiction(tmp_path: Path, story: Story, expected: list[Any]) -> None:
@@ -276,67 +253,50 @@ def test_a_wrong_attribute_of_a_trial_that_goes_on_is_written_over(tmp_path: Pat
     assert [] == asides(tmp_path)
 
 
-def test_what_sqlite_keeps_beside_a_file_goes_with_it(tmp_path: Path) -> None:
+def test_what_sqlite_keeps_beside_a_file_goes_with_it(
+    tmp_path: Path, story: Story, expected: list[Any]
+) -> None:
     """A journal that stayed would be rolled back into the new file."""
-    for end in ("", "-journal", "-wal"):
-        (tmp_path / f"study.sqlite{end}").touch()
-    assert tmp_path / "study-damaged-1.sqlite" == damage.put_aside(tmp_path / "study.sqlite", damage.DAMAGED)
-    assert [f"study-damaged-1.sqlite{end}" for end in ("", "-journal", "-wal")] == asides(tmp_path)
-
-
-def test_every_damage_gets_a_name_of_its_own(tmp_path: Path, story: Story) -> None:
-    """A second one does not take the first one's place, and both are as they were."""
-    for _ in range(2):
-        write(tmp_path, story.history)
-        garbage(tmp_path / "study.sqlite")
+    for end in ("-journal", "-wal"):
+        (tmp_path / f"study.sqlite{end}").write_bytes(b"of another one")
     write(tmp_path, story.history)
-    assert ["study-damaged-1.sqlite", "study-damaged-2.sqlite"] == asides(tmp_path)
-    assert random.Random(0).randbytes(40_000) == (tmp_path / "study-damaged-2.sqlite").read_bytes()
+    assert [] == asides(tmp_path)
+    assert expected == snapshot(tmp_path)
 
 
-def test_a_fault_that_is_not_the_files_does_not_fill_the_folder(
+def test_a_fault_that_is_not_the_files_makes_it_anew_only_a_few_times(
     tmp_path: Path, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever fails again and again, only a few files are put aside."""
+    """Whatever fails again and again, as one of the plots."""
+    made = []
 
-    def broken(*arguments: Any) -> None:
-        raise ValueError("a bug")
+    class Broken(Showcase):
+        def show(self, *arguments: Any) -> None:
+            raise ValueError("a bug")
+
+    def counted(path: Path) -> Any:
+        made.append(path)
+        return storage.fresh_file(path)
 
     monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(StudyMirror, "_write", broken)
-    follower = own(tmp_path)
+    monkeypatch.setattr(mirror, "fresh_file", counted)
+    one = StudyMirror(url(tmp_path), "run", tmp_path / "study.sqlite", showcase=Broken(None))
     for _ in range(6):
-        follower.catch_up(story.history)
-    assert mirror.MOST_MENDS == len(asides(tmp_path))
-    assert not follower.level
+        one.catch_up(story.history)
+    assert 1 + mirror.MOST_MENDS == len(made)
+    assert not one.level
 
 
-def test_a_locked_study_is_left_where_it_is(
+def test_somebody_who_locks_the_study_holds_nothing_up(
     tmp_path: Path, story: Story, expected: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else's lock says nothing of the file; once it is gone the study is level."""
+    """The lock stays on the file that was there; the study is level in another one."""
     monkeypatch.setattr(storage, "LOCK_SECONDS", 0.05)
-    monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.0)
     write(tmp_path, fold(story.entries[:20]))
-    follower = own(tmp_path)
     with closing(sqlite3.connect(tmp_path / "study.sqlite")) as other:
         other.execute("BEGIN EXCLUSIVE")
-        follower.catch_up(story.history)
-        assert not follower.level
-    follower.catch_up(story.history)
+        write(tmp_path, story.history)
     assert expected == snapshot(tmp_path)
-    assert [] == [name for name in asides(tmp_path) if "study-" in name]
-
-
-@pytest.mark.parametrize("code", sorted(damage.PASSING))
-def test_what_a_disk_or_a_lock_does_is_no_damage(code: int) -> None:
-    """The extended codes neither, wherever in the chain of errors SQLite's own stands."""
-    for extended in (code, code | 7 << 8):
-        original = sqlite3.OperationalError("no")
-        original.sqlite_errorcode = extended
-        outer = RuntimeError("outer")
-        outer.__cause__ = original
-        assert damage.damage(outer) == ""
 
 
 # ------------------------------------------------------------------- a storage that is shared
@@ -351,24 +311,16 @@ def shared(tmp_path: Path, story: Story) -> Path:
     return tmp_path
 
 
-def names(folder: Path) -> list[str]:
-    """The studies in a database."""
-    return sorted(optuna.get_all_study_names(url(folder)))
-
-
-def test_a_shared_storage_gets_a_new_study_and_keeps_the_old_ones(
-    shared: Path, story: Story, expected: list[Any], caplog: pytest.LogCaptureFixture
+def test_a_shared_storage_that_says_something_else_is_left_alone(
+    shared: Path, story: Story, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody knows who reads them. The next process goes on with the new one."""
+    """Nobody knows who reads it: there is one warning, and the search goes on."""
     before = snapshot(shared)
-    for _ in range(2):
-        StudyMirror(url(shared), "run").catch_up(story.history)
-        assert ["other", "run", "run-2"] == names(shared)
+    StudyMirror(url(shared), "run").catch_up(story.history)
     assert before == snapshot(shared)
-    again = optuna.load_study(study_name="run-2", storage=url(shared)).trials
-    assert [values for *_, values, _, _ in expected] == [t.intermediate_values for t in again]
+    assert ["other", "run"] == sorted(optuna.get_all_study_names(url(shared)))
     (line,) = said(caplog)
-    assert "run-2 is made from the ledger" in line
+    assert "is not what the ledger says. The search goes on without it" in line
 
 
 def test_a_damaged_shared_storage_is_left_alone(
@@ -389,7 +341,7 @@ def test_a_damaged_shared_storage_is_left_alone(
 def test_trials_that_cannot_go_on_end_at_once(tmp_path: Path) -> None:
     """The diverged, the infeasible and the dropped; a paused one that may be promoted stays open."""
     story = Story.planned()
-    story.watchers.append(StudyMirror(url(tmp_path), "run"))
+    story.watchers.append(Watching(StudyMirror(url(tmp_path), "run")))
     for number in range(12):
         story.train(story.trial(params(8, 1e-3 * (1 + number / 50))), 1.0 + number / 10)
     story.end(story.start(story.trial(params(8, 9e-3))), status="diverged", detail="loss is not finite")
@@ -404,7 +356,7 @@ def test_trials_that_cannot_go_on_end_at_once(tmp_path: Path) -> None:
 def test_trials_that_ended_early_are_as_if_told_at_the_end(tmp_path: Path) -> None:
     """In a run with promotions and drops, followed event by event or written at its end."""
     story = Story.planned()
-    story.watchers.append(StudyMirror(url(tmp_path), "run"))
+    story.watchers.append(Watching(StudyMirror(url(tmp_path), "run")))
     for number in range(12):
         story.train(story.trial(params(8, 1e-3 * (1 + number / 50))), 1.0 + number / 10)
     story.train(0, 0.9, 1, "promotion")
@@ -424,15 +376,15 @@ def test_nothing_of_a_transaction_is_left_when_a_part_of_it_fails(
     follower.catch_up(story.history)
     story.end(story.start(story.trial(params(8))), status="diverged")
     story.trial(params(16))
-    create = StudyMirror._create
+    create = StudyContent._create
 
-    def fails_at_the_second(mirror: StudyMirror, state: TrialState, history: History) -> None:
-        create(mirror, state, history)
+    def fails_at_the_second(content: StudyContent, state: TrialState, history: History) -> None:
+        create(content, state, history)
         if state.trial_id:
             raise OSError("the disk is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(StudyMirror, "_create", fails_at_the_second)
+        patched.setattr(StudyContent, "_create", fails_at_the_second)
         follower.catch_up(story.history)
         assert [] == study(tmp_path).trials
     follower.hurry(0.0)
@@ -490,7 +442,7 @@ def fate(segment: Segment) -> Status:
 
 @pytest.mark.parametrize(("seed", "budget"), [(0, 720.0), (1, 1800.0), (2, 4000.0)])
 def test_what_the_real_policy_does_never_contradicts_a_trial_that_has_ended(
-    tmp_path: Path, seed: int, budget: float
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int, budget: float
 ) -> None:
     """Followed event by event, and looked at anew in between, the study is that of its end."""
     driver = make_driver(
@@ -499,11 +451,12 @@ def test_what_the_real_policy_does_never_contradicts_a_trial_that_has_ended(
     )  # fmt: skip
     entries: list[Entry] = []
     live = own(tmp_path)
+    watching = Watching(live)
 
     class Watch:
         def see(self, entry: Entry, history: History) -> None:
             entries.append(entry)
-            live.see(entry, history)
+            watching.see(entry, history)
             if entry.seq % 150 == 0:
                 live.close()  # the next event takes stock of what is there
 
@@ -514,4 +467,4 @@ def test_what_the_real_policy_does_never_contradicts_a_trial_that_has_ended(
     (tmp_path / "late").mkdir()
     write(tmp_path / "late", fold(entries))
     assert snapshot(tmp_path / "late") == snapshot(tmp_path)
-    assert [] == [name for name in asides(tmp_path) if name.startswith("study-")]
+    assert [] == said(caplog), "the study was made anew"

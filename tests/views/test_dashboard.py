@@ -39,6 +39,7 @@ from budgetsearch.views.study.mirror import StudyMirror
 from budgetsearch.views.study.showcase import Showcase
 from tests.support.browser import Page, browser_page, wait_until
 from tests.support.factories import Story, params, whole_run
+from tests.support.studies import Watching
 
 TITLES = ("Validation loss at each rung", "The budget by phase", "Validation loss over GPU seconds")
 STATES = {
@@ -195,7 +196,7 @@ def test_what_does_not_fit_breaks_a_constraint_that_the_dashboard_reads(late: bo
     mirror = StudyMirror(storage, "run")
     mirror.catch_up(story.history)
     if not late:
-        story.watchers.append(mirror)
+        story.watchers.append(Watching(mirror))
     story.train(story.trial(params(4)), 1.5)
     segment = story.start(story.trial(params(32)))
     other = story.trial(params(32, 2e-3))
@@ -215,7 +216,7 @@ def test_what_an_outcome_rules_out_is_told_at_once() -> None:
     story = Story.planned()
     mirror = StudyMirror(storage, "run")
     mirror.catch_up(story.history)
-    story.watchers.append(mirror)
+    story.watchers.append(Watching(mirror))
     segment = story.start(story.trial(params(32)))
     story.trial(params(32, 2e-3))
     story.end(segment, status="out_of_memory")
@@ -369,7 +370,9 @@ def test_notes_and_plots_are_written_when_losses_change_but_not_too_often(
 ) -> None:
     """At a rung's end, again half a minute later if something changed, and always at the end of the run."""
     story, watch = Story.planned(), Watch(monkeypatch)
-    story.watchers.append(StudyMirror(optuna.storages.InMemoryStorage(), "run", showcase=watch.showcase()))
+    story.watchers.append(
+        Watching(StudyMirror(optuna.storages.InMemoryStorage(), "run", showcase=watch.showcase()))
+    )
     counts = []
     for loss, later in ((1.5, 0.0), (1.4, 29.0), (1.3, 2.0), (1.2, 0.0)):
         watch.now += later

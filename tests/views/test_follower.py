@@ -15,8 +15,8 @@ import pytest
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
-from budgetsearch.views.study import mirror
-from budgetsearch.views.study.follower import Follower
+from budgetsearch.views.study import mirror, storage
+from budgetsearch.views.study.follower import INCOMPLETE, Follower
 from budgetsearch.views.study.mirror import StudyMirror
 from tests.support.factories import Story, params, tell_run, whole_run
 from tests.support.studies import snapshot, study, url
@@ -80,15 +80,15 @@ def test_an_outage_costs_a_warning_and_is_made_up_for(
     """One warning, one line when the study is level again, and everything is there."""
     monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.05)
     folder, story = tmp_path / "gone", Story.planned()
-    one = followed(folder, tuple(story.entries))
-    story.watchers.append(one)
-    tries, attempt = [], mirror.open_storage
+    tries, attempt = [], storage.open_storage
 
     def counted(url: str) -> object:
         tries.append(url)
         return attempt(url)
 
-    monkeypatch.setattr(mirror, "open_storage", counted)
+    monkeypatch.setattr(storage, "open_storage", counted)
+    one = followed(folder, tuple(story.entries))
+    story.watchers.append(one)
     story.train(story.trial(), 1.5)
     until = time.monotonic() + LONG
     while len(tries) < 3 and time.monotonic() < until:
@@ -112,8 +112,8 @@ def test_a_storage_that_never_comes_back_is_told_at_the_end(
     story.watchers.append(one)
     tell_run(story)
     one.close(0.5)
-    assert mirror.INCOMPLETE == caplog.records[-1].getMessage()
-    assert "budgetsearch resume" in mirror.INCOMPLETE
+    assert INCOMPLETE == caplog.records[-1].getMessage()
+    assert "budgetsearch resume" in INCOMPLETE
     assert len(caplog.records) == 2
     assert ended(one)
 
@@ -142,7 +142,7 @@ def test_the_search_does_not_wait_for_a_server_that_hangs(
     took = time.monotonic() - began
     assert one._thread.is_alive(), "the attempt was over: nothing hung"
     assert took < 15
-    assert [mirror.INCOMPLETE] == [record.getMessage() for record in caplog.records]
+    assert [INCOMPLETE] == [record.getMessage() for record in caplog.records]
 
 
 def test_what_is_told_is_never_what_the_driver_still_changes(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_follower_that_fails_says_so_and_leaves_the_run_alone(
     one.close(LONG)
     assert [
         "The Optuna study is not followed any more; the search goes on without it",
-        mirror.INCOMPLETE,
+        INCOMPLETE,
     ] == [record.getMessage() for record in caplog.records]
 
 

@@ -14,7 +14,7 @@ from budgetsearch.core.history.fold import fold
 from budgetsearch.views.study import mirror
 from budgetsearch.views.study.mirror import StudyMirror
 from tests.support.factories import Story, params, tell_run, whole_run
-from tests.support.studies import snapshot, study, url
+from tests.support.studies import Watching, snapshot, study, url
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def followed(tmp_path: Path) -> Story:
     story = Story.planned()
     mirror = StudyMirror(url(tmp_path), "run")
     mirror.catch_up(story.history)
-    story.watchers.append(mirror)
+    story.watchers.append(Watching(mirror))
     tell_run(story)
     return story
 
@@ -126,7 +126,7 @@ def test_trials_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_its_trials_open(tmp_path: Path) -> None:
     """Only a finished run has final states; one that was interrupted can go on."""
     story = Story.planned()
-    story.watchers.append(StudyMirror(url(tmp_path), "run"))
+    story.watchers.append(Watching(StudyMirror(url(tmp_path), "run")))
     story.train(story.trial(), 1.5)
     story.add(Closed("interrupted", "stopped on request"))
     assert [(t.state.name, t.user_attrs["status"]) for t in study(tmp_path).trials] == [("RUNNING", "paused")]
@@ -154,7 +154,7 @@ def test_a_failing_storage_warns_once_and_is_caught_up_later(
     folder = tmp_path / "gone"
     story = Story.planned()
     with caplog.at_level(logging.WARNING, "budgetsearch.study"):
-        story.watchers.append(StudyMirror(url(folder), "run"))
+        story.watchers.append(Watching(StudyMirror(url(folder), "run")))
         story.train(story.trial(), 1.5)
         assert len(caplog.records) == 1
     folder.mkdir()

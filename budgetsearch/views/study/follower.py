@@ -8,14 +8,19 @@ import threading
 import time
 from collections.abc import Iterable
 
-from budgetsearch.core.events import Entry, Heartbeat
+from budgetsearch.core.events import Charged, Decided, Entry, Heartbeat
 from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
-from budgetsearch.views.study.mirror import INCOMPLETE, SILENT, StudyMirror
+from budgetsearch.views.study.mirror import StudyMirror
 
 LOGGER = logging.getLogger("budgetsearch.study")
 CLOSING_PAUSE = 0.25
 """Between attempts in the last seconds."""
+SILENT = (Heartbeat, Charged, Decided)
+"""Events that change nothing in the study."""
+INCOMPLETE = (
+    "The Optuna study is not complete; the ledger is. `budgetsearch resume` of this run brings it level."
+)
 
 
 class Follower:

@@ -38,6 +38,10 @@ class Showcase:
         """``run``: the folder whose files are shown; ``store``: where links to them are kept, by default in
         the folder itself."""
         self._run, self._store, self._every, self._now = run, store, every_seconds, now
+        self.forget()
+
+    def forget(self) -> None:
+        """From now on it is another study: nothing stands there yet."""
         self._next_at = 0.0
         self._seen: tuple[Any, ...] | None = None
         self._written: dict[str, str] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,6 @@ from budgetsearch.core.errors import SettingsError
 from budgetsearch.core.events import Opened
 from budgetsearch.core.secrets import HIDDEN, without_secrets
 from budgetsearch.storage.runfolder import RunFolder
-from budgetsearch.views.study.damage import BESIDE
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -40,6 +39,8 @@ SECRET_WORDS = ("password", "passwd", "pwd")
 """Where drivers take a password from a URL's query."""
 IN_QUERY = re.compile(rf"([?&])(?:{'|'.join(SECRET_WORDS)})=[^&]*(?:&|$)")
 NO_DRIVER = re.compile(r"^postgres(ql)?://")
+BESIDE = ("-journal", "-wal", "-shm")
+"""What SQLite keeps beside a file: with another one in its place it would be taken for that one's."""
 
 
 # ------------------------------------------------------------------------------ the URL
@@ -183,21 +184,41 @@ def open_storage(url: str) -> Any:
     return storage
 
 
-def make_file(path: Path) -> None:
-    """Make an empty SQLite study, whole or not at all: a process that dies while the tables are made leaves
-    nothing that looks like a study.
+@contextmanager
+def fresh_file(path: Path) -> Iterator[Any]:
+    """Give an empty SQLite storage that takes the place of ``path`` when all has gone well inside: a process
+    that dies meanwhile leaves what was there.
 
     Raises:
         OSError: it cannot be put in its place.
     """
-    import sqlalchemy
-
     fresh = path.with_name(f"{path.name}.new")
-    for end in ("", *BESIDE):
-        fresh.with_name(fresh.name + end).unlink(missing_ok=True)
-    url = sqlalchemy.URL.create("sqlite", database=str(fresh))
-    close_storage(open_storage(url.render_as_string()))
-    os.replace(fresh, path)
+    _remove(fresh, ("", *BESIDE))
+    try:
+        storage = open_storage(file_url(fresh))
+        try:
+            yield storage
+        finally:
+            close_storage(storage)
+        _remove(path, BESIDE)
+        os.replace(fresh, path)
+    finally:
+        _remove(fresh, ("", *BESIDE))
+
+
+def _remove(path: Path, ends: Iterable[str]) -> None:
+    for end in ends:
+        path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+def reason(error: BaseException) -> str:
+    """What the database's driver said, in a line; libraries wrap it in advice of their own."""
+    said: BaseException = error
+    cause: BaseException | None = error
+    while said is error and cause is not None:
+        said = getattr(cause, "orig", None) or error
+        cause = cause.__cause__ or cause.__context__
+    return str(said).strip().partition("\n")[0]
 
 
 def close_storage(storage: Any) -> None:
@@ -222,10 +243,13 @@ def _hurry(engine: Any) -> None:
 
 @contextmanager
 def one_transaction(storage: Any) -> Iterator[None]:
-    """Everything that is written inside is written together, or not at all.
+    """Write all that is written inside together, or nothing of it; in memory it makes no difference.
 
     Optuna commits each operation by itself; a trial takes a dozen of them.
     """
+    if not hasattr(storage, "scoped_session"):
+        yield
+        return
     sessions = storage.scoped_session
     joined = _Joined(sessions())
     storage.scoped_session = joined
@@ -269,8 +293,13 @@ class _Joined:
 
 def storage_url(given: str | None, folder: RunFolder) -> str:
     """The Optuna storage of a run: what ``--storage`` says, else SQLite in its folder."""
+    return given or file_url(folder.study)
+
+
+def file_url(path: Path) -> str:
+    """The SQLite storage in a file."""
     # Optuna fills in what stands in braces.
-    return given or f"sqlite:///{folder.study}".replace("{", "{{").replace("}", "}}")
+    return f"sqlite:///{path}".replace("{", "{{").replace("}", "}}")
 
 
 def anchored_storage(url: str | None) -> str | None:
