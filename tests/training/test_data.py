@@ -10,6 +10,7 @@ import pytest
 
 from budgetsearch.core.errors import DataError
 from budgetsearch.training.data.examples import (
+    FIRST_ROWS,
     Example,
     answer_is_right,
     check_data,
@@ -145,11 +146,12 @@ def test_a_parquet_row_is_named_by_number(tmp_path: Path) -> None:
         load_examples(str(tmp_path / "x.parquet"))
 
 
-def test_the_cheap_check_reads_the_first_row_only(tmp_path: Path) -> None:
-    """A broken second row is found on loading, a broken first row at once."""
-    assert check_data(write(tmp_path / "x.jsonl", GOOD + "oops")) is None  # type: ignore[func-returns-value]
-    with pytest.raises(DataError, match=":1 is not valid JSON"):
-        check_data(write(tmp_path / "y.jsonl", "oops"))
+def test_the_cheap_check_reads_the_first_rows_only(tmp_path: Path) -> None:
+    """A row that is broken far down is found on loading, one of the first at once."""
+    late = GOOD * FIRST_ROWS + "oops"
+    assert check_data(write(tmp_path / "x.jsonl", late)) is None  # type: ignore[func-returns-value]
+    with pytest.raises(DataError, match=":2 is not valid JSON"):
+        check_data(write(tmp_path / "y.jsonl", GOOD + "oops"))
 
 
 def test_an_absent_file_names_its_nearest_sibling(tmp_path: Path) -> None:
