@@ -34,7 +34,7 @@ from budgetsearch.engines.ray.engine import RayEngine
 from budgetsearch.engines.ray.messages import FleetSpec
 from budgetsearch.machine.clock import RunClock
 from budgetsearch.run.driver import Driver
-from budgetsearch.run.incumbent import Nowhere
+from budgetsearch.run.incumbent import NoExport
 from budgetsearch.run.spaces import load_space
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import Ledger
@@ -82,7 +82,7 @@ def search(lanes: int, budget_seconds: float, folder: Path) -> tuple[History, Co
         ledger=ledger,
         engine=engine,
         sampler=OptunaSampler(),
-        exporter=Nowhere(),
+        exporter=NoExport(),
         clock=RunClock(),
         request=request(budget_seconds, space.to_dict()),
         opened=Opened(budget_seconds, {}),

@@ -46,7 +46,7 @@ def measure(workers: int, budget: float) -> dict[str, Any]:
     simulated = driver.engine
     assert isinstance(simulated, SimulatorEngine)
     engine = Timed(simulated.world, simulated.clock, workers)
-    driver.engine = driver._flights.engine = engine
+    driver.engine = driver._in_flight.engine = engine
     start = time.process_time()
     driver.run()
     taken = time.process_time() - start - engine.seconds

@@ -41,7 +41,7 @@ LOCK = "lock"
 """In a folder of copies: held as long as its worker lives."""
 
 
-class Shop(Protocol):
+class WorkshopLike(Protocol):
     """What executes jobs: ``training.workshop.Workshop``, or what stands in for it."""
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
@@ -153,7 +153,7 @@ class Copies:
 class Guard:
     """A workshop behind something that concerns checkpoints alone."""
 
-    workshop: Shop
+    workshop: WorkshopLike
 
     def forget(self, quantization: str) -> None:
         """Drop a base."""

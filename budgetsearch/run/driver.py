@@ -46,8 +46,16 @@ from budgetsearch.core.records import (
 )
 from budgetsearch.core.results import untrained
 from budgetsearch.core.secrets import without_secrets
-from budgetsearch.run.incumbent import Keeper
-from budgetsearch.run.jobs import Calibrator, Charges, Flights, Scorer, check_usable, limit_of, to_measure
+from budgetsearch.run.incumbent import Incumbent
+from budgetsearch.run.jobs import (
+    Calibrator,
+    Charges,
+    JobsInFlight,
+    Scorer,
+    check_usable,
+    limit_of,
+    to_measure,
+)
 from budgetsearch.storage.ledger import Ledger
 
 POLL_SECONDS = 0.5
@@ -82,8 +90,8 @@ class Driver:
     """A job that was told to stop has so long to checkpoint, two optimizer steps at the least."""
 
     def __post_init__(self) -> None:
-        self._keeper = Keeper(self.exporter, self._append, lambda: self.history)
-        self._flights = Flights(self.engine, self.clock, self._patience)
+        self._incumbent = Incumbent(self.exporter, self._append, lambda: self.history)
+        self._in_flight = JobsInFlight(self.engine, self.clock, self._patience)
         self._charges = Charges(self.clock, self._append)
         self._improved = self._untidy = False
         self._last_append = 0.0
@@ -138,9 +146,9 @@ class Driver:
         self._append(Resumed())
         if self.request.budget_seconds != self.history.opened.budget_seconds:
             self._append(Rescheduled(self.request.budget_seconds))
-        self._keeper.look_round()
+        self._incumbent.look_round()
         # The process may have been killed between a result and its export, or the adapter been damaged.
-        self._keeper.export_meanwhile()
+        self._incumbent.export_meanwhile()
         self._charges.rest("setup")
 
     def _append_lost_segments(self) -> None:
@@ -155,15 +163,15 @@ class Driver:
             return
         waiting = to_measure(self.quantizations, self.history.calibrations)
         measuring = Calibrator(self.request, self.clock, self._dispatch, self._note_calibration, waiting)
-        while measuring.waiting or self._flights:
+        while measuring.waiting or self._in_flight:
             self._obey_stop()
-            while measuring.waiting and self._flights.free:
+            while measuring.waiting and self._in_flight.free:
                 measuring.begin()
-            if measuring.waiting and not self._flights:
+            if measuring.waiting and not self._in_flight:
                 measuring.await_worker()
-            if measuring.waiting or self._flights:
+            if measuring.waiting or self._in_flight:
                 self._wait()
-            for landing in self._flights.landings():
+            for landing in self._in_flight.landings():
                 measuring.take(landing)
 
     def _note_calibration(self, found: Calibration) -> None:
@@ -183,10 +191,10 @@ class Driver:
         """Until there is nothing left to run; returns why."""
         while True:
             self._obey_stop()
-            self._keeper.check_disk()
+            self._incumbent.check_disk()
             plan = self._count_workers(plan)
-            now, slots = self.clock.now(), self._flights.free
-            if not slots and (self._flights or seconds_left(plan, now) > 0):
+            now, slots = self.clock.now(), self._in_flight.free
+            if not slots and (self._in_flight or seconds_left(plan, now) > 0):
                 self._pause()  # even if no worker is left: one may come back
                 continue
             decision = decide(plan, self.history, self.history.candidates, now, slots)
@@ -221,12 +229,12 @@ class Driver:
             self._append(TrialAdded(new_trial(plan, number, proposal)))
 
     def _finish(self, plan: Plan, reason: str) -> None:
-        best = self._keeper.best()
+        best = self._incumbent.best()
         # Without the time for the losses of base and adapter there is nothing to score.
         enough = self._score_seconds(plan) > 2 * max(plan.overheads.values())
         if best is not None and enough:
             self._score(plan, best)
-        if self._keeper.export(final=True) is None:
+        if self._incumbent.export(final=True) is None:
             self._charges.rest("idle")
             self._close("failed", f"{reason}, so there is no adapter")
             return
@@ -236,7 +244,7 @@ class Driver:
     def _score(self, plan: Plan, best: TrialState) -> None:
         done = self.history.exported
         # Of a lost checkpoint the exported adapter may be all that is left.
-        folder = done.path if done and best.exported and best.exported.checkpoint == done.checkpoint else ""
+        folder = done.path if done and best.exported and best.exported.name == done.checkpoint else ""
         jobs = score_jobs(plan, best, self.history.next_job, folder, self.history.score)
 
         def note(outcome: Score) -> None:
@@ -244,18 +252,18 @@ class Driver:
             self._charges.rest("score")
 
         scoring = Scorer(self._dispatch, note, [*jobs], self._several)
-        while scoring.waiting or self._flights:
+        while scoring.waiting or self._in_flight:
             self._obey_stop()
             limit = 0.0
             if scoring.waiting:
                 limit = limit_of(self._score_seconds(plan), self._patience(scoring.waiting[0]))
             if scoring.waiting and limit <= 0:
                 scoring.give_up()
-            elif scoring.waiting and self._flights.free:
+            elif scoring.waiting and self._in_flight.free:
                 scoring.begin(limit)
             else:
                 self._wait()
-            for landing in self._flights.landings():
+            for landing in self._in_flight.landings():
                 scoring.take(landing)
             scoring.tell()
 
@@ -273,9 +281,9 @@ class Driver:
         if isinstance(job, TrainJob):
             for segment in job.segments:
                 self._append(SegmentStarted(job.job_id, segment))
-        if not self._flights:  # else the others have used the time
+        if not self._in_flight:  # else the others have used the time
             self._charges.rest("idle")
-        self._flights.launch(job)
+        self._in_flight.launch(job)
 
     def _wait(self) -> None:
         for report in self.engine.poll(POLL_SECONDS):
@@ -283,9 +291,9 @@ class Driver:
                 self._append(Heartbeat(report))
             else:
                 self._take(report)
-        if self._flights and self.clock.now() - self._last_append > SILENCE_SECONDS:
-            self._append(Heartbeat(Beat(next(iter(self._flights.under_way)), None, "busy")))
-        self._flights.watch()
+        if self._in_flight and self.clock.now() - self._last_append > SILENCE_SECONDS:
+            self._append(Heartbeat(Beat(next(iter(self._in_flight.under_way)), None, "busy")))
+        self._in_flight.watch()
 
     def _grace(self) -> float:
         plan = self.history.plan
@@ -299,24 +307,24 @@ class Driver:
         """Record what is more than a sign of life."""
         if isinstance(report, Notice):
             self._append(Noticed(report.text))
-        elif isinstance(report, JobEnded) and report.job_id in self._flights.under_way:
+        elif isinstance(report, JobEnded) and report.job_id in self._in_flight.under_way:
             if report.use is not None:
                 self._append(CardWatched(report.job_id, report.use))
             self._ended(report)
 
     def _ended(self, report: JobEnded) -> None:
-        flight = self._flights.end(report)
-        if not isinstance(flight.job, TrainJob):
-            self._flights.keep(flight, report)
+        ended = self._in_flight.end(report)
+        if not isinstance(ended.job, TrainJob):
+            self._in_flight.keep(ended, report)
             return
         before = self.history.incumbent
         previous = before.best_checkpoint if before else None
         for result in report.results:
             if isinstance(result, SegmentResult):
-                late = result.status == "cancelled" and flight.told is not None
+                late = result.status == "cancelled" and ended.told is not None
                 self._append(SegmentEnded(report.job_id, _as_timeout(result) if late else result))
                 self._charges.result(result)
-        if not self._flights:  # else it belongs to those that still fly
+        if not self._in_flight:  # else it belongs to those that still run
             self._charges.rest("idle" if all(_is_well(r) for r in report.results) else "crash")
         best = self.history.incumbent
         self._improved |= best is not None and best.best_checkpoint != previous
@@ -328,10 +336,10 @@ class Driver:
             return
         start = self.clock.now()
         if self._improved:
-            self._keeper.export_meanwhile()
-        self._keeper.sweep()
+            self._incumbent.export_meanwhile()
+        self._incumbent.sweep()
         self._improved = self._untidy = False
-        if self._flights:
+        if self._in_flight:
             start = max(start, self._charges.until)
             self._charges.charge("export", self.clock.now() - start)
         else:
@@ -345,18 +353,18 @@ class Driver:
 
     def _land(self) -> None:
         """Tell what trains to checkpoint, wait for it as long as the budget allows, end the rest at once."""
-        self._flights.stop()
+        self._in_flight.stop()
         now = self.clock.now()
         until = now + landing_seconds(self.history.plan, self.request.budget_seconds, self._grace(), now)
-        while self._flights and (left := until - self.clock.now()) > 0:
+        while self._in_flight and (left := until - self.clock.now()) > 0:
             for report in self.engine.poll(min(POLL_SECONDS, left)):
                 self._take(report)
             self._tidy()
         self._abandon()
 
     def _abandon(self) -> None:
-        """Write down that whatever still flies is lost."""
-        self._flights.under_way.clear()
+        """Write down that whatever still runs is lost."""
+        self._in_flight.under_way.clear()
         self._append_lost_segments()
 
     def _close(self, state: str, reason: str, asked: str = "") -> None:
@@ -364,7 +372,7 @@ class Driver:
         self.engine.close()
         self._charges.rest("export")
         self._append(Closed(state, reason, asked))  # type: ignore[arg-type]
-        self._keeper.sweep()
+        self._incumbent.sweep()
 
     # ---------------------------------------------------------------------- the ledger
 

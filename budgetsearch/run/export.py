@@ -122,7 +122,7 @@ class AdapterExporter:
 
     def _source(self, state: TrialState) -> tuple[Path, Mapping[str, str]]:
         """(the folder that the adapter is made from, the sums of its files)."""
-        if state.exported is not None and state.exported.checkpoint == state.best_checkpoint:
+        if state.exported is not None and state.exported.name == state.best_checkpoint:
             source, known = self.target, sums.read_sums(self.target)
             if self._made_from() != state.best_checkpoint:
                 raise CheckpointError(f"The adapter in {source} was made from another checkpoint.")
@@ -366,7 +366,7 @@ class SharedExporter:
     def _fetch(self, state: TrialState) -> None:
         """Copy what the trial's adapter is made from, unless that is the exported one itself."""
         name = state.best_checkpoint
-        if state.exported is not None and state.exported.checkpoint == name:
+        if state.exported is not None and state.exported.name == name:
             return
         copy = self.inner.checkpoint_path / str(name)
         try:

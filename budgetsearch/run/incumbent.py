@@ -28,8 +28,8 @@ STANDS = (
 
 
 @dataclass
-class Keeper:
-    """Keeps adapters and checkpoints for one driver; whatever it finds stands in the ledger."""
+class Incumbent:
+    """The best adapter on disk and the checkpoints behind it; whatever it finds stands in the ledger."""
 
     exporter: Exporter
     record: Callable[[Event], None]
@@ -140,7 +140,7 @@ class Keeper:
             return True
 
 
-class Nowhere:
+class NoExport:
     """Nothing is exported, no file can break: for rehearsals and simulations; see the port ``Exporter``."""
 
     def export(self, history: History, state: TrialState, *, final: bool) -> str:

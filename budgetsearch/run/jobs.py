@@ -143,7 +143,7 @@ class Charges:
 
 
 @dataclass
-class Flight:
+class JobInFlight:
     """A job under way."""
 
     job: Job
@@ -163,14 +163,14 @@ class Landing:
 
 
 @dataclass
-class Flights:
+class JobsInFlight:
     """Every job that the engine was given and that has not ended."""
 
     engine: Engine
     clock: Clock
     patience: Callable[[Job], float]
     """How long a job that was told to stop may take to do so, in seconds."""
-    under_way: dict[int, Flight] = field(default_factory=dict)
+    under_way: dict[int, JobInFlight] = field(default_factory=dict)
     _landings: list[Landing] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -183,16 +183,16 @@ class Flights:
 
     def launch(self, job: Job) -> None:
         """Give a job to the engine."""
-        self.under_way[job.job_id] = Flight(job, self.clock.now())
+        self.under_way[job.job_id] = JobInFlight(job, self.clock.now())
         self.engine.submit(job)
 
-    def end(self, report: JobEnded) -> Flight:
+    def end(self, report: JobEnded) -> JobInFlight:
         """A job has ended."""
         return self.under_way.pop(report.job_id)
 
-    def keep(self, flight: Flight, report: JobEnded) -> None:
+    def keep(self, ended: JobInFlight, report: JobEnded) -> None:
         """Keep the answer of a job until somebody asks for it."""
-        self._landings.append(Landing(flight.job, report, self.clock.now() - flight.started))
+        self._landings.append(Landing(ended.job, report, self.clock.now() - ended.started))
 
     def landings(self) -> Iterator[Landing]:
         """The answers since the last call."""
@@ -202,24 +202,24 @@ class Flights:
     def watch(self) -> None:
         """A job beyond its limit is told to stop, then killed."""
         now = self.clock.now()
-        for flight in self.under_way.values():
-            if now - flight.started <= flight.job.limit_seconds:
+        for running in self.under_way.values():
+            if now - running.started <= running.job.limit_seconds:
                 continue
-            if flight.told is None:
-                flight.told = now
-                self.engine.cancel(flight.job.job_id)
-            elif now - flight.told > self.patience(flight.job):
-                self.engine.kill(flight.job.job_id)
+            if running.told is None:
+                running.told = now
+                self.engine.cancel(running.job.job_id)
+            elif now - running.told > self.patience(running.job):
+                self.engine.kill(running.job.job_id)
 
     def stop(self) -> None:
         """Tell what trains to checkpoint and stop, and end the rest at once: half a measurement is worth
         nothing, and there is no answer to wait for."""
-        for flight in list(self.under_way.values()):
-            if isinstance(flight.job, TrainJob):
-                self.engine.cancel(flight.job.job_id)
+        for running in list(self.under_way.values()):
+            if isinstance(running.job, TrainJob):
+                self.engine.cancel(running.job.job_id)
             else:
-                self.engine.kill(flight.job.job_id)
-                del self.under_way[flight.job.job_id]
+                self.engine.kill(running.job.job_id)
+                del self.under_way[running.job.job_id]
 
 
 def limit_of(seconds: float, patience: float) -> float:

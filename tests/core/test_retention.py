@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.history.retention import needed_checkpoints
-from budgetsearch.core.history.trial import Stand, best_stand, with_stand
+from budgetsearch.core.history.trial import Checkpoint, best_of, with_checkpoint
 from budgetsearch.core.resources.disk import SPARES, most_checkpoints, most_held, need_of
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.storage.ledger import MemoryLedger
@@ -112,16 +112,16 @@ def test_what_was_forgotten_once_is_never_gone_back_to() -> None:
     for rank in (4, 8, 16, 32):
         story.train(story.trial(params(rank)), 1.0 + rank / 100)
     for state in story.history.trials.values():
-        assert {s.checkpoint for s in state.held} <= needed_checkpoints(story.history)
+        assert {s.name for s in state.held} <= needed_checkpoints(story.history)
     story.train(0, 0.9, 1, "promotion: place 1 of 4 at rung 0")
-    held = {s.checkpoint for state in story.history.trials.values() for s in state.held}
+    held = {s.name for state in story.history.trials.values() for s in state.held}
     assert held == needed_checkpoints(story.history)
 
 
 def test_a_stand_that_is_evaluated_later_keeps_its_place_and_its_loss() -> None:
     """The same checkpoint is held once; a later result without a loss does not take its loss away."""
-    bare, known = Stand("a", 10, None, 0, 0), Stand("a", 10, 1.5, 10, 1)
-    assert (known,) == with_stand((bare,), known)
-    assert 1.5 == with_stand((known,), bare)[0].loss
-    assert best_stand([bare]) is None
-    assert known is best_stand([bare, known, Stand("b", 20, 1.6, 20, 2)])
+    bare, known = Checkpoint("a", 10, None, 0, 0), Checkpoint("a", 10, 1.5, 10, 1)
+    assert (known,) == with_checkpoint((bare,), known)
+    assert 1.5 == with_checkpoint((known,), bare)[0].loss
+    assert best_of([bare]) is None
+    assert known is best_of([bare, known, Checkpoint("b", 20, 1.6, 20, 2)])

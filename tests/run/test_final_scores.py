@@ -40,7 +40,7 @@ def stopped(tmp_path: Path) -> Path:
     driver = make_driver(path)
 
     def stop() -> str:
-        flying = [flight.job for flight in driver._flights.under_way.values()]
+        flying = [running.job for running in driver._in_flight.under_way.values()]
         return "SIGTERM" if any(isinstance(job, ScoreJob) and job.task_examples for job in flying) else ""
 
     driver.stop_requested = stop

@@ -35,7 +35,7 @@ def stopped_in(path: Path, kind: type[Job], grace: float = 30.0) -> tuple[Driver
 
     def stop() -> str:
         asked[0] = clock.now()
-        return "SIGTERM" if any(isinstance(f.job, kind) for f in driver._flights.under_way.values()) else ""
+        return "SIGTERM" if any(isinstance(f.job, kind) for f in driver._in_flight.under_way.values()) else ""
 
     driver.stop_requested = stop
     history = driver.run()

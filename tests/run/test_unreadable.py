@@ -21,7 +21,7 @@ from budgetsearch.core.policy.decide import decide
 from budgetsearch.core.results import untrained
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.run import export
-from budgetsearch.run.incumbent import Keeper
+from budgetsearch.run.incumbent import Incumbent
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.tools.simulate.invariants import check
 from budgetsearch.training import sums
@@ -187,9 +187,9 @@ def test_a_run_whose_disk_stammers_ends_well_and_loses_no_checkpoint(tmp_path: P
 # ----------------------------------------------------------------------- the exporter
 
 
-def keeper_of(told: Story, house: House) -> Keeper:
-    """A keeper on a real exporter."""
-    return Keeper(house.exporter(), told.add, lambda: told.history)
+def incumbent_of(told: Story, house: House) -> Incumbent:
+    """An incumbent on a real exporter."""
+    return Incumbent(house.exporter(), told.add, lambda: told.history)
 
 
 def test_the_best_keeps_its_place_while_it_cannot_be_read(
@@ -198,18 +198,18 @@ def test_the_best_keeps_its_place_while_it_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is neither recorded as lost nor replaced by a worse one; the export says so, and works later."""
-    keeper, name = keeper_of(story, house), str(best(story).best_checkpoint)
+    incumbent, name = incumbent_of(story, house), str(best(story).best_checkpoint)
     with monkeypatch.context() as broken:
         refuse(broken, errno.ESTALE, name)
-        keeper.look_round()
-        assert keeper.best() is None
-        keeper.export_meanwhile()
+        incumbent.look_round()
+        assert incumbent.best() is None
+        incumbent.export_meanwhile()
         with pytest.raises(UnreadableError, match="Mend its disk"):
-            keeper.export(final=True)
+            incumbent.export(final=True)
     assert not [e for e in story.entries if isinstance(e.event, CheckpointLost)]
     assert name == best(story).best_checkpoint
     assert (house.checkpoints / name).is_dir()
-    assert keeper.export(final=True) is best(story)
+    assert incumbent.export(final=True) is best(story)
 
 
 def test_an_adapter_that_cannot_be_read_now_is_not_given_up(
@@ -221,16 +221,16 @@ def test_an_adapter_that_cannot_be_read_now_is_not_given_up(
     told.train(told.trial(), 1.5)
     name = str(best(told).best_checkpoint)
     house.checkpoint(name)
-    keeper = keeper_of(told, house)
-    keeper.export(final=False)
+    incumbent = incumbent_of(told, house)
+    incumbent.export(final=False)
     (house.checkpoints / name / sums.ADAPTER_FILE).unlink()
     with monkeypatch.context() as broken:
         refuse(broken, errno.EIO, "/adapter/")
-        assert keeper.best() is None
+        assert incumbent.best() is None
     lost = [e.event for e in told.entries if isinstance(e.event, CheckpointLost)]
     assert [(name, False)] == [(event.checkpoint, event.exported) for event in lost]
-    assert keeper.best() is best(told)
-    assert keeper.export(final=True) is best(told)
+    assert incumbent.best() is best(told)
+    assert incumbent.export(final=True) is best(told)
     assert isinstance(told.entries[-1].event, Exported)
 
 
@@ -240,13 +240,13 @@ def test_a_copy_that_went_wrong_does_not_blame_the_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The target's disk made something else of it: the source is looked at again, and is whole."""
-    keeper = keeper_of(story, house)
+    incumbent = incumbent_of(story, house)
 
     def torn(source: Path, target: Path) -> None:
         Path(target).write_text("something else", encoding="utf-8")
 
     with monkeypatch.context() as broken:
         broken.setattr(export.shutil, "copyfile", torn)
-        keeper.export_meanwhile()
+        incumbent.export_meanwhile()
     assert not [e for e in story.entries if isinstance(e.event, CheckpointLost)]
-    assert keeper.export(final=True) is best(story)
+    assert incumbent.export(final=True) is best(story)

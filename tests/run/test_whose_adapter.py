@@ -15,7 +15,7 @@ from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import SegmentResult
 from budgetsearch.run import export, failure
 from budgetsearch.run.failure import after_failure
-from budgetsearch.run.incumbent import Keeper
+from budgetsearch.run.incumbent import Incumbent
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.invariants import check
 from budgetsearch.views.report.answer import answer_of
@@ -40,9 +40,9 @@ def told(house: House) -> Story:
 
 
 @pytest.fixture
-def keeper(told: Story, house: House) -> Keeper:
+def incumbent(told: Story, house: House) -> Incumbent:
     """On the real exporter."""
-    return Keeper(house.exporter(), told.add, lambda: told.history)
+    return Incumbent(house.exporter(), told.add, lambda: told.history)
 
 
 def replaced(house: House, told: Story) -> TrialState:
@@ -58,7 +58,7 @@ def lost(told: Story) -> list[tuple[str, bool]]:
     return [(event.checkpoint, event.exported) for event in events]
 
 
-def test_no_adapter_is_taken_for_another_trials(house: House, told: Story, keeper: Keeper) -> None:
+def test_no_adapter_is_taken_for_another_trials(house: House, told: Story, incumbent: Incumbent) -> None:
     """The best trial's checkpoint is gone, and what stands is the other's: it is not exported in its name."""
     name, other = str(best(told).best_checkpoint), replaced(house, told)
     shutil.rmtree(house.checkpoints / name)
@@ -67,20 +67,20 @@ def test_no_adapter_is_taken_for_another_trials(house: House, told: Story, keepe
     assert "made from another checkpoint" in house.exporter().damage(best(told))
     with pytest.raises(CheckpointError, match="made from another checkpoint"):
         house.exporter().export(told.history, best(told), final=True)
-    assert keeper.best() is other
+    assert incumbent.best() is other
     assert [(name, False), (name, True)] == lost(told)
-    assert keeper.export(final=True) is other
+    assert incumbent.export(final=True) is other
 
 
 def test_a_resume_sees_at_once_that_the_adapter_is_anothers(
     house: House,
     told: Story,
-    keeper: Keeper,
+    incumbent: Incumbent,
 ) -> None:
     """The look round compares it with the lost checkpoint; a whole one of the same trial stands in."""
     name, other = str(best(told).best_checkpoint), replaced(house, told)
     shutil.rmtree(house.checkpoints / name)
-    keeper.look_round()
+    incumbent.look_round()
     assert [(name, True)] == lost(told)
     assert best(told) is other
 
@@ -88,14 +88,14 @@ def test_a_resume_sees_at_once_that_the_adapter_is_anothers(
 def test_the_best_trials_own_adapter_stands_in_for_its_checkpoint(
     house: House,
     told: Story,
-    keeper: Keeper,
+    incumbent: Incumbent,
 ) -> None:
     """As long as it is that: nothing is given up."""
     name = str(best(told).best_checkpoint)
     shutil.rmtree(house.checkpoints / name)
-    keeper.look_round()
+    incumbent.look_round()
     assert [(name, False)] == lost(told)
-    assert keeper.best() is told.history.trials[0]
+    assert incumbent.best() is told.history.trials[0]
 
 
 def unwritten(told: Story) -> None:
@@ -109,7 +109,7 @@ def unwritten(told: Story) -> None:
 def test_a_full_disk_names_the_adapter_only_if_it_is_the_one_exported(
     house: House,
     told: Story,
-    keeper: Keeper,
+    incumbent: Incumbent,
     mine: bool,
 ) -> None:
     """Else it says nothing of an adapter."""
@@ -118,7 +118,7 @@ def test_a_full_disk_names_the_adapter_only_if_it_is_the_one_exported(
     if not mine:
         replaced(house, told)
     with pytest.raises(DiskError) as caught:
-        keeper.check_disk()
+        incumbent.check_disk()
     assert mine == ("The best adapter so far is in" in str(caught.value))
 
 
@@ -162,11 +162,11 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_at_the_end_the_adapter_that_stands_will_do(
-    told: Story, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+    told: Story, incumbent: Incumbent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no room to write it once more: it is the best trial's and whole, so the run has one."""
     full(monkeypatch)
-    assert keeper.export(final=True) is best(told)
+    assert incumbent.export(final=True) is best(told)
     noticed, exported = (entry.event for entry in told.entries[-2:])
     assert isinstance(noticed, Noticed)
     assert "No space left on device). The best trial's adapter stands there already" in noticed.text
@@ -176,7 +176,7 @@ def test_at_the_end_the_adapter_that_stands_will_do(
 def test_a_checkpoint_that_cannot_be_read_at_the_end_is_not_needed_either(
     house: House,
     told: Story,
-    keeper: Keeper,
+    incumbent: Incumbent,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was made of it before stands."""
@@ -185,15 +185,15 @@ def test_a_checkpoint_that_cannot_be_read_at_the_end_is_not_needed_either(
         raise UnreadableError("cannot be read now")
 
     monkeypatch.setattr(export.AdapterExporter, "_source", build)
-    assert keeper.best() is None
-    assert keeper.export(final=True) is best(told)
+    assert incumbent.best() is None
+    assert incumbent.export(final=True) is best(told)
 
 
 @pytest.mark.parametrize("final", [True, False])
 def test_an_adapter_that_is_anothers_or_damaged_will_not_do(
     house: House,
     told: Story,
-    keeper: Keeper,
+    incumbent: Incumbent,
     monkeypatch: pytest.MonkeyPatch,
     final: bool,
 ) -> None:
@@ -202,7 +202,7 @@ def test_an_adapter_that_is_anothers_or_damaged_will_not_do(
         replaced(house, told)
     full(monkeypatch)
     with pytest.raises(DiskError, match="make room"):
-        keeper.export(final=final)
+        incumbent.export(final=final)
 
 
 class Brimful(SimDisk):

@@ -41,7 +41,7 @@ from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.run import manifest
 from budgetsearch.run import preflight as room
 from budgetsearch.run.export import AdapterExporter, SharedExporter, exporter_for, mend
-from budgetsearch.run.incumbent import Keeper
+from budgetsearch.run.incumbent import Incumbent
 from budgetsearch.run.settings import Settings, load_settings
 from budgetsearch.storage.checkpoint_store import MARKER, SIGN, CheckpointStore, Patience
 from budgetsearch.storage.ledger import Ledger, read_history
@@ -674,18 +674,18 @@ def test_a_best_checkpoint_that_is_gone_is_recorded_as_lost(house: House) -> Non
     """As on one machine; but not while the store cannot be reached."""
     name, said = house.best.best_checkpoint, [""][:0]
     away = troubled(house.store, lambda method, *args: (_ for _ in ()).throw(PermissionError("no answer")))
-    keeper = Keeper(
+    incumbent = Incumbent(
         SharedExporter(house.exporter.inner, away), lambda event: None, lambda: house.story.history
     )
-    keeper.look_round()
-    assert keeper.best() is None
+    incumbent.look_round()
+    assert incumbent.best() is None
     with pytest.raises(UnreadableError, match="no answer"):
-        keeper.export(final=True)
+        incumbent.export(final=True)
     house.store.remove(name)
-    keeper = Keeper(
+    incumbent = Incumbent(
         house.exporter, lambda event: said.append(type(event).__name__), lambda: house.story.history
     )
-    keeper.look_round()
+    incumbent.look_round()
     assert ["CheckpointLost"] == said
     assert "never ended" in house.exporter.damage(house.best)
 

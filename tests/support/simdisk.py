@@ -42,7 +42,7 @@ class SimDisk:
     def damage(self, state: TrialState) -> str:
         """See the port."""
         name = str(state.best_checkpoint)
-        if state.exported is not None and state.exported.checkpoint == name:
+        if state.exported is not None and state.exported.name == name:
             return "" if self.stands(name) else "the adapter is damaged"
         return "" if self.whole.get(name) else "it is damaged"
 

@@ -180,7 +180,7 @@ def _scored(history: History, event: Scored) -> None:
 def _exported(history: History, event: Exported) -> None:
     history.exported = event
     for state in map(history.trials.__getitem__, history.holders):
-        if state.exported is not None and state.exported.checkpoint != event.checkpoint:
+        if state.exported is not None and state.exported.name != event.checkpoint:
             state.exported = None
 
 

@@ -10,7 +10,7 @@ from bisect import insort
 from budgetsearch.core.events import SegmentEnded
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import forget, lose
-from budgetsearch.core.history.trial import Stand, TrialState, with_stand
+from budgetsearch.core.history.trial import Checkpoint, TrialState, with_checkpoint
 from budgetsearch.core.records import Segment, SegmentResult, cost_class
 from budgetsearch.core.resources.memory import problem, taught
 
@@ -107,7 +107,7 @@ def _advance(history: History, state: TrialState, segment: Segment, result: Segm
             state.best_tokens = result.tokens
     known = result.loss, state.evaluated_tokens, len(state.full_losses)
     history.holders.add(state.trial_id)
-    state.held = with_stand(state.held, Stand(result.checkpoint_out, result.tokens, *known))
+    state.held = with_checkpoint(state.held, Checkpoint(result.checkpoint_out, result.tokens, *known))
 
 
 def _ended_ok(

@@ -70,7 +70,7 @@ def _needed(history: History, open_still: set[int]) -> set[str]:
         holders = [history.trials[number] for number in sorted(history.holders)]
         wanted |= spares(best, holders) if best else set()
         for number in history.full_trials:
-            wanted |= {stand.checkpoint for stand in history.trials[number].held[-2:]}
+            wanted |= {one.name for one in history.trials[number].held[-2:]}
     return {name for name in wanted if name}
 
 
@@ -83,8 +83,8 @@ def forget(history: History) -> None:
     needed = _needed(history, open_still)
     for number in list(history.holders):
         state = history.trials[number]
-        if any(stand.checkpoint not in needed for stand in state.held):
-            state.held = tuple(stand for stand in state.held if stand.checkpoint in needed)
+        if any(one.name not in needed for one in state.held):
+            state.held = tuple(one for one in state.held if one.name in needed)
         if not state.held and not state.exported:
             history.holders.remove(number)
     _retire(history)
@@ -110,7 +110,7 @@ def lose(history: History, name: str, why: str, *, exported: bool = False) -> No
     stands = done is not None and done.checkpoint == name and not exported
     said = [f"checkpoint {name} is lost ({why})"]
     for state in history.trials.values():
-        mine = next((s for s in (*state.held, state.exported) if s and s.checkpoint == name), None)
+        mine = next((s for s in (*state.held, state.exported) if s and s.name == name), None)
         if mine is None and state.checkpoint != name:
             continue
         if stands and mine is not None and mine.loss is not None:

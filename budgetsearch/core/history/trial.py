@@ -36,9 +36,9 @@ class TrialState:
     """How long before that its cooldown begins."""
     dead: str | None = None
     """Why it will never run again (diverged, infeasible, crashed, timeout, lost), or None."""
-    held: tuple[Stand, ...] = ()
+    held: tuple[Checkpoint, ...] = ()
     """Its checkpoints that are on disk, in the order of writing."""
-    exported: Stand | None = None
+    exported: Checkpoint | None = None
     """Its best checkpoint, if that was lost and only the exported adapter is left of it."""
     lost: int = 0
     """How often the checkpoint was lost from which it would have gone on."""
@@ -95,10 +95,10 @@ trial rests, with all it holds, until the run is resumed."""
 
 
 @dataclass(frozen=True)
-class Stand:
+class Checkpoint:
     """A checkpoint, with what the trial knew there."""
 
-    checkpoint: str
+    name: str
     tokens: int
     loss: float | None
     """Its validation loss, if that was measured."""
@@ -108,39 +108,39 @@ class Stand:
     """How many losses of its full run had been measured."""
 
 
-def with_stand(held: tuple[Stand, ...], new: Stand) -> tuple[Stand, ...]:
-    """The stands with one more at their end; one of the same name keeps the loss that it had."""
-    same = next((stand for stand in held if stand.checkpoint == new.checkpoint), None)
+def with_checkpoint(held: tuple[Checkpoint, ...], new: Checkpoint) -> tuple[Checkpoint, ...]:
+    """The checkpoints with one more at their end; one of the same name keeps the loss that it had."""
+    same = next((one for one in held if one.name == new.name), None)
     if same is not None and new.loss is None:
         new = replace(new, loss=same.loss)
-    return (*(stand for stand in held if stand is not same), new)
+    return (*(one for one in held if one is not same), new)
 
 
-def best_stand(stands: Iterable[Stand]) -> Stand | None:
+def best_of(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     """The one with the lowest loss; the latest of equals."""
-    known = [(stand.loss, -stand.tokens, stand) for stand in stands if stand.loss is not None]
-    return min(known, key=lambda one: one[:2])[2] if known else None
+    known = [(one.loss, -one.tokens, one) for one in checkpoints if one.loss is not None]
+    return min(known, key=lambda pair: pair[:2])[2] if known else None
 
 
 def spares(state: TrialState, others: Iterable[TrialState]) -> set[str]:
     """What stands in for the best trial's best checkpoint: another one of its own, and one of another's."""
-    own = [stand for stand in state.held if stand.checkpoint != state.best_checkpoint]
-    second = best_stand(own) or (own[-1] if own else None)
-    other = best_stand(stand for trial in others if trial is not state for stand in trial.held)
-    return {stand.checkpoint for stand in (second, other) if stand is not None}
+    own = [one for one in state.held if one.name != state.best_checkpoint]
+    second = best_of(own) or (own[-1] if own else None)
+    other = best_of(one for trial in others if trial is not state for one in trial.held)
+    return {one.name for one in (second, other) if one is not None}
 
 
 def fall_back(state: TrialState, name: str) -> str:
     """Take a checkpoint away from a trial; returns what becomes of the trial, in words, or nothing if it goes
     on from another one anyway.
     """
-    state.held = tuple(stand for stand in state.held if stand.checkpoint != name)
+    state.held = tuple(one for one in state.held if one.name != name)
     if state.checkpoint != name:
         return ""
     state.lost += 1
     if state.held:
         last = state.held[-1]
-        state.tokens, state.checkpoint = last.tokens, last.checkpoint
+        state.tokens, state.checkpoint = last.tokens, last.name
         state.evaluated_tokens = last.evaluated_tokens
         del state.full_losses[last.full_losses :]
         return f"trial {state.trial_id} goes back to {last.tokens} tokens"
@@ -159,8 +159,8 @@ def settle(state: TrialState) -> None:
     """After a loss somewhere: a trial's best is the best of what still exists of it, for it may be the next
     to be exported. Of whoever holds nothing the report still tells the loss.
     """
-    best = best_stand((*state.held, *([state.exported] if state.exported else ())))
+    best = best_of((*state.held, *([state.exported] if state.exported else ())))
     if best is not None:
-        state.best_loss, state.best_checkpoint, state.best_tokens = best.loss, best.checkpoint, best.tokens
+        state.best_loss, state.best_checkpoint, state.best_tokens = best.loss, best.name, best.tokens
     elif state.held:
         state.best_loss, state.best_checkpoint = None, None

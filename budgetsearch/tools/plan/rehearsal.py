@@ -27,7 +27,7 @@ from budgetsearch.core.resources.memory import problem
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import Result, SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.run.driver import Driver
-from budgetsearch.run.incumbent import Nowhere
+from budgetsearch.run.incumbent import NoExport
 from budgetsearch.storage.ledger import MemoryLedger
 
 PROBES = 6
@@ -154,7 +154,7 @@ def rehearse(
         ledger=ledger,
         engine=_Leaps(_World(calibrations, step_tokens), clock, workers),
         sampler=PriorSampler(),
-        exporter=Nowhere(),
+        exporter=NoExport(),
         clock=clock,
         request=request,
         opened=Opened(request.budget_seconds, {}),

@@ -71,7 +71,7 @@ def _check_continuation(history: History, event: SegmentStarted) -> None:
         event.segment.start_tokens == state.tokens, f"trial {state.trial_id} does not go on where it was"
     )
     _require(bool(name) == bool(state.tokens), f"trial {state.trial_id} has tokens without a checkpoint")
-    on_disk = name is None or any(stand.checkpoint == name for stand in state.held)
+    on_disk = name is None or any(one.name == name for one in state.held)
     _require(on_disk, f"trial {state.trial_id} starts from {name}, which is lost or given up")
 
 

@@ -14,7 +14,7 @@ from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.core.records import Calibration
 from budgetsearch.engines.simulator import SimulatorEngine, VirtualClock
 from budgetsearch.run.driver import Driver
-from budgetsearch.run.incumbent import Nowhere
+from budgetsearch.run.incumbent import NoExport
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.curves import Curves
@@ -100,7 +100,7 @@ def play(curves: Curves, multiple: float, seed: int, sampler: Sampler | None = N
         ledger=ledger,
         engine=SimulatorEngine(world, clock),
         sampler=OnCurves(sampler or OptunaSampler(), curves),
-        exporter=Nowhere(),
+        exporter=NoExport(),
         clock=clock,
         request=_request(plan, curves),
         opened=Opened(plan.budget_seconds, {}),
