@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from budgetsearch.core.policy.deadline import ENDING
 from budgetsearch.machine.clock import Timing
@@ -22,53 +22,10 @@ from budgetsearch.storage.runfolder import RunFolder
 if TYPE_CHECKING:
     from budgetsearch.run.choose_engine import RunEngine
 
+# ---------------------------------------------------------------------------------- signals
 
-EXIT_OVERDUE = 3
-"""Exit code of a process that hung until its time was over."""
-WORDS_SECONDS = 0.2
-"""Its last words get so long to be written."""
-WATCH_SECONDS = 0.5
-PREPARATION_SECONDS = 180.0
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """SIGUSR1 is how schedulers announce that a job will be preempted."""
-
-
-@contextmanager
-def ended_in_time(
-    timing: Timing, engine: RunEngine, folder: RunFolder, planned: Callable[[], bool]
-) -> Iterator[None]:
-    """End this process before its time is over, whatever hangs inside: a download, a disk, a lock.
-
-    The driver keeps the deadline by itself; this is for what it cannot see. Before the run is ``planned`` it
-    gets PREPARATION_SECONDS in any case: a budget that is too small is to be refused with what would do.
-    """
-    over = threading.Event()
-
-    def watch() -> None:
-        while True:
-            left = timing.seconds_left() - ENDING["exit"]
-            if not planned():
-                left = max(left, PREPARATION_SECONDS - timing.clock.now())
-            if left <= 0:
-                break
-            if over.wait(min(left, WATCH_SECONDS)):
-                return
-        engine.end()
-        message = (
-            f"error: the time is over and the process hangs, so it ends here. What was earned is safe in "
-            f"{folder.path}; `budgetsearch status {folder.command_word}` shows it.\n"
-        )
-        # Perhaps it hangs because nobody reads what it prints.
-        words = threading.Thread(target=os.write, args=(2, message.encode()), daemon=True)
-        words.start()
-        words.join(WORDS_SECONDS)
-        os._exit(EXIT_OVERDUE)
-
-    threading.Thread(target=watch, name="last-resort", daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
 
 
 class Stopped(KeyboardInterrupt):
@@ -122,48 +79,62 @@ def stop_signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-LEAVING_SECONDS = 3.0
-"""Of any command: whatever libraries do at the exit, and all else that remains, is over by then."""
+# -------------------------------------------------------------------------- the last resort
+
+EXIT_OVERDUE = 3
+"""Exit code of a process that hung until its time was over."""
+WORDS_SECONDS = 0.2
+"""Its last words get so long to be written."""
+WATCH_SECONDS = 0.5
+PREPARATION_SECONDS = 180.0
+"""Before a run has a plan it gets so long in any case: a budget that is too small is to be refused with what
+would do."""
 
 
-_own: list[int] = []
-"""The number of the process that is this command's and ends with it."""
+@contextmanager
+def ended_in_time(
+    timing: Timing, engine: RunEngine, folder: RunFolder, planned: Callable[[], bool]
+) -> Iterator[None]:
+    """End this process before its time is over, whatever hangs inside: a download, a disk, a lock.
 
-
-def take_process() -> None:
-    """This process belongs to the command line alone."""
-    _own.append(os.getpid())
-
-
-def leave_within(seconds: float, code: int) -> None:
-    """End this process with ``code`` after so many seconds at the latest, if it is the command line's."""
-    if os.getpid() not in _own:
-        return
-
-    def wait() -> None:
-        time.sleep(max(0.0, seconds))
-        os._exit(code)
-
-    threading.Thread(target=wait, name="leave", daemon=True).start()
-
-
-def leave(code: int) -> None:
-    """End this process now: what is registered for the exit is done, what was printed is written.
-
-    Taking torch and its like apart would take Python seconds, on a slow machine tens of them, and they would
-    be seconds of the budget.
+    The driver keeps the deadline by itself; this is for what it cannot see. ``planned``: whether the run has
+    a plan.
     """
-    take_process()
-    leave_within(LEAVING_SECONDS, code)
-    atexit._run_exitfuncs()
-    drain_output(ENDING["lines"])
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            pass  # nobody listens any more
-    os._exit(code)
+    over = threading.Event()
 
+    def watch() -> None:
+        while True:
+            left = timing.seconds_left() - ENDING["exit"]
+            if not planned():
+                left = max(left, PREPARATION_SECONDS - timing.clock.now())
+            if left <= 0:
+                break
+            if over.wait(min(left, WATCH_SECONDS)):
+                return
+        engine.end()
+        _give_up(folder)
+
+    threading.Thread(target=watch, name="last-resort", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _give_up(folder: RunFolder) -> NoReturn:
+    """Say where the run lies, and end this process."""
+    message = (
+        f"error: the time is over and the process hangs, so it ends here. What was earned is safe in "
+        f"{folder.path}; `budgetsearch status {folder.command_word}` shows it.\n"
+    )
+    # Perhaps it hangs because nobody reads what it prints.
+    words = threading.Thread(target=os.write, args=(2, message.encode()), daemon=True)
+    words.start()
+    words.join(WORDS_SECONDS)
+    os._exit(EXIT_OVERDUE)
+
+
+# ----------------------------------------------------------------------------------- output
 
 HELD_CHARACTERS = 1 << 20
 """So much may wait for a reader; what comes then is left out until there is room."""
@@ -233,8 +204,6 @@ class Outlet(io.TextIOBase):
             self._stuck = not done
         return done
 
-    # ---------------------------------------------------------------------- the thread
-
     def _work(self) -> None:
         while True:
             with self._news:
@@ -283,3 +252,46 @@ def drain_output(seconds: float) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Outlet):
             stream.drain(until - time.monotonic())
+
+
+# --------------------------------------------------------------------------------- the exit
+
+LEAVING_SECONDS = 3.0
+"""Of any command: whatever libraries do at the exit, and all else that remains, is over by then."""
+_own: list[int] = []
+"""The number of the process that is this command's and ends with it."""
+
+
+def take_process() -> None:
+    """This process belongs to the command line alone."""
+    _own.append(os.getpid())
+
+
+def leave_within(seconds: float, code: int) -> None:
+    """End this process with ``code`` after so many seconds at the latest, if it is the command line's."""
+    if os.getpid() not in _own:
+        return
+
+    def wait() -> None:
+        time.sleep(max(0.0, seconds))
+        os._exit(code)
+
+    threading.Thread(target=wait, name="leave", daemon=True).start()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now: what is registered for the exit is done, what was printed is written.
+
+    Taking torch and its like apart would take Python seconds, on a slow machine tens of them, and they would
+    be seconds of the budget.
+    """
+    take_process()
+    leave_within(LEAVING_SECONDS, code)
+    atexit._run_exitfuncs()
+    drain_output(ENDING["lines"])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody listens any more
+    os._exit(code)
