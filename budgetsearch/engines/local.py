@@ -23,7 +23,7 @@ from budgetsearch.core.records import (
 from budgetsearch.core.results import crashed_results, stranded_results
 from budgetsearch.engines.pipes import listen
 from budgetsearch.engines.worker import EXIT_DEVICE
-from budgetsearch.storage.files import remedy
+from budgetsearch.storage.files import append_to, remedy
 
 MAX_DEATHS = 5
 """A worker that died so often without finishing a job is not started again."""
@@ -153,7 +153,7 @@ class LocalEngine:
         self._generation += 1
         self._introduced = False
         try:
-            log = self._log.open("ab")
+            log = append_to(self._log)
         except OSError as error:
             raise DiskError(
                 f"The worker's log {self._log} cannot be written ({error.strerror}); {remedy(error)}, then "

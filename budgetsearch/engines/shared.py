@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -30,7 +31,8 @@ from budgetsearch.core.records import (
     WorkerSetup,
 )
 from budgetsearch.core.results import untrained
-from budgetsearch.storage.checkpoint_store import SIGN, CheckpointStore, Patience, missing_sign
+from budgetsearch.storage.checkpoint_store import CheckpointStore, Patience, missing_sign
+from budgetsearch.storage.ownership import SIGN, checkpoint_in
 from budgetsearch.storage.shared import folder_of, open_store
 from budgetsearch.training import sums
 
@@ -289,7 +291,7 @@ class Courier(Guard):
         self.copies.close()
 
     def _fetch(self, name: str) -> None:
-        copy = self.copies.folder / name
+        copy = checkpoint_in(self.copies.folder, name)
         if copy.exists():
             try:
                 sums.check(copy)
@@ -329,7 +331,11 @@ def _charged(result: SegmentResult, phase: str, seconds: float) -> SegmentResult
 def _remove_if_dead(folder: Path) -> None:
     """Remove the copies of a worker that was killed; those of a living one, or of somebody else, stay."""
     try:
-        lock = os.open(folder / LOCK, os.O_RDWR)
+        if not re.fullmatch(f"{PREFIX}[a-z0-9_]{{8}}", folder.name) or folder.is_symlink():
+            return
+        if not set(os.listdir(folder)) <= {LOCK, "checkpoints"}:
+            return
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         return
     try:

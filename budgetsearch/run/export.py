@@ -27,7 +27,8 @@ from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.ports import Exporter
 from budgetsearch.storage.checkpoint_store import ONCE, CheckpointStore
 from budgetsearch.storage.files import exchange, remedy, sync
-from budgetsearch.storage.shared import folder_of, open_store, url_of
+from budgetsearch.storage.ownership import TORN, checkpoint_in, is_known, remove_checkpoints
+from budgetsearch.storage.shared import folder_of, open_store, place_name, url_of
 from budgetsearch.training import sums
 from budgetsearch.training.sums import ADAPTER_FILES
 from budgetsearch.views.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
@@ -55,6 +56,8 @@ class AdapterExporter:
     data_facts: Mapping[str, Any]
     tokenizer_files_from: Path
     keep_checkpoints: bool = False
+    owner: str = ""
+    """The run, as the sign in ``checkpoint_path`` says: without it nothing is removed there."""
 
     def __post_init__(self) -> None:
         """Finish what a crash interrupted."""
@@ -127,7 +130,7 @@ class AdapterExporter:
             if self._made_from() != state.best_checkpoint:
                 raise CheckpointError(f"The adapter in {source} was made from another checkpoint.")
         else:
-            source = self.checkpoint_path / str(state.best_checkpoint)
+            source = checkpoint_in(self.checkpoint_path, state.best_checkpoint)
             known = sums.read_meta(source)["sha256"]
         for name in ADAPTER_FILES:
             if name not in known:
@@ -172,18 +175,13 @@ class AdapterExporter:
 
     def sweep(self, history: History) -> None:
         """Remove the checkpoints that nothing needs, and what crashed writers left behind."""
-        try:
-            there = list(self.checkpoint_path.iterdir())
-        except OSError:
-            return  # the next sweep finds them
         spare = is_spare(history)
-        for path in there:
-            if path.name.startswith("."):
-                useless = not history.running
-            else:
-                useless = not self.keep_checkpoints and spare(path.name)
-            if useless:
-                shutil.rmtree(path, ignore_errors=True)
+
+        def useless(name: str) -> bool:
+            torn = not history.running and is_known(name, history.trials, TORN)
+            return torn or (not self.keep_checkpoints and spare(name))
+
+        remove_checkpoints(self.checkpoint_path, self.owner, useless)
 
     def with_tokenizer(self, folder: Path) -> AdapterExporter:
         """The same, with the tokenizer's files from another folder."""
@@ -220,11 +218,15 @@ class AdapterExporter:
 
 
 def is_spare(history: History) -> Callable[[str], bool]:
-    """Whether nothing needs the checkpoint of a name any more."""
+    """Whether it is the name of a checkpoint of the history's that nothing needs any more."""
     needed = needed_checkpoints(history)
     # A job under way may have written a checkpoint that the ledger does not know yet.
     busy = tuple(f"trial{s.trial_id:04d}-" for job in history.running.values() for s in job)
-    return lambda name: name.startswith("trial") and name not in needed and not name.startswith(busy)
+
+    def spare(name: str) -> bool:
+        return is_known(name, history.trials) and name not in needed and not name.startswith(busy)
+
+    return spare
 
 
 class Mendable(Exporter, Protocol):
@@ -280,7 +282,9 @@ def exporter_for(exporter: AdapterExporter, shared: str | None) -> AdapterExport
     if url := url_of(shared):
         return SharedExporter(exporter, open_store(url))
     folder = folder_of(shared)
-    return exporter if folder is None else replace(exporter, checkpoint_path=folder)
+    if folder is None:
+        return exporter
+    return replace(exporter, checkpoint_path=folder, owner=place_name(str(shared)))
 
 
 @dataclass
@@ -345,9 +349,12 @@ class SharedExporter:
     def sweep(self, history: History) -> None:
         """Remove the checkpoints that nothing needs from the store, and all copies but the best one's."""
         best = history.incumbent
-        for path in self._copies():
-            if best is None or path.name != best.best_checkpoint:
-                shutil.rmtree(path, ignore_errors=True)
+        kept = best.best_checkpoint if best is not None else None
+        remove_checkpoints(
+            self.inner.checkpoint_path,
+            self.inner.owner,
+            lambda name: is_known(name, history.trials) and name != kept,
+        )
         if self.inner.keep_checkpoints or self.clock() < self._unswept_until:
             return
         spare, store = is_spare(history), replace(self.store, patience=ONCE)
@@ -359,18 +366,14 @@ class SharedExporter:
             self._unswept_until = self.clock() + PAUSE_SECONDS
             LOGGER.warning("Checkpoints that nothing needs are still there. %s", error)
 
-    def _copies(self) -> list[Path]:
-        folder = self.inner.checkpoint_path
-        return list(folder.iterdir()) if folder.is_dir() else []
-
     def _fetch(self, state: TrialState) -> None:
         """Copy what the trial's adapter is made from, unless that is the exported one itself."""
         name = state.best_checkpoint
         if state.exported is not None and state.exported.name == name:
             return
-        copy = self.inner.checkpoint_path / str(name)
+        copy = checkpoint_in(self.inner.checkpoint_path, name)
         try:
             sums.check(copy, sums.ADAPTER_FILES)
         except (CheckpointError, UnreadableError):
-            shutil.rmtree(copy, ignore_errors=True)
+            remove_checkpoints(copy.parent, self.inner.owner, lambda other: other == name)
             self.store.get(str(name), copy, COPIED)

@@ -16,7 +16,7 @@ from budgetsearch.core.events import Entry
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.secrets import without_secrets
-from budgetsearch.storage.files import local_time
+from budgetsearch.storage.files import append_to, local_time
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.card import told_by
@@ -136,8 +136,8 @@ def keep_traceback(error: BaseException, run: Path) -> Path | None:
     path = RunFolder(run).traceback
     text = without_secrets("".join(traceback.format_exception(error)))
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{text}\n")
+        with append_to(path) as file:
+            file.write(f"{text}\n".encode("utf-8", "replace"))
     except OSError:
         return None
     return path

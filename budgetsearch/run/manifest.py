@@ -31,7 +31,7 @@ from budgetsearch.run.manifest_schema import (
     read,
     to_text,
 )
-from budgetsearch.storage.files import sync
+from budgetsearch.storage.files import replace_text
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import url_of
 from budgetsearch.training.data.provenance import file_facts
@@ -59,7 +59,7 @@ def write_manifest(folder: RunFolder, history: History) -> Path | None:
             return None
         text = to_text(manifest)
         for path in (folder.adapter / MANIFEST, target):
-            _write(path, text)
+            replace_text(path, text)
     except (OSError, ValueError, KeyError, LedgerError):
         LOGGER.warning("%s could not be written.", target, exc_info=True)
         return None
@@ -280,17 +280,6 @@ def _files(folder: Path) -> Iterator[File]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name not in UNSUMMED and not path.name.startswith("."):
             yield File(**file_facts(path))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        sync(fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 ADAPTER_FILE = "adapter_model.safetensors"

@@ -191,12 +191,18 @@ def opened_by(prepared: Prepared, run: str, budget_seconds: float) -> Opened:
     return Opened(budget_seconds, to_write_down(prepared.settings), facts_of(prepared, run))
 
 
+def run_id_of(opened: Opened) -> str:
+    """What the run calls itself in the sign of its checkpoints' folder."""
+    return str(opened.facts.get("run", ""))
+
+
 def facts_of(prepared: Prepared, run: str) -> dict[str, Any]:
     """What was found before the first job, for the ledger, the report and the card."""
     from budgetsearch.training.data.provenance import input_facts
 
     settings, card, base, data = prepared.settings, prepared.card, prepared.base, prepared.data
     return {
+        "run": uuid.uuid4().hex,
         # A storage that several runs share holds one study for each.
         "study": f"{run}-{uuid.uuid4().hex[:8]}" if settings.storage else run,
         "storage_password": has_password(settings.storage),

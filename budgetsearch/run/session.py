@@ -35,6 +35,7 @@ from budgetsearch.run.prepare import (
     opened_by,
     prepare_inputs,
     request_of,
+    run_id_of,
     worker_setup,
 )
 from budgetsearch.run.process import ended_in_time, stop_signals
@@ -126,7 +127,7 @@ def _begun(folder: RunFolder, shared: str | None) -> Iterator[RunLock]:
     """
     try:
         folder.check_free()
-        existed = folder.path.exists()
+        existed, before = folder.path.exists(), folder.names()
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = RunLock(folder.path)
     except OSError as error:
@@ -139,7 +140,7 @@ def _begun(folder: RunFolder, shared: str | None) -> Iterator[RunLock]:
             yield lock
     except (UsageError, KeyboardInterrupt):
         if not _has_trials(folder):
-            folder.clear(remove=not existed)
+            folder.clear(before, remove=not existed)
             if shared:
                 leave_place(shared)
         raise
@@ -187,6 +188,7 @@ def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool
 
 def _mended(folder: RunFolder, say: Say) -> History:
     """The history of a run that has begun, after what can be mended is."""
+    folder.check_no_links()
     if (mended := repair.mend(folder.ledger)) is not None:
         say(mended.line)
     history = read_history(folder.ledger)
@@ -286,9 +288,9 @@ def driver_of(session: Session, prepared: Prepared, engine: Engine) -> Driver:
     folder, space, timing = session.folder, session.run.space, session.timing
     settings = prepared.settings
     began = opened_by(prepared, folder.path.name, timing.budget_seconds)
-    folder.prepare(settings.model_dump(mode="json"))
     ledger = Ledger(folder.ledger)
     opened = ledger.history.opened or began
+    folder.prepare(settings.model_dump(mode="json"), run_id_of(opened))
     check_same_inputs(opened, began.facts)
     request = request_of(prepared, space, timing.budget_seconds)
     if ledger.history.plan is None:
@@ -354,7 +356,8 @@ def exporter_of(folder: RunFolder, opened: Opened, tokenizer: Path) -> AdapterEx
 
     keep = bool(opened.settings.get("keep_checkpoints"))
     model, data = opened.facts.get("model", {}), opened.facts.get("data", {})
-    inner = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, tokenizer, keep)
+    owner = run_id_of(opened)
+    inner = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, tokenizer, keep, owner)
     return exporter_for(inner, opened.settings.get("shared"))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from budgetsearch.storage.files import replace_file, sync
+from budgetsearch.storage.files import open_own, replace_file, sync
 from budgetsearch.storage.seals import GENESIS, Row, follows, row_of
 
 LOGGER = logging.getLogger("budgetsearch.storage.ledger")
@@ -105,7 +105,7 @@ class Backup:
         level = not there.torn and there.rows == list(rows[: there.lines])
         if not level:
             write_copy(path, rows)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._fd = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._size = os.fstat(self._fd).st_size
         if not there.lines:
             sync(path.parent)

@@ -21,12 +21,10 @@ from typing import Any, TypeVar
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.storage.files import fresh_folder, remedy
+from budgetsearch.storage.ownership import FORMAT, SIGN
 
 MARKER = "checkpoint.json"
 """In a checkpoint behind a URL: its files with their objects, sizes and sums. It is written last."""
-SIGN = "budgetsearch.json"
-"""In the place of a run, beside its checkpoints: whoever does not find it looks at another place."""
-FORMAT = 1
 LOOK_SECONDS = 1.0
 """Whoever waits looks so often whether there is still time for it."""
 MAX_DOWNLOADS = 2

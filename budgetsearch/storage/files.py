@@ -7,12 +7,14 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from budgetsearch.core.errors import RunFolderError
 
@@ -23,6 +25,7 @@ REMEDIES = {
     errno.EACCES: "mend its permissions",
     errno.EPERM: "mend its permissions",
     errno.ENOENT: "bring the folder back",
+    errno.ELOOP: "put the file itself where a link is",
 }
 """What to do about a folder that cannot be written."""
 UNFINISHED = ".budgetsearch-"
@@ -37,13 +40,34 @@ def remedy(error: OSError) -> str:
     return REMEDIES.get(error.errno or 0, "make room or mend the folder")
 
 
+def open_own(path: Path, flags: int) -> int:
+    """Open a file for writing, but none that a link in its place leads to; returns the file descriptor.
+
+    Raises:
+        OSError: it cannot be opened; ELOOP: it is a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def append_to(path: Path) -> BinaryIO:
+    """A file of ours, made where there is none, to write at its end.
+
+    Raises:
+        OSError: it cannot be opened; ELOOP: it is a link.
+    """
+    return os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file ``path`` alone among all processes; waits for whoever has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(path.suffix + ".lock").open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    handle = open_own(path.with_suffix(path.suffix + ".lock"), os.O_WRONLY | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -55,11 +79,11 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         # Exactly what mkdtemp makes: a neighbour's folder may begin with the same name.
         if re.fullmatch(re.escape(prefix) + "[a-z0-9_]{8}", leftover.name) and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    folder = target.parent / f"{prefix}{secrets.token_hex(4)}"
+    folder.mkdir()  # with what the umask leaves, unlike mkdtemp's
     try:
         yield folder
         for path in [*folder.iterdir(), folder]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
             sync(path)
         folder.rename(target)
         sync(target.parent)
@@ -106,13 +130,18 @@ def sync(path: Path) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Let the file hold this, or what it held before, whatever happens meanwhile."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("wb") as file:
+    _replace(path, path.with_name(f".{path.name}.new"), content)
+    sync(path.parent)
+
+
+def _replace(path: Path, fresh: Path, content: bytes) -> None:
+    """By way of a file that is made for it: a link, or what a killed process left there, goes first."""
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(open_own(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, path)
-    sync(path.parent)
+    os.replace(fresh, path)
 
 
 def cache_folder() -> Path:
@@ -128,13 +157,16 @@ def replace_text(path: Path, text: str) -> Path:
     """Write ``text`` over an older file; returns ``path``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace(path, temporary, text.encode("utf-8", "replace"))
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder, if nothing is in it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def unwritable(path: Path, error: OSError) -> RunFolderError:

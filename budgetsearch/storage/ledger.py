@@ -7,8 +7,10 @@ more in a backup beside the file, so damage is found, and what one of the two lo
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shlex
 import sqlite3
 import time
@@ -226,6 +228,8 @@ class MemoryLedger(Ledger):
 
 def connect(path: Path) -> sqlite3.Connection:
     """The database at ``path`` for writing; made, whole or not at all, where there is none."""
+    if path.is_symlink():  # SQLite would follow it
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")

@@ -19,7 +19,7 @@ import psutil
 
 from budgetsearch.core.errors import RunFolderError
 from budgetsearch.core.secrets import without_secrets
-from budgetsearch.storage.files import unwritable
+from budgetsearch.storage.files import open_own, unwritable
 
 QUIET_SECONDS = 120.0
 """A run of another machine counts as ended when nothing in its folder was written for so long: a job writes
@@ -96,7 +96,7 @@ def held(lock: Path, folder: Path) -> bool:
     number and its start, one of another machine by the age of what it last wrote.
     """
     try:
-        fd = os.open(lock, os.O_RDONLY)
+        fd = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
@@ -186,7 +186,7 @@ class RunLock:
         self._path = folder / "lock"
         self._signed = False
         try:
-            self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.fd = open_own(self._path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise unwritable(folder, error) from error
         try:

@@ -9,6 +9,7 @@ import platform
 import re
 import shlex
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from typing import Any
 from budgetsearch.core.errors import LedgerError, RunFolderError
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.storage.backup import backup_of
-from budgetsearch.storage.files import replace_file, unwritable
+from budgetsearch.storage.files import remove_empty, replace_file, unwritable
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.lock import RunLock, held
+from budgetsearch.storage.ownership import claim, give_back, is_unused
 
 OWN = (
     *("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite"),
     *("ledger.jsonl", "traceback.log", "ray", ".settings.json.new", ".versions.lock.new"),
 )
 """What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
+RAY_OWN = re.compile(r"ray\.log|worker-\d+\.log|lanes-[\w-]+")
+"""What it may have left in Ray's folder."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,42 @@ class RunFolder:
                 f"--out {self.path} already holds a run. Go on with `budgetsearch resume "
                 f"{self.command_word}`, or name another folder."
             )
-        names = {re.sub(r"(?<=\.sqlite)-(wal|shm|journal)$", "", path.name) for path in self.path.iterdir()}
-        if names - set(OWN):
-            raise RunFolderError(f"--out {self.path} is not empty and holds no run. Name another folder.")
+        if strange := self._strange():
+            raise RunFolderError(
+                f"--out {self.path} is not empty and holds no run ({strange}). Name another folder."
+            )
+
+    def names(self) -> frozenset[str]:
+        """Of all that is in the folder; none where it does not exist yet."""
+        return frozenset(os.listdir(self.path)) if self.path.is_dir() else frozenset()
+
+    def _strange(self) -> str:
+        """The first thing that a run which never began has not left; nothing if there is none."""
+        names = self.names()
+        for name in sorted(names):
+            path = self.path / name
+            if not is_own(name) or "lock" not in names or path.is_symlink():
+                return name
+            if path.is_dir() and not (
+                is_unused(path)
+                if path == self.checkpoints
+                else path == self.ray and all(map(RAY_OWN.fullmatch, os.listdir(path)))
+            ):
+                return f"{name}/"
+        return ""
+
+    def check_no_links(self) -> None:
+        """Refuse to go on where a link would lead what is written to another place.
+
+        Raises:
+            RunFolderError: there is one.
+        """
+        for name in sorted(self.names()):
+            if is_own(name) and name != self.checkpoints.name and (self.path / name).is_symlink():
+                raise RunFolderError(
+                    f"{self.path / name} is a link, and nothing is written where it leads: put the "
+                    "file itself there."
+                )
 
     def _has_begun(self) -> bool:
         """Whether the ledger holds an event, or may have held one."""
@@ -191,14 +228,16 @@ class RunFolder:
         if (self.path / "lock").exists():
             RunLock(self.path).release()
 
-    def prepare(self, settings: dict[str, Any]) -> None:
+    def prepare(self, settings: dict[str, Any], owner: str) -> None:
         """Make what a run needs before its first event: folders, settings, versions.
+
+        ``owner``: the run, as its ledger names it, for the sign in the folder of its checkpoints.
 
         Raises:
             RunFolderError: the disk is full, or something else keeps them from being written.
         """
         try:
-            self.checkpoints.mkdir(exist_ok=True)
+            claim(self.checkpoints, owner)
             self.tidy()
             shown = json.dumps(shown_settings(settings), indent=2)
             replace_file(self.settings, f"{shown}\n".encode())
@@ -221,13 +260,22 @@ class RunFolder:
         lines += [f"{name}=={version}" for name, version in sorted(found.items())]
         replace_file(self.versions, ("\n".join(lines) + "\n").encode())
 
-    def clear(self, *, remove: bool) -> None:
-        """Take back what was made for a run that never began; ``remove`` the folder as well."""
+    def clear(self, before: Collection[str], *, remove: bool) -> None:
+        """Take back what this process made for a run that never began; ``remove`` the folder as well, unless
+        something else has come there. What was there ``before`` stays."""
+        give_back(self.checkpoints)
+        for name in filter(is_own, self.names() - set(before)):
+            path = self.path / name
+            if path == self.ray and not path.is_symlink():
+                for inner in filter(RAY_OWN.fullmatch, os.listdir(path)):
+                    shutil.rmtree(path / inner) if (path / inner).is_dir() else (path / inner).unlink()
+                remove_empty(path)
+            elif not path.is_dir():
+                path.unlink(missing_ok=True)
         if remove:
-            shutil.rmtree(self.path, ignore_errors=True)
-            return
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
+            remove_empty(self.path)
+
+
+def is_own(name: str) -> bool:
+    """Whether a run makes something of this name before its first event."""
+    return re.sub(r"(?<=\.sqlite)-(wal|shm|journal)$", "", name) in OWN

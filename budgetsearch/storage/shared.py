@@ -10,8 +10,6 @@ No password ever stands in the URL: fsspec takes them from its environment or it
 from __future__ import annotations
 
 import importlib
-import json
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,15 @@ from typing import Any
 from budgetsearch.core.errors import DiskError, SettingsError
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.storage.checkpoint_store import (
-    FORMAT,
     ONCE,
-    SIGN,
     CheckpointStore,
     Patience,
     credentials,
     failure,
     missing_sign,
 )
-from budgetsearch.storage.files import remedy
+from budgetsearch.storage.files import remedy, replace_file
+from budgetsearch.storage.ownership import SIGN, carries_sign, give_back, sign_of, trial_of
 
 LOCAL = ("file", "local")
 """Protocols of what is a folder all the same."""
@@ -84,17 +81,22 @@ def own_place(shared: str, run: str) -> str:
     return f"{shared.rstrip('/')}/{name}" if folder is None else str(folder.absolute() / name)
 
 
+def place_name(place: str) -> str:
+    """What the sign of a run's place says."""
+    return place.rstrip("/").rpartition("/")[2]
+
+
 def begin_place(place: str) -> None:
     """Make the place of a run and sign it: whether it can be written shows before anything is spent.
 
     Raises:
         SettingsError: it cannot be written or read.
     """
-    sign = json.dumps({"format": FORMAT, "place": place.rpartition("/")[2]}).encode()
+    sign = sign_of(place_name(place))
     try:
         if (folder := folder_of(place)) is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / SIGN).write_bytes(sign)
+            folder.mkdir(parents=True)
+            replace_file(folder / SIGN, sign)
             found = (folder / SIGN).read_bytes()
         else:
             store = open_store(place)
@@ -118,7 +120,8 @@ def find_place(place: str) -> None:
     """
     try:
         folder = folder_of(place)
-        there = (folder / SIGN).is_file() if folder is not None else open_store(place).has(SIGN)
+        signed = carries_sign(folder, place_name(place)) if folder is not None else False
+        there = signed or (folder is None and open_store(place).has(SIGN))
     except (OSError, DiskError) as error:
         raise SettingsError(f"The checkpoints of this run are in {place}: {error}") from error
     if not there:
@@ -132,11 +135,11 @@ def leave_place(place: str) -> None:
     """Remove the place of a run that never began; whatever is in the way stays."""
     try:
         if (folder := folder_of(place)) is not None:
-            if (folder / SIGN).is_file():
-                shutil.rmtree(folder, ignore_errors=True)
+            if carries_sign(folder, place_name(place)):
+                give_back(folder)
         else:
             store = open_store(place, ONCE)
-            for name in store.names():
+            for name in filter(trial_of, store.names()):
                 store.remove(name)
             store.remove(SIGN)
     except (OSError, DiskError, SettingsError):

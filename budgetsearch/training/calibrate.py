@@ -13,6 +13,7 @@ import torch
 
 from budgetsearch.core.policy.jobs import OPTIONAL_SHARE
 from budgetsearch.core.records import CalibrateJob, Calibration, Params, Probe, Schedule, Segment
+from budgetsearch.storage.ownership import PROBE_TRIAL
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
 from budgetsearch.training.memory import free, is_memory_error
@@ -30,8 +31,6 @@ RECOMPUTE_GAIN = 1.02
 """Gradient checkpointing must give so many times the tokens per second of the smaller micro-batch."""
 GANGLESS = ("int8",)
 """LLM.int8() handles outlier columns by looking at all rows at once, so members would change each other."""
-PROBE_TRIAL = 9000
-"""Trial numbers of the probes, whose checkpoint is swept away like any other that nothing needs."""
 
 
 def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> Calibration:

@@ -12,6 +12,7 @@ import torch
 
 from budgetsearch.core.records import Segment, Status
 from budgetsearch.core.schedule import rate_factor
+from budgetsearch.storage.ownership import checkpoint_in
 from budgetsearch.training import checkpoints
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.batches import DataOrder
@@ -106,7 +107,7 @@ class Member:
     def set_up(cls, base: Any, segment: Segment, shop: Shop) -> Member:
         """A fresh trial, or one that goes on exactly where its checkpoint stopped."""
         if segment.checkpoint_in:
-            saved = checkpoints.load(shop.checkpoint_path / segment.checkpoint_in)
+            saved = checkpoints.load(checkpoint_in(shop.checkpoint_path, segment.checkpoint_in))
             adapter = Adapter.saved(saved.tensors, saved.config, shop.device)
             member = cls._new(segment, shop, adapter)
             member._restore(saved)

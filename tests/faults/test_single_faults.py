@@ -28,6 +28,7 @@ from budgetsearch.core.records import Segment
 from budgetsearch.storage.database import SCHEMA
 from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.lock import RunLock
+from budgetsearch.storage.ownership import SIGN
 from budgetsearch.storage.runfolder import RunFolder
 from tests.support.faults import fastrun, killing
 from tests.support.faults.killing import Shot
@@ -280,7 +281,8 @@ def test_a_damaged_checkpoint_costs_its_trial_and_never_the_run(
     history = read_history(run / "ledger.sqlite")
     best = history.incumbent
     assert best is not None
-    torn = [p for p in (run / "checkpoints").iterdir() if p.name != best.best_checkpoint and p.name[0] != "."]
+    kept = (best.best_checkpoint, SIGN)
+    torn = [p for p in (run / "checkpoints").iterdir() if p.name not in kept and p.name[0] != "."]
     for checkpoint in torn:
         damage(checkpoint)
     assert place.whole_life(run, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]

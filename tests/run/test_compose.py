@@ -46,7 +46,7 @@ def test_a_run_that_never_began_leaves_nothing(
 
     def prepare(*arguments: Any, **options: Any) -> None:
         folder.worker_log.touch()
-        folder.prepare({})
+        folder.prepare({}, "mine")
         raise error
 
     monkeypatch.setattr(compose, "search", prepare)
@@ -62,7 +62,7 @@ def test_what_a_killed_preparation_left_does_not_block_the_next_run(tmp_path: Pa
     folder.path.mkdir()
     RunLock(folder.path).release()
     folder.worker_log.touch()
-    folder.prepare({})
+    folder.prepare({}, "mine")
     folder.check_free()
     assert not folder.in_use()
 

@@ -21,6 +21,9 @@ from budgetsearch.training.sums import META_FILE, STATE_FILE, describe
 from tests.support.exporting import House, best
 from tests.support.factories import FACTS, MODEL, Story, params
 
+TORN = ".trial0001-rung0-tokens1000-attempt0.budgetsearch-0a1b2c3d"
+"""What a process leaves that is killed while it writes a checkpoint."""
+
 
 def test_the_export_is_an_adapter_with_tokenizer_manifest_and_card(house: House, story: Story) -> None:
     """The folder has what PEFT and the tokenizer read, and nothing of the trainer's or the base's."""
@@ -145,7 +148,7 @@ def test_a_missing_checkpoint_is_one_clear_error(house: House, story: Story) -> 
 
 def test_sweeping_keeps_what_the_run_may_want(house: House, story: Story) -> None:
     """Each living trial keeps its last checkpoint; older ones and crashed writers' folders go."""
-    (house.checkpoints / ".trial0001-x.99.tmp").mkdir()
+    (house.checkpoints / TORN).mkdir()
     (house.checkpoints / "notes").mkdir()
     house.exporter().sweep(story.history)
     assert house.listing() == {*needed_checkpoints(story.history), "notes"}
@@ -154,8 +157,8 @@ def test_sweeping_keeps_what_the_run_may_want(house: House, story: Story) -> Non
 
 def test_keeping_checkpoints_keeps_them(house: House, story: Story) -> None:
     """Only crashed writers' folders go."""
-    (house.checkpoints / ".trial0001-x.99.tmp").mkdir()
-    before = house.listing() - {".trial0001-x.99.tmp"}
+    (house.checkpoints / TORN).mkdir()
+    before = house.listing() - {TORN}
     house.exporter(keep=True).sweep(story.history)
     assert house.listing() == before
 
@@ -169,7 +172,7 @@ def test_sweeping_leaves_running_trials_alone(house: House) -> None:
     names = {
         best(story).best_checkpoint,
         "trial0001-rung0-tokens1000-attempt0",
-        ".trial0001-rung0-tokens1000-attempt0.7.tmp",
+        TORN,
     }
     for name in names:
         house.checkpoint(name)

@@ -183,13 +183,14 @@ def test_settings_and_versions_are_whole_or_as_before(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that fills up while they are written: the old ones stand, and the next run is not kept out."""
-    folder.prepare({"seed": 1})
+    folder.prepare({"seed": 1}, "mine")
     before = {path: path.read_bytes() for path in (folder.settings, folder.versions)}
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunFolderError, match="make room"):
-        folder.prepare({"seed": 2})
+        folder.prepare({"seed": 2}, "mine")
     assert before == {path: path.read_bytes() for path in before}
     monkeypatch.undo()
+    RunLock(folder.path).release()
     folder.check_free()
 
 

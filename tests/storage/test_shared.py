@@ -43,8 +43,9 @@ from budgetsearch.run import preflight as room
 from budgetsearch.run.export import AdapterExporter, SharedExporter, exporter_for, mend
 from budgetsearch.run.incumbent import Incumbent
 from budgetsearch.run.settings import Settings, load_settings
-from budgetsearch.storage.checkpoint_store import MARKER, SIGN, CheckpointStore, Patience
+from budgetsearch.storage.checkpoint_store import MARKER, CheckpointStore, Patience
 from budgetsearch.storage.ledger import Ledger, read_history
+from budgetsearch.storage.ownership import SIGN, claim
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import (
     begin_place,
@@ -413,7 +414,7 @@ class Bench:
         for s in job.segments:
             if s.checkpoint_in:
                 self.found.append((self.folder / s.checkpoint_in / STATE_FILE).read_text(encoding="utf-8"))
-            name = f"trial{s.trial_id:04d}-tokens{s.stop_tokens}"
+            name = f"trial{s.trial_id:04d}-rung{s.rung}-tokens{s.stop_tokens}-attempt0"
             checkpoint(self.folder, name)
             results.append(
                 SegmentResult(
@@ -497,7 +498,7 @@ def test_a_copy_that_is_whole_is_not_fetched_again_and_a_damaged_one_is(
 
 def test_a_lost_checkpoint_does_not_keep_the_rest_of_the_gang_from_training(courier: Courier) -> None:
     """Its segment is lost, its neighbour trains; a gang of lost ones is not started."""
-    gone = make_segment(1500, 3000, checkpoint_in="trial0003-gone")
+    gone = make_segment(1500, 3000, checkpoint_in=NAME)
     results = courier.train(job(gone, make_segment(trial_id=4)))
     assert [("lost", 1500), ("ok", 1500)] == [(r.status, r.tokens) for r in results]
     assert "never ended" in results[0].detail
@@ -530,7 +531,7 @@ def test_a_store_that_cannot_be_reached_leaves_the_segment_unread(
             raise PermissionError("no answer")
 
     courier.store = troubled(store, away)
-    (result,) = courier.train(job(make_segment(1500, 3000, checkpoint_in="trial0003-x")))
+    (result,) = courier.train(job(make_segment(1500, 3000, checkpoint_in=NAME)))
     assert ("unread", 1500) == (result.status, result.tokens)
     assert "no answer" in result.detail
 
@@ -538,14 +539,14 @@ def test_a_store_that_cannot_be_reached_leaves_the_segment_unread(
 def test_a_folder_that_is_not_mounted_is_no_loss(tmp_path: Path) -> None:
     """Only there nothing is trained; the message names the machine. With the sign of the run it is."""
     mounted = Mounted(Bench(tmp_path), tmp_path)
-    fresh, waiting = mounted.train(job(make_segment(), make_segment(9, 10, checkpoint_in="trial0003-x")))
+    fresh, waiting = mounted.train(job(make_segment(), make_segment(9, 10, checkpoint_in=NAME)))
     assert ("unwritten", "unread") == (fresh.status, waiting.status)
     assert fresh.detail == waiting.detail and "mount the folder on this machine" in waiting.detail
     with pytest.raises(DiskError, match="mount the folder"):
         mounted.calibrate(CalibrateJob(1, "fp32", (4,), 4, 60.0))
     with pytest.raises(DiskError, match="mount the folder"):
         mounted.score(ScoreJob(1, "fp32", NAME, 4, 0, 4, 60.0))
-    begin_place(str(tmp_path))
+    (tmp_path / SIGN).touch()
     assert ["ok"] == [result.status for result in mounted.train(job(make_segment()))]
 
 
@@ -579,9 +580,9 @@ def test_copies_are_bounded_and_the_longest_unused_goes_first(courier: Courier, 
 def test_the_copies_of_killed_workers_go_and_those_of_living_ones_stay(courier: Courier) -> None:
     """A lock tells them apart; a folder without one is nobody's to remove."""
     base = courier.copies.folder.parent.parent
-    for name in ("dead", "strange"):
+    for name in ("0123dead", "strange"):
         (base / f"{PREFIX}{name}").mkdir()
-    (base / f"{PREFIX}dead" / LOCK).touch()
+    (base / f"{PREFIX}0123dead" / LOCK).touch()
     Copies.make().close()
     assert {courier.copies.folder.parent.name, f"{PREFIX}strange"} == set(os.listdir(base))
 
@@ -611,7 +612,7 @@ def test_a_worker_process_trains_on_copies(setup: WorkerSetup, tmp_path: Path) -
         shutil.rmtree(copies / str(first.checkpoint_out))
         second = result_of(make_segment(first.tokens, 1200, checkpoint_in=first.checkpoint_out))
         assert (second.status, second.tokens > first.tokens) == ("ok", True), second.detail
-        gone = result_of(make_segment(600, 1200, checkpoint_in="trial0003-gone"))
+        gone = result_of(make_segment(600, 1200, checkpoint_in=NAME))
         assert "unread" == gone.status and SIGN in gone.detail  # nobody signed
     finally:
         engine.close()
@@ -632,7 +633,7 @@ class House:
     @property
     def exporter(self) -> SharedExporter:
         inner = AdapterExporter(
-            self.root / "run", self.copies, MODEL, FACTS["data"], self.root / "model", False
+            self.root / "run", self.copies, MODEL, FACTS["data"], self.root / "model", owner="mine"
         )
         return SharedExporter(inner, self.store)
 
@@ -650,7 +651,8 @@ def house(store: CheckpointStore, tmp_path: Path) -> House:
     """A whole run; all checkpoints that it ever wrote are still there."""
     story = whole_run()
     (tmp_path / "model").mkdir()
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    claim(tmp_path / "run" / "checkpoints", "mine")
     for _, result in story.history.results:
         if result.checkpoint_out:
             store.put(checkpoint(tmp_path / "workers", result.checkpoint_out), result.checkpoint_out)
@@ -693,12 +695,12 @@ def test_a_best_checkpoint_that_is_gone_is_recorded_as_lost(house: House) -> Non
 def test_the_sweep_leaves_the_best_one_there_and_one_copy_here(house: House) -> None:
     """What nothing needs goes from the store, torn uploads and other runs' names told apart."""
     house.exporter.export(house.story.history, house.best, final=True)
-    checkpoint(house.copies, "trial0000-older")
-    house.store.write("trial0099-torn/0123-file", b"half")
+    checkpoint(house.copies, "trial0000-rung0-tokens1-attempt7")
+    house.store.write("trial0001-rung0-tokens1-attempt7/0123-file", b"half")
     house.store.write("notes/mine.txt", b"mine")
     house.exporter.sweep(house.story.history)
     assert {house.best.best_checkpoint, "notes"} == house.store.names()
-    assert {house.best.best_checkpoint} == set(os.listdir(house.copies))
+    assert {house.best.best_checkpoint, SIGN} == set(os.listdir(house.copies))
 
 
 def test_a_sweep_that_fails_ends_nothing(house: House, time: Time, caplog: pytest.LogCaptureFixture) -> None:
@@ -777,7 +779,7 @@ def test_a_run_is_not_resumed_while_its_checkpoints_are_not_mounted(
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     settings = small_settings.model_copy(update={"shared": str(tmp_path / "mnt" / "run-1")})
-    folder.prepare(settings.model_dump(mode="json"))
+    folder.prepare(settings.model_dump(mode="json"), "mine")
     ledger = Ledger(folder.ledger)
     ledger.append(Opened(720.0, settings.model_dump(mode="json"), {**FACTS, "study": "run"}), VirtualClock())
     ledger.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.run.export import AdapterExporter
+from budgetsearch.storage.ownership import SIGN, claim
 from budgetsearch.training.sums import META_FILE, SUMMED, describe
 from tests.support.factories import FACTS, MODEL, Story
 
@@ -19,7 +20,8 @@ class House:
     root: Path
 
     def __post_init__(self) -> None:
-        (self.root / "run" / "checkpoints").mkdir(parents=True)
+        (self.root / "run").mkdir(parents=True)
+        claim(self.checkpoints, "mine")
         model = self.root / "model"
         model.mkdir()
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json"):
@@ -40,11 +42,11 @@ class House:
 
     def exporter(self, *, keep: bool = False) -> AdapterExporter:
         return AdapterExporter(
-            self.root / "run", self.checkpoints, MODEL, FACTS["data"], self.root / "model", keep
+            self.root / "run", self.checkpoints, MODEL, FACTS["data"], self.root / "model", keep, "mine"
         )
 
     def listing(self) -> set[str]:
-        return {path.name for path in self.checkpoints.iterdir()}
+        return {path.name for path in self.checkpoints.iterdir()} - {SIGN}
 
 
 def best(story: Story) -> Any:

@@ -18,7 +18,7 @@ from budgetsearch.engines.pipes import Outbox, listen
 from budgetsearch.engines.ray.messages import Down, FleetSpec, Hello, Said, ToDriver, Up
 from budgetsearch.engines.ray.table import Table
 from budgetsearch.machine.detect import Card
-from budgetsearch.storage.files import remedy
+from budgetsearch.storage.files import append_to, remedy
 
 MAX_FALLS = 3
 """A fleet that fell so often without a job that ended is not started again. A cluster that was there and
@@ -174,7 +174,7 @@ class RayEngine:
         self._started, self._manned = True, False
         Path(self._spec.folder).mkdir(parents=True, exist_ok=True)
         try:
-            log = self.log.open("ab")
+            log = append_to(self.log)
         except OSError as error:
             raise DiskError(
                 f"Ray's log {self.log} cannot be written ({error.strerror}); {remedy(error)}, then go on "

@@ -7,11 +7,11 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.storage.files import replace_text
 from budgetsearch.tools.compare.pairing import TaskResult
 from budgetsearch.tools.compare.tasks import key_of
 
@@ -63,10 +63,8 @@ def save(run: Path, about: Mapping[str, Any], result: TaskResult) -> None:
     """
     path = _path(run, about)
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     body = {"format": FORMAT, "about": dict(about), "result": dataclasses.asdict(result)}
-    temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, json.dumps(body, indent=1, allow_nan=False) + "\n")
 
 
 def _path(run: Path, about: Mapping[str, Any]) -> Path:

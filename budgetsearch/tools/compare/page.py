@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import UsageError
+from budgetsearch.storage.files import replace_text
 from budgetsearch.tools.compare.bootstrap import CONFIDENCE
 from budgetsearch.tools.compare.comparison import CAVEATS, Compared, Comparison, as_json
 from budgetsearch.tools.compare.plot import caption, legend, panels, unmeasured
@@ -29,9 +29,7 @@ def write(found: Comparison, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            temporary.write_text(text, encoding="utf-8", errors="replace")
-            os.replace(temporary, folder / name)
+            replace_text(folder / name, text)
     except OSError as error:
         raise UsageError(f"--out {folder} cannot be written ({error}); name another folder.") from error
     return [folder / name for name in texts]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from budgetsearch.core.errors import DiskError
 from budgetsearch.machine.host import GIB, gib
-from budgetsearch.storage.checkpoint_store import ONCE, SIGN
+from budgetsearch.storage.checkpoint_store import ONCE
+from budgetsearch.storage.ownership import SIGN
 from budgetsearch.storage.shared import check_shared, folder_of, open_store
 from budgetsearch.tools.doctor.check import Check, describe, divided, fail, ok, warn
 

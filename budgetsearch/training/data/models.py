@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ from typing import Any
 
 from budgetsearch.core.errors import ModelError, UntrustedCode, UsageError, nearest
 from budgetsearch.core.ports import Say
-from budgetsearch.storage.files import fresh_folder, locked
+from budgetsearch.storage.files import fresh_folder, locked, replace_text
 from budgetsearch.training.data.trust import FLAG, check_code, code_files, uses_code
 from budgetsearch.training.quiet import quiet
 
@@ -370,9 +369,7 @@ def file_hashes(files: list[Path], cache: Path, folder: Path) -> dict[str, str]:
         hashes[file.relative_to(folder).as_posix()] = known[key]
     if len(known) != before:
         cache.mkdir(parents=True, exist_ok=True)
-        fresh = store.with_suffix(f".{os.getpid()}.tmp")
-        fresh.write_text(json.dumps(known, indent=0), encoding="utf-8")
-        fresh.replace(store)
+        replace_text(store, json.dumps(known, indent=0))
     return hashes
 
 

@@ -160,8 +160,6 @@ class Numbers:
     rungs: tuple[Rung, ...]
     eta: int | None
     """One in so many trials is promoted."""
-    eval_examples: int | None
-    """Validation examples on which every trial is evaluated."""
     trials: tuple[TrialNumbers, ...]
     """Those that got furthest first."""
     promotions: tuple[Promotion, ...]
@@ -200,19 +198,18 @@ def numbers_of(
         workers=worker_seconds_of(entries),
         rungs=tuple(_rungs(history)),
         eta=history.plan.eta if history.plan else None,
-        eval_examples=history.plan.eval_examples if history.plan else None,
         trials=tuple(_trials(history, going)),
-        promotions=_promotions(timeline, history),
+        promotions=promotions_of(timeline, history),
         timeline=timeline,
-        importance=importance_of(history, importances),
+        importance=_importance(history, importances),
         rank_correlations=tuple(
             RankCorrelation(rung, rung + 1, count, rho) for rung, count, rho in rank_correlations(history)
         ),
         limit_bytes=history.plan.limit_bytes if history.plan else None,
         peaks=peaks_of(history),
         card=card_row(history),
-        speed=tuple(_speed(history)),
-        failures=tuple(_failures(history)),
+        speed=tuple(speed_of(history)),
+        failures=tuple(failures_of(history)),
         notices=tuple(Notice(at, text) for at, text in history.notices),
         samples=tuple(history.score.samples) if history.score else (),
     )
@@ -286,7 +283,7 @@ def pareto(points: Sequence[tuple[int, float, float]]) -> set[int]:
     return front
 
 
-def _promotions(timeline: Timeline, history: History) -> tuple[Promotion, ...]:
+def promotions_of(timeline: Timeline, history: History) -> tuple[Promotion, ...]:
     """Who was sent up the ladder, when and why."""
     return tuple(
         Promotion(
@@ -307,8 +304,7 @@ def _loss_below(history: History, trial_id: int, rung: int) -> float | None:
     return losses[max(below)] if below else None
 
 
-def importance_of(history: History, importances: Importances | None) -> Importance:
-    """How much each parameter mattered; without ``importances`` only whether there is enough to tell."""
+def _importance(history: History, importances: Importances | None) -> Importance:
     top = history.plan.top_rung if history.plan else -1
     counts = {rung: len(history.at_rung(rung)) for rung in range(top + 1)}
     enough = [rung for rung, count in counts.items() if count >= MIN_IMPORTANCE]
@@ -333,7 +329,7 @@ def importance_of(history: History, importances: Importances | None) -> Importan
     )
 
 
-def _speed(history: History) -> list[ProbeNumbers]:
+def speed_of(history: History) -> list[ProbeNumbers]:
     """Everything that the calibration measured."""
     card = history.opened.facts.get("card", {}) if history.opened else {}
     peak = None if card.get("stand_in") else card.get("tflops")  # another card's says nothing here
@@ -357,7 +353,7 @@ def _speed(history: History) -> list[ProbeNumbers]:
     return found
 
 
-def _failures(history: History) -> list[Failure]:
+def failures_of(history: History) -> list[Failure]:
     """What failed, and why, in the order of time."""
     rows = [
         Failure("calibration", name, calibration.status, calibration.detail)

@@ -13,6 +13,7 @@ from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.storage.ledger import read_entries
+from budgetsearch.storage.ownership import SIGN
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.simulate.invariants import check
 from budgetsearch.training import checkpoints, sums
@@ -127,7 +128,7 @@ def check_end(run: Path, *, loads: bool = True, mended: bool = False) -> History
     if mended:
         strays = [name for name in strays if not name.startswith(("ledger.damaged-", "study-contradicts-"))]
     assert not strays, f"left behind: {strays}"
-    names = {path.name for path in folder.checkpoints.iterdir()}
+    names = {path.name for path in folder.checkpoints.iterdir()} - {SIGN}
     assert names == {best.best_checkpoint}, f"checkpoints that nothing needs: {names}"
     check_study(folder, history)
     return history
