@@ -118,11 +118,11 @@ class Charged:
 
 @dataclass(frozen=True)
 class Scored:
+    """``checkpoint`` of trial ``trial_id`` against the base."""
+
     score: Score
-    trial_id: int | None = None
-    """Whose adapter was scored; None in ledgers of earlier versions: the best one's at that moment."""
-    checkpoint: str = ""
-    """The checkpoint that was scored; empty in those ledgers."""
+    trial_id: int
+    checkpoint: str
 
 
 @dataclass(frozen=True)

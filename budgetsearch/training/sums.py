@@ -83,7 +83,9 @@ def read_meta(folder: Path) -> Mapping[str, Any]:
     content = patiently((folder / META_FILE).read_bytes, f"The checkpoint {folder}")
     try:
         meta: Mapping[str, Any] = json.loads(content.decode("utf-8"))
-        if set(meta["sha256"]) != set(SUMMED):  # names of a stranger's choice are no files to open
+        if (
+            not set(meta["sha256"]) == set(meta["bytes"]) == set(SUMMED)
+        ):  # names of a stranger's choice are no files to open
             raise CheckpointError(f"The checkpoint {folder} is damaged: {META_FILE} lists other files.")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
@@ -111,10 +113,9 @@ def check_sizes(folder: Path) -> None:
         CheckpointError: one is missing or has another length.
         UnreadableError: the system does not say.
     """
-    sizes = read_meta(folder).get("bytes") or dict.fromkeys(SUMMED)
-    for name in SUMMED:
+    for name, size in read_meta(folder)["bytes"].items():
         length = patiently((folder / name).stat, f"The checkpoint {folder}").st_size
-        if length == 0 or sizes.get(name) not in (None, length):
+        if length != size:
             raise CheckpointError(f"The checkpoint {folder} is damaged: {name} has {length} bytes.")
 
 

@@ -326,15 +326,15 @@ def test_whatever_happens_to_workers_the_deadline_holds(
     assert finished == (history.exported is not None)
 
 
-OLD_RUNS = Path(__file__).parent / "one_worker.jsonl.gz"
-"""Three runs on one worker, without their heartbeats, as they were recorded before a plan could have more:
-trials that diverge, crash, do not fit and lose checkpoints; gangs."""
+RECORDED = Path(__file__).parent / "one_worker.jsonl.gz"
+"""Three runs on one worker, without their heartbeats, recorded when the policy knew no more: trials that
+diverge, crash, do not fit and lose checkpoints; gangs."""
 
 
 def test_with_one_worker_the_decisions_are_those_of_before() -> None:
-    """Ledgers that know of no workers are replayed, and each of their decisions is taken again."""
+    """Recorded runs are replayed, and each of their decisions is taken again."""
     runs: dict[int, list[Entry]] = {}
-    with gzip.open(OLD_RUNS, "rt", encoding="utf-8") as file:
+    with gzip.open(RECORDED, "rt", encoding="utf-8") as file:
         for line in file:
             run, seq, seconds, event = json.loads(line)
             runs.setdefault(run, []).append(Entry(seq, seconds, seconds, decode(Event, event)))

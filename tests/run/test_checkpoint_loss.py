@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -312,17 +311,3 @@ def test_sizes_tell_the_coarse_damage_and_sums_all_of_it(shop: Shop, tiny_model:
     (folder / sums.ADAPTER_FILE).unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         sums.check_sizes(folder)
-
-
-def test_a_checkpoint_of_a_version_that_knew_no_sizes_is_still_one(shop: Shop, tiny_model: Path) -> None:
-    """Only its sums count then."""
-    (done,) = train_gang(base(tiny_model), [make_segment(0, 100)], shop, 4)
-    folder = shop.checkpoint_path / str(done.checkpoint_out)
-    meta = dict(sums.read_meta(folder))
-    del meta["bytes"]
-    (folder / sums.META_FILE).write_text(json.dumps(meta), encoding="utf-8")
-    sums.check_sizes(folder)
-    sums.check(folder)
-    flipped(sums.ADAPTER_FILE)(folder)
-    with pytest.raises(CheckpointError, match="has changed"):
-        sums.check(folder)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from budgetsearch.core.codec import decode, encode
-from budgetsearch.core.events import Event, Resumed, Scored
+from budgetsearch.core.events import Resumed, Scored
 from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Score, ScoreJob, SegmentResult
@@ -17,7 +16,6 @@ from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
 from budgetsearch.run.driver import Driver
 from budgetsearch.run.jobs import limit_of
 from budgetsearch.storage.ledger import read_entries
-from tests.support.factories import Story
 from tests.support.simulation import make_driver
 
 
@@ -99,18 +97,3 @@ def folded(entries: list, start: int) -> Iterator[Score | None]:  # type: ignore
     for entry in entries[start:]:
         apply(history, entry)
         yield history.score
-
-
-def test_a_score_without_a_name_is_the_best_one_s_of_that_moment() -> None:
-    """As ledgers of earlier versions have it."""
-    story = Story.planned()
-    story.train(story.trial(), 1.5)
-    old = dict(encode(Scored(Score("ok", "fp32", 2.0, 1.5))))
-    for name in ("trial_id", "checkpoint"):
-        old.pop(name, None)
-    story.add(decode(Event, old))
-    assert story.history.score is not None
-    story.add(Scored(Score("ok", "fp32", base_accuracy=0.0, adapter_accuracy=0.5, task_examples=4)))
-    assert (2.0, 0.5) == (story.history.score.base_loss, story.history.score.adapter_accuracy)
-    story.train(story.trial(), 1.2)
-    assert story.history.score is None

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.events import CardWatched, Closed, Event, Exported, Opened, Scored
+from budgetsearch.core.events import CardWatched, Closed, Event, Exported, Opened
 from budgetsearch.core.records import CardUse, Score
 from budgetsearch.storage.ledger import Ledger
-from tests.support.factories import FACTS, Story, params
+from tests.support.factories import FACTS, Story, best_scored, params
 
 DATA: Mapping[str, Any] = {
     "source_sha256": "source",
@@ -78,7 +78,7 @@ def write_run(
     events += [entry.event for entry in story.entries[1:]]
     events.append(CardWatched(0, CardUse(10, 3 * 2**30, joules=joules)))
     if scored is not None:
-        events.append(Scored(scored))
+        events.append(best_scored(story.history, scored))
     if finished:
         best = story.history.incumbent
         assert best is not None

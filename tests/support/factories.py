@@ -192,9 +192,16 @@ class Story:
         )
         best = self.history.incumbent
         assert best is not None
-        self.add(Scored(score), Charged("score", 1.0))
+        self.add(best_scored(self.history, score), Charged("score", 1.0))
         self.add(Exported(best.trial_id, str(best.best_checkpoint), "runs/a/adapter", True))
         self.add(Closed("finished", "the budget is used"))
+
+
+def best_scored(history: History, score: Score) -> Scored:
+    """The best adapter has this score."""
+    best = history.incumbent
+    assert best is not None
+    return Scored(score, best.trial_id, str(best.best_checkpoint))
 
 
 def checkpoint_name(segment: Segment) -> str:

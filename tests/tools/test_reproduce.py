@@ -24,7 +24,6 @@ from budgetsearch.core.events import (
     Opened,
     Planned,
     Resumed,
-    Scored,
     SegmentEnded,
     SegmentStarted,
     TrialAdded,
@@ -58,7 +57,7 @@ from budgetsearch.tools.reproduce.inputs import Places
 from budgetsearch.tools.reproduce.replay import NO_COURSE_NOTE, reasons_of, score_rows
 from budgetsearch.training.data.models import hashed_files
 from budgetsearch.training.data.provenance import file_facts
-from tests.support.factories import plan, whole_run
+from tests.support.factories import best_scored, plan, whole_run
 from tests.support.rows import write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +165,7 @@ class MadeRun:
         answers = replace(job, job_id=self.jobs + 1, eval_examples=0, task_examples=BATCH, further=True)
         for one in (job, answers):
             self.engine.submit(one)
-            self.add(*(Scored(score) for score in self.reports(one.job_id)))
+            self.add(*(best_scored(self.ledger.history, score) for score in self.reports(one.job_id)))
         path = self.exporter.export(self.ledger.history, best, final=True)
         self.add(Exported(best.trial_id, str(best.best_checkpoint), path, True))
         self.add(Closed("finished", "by hand"))

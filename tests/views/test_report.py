@@ -217,7 +217,7 @@ def test_plain_progress_writes_one_line_per_meaningful_event() -> None:
     assert lines[1].startswith("[   1 s] fp32: 100 tokens/s at micro-batch 4")
     assert "[   3 s] trial 0 starts towards rung 0: new trial; quantization=fp32 rank=4" in lines[4]
     assert lines[5] == "[   3 s] trial 0 rung 0: loss 1.8750 at 1000 tokens, 1.0 s, best so far"
-    assert "[   7 s] trial 4 rung 0: diverged loss is not finite" in lines
+    assert "[   7 s] trial 4 rung 0: diverged: loss is not finite" in lines
     assert "[   9 s] trial 3 starts towards rung 1: promotion: place 1 of 6 at rung 0" in lines
     assert "[  11 s] trial 3 trains in full: full run starts" in lines
     assert lines[-1] == "[  13 s] finished: the budget is used"

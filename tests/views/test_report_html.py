@@ -22,7 +22,7 @@ import pytest
 
 from budgetsearch import api
 from budgetsearch.core.errors import RunFolderError
-from budgetsearch.core.events import CardWatched, Closed, Entry, Heartbeat, Opened, Scored
+from budgetsearch.core.events import CardWatched, Closed, Entry, Heartbeat, Opened
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.policy.deadline import ENDING
 from budgetsearch.core.records import PHASES, Beat, CardUse, Score
@@ -38,7 +38,7 @@ from budgetsearch.views.report.over_time import PHASE_GROUPS
 from budgetsearch.views.study.importance import importances
 from tests.support.browser import Page, browser_page
 from tests.support.comparable import Standing
-from tests.support.factories import FACTS, Story, params, whole_run
+from tests.support.factories import FACTS, Story, best_scored, params, whole_run
 from tests.support.simulation import make_driver
 
 SECTIONS = [
@@ -123,7 +123,8 @@ def rich_story() -> Story:
     base = tuple(3.0 + k / 10 for k in range(12))
     adapter = tuple(loss - 1.0 - k / 100 for k, loss in enumerate(base))
     score = Score("ok", "fp32", 3.55, 2.5, base, adapter, tuple(range(5, 17)), 0.25, 0.75, 32)
-    story.add(Scored(replace(score, samples=({"prompt": "1 + 1?", "reference": "2", "base": EVIL},))))
+    samples = ({"prompt": "1 + 1?", "reference": "2", "base": EVIL},)
+    story.add(best_scored(story.history, replace(score, samples=samples)))
     return story
 
 
@@ -236,7 +237,8 @@ def test_hostile_names_stay_text() -> None:
     story.train(0, 0.9, 1, EVIL)
     story.end(story.start(story.trial(evil)), status="crashed", detail=EVIL)
     samples = tuple({"prompt": EVIL, "reference": EVIL, "base": EVIL, "adapter": EVIL} for _ in range(2))
-    story.add(Scored(Score("ok", EVIL, 2.0, 1.0, samples=samples)), Closed("failed", EVIL))
+    score = Score("ok", EVIL, 2.0, 1.0, samples=samples)
+    story.add(best_scored(story.history, score), Closed("failed", EVIL))
     assert story.history.opened is not None
     story.history.opened = replace(story.history.opened, facts={**FACTS, "model": {"source": EVIL}})
     text = html_text(numbers(story), [EVIL])

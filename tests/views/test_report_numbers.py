@@ -24,7 +24,6 @@ from budgetsearch.core.events import (
     Heartbeat,
     Opened,
     Planned,
-    Scored,
     SegmentEnded,
     SegmentStarted,
 )
@@ -49,7 +48,7 @@ from budgetsearch.views.report.peaks import Peaks, peaks_of
 from budgetsearch.views.report.timeline import MemorySample, binned, lanes, timeline_of
 from budgetsearch.views.study.importance import importances
 from budgetsearch.views.words import rung_ticks
-from tests.support.factories import FACTS, SPACE, Story, params, plan, whole_run
+from tests.support.factories import FACTS, SPACE, Story, best_scored, params, plan, whole_run
 from tests.support.simulation import make_driver
 
 COSTS = st.integers(1, 6).map(float)
@@ -132,7 +131,8 @@ def scored(**changes: object) -> Story:
         "ok", "fp32", weighted_mean(base, tokens), weighted_mean(adapter, tokens), base, adapter, tokens,
         base_accuracy=0.25, adapter_accuracy=0.75, task_examples=32,
     )  # fmt: skip
-    story.add(Scored(replace(score, **changes)), Closed("finished", "over"))  # type: ignore[arg-type]
+    score = replace(score, **changes)  # type: ignore[arg-type]
+    story.add(best_scored(story.history, score), Closed("finished", "over"))
     return story
 
 

@@ -168,9 +168,6 @@ def _charged(history: History, event: Charged) -> None:
 
 
 def _scored(history: History, event: Scored) -> None:
-    best = history.incumbent
-    if not event.checkpoint and best is not None:
-        event = replace(event, trial_id=best.trial_id, checkpoint=str(best.best_checkpoint))
     before = history.scored
     if before and before.checkpoint == event.checkpoint and event.score.base_loss is None:
         event = replace(event, score=before.score.joined(event.score))
