@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from budgetsearch.core.errors import LedgerError, UsageError
 from budgetsearch.core.history.fold import apply
@@ -122,16 +122,18 @@ def serve(
         LedgerError: a ledger cannot be read.
     """
     from optuna_dashboard import wsgi
+    from waitress.server import create_server
 
     view = View(folders)
-    with bind(wsgi(view.storage, artifact_store=view.links), port) as server, view.followed():
-        moved = port is None and server.server_port != DEFAULT_PORT
-        other = f"  (port {DEFAULT_PORT} is in use)" if moved else ""
-        say(f"http://{HOST}:{server.server_port}  (Ctrl-C ends it){other}")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            pass
+    with bind(port) as listening, view.followed():
+        number = listening.getsockname()[1]
+        application = guarded(wsgi(view.storage, artifact_store=view.links))
+        server = create_server(
+            application, sockets=[listening], threads=THREADS, channel_timeout=IDLE_SECONDS
+        )
+        other = f"  (port {DEFAULT_PORT} is in use)" if port is None and number != DEFAULT_PORT else ""
+        say(f"http://{HOST}:{number}  (Ctrl-C ends it){other}")
+        server.run()  # returns when it is interrupted
 
 
 def _names(folders: Sequence[RunFolder]) -> list[str]:
@@ -145,6 +147,10 @@ HOST = "127.0.0.1"
 NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 """What this machine is called from itself, with any port: a tunnel may end at another one."""
 DEFAULT_PORT = 8080
+THREADS = 8
+"""So many requests are answered at once; connections that ask nothing take none."""
+IDLE_SECONDS = 60
+"""A connection that asks nothing is closed after so long."""
 TRIED_PORTS = 20
 """From the default on, where nobody asked for one."""
 REFUSAL = b"Refused: this server answers under localhost, 127.0.0.1 and [::1] only.\n"
@@ -175,8 +181,8 @@ def guarded(application: Application) -> Application:
     return answer
 
 
-def bind(application: Application, port: int | None) -> WSGIServer:
-    """A server that has its port, and serves when it is told to.
+def bind(port: int | None) -> socket.socket:
+    """Take a port on loopback.
 
     ``port``: without one the first that is free from 8080 on.
 
@@ -186,7 +192,7 @@ def bind(application: Application, port: int | None) -> WSGIServer:
     ports = [port] if port is not None else list(range(DEFAULT_PORT, DEFAULT_PORT + TRIED_PORTS))
     for number in ports:
         try:
-            return make_server(HOST, number, guarded(application), handler_class=_Handler)
+            return socket.create_server((HOST, number))
         except OSError as error:
             trouble = error
     if port is not None:
@@ -198,10 +204,3 @@ def bind(application: Application, port: int | None) -> WSGIServer:
         f"None of the ports {ports[0]} to {ports[-1]} can be used ({trouble.strerror or trouble}). Name "
         "another one with --port."
     )
-
-
-class _Handler(WSGIRequestHandler):
-    """Without a line on the terminal for every request."""
-
-    def log_request(self, *arguments: Any) -> None:
-        """Say nothing."""

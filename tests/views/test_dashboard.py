@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,12 +19,12 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
 from typer.testing import CliRunner
+from waitress.server import TcpWSGIServer
 
 from budgetsearch.cli import app
 from budgetsearch.core.errors import UsageError
@@ -52,6 +53,11 @@ STATES = {
     6: "waiting",
 }
 """Of the trials of ``going``."""
+
+
+def still() -> float:
+    """A clock for a busy machine, which needs more than the second that the end of a run has."""
+    return 0.0
 
 
 def going() -> Story:
@@ -275,11 +281,11 @@ def test_a_note_that_somebody_took_over_is_left_alone() -> None:
 
     storage = optuna.storages.InMemoryStorage()
     story = going()
-    StudyMirror(storage, "run", showcase=Showcase(None)).catch_up(story.history)
+    StudyMirror(storage, "run", showcase=Showcase(None, now=still)).catch_up(story.history)
     study = optuna.load_study(study_name="run", storage=storage)
     save_note(study, "my own words")
     story.train(6, 1.0)
-    StudyMirror(storage, "run", showcase=Showcase(None)).catch_up(story.history)
+    StudyMirror(storage, "run", showcase=Showcase(None, now=still)).catch_up(story.history)
     assert "my own words" == get_note(study)
     trial = optuna.trial.Trial(study, study.trials[6]._trial_id)
     assert get_note(trial).startswith("# Trial 6")
@@ -402,7 +408,7 @@ def test_the_files_of_a_run_are_artifacts_of_its_study(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", whole_run()).path
     url = f"sqlite:///{folder / 'study.sqlite'}"
     for _ in range(2):
-        StudyMirror(url, "run", showcase=Showcase(folder)).catch_up(whole_run().history)
+        StudyMirror(url, "run", showcase=Showcase(folder, now=still)).catch_up(whole_run().history)
     moved = folder.rename(tmp_path / "moved")
     store = optuna.artifacts.FileSystemArtifactStore(moved / "artifacts")
     ask = shown_by(optuna.storages.RDBStorage(f"sqlite:///{moved / 'study.sqlite'}"), store)
@@ -419,7 +425,7 @@ def test_the_report_is_linked_before_it_is_written(tmp_path: Path) -> None:
     (folder / "report.md").unlink()
     links = artifacts.MemoryLinks()
     storage = optuna.storages.InMemoryStorage()
-    StudyMirror(storage, "run", showcase=Showcase(folder, links)).catch_up(whole_run().history)
+    StudyMirror(storage, "run", showcase=Showcase(folder, links, now=still)).catch_up(whole_run().history)
     ask = shown_by(storage, links)
     listed = {a["filename"]: a["artifact_id"] for a in ask("/api/studies/0")["artifacts"]}
     (folder / "report.md").write_text("written at last")
@@ -431,7 +437,7 @@ def test_a_folder_in_which_nothing_can_be_made_costs_only_the_links(tmp_path: Pa
     folder = run_folder(tmp_path / "run", whole_run()).path
     (folder / "artifacts").write_text("a file in the way")
     storage = optuna.storages.InMemoryStorage()
-    mirror = StudyMirror(storage, "run", showcase=Showcase(folder))
+    mirror = StudyMirror(storage, "run", showcase=Showcase(folder, now=still))
     mirror.catch_up(whole_run().history)
     shown = shown_by(storage)("/api/studies/0")
     assert 6 == len(shown["trials"])
@@ -467,7 +473,7 @@ def test_a_going_run_is_followed(tmp_path: Path) -> None:
 def test_what_is_deleted_in_the_browser_is_gone_from_the_view_only(tmp_path: Path) -> None:
     """The run's ledger, study and files stay, byte for byte."""
     folder = run_folder(tmp_path / "run", whole_run())
-    StudyMirror(f"sqlite:///{folder.study}", "run", showcase=Showcase(folder.path)).catch_up(
+    StudyMirror(f"sqlite:///{folder.study}", "run", showcase=Showcase(folder.path, now=still)).catch_up(
         whole_run().history
     )
     before = contents(folder.path)
@@ -504,16 +510,18 @@ def test_without_a_port_the_next_free_one_is_taken(tmp_path: Path, monkeypatch: 
     folder = run_folder(tmp_path / "run", whole_run())
     said: list[str] = []
 
-    def once(server: WSGIServer) -> None:
-        """Answer one question, as a browser on this machine asks it."""
-        asked = threading.Thread(target=server.handle_request)
-        asked.start()
+    def ask() -> None:
         with urllib.request.urlopen(said[0].split()[0] + "/api/meta", timeout=30) as answer:
             said.append(answer.read().decode())
-        asked.join(30)
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(WSGIServer, "serve_forever", once)
+    def once(server: TcpWSGIServer) -> None:
+        """Answer one question, as a browser on this machine asks it."""
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while asking.is_alive():
+            server.asyncore.loop(timeout=0.1, map=server._map, count=1)
+
+    monkeypatch.setattr(TcpWSGIServer, "run", once)
     with socket.socket() as taken:
         taken.bind((loopback.HOST, 0))
         taken.listen()
@@ -527,6 +535,25 @@ def test_without_a_port_the_next_free_one_is_taken(tmp_path: Path, monkeypatch: 
         with pytest.raises(UsageError, match="can be used"):
             dashboard.serve([folder], None, said.append)
     assert 2 == len(said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_idle_connections_hold_up_neither_the_page_nor_the_end(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Browsers open some in advance, and a request may stay half sent."""
+    run_folder(tmp_path / "run", whole_run())
+    site = Site({"run": tmp_path / "run"})
+    try:
+        with contextlib.ExitStack() as open_:
+            for sent in [b""] * 10 + [b"GET /api/studies HTTP/1.1\r\nHost: "] * 10:
+                idle = open_.enter_context(socket.create_connection((dashboard.HOST, site.port)))
+                idle.sendall(sent)
+            assert 1 == len(site.get("/api/studies")["study_summaries"])
+            site.process.send_signal(number)
+            assert site.process.wait(5) in (0, -number)
+    finally:
+        site.process.kill()
 
 
 @pytest.mark.parametrize(
