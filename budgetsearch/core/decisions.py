@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from budgetsearch.core.records import TrainJob
 
@@ -37,7 +37,8 @@ class Wait:
 class Finish:
     """The search is over: score and export the incumbent."""
 
-    reason: str
+    reason: str = field(compare=False)
+    """For people: two that differ only in words are the same decision."""
 
 
 Decision = Run | NeedCandidates | Wait | Finish

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
-from budgetsearch.core.decisions import Decision, NeedCandidates, Run
-from budgetsearch.core.policy.situation import View
+from budgetsearch.core.decisions import NeedCandidates, Run
+from budgetsearch.core.policy.answers import Answer
+from budgetsearch.core.policy.situation import Situation
 from budgetsearch.core.records import Segment, cost_class
 
 LENGTH_RATIO = 2.0
@@ -17,65 +18,65 @@ on disk, before it ends."""
 LIMIT_FACTOR = 1.5
 """The watchdog stops a gang that takes so many times what its members are expected to take alone, one after
 the other, or as long as its first member might alone."""
-Rule = Callable[[View], Decision | None]
 
 
-def gather(view: View, lead: Run, rules: Sequence[Rule]) -> Decision:
+def gather(situation: Situation, lead: Run, rules: Callable[[Situation], Answer]) -> Run | NeedCandidates:
     """The lead with its companions, or the wish for another candidate that could be one.
 
     A companion is whatever the rules would run next if the members so far were running. The full run goes
     alone, for it wants all the time that is left, and so does what a crash took down before.
     """
-    size = view.gang_size(lead.job.quantization)
+    size = situation.gang_size(lead.job.quantization)
     run = lead
-    while len(run.job.segments) < size and _sociable(view, lead.job.segments[0]):
-        after = view.after(run)
-        if after.now - view.now > LEFT_SHARE * view.left:
+    while len(run.job.segments) < size and _sociable(situation, lead.job.segments[0]):
+        after = situation.after(run)
+        if after.now - situation.now > LEFT_SHARE * situation.left:
             break
-        decision = next((d for rule in rules if (d := rule(after)) is not None), None)
-        if isinstance(decision, Run) and _fits(view, lead, decision):
-            run = joined(view, run, decision)
-        elif _may_ask(view, after, decision, size):
+        answer = rules(after)
+        if isinstance(answer, Run) and _fits(situation, lead, answer):
+            run = joined(situation, run, answer)
+        elif _may_ask(situation, after, answer, size):
             return NeedCandidates(1)
         else:
             break
     return run
 
 
-def joined(view: View, run: Run, other: Run) -> Run:
+def joined(situation: Situation, run: Run, other: Run) -> Run:
     """Both in one job. Its limit is tighter than that of one alone: when a member hangs, all of them wait."""
     segments = run.job.segments + other.job.segments
-    expected = sum(view.costs.segment_seconds(s.params, s.stop_tokens - s.start_tokens) for s in segments)
+    alone = situation.costs.segment_seconds
+    expected = sum(alone(s.params, s.stop_tokens - s.start_tokens) for s in segments)
     limit = max(run.job.limit_seconds, LIMIT_FACTOR * expected)
-    job = replace(run.job, segments=segments, limit_seconds=min(view.left, limit))
+    job = replace(run.job, segments=segments, limit_seconds=min(situation.left, limit))
     return Run(job, run.reasons + other.reasons)
 
 
-def _fits(view: View, lead: Run, other: Run) -> bool:
+def _fits(situation: Situation, lead: Run, other: Run) -> bool:
     one, two = lead.job.segments[0], other.job.segments[0]
     lengths = sorted(s.stop_tokens - s.start_tokens for s in (one, two))
     return (
         cost_class(one.params) == cost_class(two.params)
         and lengths[1] <= LENGTH_RATIO * lengths[0]
-        and _sociable(view, two)
+        and _sociable(situation, two)
     )
 
 
-def _sociable(view: View, segment: Segment) -> bool:
-    """Whether it may have company: not in the full run, and not after a crash or at a time limit."""
-    state = view.history.trials[segment.trial_id]
-    return segment.rung < view.plan.top_rung and not state.crashes and not state.timeouts
+def _sociable(situation: Situation, segment: Segment) -> bool:
+    """It may have company: not in the full run, and not after a crash or at a time limit."""
+    state = situation.history.trials[segment.trial_id]
+    return segment.rung < situation.plan.top_rung and not state.crashes and not state.timeouts
 
 
-def _may_ask(view: View, after: View, decision: Decision | None, size: int) -> bool:
-    """Whether another sample may bring a companion: a new trial is next, but none of its kind waits, and not
+def _may_ask(situation: Situation, after: Situation, answer: Answer, size: int) -> bool:
+    """Another sample may bring a companion: a new trial is next, but none of its kind waits, and not
     a whole gang of others does."""
-    if not view.may_ask:
+    if not situation.may_ask:
         return False
-    if isinstance(decision, NeedCandidates):
+    if isinstance(answer, NeedCandidates):
         return True
-    enters = isinstance(decision, Run) and decision.job.segments[0].trial_id in {
+    enters = isinstance(answer, Run) and answer.job.segments[0].trial_id in {
         state.trial_id for state in after.candidates
     }
-    room = len(view.history.trials) < view.plan.max_trials
+    room = len(situation.history.trials) < situation.plan.max_trials
     return enters and room and len(after.candidates) < size

@@ -1,17 +1,18 @@
-"""Which trial: who may be promoted, who may run in full, and what a tie is worth."""
+"""The arithmetic of rungs: who has come to each of them, who has earned the next, and what a tie is worth."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
+from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import contenders
-from budgetsearch.core.history.retired import STRATA
+from budgetsearch.core.history.retired import STRATA, has_competed, has_entered
 from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.evidence import indistinguishable
-from budgetsearch.core.policy.situation import View
-from budgetsearch.core.records import ParamValue, cost_class
+from budgetsearch.core.records import ParamValue
 
 
 @dataclass(frozen=True)
@@ -22,93 +23,135 @@ class Promotable:
     reason: str
 
 
-def promotable(view: View, rung: int) -> list[Promotable]:
-    """The best of a rung, one in ``eta`` rounded up, that have not gone on; best first.
+@dataclass(frozen=True)
+class Rungs:
+    """The rungs as they stand. They are pooled: a new trial competes with all that came before it."""
 
-    Ahead of them comes a trial that the validation examples cannot tell from the first, if it carries up
-    a rank or a quantization that is new there.
-    """
-    entered, waiting, best = view.competed(rung), _waiting(view, rung), _best(view, rung)
-    found = [Promotable(s, f"promotion: place {n} of {entered} at rung {rung}") for n, s in best]
-    if not best:
-        return []
-    for name, value in _missing(view, rung, best[0][1]):
-        tie = _tie(rung, best[0][1], [(n, s) for n, s in waiting if s.trial.params.get(name) == value])
-        if tie is not None:
-            where = f"place {view.history.place(tie, rung)} of {entered} at rung {rung}"
-            return [Promotable(tie, f"tie: {where}, the first with {name} {value} to go on"), *found]
-    return found
+    plan: Plan
+    history: History
 
+    # ------------------------------------------------------------------- how many
 
-def any_promotable(view: View, rung: int) -> bool:
-    """Whether ``promotable`` would find somebody."""
-    return bool(_best(view, rung))
+    @property
+    def started(self) -> int:
+        """Trials that have run, or run now."""
+        return self.history.retired.started + sum(s.started for s in self.history.active.values())
 
+    def entered(self, rung: int) -> int:
+        """Trials that have come to a rung; what fits in no memory has not."""
+        return self._entered[rung]
 
-def earned(view: View, state: TrialState) -> bool:
-    """Whether a trial is among the best of its rung, ties aside."""
-    return any(one is state for _, one in _best(view, state.goal))
+    def competed(self, rung: int) -> int:
+        """Trials of which a rung's best are the best: those that have come to it. Where others may be on
+        their way for long, those whose loss there is known."""
+        return self._competed[rung] if self.plan.workers > 1 else self._entered[rung]
 
+    @cached_property
+    def _entered(self) -> Counter[int]:
+        active = ((k, s) for s in self.history.active.values() for k in range(s.goal + 1))
+        return self.history.retired.entered + Counter(k for k, s in active if has_entered(s, k))
 
-def _best(view: View, rung: int) -> list[tuple[int, TrialState]]:
-    places = math.ceil(view.competed(rung) / view.plan.eta)
-    return [(n, s) for n, s in _waiting(view, rung) if n <= places]
+    @cached_property
+    def _competed(self) -> Counter[int]:
+        active = ((k, s) for s in self.history.active.values() for k in range(s.goal + 1))
+        return self.history.retired.competed + Counter(k for k, s in active if has_competed(s, k))
 
+    def groups(self, trials: int) -> int:
+        """Whole groups of ``eta``, each of which sends one trial up: nothing else here is rounded."""
+        return trials // self.plan.eta
 
-def _waiting(view: View, rung: int) -> list[tuple[int, TrialState]]:
-    """Places and trials of a rung that may go on; whoever was dropped has no checkpoint any more."""
-    history, out = view.history, view.history.dropped
-    here = [s for s in history.active.values() if s.goal == rung and rung in s.losses]
-    able = [s for s in here if not (s.stuck or s.running or s.trial_id in out)]
-    return sorted(((history.place(s, rung), s) for s in able), key=lambda one: one[0])
+    def quota(self, rung: int) -> int:
+        """Trials that a rung should have sent to the next: one of each whole group."""
+        return self.groups(self.competed(rung))
 
+    def due(self, rung: int) -> bool:
+        """Fewer have come to the next rung than should have."""
+        return self.entered(rung + 1) < self.quota(rung)
 
-def _missing(view: View, rung: int, first: TrialState) -> list[tuple[str, ParamValue]]:
-    """Values of the strata that no trial has carried beyond the rung; none if ``first`` brings one."""
-    states, known = view.history.active.values(), view.history.retired.first
-    found: dict[tuple[str, ParamValue], None] = {}
-    for name in STRATA:
-        above = {t.trial.params.get(name) for t in states if t.goal > rung}
-        above |= {value for goal, of in known if goal > rung and of == name for value in known[goal, of]}
-        here = dict(known.get((rung, name), {}))
-        for t in states:
-            if t.goal == rung and name in t.trial.params:
-                value = t.trial.params[name]
-                here[value] = min(here.get(value, t.trial_id), t.trial_id)
-        found |= {(name, value): None for value in sorted(here, key=here.__getitem__) if value not in above}
-        if name in first.trial.params and first.trial.params[name] not in above:
-            return []
-    return list(found)
+    # ------------------------------------------------------------------------ who
 
+    def anybody_at(self, rung: int) -> bool:
+        """Somebody who did nothing wrong was sent to a rung or beyond."""
+        before = any(goal >= rung for goal in self.history.retired.able)
+        return before or any(s.goal >= rung and not s.stuck for s in self.history.active.values())
 
-def _tie(rung: int, first: TrialState, waiting: list[tuple[int, TrialState]]) -> TrialState | None:
-    """The best of those waiting, if it cannot be told from the first."""
-    if not waiting:
+    def running(self, rung: int) -> bool:
+        """Somebody is on the way to a rung right now."""
+        return any(s.running and s.goal == rung for s in self.history.active.values())
+
+    def waiting(self, rung: int) -> list[tuple[int, TrialState]]:
+        """Places and trials of a rung that may go on, best first; whoever was dropped has no checkpoint."""
+        history, out = self.history, self.history.dropped
+        here = [s for s in history.active.values() if s.goal == rung and rung in s.losses]
+        able = [s for s in here if not (s.stuck or s.running or s.trial_id in out)]
+        return sorted(((history.place(s, rung), s) for s in able), key=lambda one: one[0])
+
+    def best(self, rung: int) -> list[tuple[int, TrialState]]:
+        """Those that wait in the best places, of which each group has one, the last one whole or not."""
+        places = self.groups(self.competed(rung) + self.plan.eta - 1)
+        return [(place, state) for place, state in self.waiting(rung) if place <= places]
+
+    def earned(self, state: TrialState) -> bool:
+        """A trial is among the best of its rung, ties aside."""
+        return any(one is state for _, one in self.best(state.goal))
+
+    def promotable(self, rung: int) -> list[Promotable]:
+        """The best of a rung that have not gone on, best first.
+
+        Ahead of them comes a trial that the validation examples cannot tell from the first, if it carries up
+        a rank or a quantization that is new there.
+        """
+        best, entered = self.best(rung), self.competed(rung)
+        found = [Promotable(s, f"promotion: place {place} of {entered} at rung {rung}") for place, s in best]
+        for name, value in self._missing(rung, best[0][1]) if best else ():
+            tie = self._tie(rung, best[0][1], name, value)
+            if tie is not None:
+                where = f"place {self.history.place(tie, rung)} of {entered} at rung {rung}"
+                return [Promotable(tie, f"tie: {where}, the first with {name} {value} to go on"), *found]
+        return found
+
+    def finalists(self) -> list[TrialState]:
+        """Trials that may run in full, best first: those that got furthest, then the rest by rung."""
+        top, states = self.plan.top_rung, self.history.active.values()
+        able = [s for s in states if s.goal < top and not s.stuck]
+        if top == 0:
+            return able
+        kept = contenders(self.history)
+        ranked = [s for s in able if s.trial_id in kept and s.rung in s.losses]
+        return sorted(ranked, key=lambda s: (-s.rung, s.losses[s.rung], s.trial_id))
+
+    # ----------------------------------------------------------------------- ties
+
+    def _missing(self, rung: int, first: TrialState) -> list[tuple[str, ParamValue]]:
+        """Values of the strata that no trial has carried beyond the rung; none if ``first`` brings one."""
+        found: list[tuple[str, ParamValue]] = []
+        for name in STRATA:
+            above, here = self._values_above(rung, name), self._values_at(rung, name)
+            if name in first.trial.params and first.trial.params[name] not in above:
+                return []
+            found += [(name, value) for value in sorted(here, key=here.__getitem__) if value not in above]
+        return found
+
+    def _values_above(self, rung: int, name: str) -> set[ParamValue | None]:
+        above = {s.trial.params.get(name) for s in self.history.active.values() if s.goal > rung}
+        for (goal, of), values in self.history.retired.first.items():
+            if goal > rung and of == name:
+                above |= set(values)
+        return above
+
+    def _values_at(self, rung: int, name: str) -> dict[ParamValue, int]:
+        """Of each value that has come to the rung and no further the first trial."""
+        here = dict(self.history.retired.first.get((rung, name), {}))
+        for state in self.history.active.values():
+            if state.goal == rung and name in state.trial.params:
+                value = state.trial.params[name]
+                here[value] = min(here.get(value, state.trial_id), state.trial_id)
+        return here
+
+    def _tie(self, rung: int, first: TrialState, name: str, value: ParamValue) -> TrialState | None:
+        """The best that waits with a value, if it cannot be told from the first."""
+        for _, state in self.waiting(rung):
+            if state.trial.params.get(name) == value:
+                losses = first.example_losses.get(rung, ()), state.example_losses.get(rung, ())
+                return state if indistinguishable(*losses) else None
         return None
-    state = waiting[0][1]
-    losses = first.example_losses.get(rung, ()), state.example_losses.get(rung, ())
-    return state if indistinguishable(*losses) else None
-
-
-def finalists(view: View) -> list[TrialState]:
-    """Trials that may run in full, best first: those that got furthest, then the rest by rung."""
-    top = view.plan.top_rung
-    if top == 0:
-        return [s for s in view.history.active.values() if not s.stuck and s.goal < top]
-    kept = contenders(view.history)
-    able = (s for s in view.history.active.values() if s.trial_id in kept and s.goal < top and not s.stuck)
-    ranked = [s for s in able if s.rung in s.losses]
-    return sorted(ranked, key=lambda s: (-s.rung, s.losses[s.rung], s.trial_id))
-
-
-def next_candidate(view: View) -> TrialState:
-    """Of those that wait: one whose quantization has a whole gang waiting, else one whose quantization is
-    loaded, so that the worker need not load another; the oldest of them."""
-    waiting = Counter(cost_class(s.trial.params) for s in view.candidates)
-    resident = view.history.last_quantization
-
-    def rank(state: TrialState) -> tuple[bool, bool, int]:
-        name = cost_class(state.trial.params)
-        return waiting[name] < view.gang_size(name), name != resident, state.trial_id
-
-    return min(view.candidates, key=rank)

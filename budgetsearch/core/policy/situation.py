@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,12 +10,13 @@ from itertools import islice
 
 from budgetsearch.core.decisions import Run
 from budgetsearch.core.history.history import History
-from budgetsearch.core.history.retired import has_competed, has_entered
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.plan import Plan
+from budgetsearch.core.policy.answers import Refusal
 from budgetsearch.core.policy.costs import CostModel
 from budgetsearch.core.policy.deadline import seconds_left
 from budgetsearch.core.policy.evidence import entry_rung
+from budgetsearch.core.policy.rungs import Rungs
 from budgetsearch.core.records import Schedule, Segment, TrainJob, cost_class
 
 RULED_OUT = 20
@@ -22,10 +24,14 @@ RULED_OUT = 20
 TWO_FINALISTS_FROM = 6.0
 """Full runs that the budget must hold for a second finalist: if the first fails, or its rungs promised
 too much, there is another."""
+LIMIT_FACTOR = 4.0
+"""The watchdog stops a rung's segment that takes so many times its expected seconds."""
+LIMIT_SECONDS = 30.0
+"""... plus this, for the segments of a few seconds."""
 
 
 @dataclass(frozen=True)
-class View:
+class Situation:
     """What a rule looks at."""
 
     plan: Plan
@@ -41,6 +47,19 @@ class View:
     saved: float = 0.0
     """Worker seconds that are not gone although ``now`` has moved: only the worker of a gang that is being
     gathered is busy till then."""
+
+    @classmethod
+    def of(
+        cls, plan: Plan, history: History, candidates: Sequence[TrialState], now: float, free_slots: int
+    ) -> Situation:
+        """What ``decide`` is told, with what follows from it."""
+        workers = free_slots + len(history.running) if plan.workers > 1 else 1
+        return cls(plan, history, candidates, now, CostModel.learn(plan, history), workers, free_slots)
+
+    @cached_property
+    def rungs(self) -> Rungs:
+        """Who has come to which rung, and may go on."""
+        return Rungs(self.plan, self.history)
 
     @property
     def left(self) -> float:
@@ -103,27 +122,18 @@ class View:
         hopeless = len(last) == RULED_OUT and all(s.dead and not s.started for s in last)
         return self.left > 0 and not hopeless
 
-    def entered(self, rung: int) -> int:
-        """How many trials have come to a rung; what fits in no memory has not competed."""
-        history = self.history
-        return history.retired.entered[rung] + sum(has_entered(s, rung) for s in history.active.values())
+    @property
+    def next_candidate(self) -> TrialState:
+        """Of those that wait: one whose quantization has a whole gang waiting, else one whose quantization is
+        loaded, so that the worker need not load another; the oldest of them."""
+        waiting = Counter(cost_class(state.trial.params) for state in self.candidates)
+        loaded = self.history.last_quantization
 
-    def competed(self, rung: int) -> int:
-        """How many trials a rung's best are the best of: those that have come to it. Where others may be on
-        their way for long, those whose loss there is known."""
-        if not self.several:
-            return self.entered(rung)
-        history = self.history
-        return history.retired.competed[rung] + sum(has_competed(s, rung) for s in history.active.values())
+        def rank(state: TrialState) -> tuple[bool, bool, int]:
+            name = cost_class(state.trial.params)
+            return waiting[name] < self.gang_size(name), name != loaded, state.trial_id
 
-    def quota(self, rung: int) -> int:
-        """How many of a rung's trials have earned the next."""
-        return self.competed(rung) // self.plan.eta
-
-    def fits(self, state: TrialState, tokens: int, extra: float = 0.0) -> bool:
-        """Whether a segment of so many tokens surely ends in time."""
-        seconds = self.costs.segment_seconds(state.trial.params, tokens, pessimistic=True)
-        return seconds + self.load_seconds(state) + extra <= self.left
+        return min(self.candidates, key=rank)
 
     def load_seconds(self, state: TrialState) -> float:
         """What loading the trial's base may take, if another quantization ran last; nobody knows here which
@@ -148,8 +158,8 @@ class View:
         gains = self.plan.gang_gains.get(quantization, (1.0,))
         return min(len(gains), self.history.gang_limits.get(quantization, len(gains)))
 
-    def after(self, run: Run) -> View:
-        """The view as if the job were running and its time had passed."""
+    def after(self, run: Run) -> Situation:
+        """The situation as if the job were running and its time had passed."""
         segments = run.job.segments
         started = {segment.trial_id for segment in segments}
         seconds = sum(
@@ -167,13 +177,7 @@ class View:
         )
 
 
-LIMIT_FACTOR = 4.0
-"""The watchdog stops a rung's segment that takes so many times its expected seconds."""
-LIMIT_SECONDS = 30.0
-"""... plus this, for the segments of a few seconds."""
-
-
-def segment_to(view: View, state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
+def segment_to(situation: Situation, state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
     """To a token count, from the checkpoint that the trial has."""
     return Segment(
         trial_id=state.trial_id,
@@ -187,17 +191,21 @@ def segment_to(view: View, state: TrialState, rung: int, stop: int, schedule: Sc
         micro_batch=state.micro_batch,
         checkpoint_in=state.checkpoint,
         attempt=state.crashes + state.lost + state.moves,
-        recompute=view.plan.recompute.get(cost_class(state.trial.params), False),
+        recompute=situation.plan.recompute.get(cost_class(state.trial.params), False),
     )
 
 
-def rung_segment(view: View, state: TrialState, rung: int, reason: str, room: float = 0.0) -> Run | None:
+def rung_segment(
+    situation: Situation, state: TrialState, rung: int, reason: str, room: float = 0.0
+) -> Run | Refusal:
     """To the end of a rung, if that surely fits with ``room`` further seconds before the reserve."""
-    goal = state.trial.rung_tokens[rung]
+    params, goal, costs = state.trial.params, state.trial.rung_tokens[rung], situation.costs
     tokens = max(1, goal - state.tokens)
-    if not view.fits(state, tokens, room):
-        return None
+    slow = costs.segment_seconds(params, tokens, pessimistic=True)
+    needed = slow + situation.load_seconds(state) + room
+    if needed > situation.left:
+        what = "the next segment with a full run behind it" if room else "the next segment"
+        return Refusal(what, needed, situation.left)
     schedule = Schedule(warmup_tokens=state.trial.warmup_tokens, stop_tokens=goal)
-    expected = view.costs.segment_seconds(state.trial.params, tokens)
-    limit = LIMIT_FACTOR * expected + LIMIT_SECONDS
-    return view.run(segment_to(view, state, rung, goal, schedule), reason, limit)
+    limit = LIMIT_FACTOR * costs.segment_seconds(params, tokens) + LIMIT_SECONDS
+    return situation.run(segment_to(situation, state, rung, goal, schedule), reason, limit)
