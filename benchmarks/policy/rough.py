@@ -32,8 +32,8 @@ from budgetsearch.core.records import (
     Status,
     TrainJob,
 )
+from budgetsearch.core.results import crashed_results, stranded_results
 from budgetsearch.core.space.space import Space
-from budgetsearch.engines.results import crashed_results, lost_results
 from budgetsearch.engines.simulator import Change, Result, SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.run.driver import Driver
 from budgetsearch.run.incumbent import Nowhere
@@ -379,7 +379,7 @@ class Machine:
     def _trained(self, job: TrainJob, results: Sequence[Result]) -> tuple[Result, ...]:
         """What one member does to its worker all of them feel."""
         if any(self._struck("fatal", segment, lasts=4) for segment in job.segments):
-            return lost_results(job, "its worker went away")
+            return stranded_results(job, "its worker went away")
         if any(result.status == "crashed" for result in results):
             return crashed_results(job, "it crashed")
         size = len(job.segments)

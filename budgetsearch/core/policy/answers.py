@@ -1,4 +1,4 @@
-"""What a rule answers: a decision, nothing, or a refusal that says how many seconds are missing."""
+"""Answers of a rule: a decision, nothing, or a refusal that says how many seconds are missing."""
 
 from __future__ import annotations
 

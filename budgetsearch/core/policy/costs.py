@@ -1,4 +1,4 @@
-"""What a segment will cost, learned from the segments that have ended."""
+"""The cost of a segment, learned from the segments that have ended."""
 
 from __future__ import annotations
 

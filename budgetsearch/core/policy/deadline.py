@@ -1,4 +1,4 @@
-"""What is left until the deadline, what is kept back for the end of a run, and who may use how much of it."""
+"""Seconds until the deadline: how many are left, are kept back for the end, and who may use them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ process ends, loggers and the Optuna study take what waits, the reports are writ
 printed, the process exits. Whatever hangs is ended when "exit" begins. What scores and export need is
 measured: it stands in the plan."""
 EXIT_SECONDS = sum(ENDING.values())
-"""What the plan keeps for them; the larger of this and 0.5% of the budget (30 s at most)."""
+"""All of them."""
 CLOSING_SECONDS = 2.0
 """Loggers and the study may take so long, where the budget still has it."""
 
 
-def checkpoint_interval(budget_seconds: float) -> float:
-    """Seconds of training between two checkpoints of a full run: what a crash may cost."""
-    return max(60.0, 0.01 * budget_seconds)
-
-
 def answer_seconds(budget_seconds: float) -> float:
-    """What answers for the accuracy may take."""
+    """Seconds that answers for the accuracy may take."""
     return min(MAX_ANSWER_SECONDS, TASK_SHARE * budget_seconds)
 
 
+def exit_seconds(budget_seconds: float) -> float:
+    """Seconds kept for the end: 0.5% of the budget, 30 s at most, never less than ``ENDING``."""
+    return max(EXIT_SECONDS, min(30.0, 0.005 * budget_seconds))
+
+
 def seconds_left(plan: Plan, now: float) -> float:
-    """What may still be spent on the search and the full run: the rest is reserved."""
+    """Seconds that may still be spent on the search and the full run: the rest is reserved."""
     return plan.budget_seconds - now - plan.reserve_seconds
 
 
@@ -54,17 +54,17 @@ def closing_seconds(step: str, left: float) -> float:
 
 
 def grace_seconds(plan: Plan, asked: float) -> float:
-    """How long a job may take to checkpoint after it was told to stop: two optimizer steps at least."""
+    """Seconds that a job may take to checkpoint after it was told to stop: two optimizer steps at least."""
     return max(asked, 2 * plan.step_tokens / min(plan.reference_rates.values()))
 
 
 def landing_seconds(plan: Plan | None, budget_seconds: float, grace: float, now: float) -> float:
-    """How long what flies may take to checkpoint when the run is to stop: what export and exit need stays."""
+    """Seconds to checkpoint for what flies when the run is to stop: what export and exit need stays."""
     behind = plan.reserve_seconds - plan.score_seconds if plan else EXIT_SECONDS
     return max(0.0, min(grace, budget_seconds - now - behind))
 
 
 def watchdog_patience(plan: Plan, grace: float, job: Job) -> float:
-    """How long the watchdog waits after its word: never so long that the reserve is used up."""
+    """Seconds that the watchdog waits after its word: never so long that the reserve is used up."""
     behind = plan.reserve_seconds - (plan.score_seconds if isinstance(job, ScoreJob) else 0.0)
     return min(grace, behind / 3)

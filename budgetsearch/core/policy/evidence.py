@@ -1,4 +1,4 @@
-"""What losses tell: whether a rung predicts the next one, and whether two trials differ at all."""
+"""Evidence in losses: whether a rung predicts the next one, and whether two trials differ at all."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def indistinguishable(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether two trials' losses on the same validation examples differ by less than a standard error.
+    """Two trials' losses on the same validation examples differ by less than a standard error.
 
     The differences are paired, for what an example costs varies far more than what two trials make of it.
     """

@@ -1,4 +1,4 @@
-"""What the rest of the search will take, in seconds, and whether another trial fits into it."""
+"""Forecast of what the rest of the search will take, in seconds, and whether another trial fits into it."""
 
 from __future__ import annotations
 

@@ -67,17 +67,21 @@ def _last_evaluation(situation: Situation, state: TrialState) -> Run | Refusal |
 
 def _time_refusal(situation: Situation, state: TrialState) -> Refusal | None:
     """Not even one step of the full run fits; None where it is the data that end."""
-    needed = _seconds_for(situation, state, math.ceil(situation.plan.step_tokens))
-    return Refusal("the next segment", needed, situation.left) if needed > situation.left else None
+    return _without(situation, state, "the next segment", math.ceil(situation.plan.step_tokens))
 
 
 def _cut_short(situation: Situation, state: TrialState) -> Refusal | None:
     """A full run that began now would not get a good part of its way."""
     way = state.trial.rung_tokens[situation.plan.top_rung] - state.tokens
-    if _affordable_end(situation, state) - state.tokens >= way / situation.plan.eta:
+    return _without(situation, state, "a good part of another full run", math.ceil(way / situation.plan.eta))
+
+
+def _without(situation: Situation, state: TrialState, what: str, tokens: int) -> Refusal | None:
+    """Why so many further tokens do not fit; None if they do."""
+    free, token = _token_seconds(situation, state)
+    if int(free / token) >= tokens:
         return None
-    needed = _seconds_for(situation, state, math.ceil(way / situation.plan.eta))
-    return Refusal("a good part of another full run", needed, situation.left)
+    return Refusal(what, situation.left - free + tokens * token, situation.left)
 
 
 def _full_run_end(situation: Situation, state: TrialState) -> int:
@@ -93,20 +97,15 @@ def _full_run_end(situation: Situation, state: TrialState) -> int:
 
 def _affordable_end(situation: Situation, state: TrialState) -> int:
     """The last token that surely fits into what is left, with a checkpoint at every link."""
-    free = situation.left - situation.load_seconds(state) - _end_seconds(situation, state)
-    return state.tokens + int(free / _link_seconds(situation, state))
+    free, token = _token_seconds(situation, state)
+    return state.tokens + int(free / token)
 
 
-def _seconds_for(situation: Situation, state: TrialState, tokens: int) -> float:
-    """What so many further tokens of a full run may take."""
-    fixed = situation.load_seconds(state) + _end_seconds(situation, state)
-    return fixed + tokens * _link_seconds(situation, state)
-
-
-def _end_seconds(situation: Situation, state: TrialState) -> float:
-    """What the last evaluation of a full run may take, and what a link leaves for it."""
+def _token_seconds(situation: Situation, state: TrialState) -> tuple[float, float]:
+    """Seconds left for the tokens of a full run, and what each of them may take."""
     last = situation.costs.overhead_seconds(state.trial.params, pessimistic=True)
-    return last + _evaluation_room(situation, state)
+    last += _evaluation_room(situation, state)
+    return situation.left - situation.load_seconds(state) - last, _link_seconds(situation, state)
 
 
 def _cools(state: TrialState) -> bool:
@@ -173,7 +172,7 @@ def _link_seconds(situation: Situation, state: TrialState) -> float:
 
 
 def _evaluation_room(situation: Situation, state: TrialState) -> float:
-    """What a link that is stopped at its limit leaves, so that what it trained can still be evaluated."""
+    """Seconds that a link stopped at its limit leaves, so that what it trained can still be evaluated."""
     params, costs = state.trial.params, situation.costs
     steps = costs.train_seconds(params, 2 * situation.plan.step_tokens, pessimistic=True)
     return costs.overhead_seconds(params, pessimistic=True) + steps

@@ -23,7 +23,7 @@ with a short budget still gets to train."""
 def calibration_job(
     request: PlanRequest, quantization: str, job_id: int, limit_seconds: float
 ) -> CalibrateJob | Calibration:
-    """What to measure of a quantization, or what is foreseen to come of it: nothing fits."""
+    """The job that measures a quantization, or what is foreseen to come of it: nothing fits."""
     ahead = foresee(
         request.footprints.get(quantization),
         request.limit_bytes,
@@ -49,7 +49,7 @@ def calibration_job(
 
 
 def probe_seconds(budget_seconds: float) -> float:
-    """How long each size of gang is timed in the calibration: one per mille of the budget, 1 to 20 s."""
+    """Seconds of timing each size of gang in the calibration: one per mille of the budget, 1 to 20 s."""
     return max(1.0, min(20.0, 0.001 * budget_seconds))
 
 
@@ -58,8 +58,10 @@ def score_jobs(
 ) -> list[ScoreJob]:
     """The final scores of a trial's best checkpoint, still without their limits: the losses first; then, in a
     job of its own that may fail alone, answers while there is time, for nothing else can use it any more.
-    ``checkpoint``: that folder. ``known``:
-    what an earlier process measured of it; only what is missing is measured."""
+
+    ``checkpoint``: that folder, if it is not where the trial says. ``known``: what an earlier process
+    measured of it; only what is missing is measured.
+    """
     losses = ScoreJob(
         job_id=job_id,
         quantization=cost_class(best.trial.params),
@@ -83,14 +85,15 @@ def score_jobs(
 
 
 def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
-    """Freeze a configuration's rungs in tokens: the ladder's seconds at its reference rate."""
-    name = cost_class(proposal.params)
-    rate = plan.reference_rates[name]
-    step = math.ceil(plan.step_tokens)
-    longest = proposal.max_tokens or plan.max_tokens
-    rungs = tuple(max(step, min(round(seconds * rate), longest)) for seconds in plan.ladder)
-    if proposal.max_tokens:  # a rung is a share of the trial's own full run
-        rungs = tuple(max(step, round(longest * seconds / plan.full_seconds)) for seconds in plan.ladder)
+    """Freeze a configuration's rungs in tokens: the ladder's seconds at its reference rate, or, if its own
+    full run is shorter or longer than the plan's, the same shares of that."""
+    step, longest = math.ceil(plan.step_tokens), proposal.max_tokens or plan.max_tokens
+    if proposal.max_tokens:
+        tokens = [round(longest * seconds / plan.full_seconds) for seconds in plan.ladder]
+    else:
+        rate = plan.reference_rates[cost_class(proposal.params)]
+        tokens = [min(round(seconds * rate), longest) for seconds in plan.ladder]
+    rungs = tuple(max(step, some) for some in tokens)
     return Trial(
         trial_id=trial_id,
         params=dict(proposal.params),

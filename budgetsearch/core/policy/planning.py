@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.costs import PLANNING_MARGIN
-from budgetsearch.core.policy.deadline import EXIT_SECONDS, TASK_SHARE, answer_seconds, checkpoint_interval
+from budgetsearch.core.policy.deadline import TASK_SHARE, answer_seconds, exit_seconds
 from budgetsearch.core.records import Calibration
 from budgetsearch.core.resources.disk import held_of
 from budgetsearch.core.space.space import Space
@@ -34,7 +34,7 @@ LOSS_FACTOR = 1.5
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What the user asked for and what the data are, before anything was measured."""
+    """Facts from the user and the data, before anything was measured."""
 
     budget_seconds: float
     gpu: str
@@ -71,10 +71,20 @@ class PlanRequest:
     workers: int = 1
     """Jobs that can run at once."""
 
+    @property
+    def step_tokens(self) -> float:
+        """Mean tokens of one optimizer step."""
+        return self.batch_size * self.train_tokens / self.train_rows
+
+    @property
+    def max_tokens(self) -> int:
+        """``max_epochs`` over the training data."""
+        return int(self.max_epochs * self.train_tokens)
+
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the calibrations say, the slowest quantization first; seconds throughout."""
+    """The calibrations' word on the slowest quantization; seconds throughout."""
 
     step: float
     """One optimizer step."""
@@ -91,6 +101,20 @@ class _Measured:
     spent: float
     """What the run has already cost."""
 
+    @classmethod
+    def of(cls, request: PlanRequest, usable: Collection[Calibration], spent: float) -> _Measured:
+        """The worst that any usable quantization needs; of the data's time the least."""
+        rates = [c.tokens_per_second for c in usable]
+        return cls(
+            step=request.step_tokens / min(rates),
+            data=request.max_tokens / max(rates),
+            example=max(c.eval_seconds_per_example for c in usable),
+            write=max(c.checkpoint_seconds for c in usable),
+            load=max(c.load_seconds for c in usable),
+            answer=max(c.answer_seconds for c in usable),
+            spent=spent,
+        )
+
 
 def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now: float) -> Plan:
     """The plan, from what the calibrations measured; ``now`` is what they have already cost.
@@ -99,18 +123,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         BudgetError: the budget is below the measured minimum.
     """
     usable = {name: c for name, c in calibrations.items() if c.status == "ok"}
-    rates = {name: c.tokens_per_second for name, c in usable.items()}
-    step_tokens = request.batch_size * request.train_tokens / request.train_rows
-    max_tokens = int(request.max_epochs * request.train_tokens)
-    measured = _Measured(
-        step=step_tokens / min(rates.values()),
-        data=max_tokens / max(rates.values()),
-        example=max(c.eval_seconds_per_example for c in usable.values()),
-        write=max(c.checkpoint_seconds for c in usable.values()),
-        load=max(c.load_seconds for c in usable.values()),
-        answer=max(c.answer_seconds for c in usable.values()),
-        spent=now,
-    )
+    measured = _Measured.of(request, usable.values(), now)
     _check_minimum(request, measured)
     shares, ladder, examples = _ladder(request, measured)
     score, reserve = _reserve(request, examples, measured)
@@ -122,16 +135,16 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         seed=request.seed,
         eta=request.eta,
         ladder=ladder,
-        reference_rates=rates,
+        reference_rates={name: c.tokens_per_second for name, c in usable.items()},
         micro_batches={name: c.micro_batch for name, c in usable.items()},
         overheads={
             name: examples * c.eval_seconds_per_example + c.checkpoint_seconds for name, c in usable.items()
         },
         checkpoint_seconds={name: c.checkpoint_seconds for name, c in usable.items()},
         load_seconds={name: c.load_seconds for name, c in usable.items()},
-        max_tokens=max_tokens,
+        max_tokens=request.max_tokens,
         batch_size=request.batch_size,
-        step_tokens=step_tokens,
+        step_tokens=request.step_tokens,
         eval_examples=examples,
         task_examples=request.task_examples,
         reserve_seconds=reserve,
@@ -155,7 +168,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
 
 
 def gang_gains(calibration: Calibration) -> tuple[float, ...]:
-    """How many times the rate of one alone 1, 2, ... members reach, up to the chosen size.
+    """Gains: how many times the rate of one alone 1, 2, ... members reach, up to the chosen size.
 
     Sizes between two probes are interpolated in the logarithm of the size.
     """
@@ -213,8 +226,13 @@ def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...
     return shares, tuple(full * share for share in shares), examples
 
 
+def checkpoint_interval(budget_seconds: float) -> float:
+    """Seconds of training between two checkpoints of a full run: what a crash may cost."""
+    return max(60.0, 0.01 * budget_seconds)
+
+
 def _multiple(request: PlanRequest, full_seconds: float, measured: _Measured) -> float:
-    """How many full runs the rest of the budget holds, on all workers together."""
+    """Full runs that the rest of the budget holds, on all workers together."""
     return request.workers * (request.budget_seconds - measured.spent) / max(full_seconds, 1e-9)
 
 
@@ -251,5 +269,4 @@ def _reserve(request: PlanRequest, examples: int, measured: _Measured) -> tuple[
     if measured.answer:
         answers = min(answers, ANSWER_FACTOR * 2 * request.task_examples * measured.answer)
     score = losses + answers
-    leave = max(EXIT_SECONDS, min(30.0, 0.005 * request.budget_seconds))
-    return score, score + 2 * measured.write + leave
+    return score, score + 2 * measured.write + exit_seconds(request.budget_seconds)

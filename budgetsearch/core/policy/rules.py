@@ -151,7 +151,7 @@ def no_full_run_is_owed(situation: Situation) -> bool:
 
 
 def _nobody_is_left(situation: Situation) -> bool:
-    """Whoever has run so far failed."""
+    """All that have run so far failed."""
     return not situation.rungs.anybody_at(0)
 
 

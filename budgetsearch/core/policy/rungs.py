@@ -81,19 +81,31 @@ class Rungs:
 
     def waiting(self, rung: int) -> list[tuple[int, TrialState]]:
         """Places and trials of a rung that may go on, best first; whoever was dropped has no checkpoint."""
-        history, out = self.history, self.history.dropped
-        here = [s for s in history.active.values() if s.goal == rung and rung in s.losses]
-        able = [s for s in here if not (s.stuck or s.running or s.trial_id in out)]
-        return sorted(((history.place(s, rung), s) for s in able), key=lambda one: one[0])
+        return self._waiting.get(rung, [])
+
+    @cached_property
+    def _waiting(self) -> dict[int, list[tuple[int, TrialState]]]:
+        found: dict[int, list[tuple[int, TrialState]]] = {}
+        for state in self.history.active.values():
+            barred = state.stuck or state.running or state.trial_id in self.history.dropped
+            if state.goal in state.losses and not barred:
+                place = self.history.place(state, state.goal)
+                found.setdefault(state.goal, []).append((place, state))
+        return {rung: sorted(some, key=lambda one: one[0]) for rung, some in found.items()}
 
     def best(self, rung: int) -> list[tuple[int, TrialState]]:
-        """Those that wait in the best places, of which each group has one, the last one whole or not."""
-        places = self.groups(self.competed(rung) + self.plan.eta - 1)
+        """Those that wait in the best places."""
+        places = self._places(rung)
         return [(place, state) for place, state in self.waiting(rung) if place <= places]
 
     def earned(self, state: TrialState) -> bool:
-        """A trial is among the best of its rung, ties aside."""
-        return any(one is state for _, one in self.best(state.goal))
+        """A trial is among the best of the rung that it was sent to, ties aside."""
+        rung = state.goal
+        return rung in state.losses and self.history.place(state, rung) <= self._places(rung)
+
+    def _places(self, rung: int) -> int:
+        """The best places: each group has one, the last group whole or not."""
+        return self.groups(self.competed(rung) + self.plan.eta - 1)
 
     def promotable(self, rung: int) -> list[Promotable]:
         """The best of a rung that have not gone on, best first.

@@ -1,4 +1,4 @@
-"""What the policy sees when it decides, and the segments that it may ask for."""
+"""The situation in which the policy decides, and the segments that it may ask for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIMIT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Situation:
-    """What a rule looks at."""
+    """All that a rule looks at."""
 
     plan: Plan
     history: History
@@ -52,13 +52,13 @@ class Situation:
     def of(
         cls, plan: Plan, history: History, candidates: Sequence[TrialState], now: float, free_slots: int
     ) -> Situation:
-        """What ``decide`` is told, with what follows from it."""
+        """From what ``decide`` is told."""
         workers = free_slots + len(history.running) if plan.workers > 1 else 1
         return cls(plan, history, candidates, now, CostModel.learn(plan, history), workers, free_slots)
 
     @cached_property
     def rungs(self) -> Rungs:
-        """Who has come to which rung, and may go on."""
+        """The rungs as they stand."""
         return Rungs(self.plan, self.history)
 
     @property
@@ -68,7 +68,7 @@ class Situation:
 
     @property
     def several(self) -> bool:
-        """Whether jobs may run beside each other."""
+        """Jobs may run beside each other."""
         return self.plan.workers > 1
 
     @property
@@ -110,13 +110,13 @@ class Situation:
 
     @property
     def wanted_finalists(self) -> int:
-        """How many trials shall run in full, at the least."""
+        """Trials that shall run in full, at the least."""
         work = self.plan.workers * self.plan.budget_seconds
         return 2 if work >= TWO_FINALISTS_FROM * self.plan.full_seconds else 1
 
     @property
     def may_ask(self) -> bool:
-        """Whether another sample may be asked for: there is time, and not all of the last ones were ruled out
+        """Another sample may be asked for: there is time, and not all of the last ones were ruled out
         before they ran."""
         last = list(islice(reversed(self.history.trials.values()), RULED_OUT))
         hopeless = len(last) == RULED_OUT and all(s.dead and not s.started for s in last)
@@ -136,8 +136,8 @@ class Situation:
         return min(self.candidates, key=rank)
 
     def load_seconds(self, state: TrialState) -> float:
-        """What loading the trial's base may take, if another quantization ran last; nobody knows here which
-        of several workers will get it, and what that one holds."""
+        """Seconds that loading the trial's base may take, if another quantization ran last; nobody knows here
+        which of several workers will get it, and what that one holds."""
         name = cost_class(state.trial.params)
         held = name == self.history.last_quantization and not self.several
         return 0.0 if held else self.plan.load_seconds.get(name, 0.0)
@@ -154,7 +154,7 @@ class Situation:
         return Run(job, (reason,))
 
     def gang_size(self, quantization: str) -> int:
-        """How many may train at once: what the calibration found, or less since memory ran out."""
+        """Members that may train at once: what the calibration found, or less since memory ran out."""
         gains = self.plan.gang_gains.get(quantization, (1.0,))
         return min(len(gains), self.history.gang_limits.get(quantization, len(gains)))
 
