@@ -35,7 +35,7 @@ class Surrogate:
         self.name, self.points = f"lcbench-{task}", EPOCHS
         self.count = 1_000_000  # in effect without end
         self.mean_cost, self.point_cost = table.mean_cost, table.point_cost
-        self.median, self.worst = table.median, table.worst
+        self.median, self.worst = table.median, 0.0  # no accuracy is below zero
         self._dimensions: Mapping[str, Mapping[str, Any]] = table.dimensions
         best = folder / f"opt_{task}.txt"
         self.best = min(table.best, -float(best.read_text())) if best.is_file() else table.best

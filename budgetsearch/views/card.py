@@ -9,7 +9,7 @@ from typing import Any
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
-from budgetsearch.core.records import Score
+from budgetsearch.core.records import Score, cost_class
 
 FORMAT = 1
 MANIFEST_FILE = "budgetsearch.json"
@@ -114,6 +114,15 @@ def load_snippet(model: Mapping[str, Any], quantization: str, adapter: str, hist
         f"model = PeftModel.from_pretrained(base, {adapter!r})",
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
     ]
+
+
+def load_lines(history: History) -> list[str]:
+    """Lines that load the best trial's adapter; none before there is one."""
+    best, path = history.incumbent, adapter_path(history)
+    if best is None or path is None or history.opened is None:
+        return []
+    model = history.opened.facts.get("model", {})
+    return load_snippet(model, cost_class(best.trial.params), path, history)
 
 
 def device_of(history: History) -> str:

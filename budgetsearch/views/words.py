@@ -27,6 +27,8 @@ def phase_of(history: History) -> str:
 
 LONG_NAMES = 5
 """With more rungs an axis names them by their numbers alone."""
+SAMPLE_CHARACTERS = 600
+"""A sample answer is cut there."""
 STOPPED, CUT_OFF = "stopped", "cut off"
 """Of a run that nobody closed and no process works on; of a trial that trained when that happened."""
 STATE_MEANS = {
@@ -75,6 +77,12 @@ def short_duration(seconds: float) -> str:
     if seconds < 300:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def cut(text: object) -> str:
+    """A text that may be long, as far as people read it."""
+    whole = str(text)
+    return whole[:SAMPLE_CHARACTERS] + (" ..." if len(whole) > SAMPLE_CHARACTERS else "")
 
 
 def params_text(params: Params) -> str:

@@ -18,8 +18,8 @@ from budgetsearch.run.failure import after_failure
 from budgetsearch.run.incumbent import Incumbent
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.invariants import check
+from budgetsearch.views.card import load_lines
 from budgetsearch.views.report.answer import answer_of
-from budgetsearch.views.report.markdown import load_lines
 from budgetsearch.views.tables import status_dict
 from tests.support.exporting import House, best
 from tests.support.factories import Story, params

@@ -17,7 +17,7 @@ from budgetsearch.cli import app
 from budgetsearch.core.decisions import Run
 from budgetsearch.core.errors import DataError, UsageError
 from budgetsearch.core.events import Closed, Decided
-from budgetsearch.core.records import Schedule, Segment, TrainJob
+from budgetsearch.core.records import Schedule, Segment, SegmentResult, TrainJob
 from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.tools.simulate import play as playing
 from budgetsearch.tools.simulate.contest import (
@@ -145,6 +145,39 @@ def test_the_policy_finds_more_than_random_search(tmp_path: Path) -> None:
     ours = [play(table, 10, seed).regret(table, deadline) for seed in range(6)]
     theirs = [play_peer("random", table, 10, seed).regret(table, deadline) for seed in range(6)]
     assert sum(ours) < 0.5 * sum(theirs)
+
+
+def test_early_losses_are_told_apart_however_much_worse_they_are_than_final_ones(tmp_path: Path) -> None:
+    """Sixty runs whose curves fall late and never cross, and whose parameters say nothing: whoever is best at
+    the first rung is best at the end, so the policy finds nearly the best there is."""
+    rng, points = np.random.default_rng(0), 27
+    qualities = [float(rng.uniform()) for _ in range(60)]
+    rows = [{"rate": float(10 ** rng.uniform(-4, 0)), "layers": 1, "kind": "a"} for _ in qualities]
+    curves = [
+        [(k + 1.0, 1 + quality + (5 + quality) * (1 - (k + 1) / points) ** 2) for k in range(points)]
+        for quality in qualities
+    ]
+    save(tmp_path / "t.npz", rows, curves, DIMENSIONS, "minimize")
+    table = load(tmp_path / "t.npz")
+    regrets = [play(table, 10, seed).regret(table, 10 * table.mean_cost) for seed in range(3)]
+    assert sum(regrets) / len(regrets) < 0.05
+
+
+def test_only_what_diverged_has_the_worst_value(tmp_path: Path) -> None:
+    """No finite loss of a table is above it, and the simulated engine tells each one as it was recorded."""
+    table = make_table(tmp_path / "t.npz", diverge=0.0)
+    world = CurveWorld(table, VirtualClock())
+    told, recorded, taken = [], [], set[int]()
+    while table.left(taken):
+        params, number = table.nearest({"rate": 0.01, "layers": 3, "kind": "a"}, taken)
+        taken.add(number)
+        segment = Segment(number, params, 0, 0, 0, 1, Schedule(0, 1), 1, 1)
+        ((result,), _) = world.perform(TrainJob(number, (segment,), 1, math.inf))
+        assert isinstance(result, SegmentResult)
+        told.append(result.loss)
+        recorded.append(float(table.curve(params)[1][0]))
+    assert recorded == told
+    assert max(recorded) == table.worst
 
 
 def test_the_same_seed_sees_the_same(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -18,7 +17,8 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Beat
 from budgetsearch.views.card import load_snippet
 from budgetsearch.views.progress import LiveProgress, PlainProgress
-from budgetsearch.views.report.markdown import report_text, write_report
+from budgetsearch.views.report.markdown import text_of
+from budgetsearch.views.report.numbers import numbers_of
 from budgetsearch.views.tables import (
     clock,
     final_lines,
@@ -132,7 +132,7 @@ def test_neighbouring_rungs_are_correlated_over_the_trials_on_both() -> None:
 def test_the_report_begins_with_the_answer() -> None:
     """Base against adapter stands before anything else, then how to load it."""
     story = whole_run()
-    lines = report_text(story.entries, story.history).splitlines()
+    lines = text_of(numbers_of(story.entries, story.history)).splitlines()
     assert lines[2] == "## The answer"
     assert "| validation loss | 2.0000 | 0.9000 |" in lines
     assert "| task accuracy (n = 4) | 25.0% | 75.0% |" in lines
@@ -154,21 +154,11 @@ def test_the_report_begins_with_the_answer() -> None:
 def test_the_report_gives_reasons() -> None:
     """Each promotion carries its reason, each failure its cause."""
     story = whole_run()
-    text = report_text(story.entries, story.history)
+    text = text_of(numbers_of(story.entries, story.history))
     assert "| 9.0 | 3 | 1 | promotion: place 1 of 6 at rung 0 |" in text
     assert "| 11.0 | 3 | 2 | full run starts |" in text
     assert "| trial 4, attempt 0 | rung 0 | diverged | loss is not finite |" in text
     assert "new trial" not in text
-
-
-def test_the_report_replaces_the_old_one_whole(tmp_path: Path) -> None:
-    """Nothing but the report is left in the folder."""
-    story = whole_run()
-    path = tmp_path / "report.md"
-    path.write_text("old", encoding="utf-8")
-    assert write_report(story.entries, story.history, path) == path
-    assert path.read_text(encoding="utf-8") == report_text(story.entries, story.history)
-    assert [p.name for p in tmp_path.iterdir()] == ["report.md"]
 
 
 def test_a_report_can_be_written_at_any_time() -> None:
@@ -176,7 +166,7 @@ def test_a_report_can_be_written_at_any_time() -> None:
     entries = whole_run().entries
     for cut in range(len(entries)):
         history = fold(entries[:cut])
-        assert report_text(entries[:cut], history).startswith("# Report")
+        assert text_of(numbers_of(entries[:cut], history)).startswith("# Report")
         assert status_dict(history)["phase"] == phase_of(history)
         Console(file=io.StringIO()).print(summary(history))
 
@@ -185,7 +175,7 @@ def test_a_bar_in_a_message_does_not_break_the_table() -> None:
     """Details come from foreign libraries; their bars and line breaks are tamed."""
     story = Story.planned()
     story.end(story.start(story.trial()), status="crashed", detail="a|b\nc")
-    assert "| a\\|b c |" in report_text(story.entries, story.history)
+    assert "| a\\|b c |" in text_of(numbers_of(story.entries, story.history))
 
 
 @pytest.mark.parametrize("quantization", ["fp32", "bf16", "int8", "nf4"])

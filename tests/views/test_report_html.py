@@ -22,18 +22,18 @@ import pytest
 
 from budgetsearch import api
 from budgetsearch.core.errors import RunFolderError
-from budgetsearch.core.events import CardWatched, Closed, Entry, Heartbeat, Opened
+from budgetsearch.core.events import CardWatched, Closed, Heartbeat, Opened
 from budgetsearch.core.history.fold import fold
+from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.deadline import ENDING
 from budgetsearch.core.records import PHASES, Beat, CardUse, Score
-from budgetsearch.storage import files
 from budgetsearch.storage.ledger import Ledger, read_entries
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.report import html as html_module
 from budgetsearch.views.report import numbers as numbers_module
 from budgetsearch.views.report import write as reporting
 from budgetsearch.views.report.html import figures_of, html_text
-from budgetsearch.views.report.numbers import Numbers, numbers_of
+from budgetsearch.views.report.numbers import Importance, Importances, Numbers, importance_of, numbers_of
 from budgetsearch.views.report.over_time import PHASE_GROUPS
 from budgetsearch.views.study.importance import importances
 from tests.support.browser import Page, browser_page
@@ -133,10 +133,15 @@ def numbers(story: Story) -> Numbers:
     return numbers_of(story.entries, story.history, importances)
 
 
+def loaded_by(found: Numbers, line: str) -> Numbers:
+    """The same run, whose adapter is loaded by this line."""
+    return replace(found, answer=replace(found.answer, loading=(line,)))
+
+
 @pytest.fixture(scope="module")
 def page_text() -> str:
     """A page with every figure."""
-    return html_text(numbers(rich_story()), ["from peft import PeftModel"])
+    return html_text(loaded_by(numbers(rich_story()), "from peft import PeftModel"))
 
 
 def test_every_section_is_there_with_the_answer_first(page_text: str) -> None:
@@ -241,7 +246,7 @@ def test_hostile_names_stay_text() -> None:
     story.add(best_scored(story.history, score), Closed("failed", EVIL))
     assert story.history.opened is not None
     story.history.opened = replace(story.history.opened, facts={**FACTS, "model": {"source": EVIL}})
-    text = html_text(numbers(story), [EVIL])
+    text = html_text(loaded_by(numbers(story), EVIL))
     found = Outline(text)
     assert EVIL not in text
     assert len(found.scripts) == 3
@@ -374,7 +379,7 @@ def test_a_folder_that_cannot_be_written_is_named(run_folder: RunFolder, monkeyp
     def full(path: Path, text: str) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "replace_text", full)
+    monkeypatch.setattr(reporting, "replace_text", full)
     with pytest.raises(RunFolderError, match=r"cannot be written \(No space left on device\). Make room"):
         api.report(run_folder.path)
 
@@ -427,11 +432,11 @@ def test_a_slow_library_does_not_cost_the_deadline(run_folder: RunFolder, monkey
     monkeypatch.setitem(ENDING, "exit", 0.8)
     monkeypatch.setitem(ENDING, "reports", 0.0)
 
-    def slow(entries: list[Entry], *rest: Any, **more: Any) -> Numbers:
-        time.sleep(2.5)
-        return numbers_of(entries, *rest, **more)
+    def slow(history: History, importances: Importances | None) -> Importance:
+        time.sleep(2.5 if importances else 0.0)
+        return importance_of(history, importances)
 
-    monkeypatch.setattr(numbers_module, "numbers_of", slow)
+    monkeypatch.setattr(numbers_module, "importance_of", slow)
     start = time.monotonic()
     assert "The time was over" in written(run_folder, 2.0)
     assert time.monotonic() - start < 1.8, "it waited into what is kept for the exit"
@@ -509,7 +514,7 @@ def test_a_hostile_page_runs_nothing(browser: Page, tmp_path: Path) -> None:
     story.history.opened = Opened(720.0, {"data": EVIL}, {**FACTS, "model": {"source": EVIL}})
     story.train(story.trial({**params(), "note": EVIL}, origin=EVIL), 1.0, 0, EVIL)
     path = tmp_path / "report.html"
-    path.write_text(html_text(numbers(story), [EVIL]), encoding="utf-8")
+    path.write_text(html_text(loaded_by(numbers(story), EVIL)), encoding="utf-8")
     browser.open(path, width=800)
     assert browser.run("document.querySelectorAll('img, main script').length") == 0
     assert browser.run("document.querySelectorAll('.plot svg').length") > 0

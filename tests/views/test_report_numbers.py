@@ -35,7 +35,7 @@ from budgetsearch.tools.compare.gather import run_of
 from budgetsearch.views.intervals import Estimate, bootstrapped, newcombe, weighted_mean, wilson
 from budgetsearch.views.report.answer import answer_of, budget_of
 from budgetsearch.views.report.html import html_text
-from budgetsearch.views.report.markdown import report_text
+from budgetsearch.views.report.markdown import text_of
 from budgetsearch.views.report.numbers import (
     ALPHA,
     MIN_IMPORTANCE,
@@ -467,7 +467,7 @@ def test_each_peak_has_one_definition_and_one_name(device: str, process: int, ca
     shown = "there is no card" if card is None else "9.00 GiB"
     assert f"<th>peak of the process</th><td>{process / 2**30:.2f} GiB</td>" in text
     assert f"<th>peak of the card</th><td>{shown}</td>" in text
-    lines = report_text(story.entries, story.history).splitlines()
+    lines = text_of(numbers_of(story.entries, story.history)).splitlines()
     assert f"| peak of the process | {process / 2**30:.2f} GiB |" in lines
     assert ("| peak of the card | 9.00 GiB |" in lines) == (card is not None)
     assert not [line for line in (text, *lines) if "peak memory" in line or "most memory in use" in line]

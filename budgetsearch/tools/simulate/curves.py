@@ -47,7 +47,7 @@ class Curves(Protocol):
     median: float
     """The median of the configurations' best values."""
     worst: float
-    """What stands for a diverged run."""
+    """What stands for a diverged run: no finite value is worse."""
 
     @property
     def space(self) -> dict[str, Any]:
@@ -83,17 +83,15 @@ class CurveTable:
         self._seconds, self._values = seconds, values
         self._lengths = np.isfinite(seconds).sum(axis=1)
         everyone = np.arange(len(rows))
-        last = values[everyone, self._lengths - 1]
-        finite = last[np.isfinite(last)]
         costs = seconds[everyone, self._lengths - 1]
         self.count = len(rows)
         self.points = int(values.shape[1])
         self.mean_cost = float(costs.mean())
         self.point_cost = float(costs.mean() / self._lengths.mean())
-        self.worst = float(max(np.percentile(finite, 90), np.median(finite)))
+        self.worst = float(values[np.isfinite(values)].max())
         bests = np.array([np.nanmin(v) if np.isfinite(v).any() else self.worst for v in values])
         self.best = float(bests.min())
-        self.median = float(np.median(np.minimum(bests, self.worst)))
+        self.median = float(np.median(bests))
         self._unit = self._units(rows)
         self._configurations = [self._params(row) for row in rows]
         self._numbers = {_key(params): k for k, params in enumerate(self._configurations)}

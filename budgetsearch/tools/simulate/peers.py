@@ -84,9 +84,8 @@ class Run:
 
     @property
     def value(self) -> float:
-        """The last value; a diverged run, and what is worse than one, has the worst."""
-        worst = self.clock.curves.worst
-        return worst if self.diverged or not self.at else min(self.values[self.at - 1], worst)
+        """The last value; a diverged run has the worst."""
+        return self.clock.curves.worst if self.diverged or not self.at else self.values[self.at - 1]
 
 
 def rungs_of(points: int) -> list[int]:

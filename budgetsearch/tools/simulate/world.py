@@ -24,7 +24,7 @@ class Trace:
 
     def regret(self, curves: Curves, seconds: float) -> float:
         """(best seen - best there is) / (median configuration's best - best there is), 0 to 1."""
-        seen = min(self.best_at(seconds), curves.worst)
+        seen = self.best_at(seconds)
         return float(min(1.0, max(0.0, (seen - curves.best) / (curves.median - curves.best))))
 
 
@@ -86,7 +86,7 @@ class CurveWorld:
             segment.rung,
             "diverged" if broken else "ok",
             tokens=end,
-            loss=None if broken else float(min(values[end - 1], self.curves.worst)),
+            loss=None if broken else float(values[end - 1]),
             seconds={"train": seconds},
             checkpoint_out=None if broken else f"{segment.trial_id}-{end}",
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Score
-from budgetsearch.views.card import adapter_path
+from budgetsearch.views.card import adapter_path, load_lines
 from budgetsearch.views.intervals import (
     MIN_ANSWERS,
     MIN_EXAMPLES,
@@ -89,6 +89,8 @@ class Answer:
     trials_tried: int
     trials_promoted: int
     trials_in_full: int
+    loading: tuple[str, ...] = ()
+    """Lines of Python that load the adapter; none before there is one."""
     caveat: str = CAVEAT
 
 
@@ -133,6 +135,7 @@ def answer_of(history: History) -> Answer:
         trials_tried=tried,
         trials_promoted=promoted,
         trials_in_full=in_full,
+        loading=tuple(load_lines(history)),
     )
 
 

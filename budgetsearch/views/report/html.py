@@ -18,17 +18,15 @@ from budgetsearch.views.report.facts import state_words
 from budgetsearch.views.report.numbers import ALPHA, Numbers
 from budgetsearch.views.report.offline import DRAW, plotly_library, policy, script_json
 from budgetsearch.views.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK
-from budgetsearch.views.words import loss_text, params_text, value_text
+from budgetsearch.views.words import cut, loss_text, params_text, value_text
 
-SAMPLE_CHARACTERS = 600
-"""A sample answer is cut there."""
 FIRST_TRIALS = 20
 """So many rows of a table are seen at once; the others are folded away."""
 TEMPLATE = "report.html.j2"
 
 
-def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
-    """The whole page; ``snippet``: lines of Python that load the adapter."""
+def html_text(numbers: Numbers) -> str:
+    """The whole page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -54,7 +52,6 @@ def html_text(numbers: Numbers, snippet: list[str] | None = None) -> str:
         draw=DRAW,
         policy=policy([library, DRAW]),
         confidence=f"{CONFIDENCE:.0%}",
-        snippet=snippet or [],
         knobs=_knobs(numbers),
         first_trials=FIRST_TRIALS,
         facts=json.dumps(_facts(numbers), indent=2, default=str),
@@ -102,11 +99,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.2f} h"
 
 
-def _cut(text: object) -> str:
-    whole = str(text)
-    return whole[:SAMPLE_CHARACTERS] + (" ..." if len(whole) > SAMPLE_CHARACTERS else "")
-
-
 def _memory(count: int | None) -> str:
     if count is None:
         return "not measured"
@@ -148,7 +140,7 @@ FILTERS = {
     "interval": _interval,
     "share_interval": _share_interval,
     "duration": _duration,
-    "cut": _cut,
+    "cut": cut,
     "memory": _memory,
     "percent": _percent,
     "params": _params,

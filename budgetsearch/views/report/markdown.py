@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.events import Entry
-from budgetsearch.core.history.history import History
-from budgetsearch.core.records import cost_class
-from budgetsearch.core.secrets import shown_settings
-from budgetsearch.storage.files import replace_text
-from budgetsearch.views.card import adapter_path, load_snippet
 from budgetsearch.views.intervals import CONFIDENCE, Estimate
-from budgetsearch.views.report.answer import Budget, answer_of, budget_of
+from budgetsearch.views.report.answer import Budget
 from budgetsearch.views.report.facts import state_words
-from budgetsearch.views.report.numbers import failures_of, promotions_of, speed_of
-from budgetsearch.views.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK, peaks_of
-from budgetsearch.views.report.timeline import timeline_of
-from budgetsearch.views.report.workers import shares_text, worker_seconds_of
-from budgetsearch.views.tables import card_row, rank_correlations, trial_rows
-from budgetsearch.views.words import gib, loss_text, params_text, rung_names, state_of
-
-SAMPLE_CHARACTERS = 600
-"""A sample answer is cut there."""
+from budgetsearch.views.report.numbers import Numbers
+from budgetsearch.views.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK
+from budgetsearch.views.report.workers import shares_text
+from budgetsearch.views.words import cut, gib, loss_text, params_text
 
 
-def write_report(entries: Iterable[Entry], history: History, path: Path, *, going: bool = True) -> Path:
-    """Write the report of a run, finished or not, over an older one; returns ``path``."""
-    return replace_text(path, report_text(list(entries), history, going=going))
-
-
-def report_text(entries: Sequence[Entry], history: History, *, going: bool = True) -> str:
-    """The whole report as Markdown; ``going``: a process works on a run that nobody has closed."""
+def text_of(numbers: Numbers) -> str:
+    """The whole report as Markdown."""
     parts = ["# Report of a budgetsearch run", ""]
-    told: dict[Writer, Writer] = {
-        _answer: partial(_answer, going=going),
-        _trials: partial(_trials, going=going),
-    }
-    for title, write in ((title, told.get(write, write)) for title, write in SECTIONS):
-        lines = write(entries, history)
+    for title, write in SECTIONS:
+        lines = write(numbers)
         if lines:
             parts += [f"## {title}", "", *lines, ""]
     return "\n".join(parts)
@@ -50,29 +28,25 @@ def report_text(entries: Sequence[Entry], history: History, *, going: bool = Tru
 # -------------------------------------------------------------------------- sections
 
 
-def _answer(entries: Sequence[Entry], history: History, going: bool = True) -> list[str]:
-    lines = _score_table(history)
-    best, opened = history.incumbent, history.opened
+def _answer(numbers: Numbers) -> list[str]:
+    lines = _score_table(numbers)
+    best, budget, run = numbers.answer.best, numbers.budget, numbers.run
     if best is None:
         lines += ["No trial has finished a segment, so there is no adapter."]
     else:
         lines += [
-            f"The best adapter is trial {best.trial_id} ({params_text(best.trial.params)}), after "
-            f"{best.best_tokens} tokens, with a validation loss of {loss_text(best.best_loss)}."
+            f"The best adapter is trial {best.trial_id} ({params_text(best.params)}), after "
+            f"{best.tokens} tokens, with a validation loss of {loss_text(best.loss_nats_per_token)}."
         ]
-    state = state_of(history, going)
-    if opened is not None:
-        kept = history.spent <= opened.budget_seconds
-        over = (
-            "the deadline was PASSED" if not kept else "the deadline was kept" if state == "finished" else ""
-        )
-        spent = f"{history.spent:.1f} of {opened.budget_seconds:.0f} s were spent"
-        lines += ["", f"{spent}; {over}." if over else f"{spent}."]
-    return [*lines, f"State: {state_words(state, history.closed.reason if history.closed else None)}."]
+    if budget.budget_seconds is not None:
+        kept = "; the deadline was kept" if run.state == "finished" else ""
+        over = kept if budget.deadline_kept else "; the deadline was PASSED"
+        lines += ["", f"{budget.wall_seconds:.1f} of {budget.budget_seconds:.0f} s were spent{over}."]
+    return [*lines, f"State: {state_words(run.state, run.reason)}."]
 
 
-def _score_table(history: History) -> list[str]:
-    answer = answer_of(history)
+def _score_table(numbers: Numbers) -> list[str]:
+    answer = numbers.answer
     loss, accuracy = answer.loss, answer.accuracy
     if loss is None:
         return []
@@ -104,58 +78,48 @@ def _sureness(what: str, difference: Estimate, form: str, method: str) -> str:
     )
 
 
-def _loading(entries: Sequence[Entry], history: History) -> list[str]:
-    lines = load_lines(history)
-    return ["```python", *lines, "```"] if lines else []
+def _loading(numbers: Numbers) -> list[str]:
+    return ["```python", *numbers.answer.loading, "```"] if numbers.answer.loading else []
 
 
-def load_lines(history: History) -> list[str]:
-    """Lines of Python that load the adapter; none before there is one."""
-    best, path = history.incumbent, adapter_path(history)
-    if best is None or path is None or history.opened is None:
-        return []
-    model = history.opened.facts.get("model", {})
-    return load_snippet(model, cost_class(best.trial.params), path, history)
-
-
-def _trials(entries: Sequence[Entry], history: History, going: bool = True) -> list[str]:
-    heads = ["trial", "configuration", "origin", *rung_names(history), "tokens", "seconds"]
+def _trials(numbers: Numbers) -> list[str]:
+    heads = ["trial", "configuration", "origin", *(rung.name for rung in numbers.rungs), "tokens", "seconds"]
     heads += [PROCESS_PEAK, "status"]
     rows = [
         [
             str(row.trial_id),
             params_text(row.params),
             row.origin,
-            *[loss_text(loss) for loss in row.losses],
+            *[loss_text(loss) for loss in row.rung_losses_nats_per_token],
             str(row.tokens),
-            f"{row.seconds:.1f}",
-            gib(row.peak_bytes),
+            f"{row.charged_seconds:.1f}",
+            "-" if row.peak_bytes is None else gib(row.peak_bytes),
             row.status,
         ]
-        for row in trial_rows(history, going)
+        for row in numbers.trials
     ]
     return _table(heads, rows) if rows else []
 
 
-def _promotions(entries: Sequence[Entry], history: History) -> list[str]:
+def _promotions(numbers: Numbers) -> list[str]:
     rows = [
         [f"{one.wall_seconds:.1f}", str(one.trial_id), str(one.to_rung), one.reason]
-        for one in promotions_of(timeline_of(entries), history)
+        for one in numbers.promotions
     ]
     return _table(["second", "trial", "to rung", "why"], rows) if rows else []
 
 
-def _budget(entries: Sequence[Entry], history: History) -> list[str]:
-    budget = budget_of(history)
+def _budget(numbers: Numbers) -> list[str]:
+    budget = numbers.budget
     rows = [[row.phase, f"{row.charged_seconds:.1f}", f"{row.share:.1%}"] for row in budget.phases]
     total = sum(row.charged_seconds for row in budget.phases)
     table = _table(["phase", "seconds", "share"], [*rows, ["together", f"{total:.1f}", "100.0%"]])
-    return [*table, "", *_useful(budget), *_worker_seconds(entries)]
+    return [*table, "", *_useful(budget), *_worker_seconds(numbers)]
 
 
-def _worker_seconds(entries: Sequence[Entry]) -> list[str]:
+def _worker_seconds(numbers: Numbers) -> list[str]:
     """With several workers: what the seconds of all of them together were."""
-    found = worker_seconds_of(entries)
+    found = numbers.workers
     if found.most_workers == 1:
         return []
     return [
@@ -181,7 +145,7 @@ def _useful(budget: Budget) -> list[str]:
     return lines
 
 
-def _speed(entries: Sequence[Entry], history: History) -> list[str]:
+def _speed(numbers: Numbers) -> list[str]:
     rows = [
         [
             one.quantization,
@@ -194,7 +158,7 @@ def _speed(entries: Sequence[Entry], history: History) -> list[str]:
             gib(one.peak_bytes),
             "yes" if one.chosen else "",
         ]
-        for one in speed_of(history)
+        for one in numbers.speed
     ]
     heads = ["quantization", "trials at once", "micro-batch", "checkpointing"]
     heads += ["tokens/s", "TFLOP/s", "MFU", PROCESS_PEAK, "chosen"]
@@ -206,8 +170,8 @@ def _speed(entries: Sequence[Entry], history: History) -> list[str]:
     return [*_table(heads, rows), "", why] if rows else []
 
 
-def _card(entries: Sequence[Entry], history: History) -> list[str]:
-    row, peaks = card_row(history), peaks_of(history)
+def _card(numbers: Numbers) -> list[str]:
+    row, peaks, card = numbers.card, numbers.peaks, numbers.run.card
     lines = []
     if row is not None:
         found = {
@@ -225,73 +189,69 @@ def _card(entries: Sequence[Entry], history: History) -> list[str]:
             MEANING,
             "The rest is the watcher's, five times a second; without NVML only memory is known.",
         ]
-    stand_in = history.opened.facts.get("card", {}).get("stand_in") if history.opened else False
-    if stand_in and history.opened:
-        card = history.opened.facts["card"]
+    if card.get("stand_in"):
         lines += ["", f"Memory is capped to an {card['profile']}'s; the speed is that of the {card['name']}."]
-    notices = [f"- {at:.0f} s: {text}" for at, text in history.notices]
+    notices = [f"- {one.wall_seconds:.0f} s: {one.text}" for one in numbers.notices]
     return lines + (["", "Noticed on the way:", "", *notices] if notices else [])
 
 
-def _ladder(entries: Sequence[Entry], history: History) -> list[str]:
-    plan = history.plan
-    if plan is None:
+def _ladder(numbers: Numbers) -> list[str]:
+    if not numbers.rungs:
         return []
-    names = sorted(plan.reference_rates)
-    rows = []
-    for name, seconds in zip(rung_names(history), plan.ladder, strict=True):
-        rows.append([name, *[f"{seconds * plan.reference_rates[kind]:.0f}" for kind in names]])
+    names = sorted(numbers.rungs[0].tokens)
+    rows = [[rung.name, *[str(rung.tokens[kind]) for kind in names]] for rung in numbers.rungs]
     done = ", ".join(
-        f"{lower} to {lower + 1}: {'too few trials' if rho is None else f'{rho:.2f}'} (n = {count})"
-        for lower, count, rho in rank_correlations(history)
+        f"{one.lower_rung} to {one.upper_rung}: "
+        f"{'too few trials' if one.spearman is None else f'{one.spearman:.2f}'} (n = {one.trials})"
+        for one in numbers.rank_correlations
     )
     return [
         *_table(["rung (training)", *[f"tokens under {kind}" for kind in names]], rows),
         "",
-        f"One trial in {plan.eta} is promoted. Reserve for scores, export and exit: "
-        f"{plan.reserve_seconds:.1f} s. Every trial is evaluated on the same {plan.eval_examples} examples.",
+        f"One trial in {numbers.eta} is promoted. Reserve for scores, export and exit: "
+        f"{numbers.budget.reserve_seconds:.1f} s. Every trial is evaluated on the same "
+        f"{numbers.eval_examples} examples.",
         "",
         f"Rank correlation (Spearman) between neighbouring rungs: {done or 'there is only one rung'}.",
     ]
 
 
-def _samples(entries: Sequence[Entry], history: History) -> list[str]:
+def _samples(numbers: Numbers) -> list[str]:
     lines: list[str] = []
-    for number, sample in enumerate(history.score.samples if history.score else (), start=1):
+    for number, sample in enumerate(numbers.samples, start=1):
         lines += [f"### {number}", ""]
         for key in ("prompt", "reference", "base", "adapter"):
-            text = str(sample.get(key, ""))
-            short = text[:SAMPLE_CHARACTERS] + (" ..." if len(text) > SAMPLE_CHARACTERS else "")
-            lines += [f"**{key}**", "", *[f"    {line}" for line in short.splitlines() or [""]], ""]
+            text = cut(sample.get(key, ""))
+            lines += [f"**{key}**", "", *[f"    {line}" for line in text.splitlines() or [""]], ""]
     return lines
 
 
-def _failures(entries: Sequence[Entry], history: History) -> list[str]:
-    rows = [[one.what, one.where, one.status, one.why] for one in failures_of(history)]
+def _failures(numbers: Numbers) -> list[str]:
+    rows = [[one.what, one.where, one.status, one.why] for one in numbers.failures]
     return _table(["what", "where", "status", "why"], rows) if rows else ["Nothing failed."]
 
 
-def _settings(entries: Sequence[Entry], history: History) -> list[str]:
-    if history.opened is None:
+def _settings(numbers: Numbers) -> list[str]:
+    run = numbers.run
+    if run.began is None:
         return []
-    facts = history.opened.facts
+    found = {"model": run.model, "data": run.data, "card": run.card, "versions": run.versions}
     return [
         "Settings:",
         "",
-        *_json(shown_settings(history.opened.settings)),
+        *_json(run.settings),
         "",
         "Found at the start (model, data, card, versions):",
         "",
-        *_json(facts),
+        *_json(found),
         "",
         "Search space:",
         "",
-        *_json(history.plan.space if history.plan else {}),
+        *_json(run.space),
     ]
 
 
-Writer = Callable[[Sequence[Entry], History], list[str]]
-SECTIONS: tuple[tuple[str, Writer], ...] = (
+SECTIONS: tuple[tuple[str, Callable[[Numbers], list[str]]], ...] = (
     ("The answer", _answer),
     ("How to load the adapter", _loading),
     ("Trials", _trials),

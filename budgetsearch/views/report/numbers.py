@@ -160,6 +160,8 @@ class Numbers:
     rungs: tuple[Rung, ...]
     eta: int | None
     """One in so many trials is promoted."""
+    eval_examples: int | None
+    """Validation examples on which every trial is evaluated."""
     trials: tuple[TrialNumbers, ...]
     """Those that got furthest first."""
     promotions: tuple[Promotion, ...]
@@ -198,18 +200,19 @@ def numbers_of(
         workers=worker_seconds_of(entries),
         rungs=tuple(_rungs(history)),
         eta=history.plan.eta if history.plan else None,
+        eval_examples=history.plan.eval_examples if history.plan else None,
         trials=tuple(_trials(history, going)),
-        promotions=promotions_of(timeline, history),
+        promotions=_promotions(timeline, history),
         timeline=timeline,
-        importance=_importance(history, importances),
+        importance=importance_of(history, importances),
         rank_correlations=tuple(
             RankCorrelation(rung, rung + 1, count, rho) for rung, count, rho in rank_correlations(history)
         ),
         limit_bytes=history.plan.limit_bytes if history.plan else None,
         peaks=peaks_of(history),
         card=card_row(history),
-        speed=tuple(speed_of(history)),
-        failures=tuple(failures_of(history)),
+        speed=tuple(_speed(history)),
+        failures=tuple(_failures(history)),
         notices=tuple(Notice(at, text) for at, text in history.notices),
         samples=tuple(history.score.samples) if history.score else (),
     )
@@ -283,7 +286,7 @@ def pareto(points: Sequence[tuple[int, float, float]]) -> set[int]:
     return front
 
 
-def promotions_of(timeline: Timeline, history: History) -> tuple[Promotion, ...]:
+def _promotions(timeline: Timeline, history: History) -> tuple[Promotion, ...]:
     """Who was sent up the ladder, when and why."""
     return tuple(
         Promotion(
@@ -304,7 +307,8 @@ def _loss_below(history: History, trial_id: int, rung: int) -> float | None:
     return losses[max(below)] if below else None
 
 
-def _importance(history: History, importances: Importances | None) -> Importance:
+def importance_of(history: History, importances: Importances | None) -> Importance:
+    """How much each parameter mattered; without ``importances`` only whether there is enough to tell."""
     top = history.plan.top_rung if history.plan else -1
     counts = {rung: len(history.at_rung(rung)) for rung in range(top + 1)}
     enough = [rung for rung, count in counts.items() if count >= MIN_IMPORTANCE]
@@ -329,7 +333,7 @@ def _importance(history: History, importances: Importances | None) -> Importance
     )
 
 
-def speed_of(history: History) -> list[ProbeNumbers]:
+def _speed(history: History) -> list[ProbeNumbers]:
     """Everything that the calibration measured."""
     card = history.opened.facts.get("card", {}) if history.opened else {}
     peak = None if card.get("stand_in") else card.get("tflops")  # another card's says nothing here
@@ -353,7 +357,7 @@ def speed_of(history: History) -> list[ProbeNumbers]:
     return found
 
 
-def failures_of(history: History) -> list[Failure]:
+def _failures(history: History) -> list[Failure]:
     """What failed, and why, in the order of time."""
     rows = [
         Failure("calibration", name, calibration.status, calibration.detail)

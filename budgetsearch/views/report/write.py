@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.deadline import ENDING, seconds_behind
+from budgetsearch.storage.files import replace_text
 from budgetsearch.storage.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from budgetsearch.views.report.numbers import Numbers
 
 LOGGER = logging.getLogger("budgetsearch.views.report.write")
 
@@ -32,15 +37,12 @@ def write_reports(
 
     ``out``: a folder for them, made if need be; None: the run's own.
     """
-    from budgetsearch.views.report.markdown import write_report
-
     going = folder.goes(history.closed is not None)
     target = folder
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         target = RunFolder(out)
-    write_report(entries, history, target.report, going=going)
-    _write_page(target, entries, history, lambda: False, going)
+    _write_page(target, history, _write_text(target, entries, history, going), lambda: False)
     return Reports(target.report, target.report_json, target.report_html)
 
 
@@ -49,16 +51,13 @@ def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History,
 
     Whatever happens to the others, the run has ended well: they can be written at any time.
     """
-    from budgetsearch.views.report.markdown import write_report
-
-    going = folder.goes(history.closed is not None)
-    write_report(entries, history, folder.report, going=going)
+    numbers = _write_text(folder, entries, history, folder.goes(history.closed is not None))
     failed: list[Exception] = []
     over = threading.Event()
 
     def work() -> None:
         try:
-            _write_page(folder, entries, history, over.is_set, going)
+            _write_page(folder, history, numbers, over.is_set)
         except Exception as error:
             LOGGER.warning("report.html could not be written", exc_info=True)
             failed.append(error)
@@ -77,18 +76,24 @@ def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History,
     return f"report.html could not be written ({failed[0]}); {later}" if failed else ""
 
 
-def _write_page(
-    folder: RunFolder, entries: Sequence[Entry], history: History, over: Callable[[], bool], going: bool
-) -> None:
-    from budgetsearch.storage.files import replace_text
+def _write_text(folder: RunFolder, entries: Sequence[Entry], history: History, going: bool) -> Numbers:
+    """Write report.md, which needs no library that takes its time; returns what stands there."""
+    from budgetsearch.views.report.markdown import text_of
+    from budgetsearch.views.report.numbers import numbers_of
+
+    numbers = numbers_of(entries, history, going=going)
+    replace_text(folder.report, text_of(numbers))
+    return numbers
+
+
+def _write_page(folder: RunFolder, history: History, numbers: Numbers, over: Callable[[], bool]) -> None:
     from budgetsearch.views.report.html import html_text
-    from budgetsearch.views.report.markdown import load_lines
-    from budgetsearch.views.report.numbers import as_json, numbers_of
+    from budgetsearch.views.report.numbers import as_json, importance_of
     from budgetsearch.views.study.importance import importances
 
-    numbers = numbers_of(entries, history, importances, going=going)
+    numbers = replace(numbers, importance=importance_of(history, importances))
     if not over():
         replace_text(folder.report_json, as_json(numbers))
-        page = html_text(numbers, load_lines(history))
+        page = html_text(numbers)
         if not over():
             replace_text(folder.report_html, page)
