@@ -37,7 +37,7 @@ $(PEERS)/.installed: benchmarks/policy/requirements.txt setup
 
 SEEDS ?= 20
 OUT ?= benchmarks/policy/results.json
-BENCH := benchmarks/policy/run.py --curves $(CURVES) --seeds $(SEEDS) --out $(OUT)
+BENCH := -m benchmarks.policy.run --curves $(CURVES) --seeds $(SEEDS) --out $(OUT)
 
 bench-policy: setup $(PEERS)/.installed
 	@test -d "$(CURVES)" || { echo "name a folder of recorded curves: make bench-policy CURVES=FOLDER"; exit 2; }

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from benchmarks.policy.peers import ETA, Clockwork, Peer, Run, rungs_of
 from budgetsearch.core.records import Params
 from budgetsearch.core.space.space import Space
-from budgetsearch.tools.simulate.peers import ETA, Clockwork, Run, rungs_of
 
 
 class Source(Protocol):
@@ -181,16 +181,14 @@ def _cost(rungs: Sequence[int], count: int) -> float:
     return total
 
 
-def _peer(
-    schedule: Callable[[Field], None], source: type[Chance] | type[Tpe]
-) -> Callable[[Clockwork, int], None]:
+def _peer(schedule: Callable[[Field], None], source: type[Chance] | type[Tpe]) -> Peer:
     def play(clock: Clockwork, seed: int) -> None:
         schedule(Field(clock, source(clock, seed)))
 
     return play
 
 
-BASELINES: dict[str, Callable[[Clockwork, int], None]] = {
+BASELINES: dict[str, Peer] = {
     "asha-random": _peer(_asha, Chance),
     "asha-tpe": _peer(_asha, Tpe),
     "hyperband-random": _peer(_hyperband, Chance),

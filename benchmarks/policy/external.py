@@ -1,4 +1,4 @@
-"""Schedulers of other packages on the clock of ``budgetsearch.tools.simulate.peers``.
+"""Schedulers of other packages on the clock of ``benchmarks.policy.peers``.
 
 They install from PyPI into an environment of their own (``requirements.txt`` here). Each is driven through
 its public ask-and-tell interface with its defaults; a paused configuration goes on for the added time only.
@@ -11,11 +11,11 @@ import logging
 import random
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.tools.simulate.peers import ETA, SMALLEST, Clockwork, OutOfBudget, Run, rungs_of
+from benchmarks.policy.peers import ETA, SMALLEST, Clockwork, OutOfBudget, Peer, Run, rungs_of
 
 warnings.filterwarnings("ignore")
 logging.disable(logging.CRITICAL)
@@ -54,7 +54,7 @@ def _plain(dimension: Mapping[str, Any], value: Any) -> Any:
 # ------------------------------------------------------------------------- Syne Tune
 
 
-def _syne_tune(name: str) -> Callable[[Clockwork, int], None]:
+def _syne_tune(name: str) -> Peer:
     def peer(clock: Clockwork, seed: int) -> None:
         import numpy as np
         import syne_tune.optimizer.baselines as baselines
@@ -190,7 +190,7 @@ def _priorband(clock: Clockwork, seed: int) -> None:
         optimizer.tell(trial, paused.to(trial.config, trial.config["points_"]))
 
 
-PEERS: dict[str, Callable[[Clockwork, int], None]] = {
+PEERS: dict[str, Peer] = {
     "syne-tune-asha": _syne_tune("ASHA"),
     "syne-tune-bohb": _syne_tune("BOHB"),
     "smac-hyperband": _smac,

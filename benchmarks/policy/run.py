@@ -1,6 +1,6 @@
 """Compare budget policies on recorded curves, with one command: see README.md in this folder.
 
-    python benchmarks/policy/run.py --curves FOLDER --out results.json
+    python -m benchmarks.policy.run --curves FOLDER --out results.json
 
 ``FOLDER`` holds one folder of tables (``*.npz``) per family; a family folder with ``model.onnx`` is asked
 through its surrogate instead (``lcbench.py``).
@@ -17,20 +17,21 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))
 
-from baselines import BASELINES, SIZED
-
-from budgetsearch.tools.simulate.contest import OURS, Outcome, Task, outcomes_of, standings, tasks_for
+from benchmarks.policy.baselines import BASELINES, SIZED
+from benchmarks.policy.peers import PEERS, play_peer
+from budgetsearch.tools.simulate.contest import OURS, PLAYERS, Outcome, read_off, standings
 from budgetsearch.tools.simulate.curves import Curves, load
-from budgetsearch.tools.simulate.peers import PEERS
+from budgetsearch.tools.simulate.world import Trace
 
 PACKAGES = (
     "budgetsearch", "optuna", "syne-tune", "smac", "dehb", "neural-pipeline-search", "numpy", "scipy",
@@ -38,12 +39,34 @@ PACKAGES = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Task:
+    """One play of one method, and the budgets that it is read off at."""
+
+    path: str
+    method: str
+    seed: int
+    multiples: tuple[float, ...]
+
+
+def tasks_for(
+    paths: Sequence[Path], methods: Sequence[str], multiples: Sequence[float], seeds: int
+) -> list[Task]:
+    """What must be played. A method that does not know its deadline holds the smaller budgets in its play
+    of the largest; those that use their budget are played for each."""
+    found = []
+    for seed, path, method in product(range(seeds), paths, methods):
+        plays = [(x,) for x in multiples] if method in (OURS, *SIZED) else [tuple(multiples)]
+        found += [Task(str(path), method, seed, play) for play in plays]
+    return found
+
+
 @lru_cache(maxsize=16)
 def curves_of(path: str) -> Curves:
     """The table at ``path``, or its family's surrogate."""
     table = Path(path)
     if (table.parent / "model.onnx").is_file():
-        from lcbench import Surrogate
+        from benchmarks.policy.lcbench import Surrogate
 
         return Surrogate(table.parent, table.stem)
     return load(table)
@@ -51,11 +74,6 @@ def curves_of(path: str) -> Curves:
 
 def one(task: Task) -> list[dict[str, Any]]:
     """One play of one method, timed: a row for each budget."""
-    PEERS.update(BASELINES)
-    if task.method not in (OURS, *PEERS):
-        import external
-
-        PEERS.update(external.PEERS)
     start = time.perf_counter()
     where = {"family": Path(task.path).parent.name, "table": Path(task.path).stem}
     rows = [{**where, "method": task.method, "seed": task.seed, "multiple": x} for x in task.multiples]
@@ -67,6 +85,22 @@ def one(task: Task) -> list[dict[str, Any]]:
         found = [{"error": f"{type(error).__name__}: {error}"[:200]} for _ in rows]
     seconds = round(time.perf_counter() - start, 2)
     return [{**row, **new, "wall_seconds": seconds} for row, new in zip(rows, found, strict=True)]
+
+
+def outcomes_of(curves: Curves, task: Task) -> list[Outcome]:
+    """One play, read off at each budget of its task."""
+    trace = _trace(curves, task.method, max(task.multiples), task.seed)
+    return [read_off(curves, trace, task.method, task.seed, multiple) for multiple in task.multiples]
+
+
+def _trace(curves: Curves, method: str, multiple: float, seed: int) -> Trace:
+    if method in PLAYERS:
+        return PLAYERS[method](curves, multiple, seed)
+    if method in (known := PEERS | BASELINES):
+        return play_peer(known[method], curves, multiple, seed)
+    from benchmarks.policy import external
+
+    return play_peer(external.PEERS[method], curves, multiple, seed)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -111,7 +145,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--curves", type=Path, required=True)
-    parser.add_argument("--methods", default=",".join((OURS, *PEERS, *BASELINES)))
+    parser.add_argument("--methods", default=",".join((*PLAYERS, *PEERS, *BASELINES)))
     parser.add_argument("--families", default="")
     parser.add_argument("--budgets", default="4,10,30")
     parser.add_argument("--seeds", type=int, default=20)
@@ -127,7 +161,7 @@ def main() -> None:
     known = before["runs"]
     methods = options.methods.split(",")
     multiples = [float(multiple) for multiple in options.budgets.split(",")]
-    tasks = tasks_for(tables, methods, multiples, options.seeds, (OURS, *SIZED))
+    tasks = tasks_for(tables, methods, multiples, options.seeds)
     played = {(Path(t.path).parent.name, t.method, multiple) for t in tasks for multiple in t.multiples}
     kept = [row for row in known if (row["family"], row["method"], row["multiple"]) not in played]
     rows: list[dict[str, Any]] = []

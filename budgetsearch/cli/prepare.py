@@ -45,38 +45,31 @@ def spaces() -> None:
             typer.echo(f"{info.name:<12} {info.description}\n{'':<12} {info.path}")
 
 
-@commands.command(
-    epilog="Example:  budgetsearch simulate --curves curves/ --budget 4x,10x --seeds 20 "
-    "--against optuna-sha,random"
-)
+@commands.command(epilog="Example:  budgetsearch simulate --curves curves/ --budget 4x,10x --seeds 20")
 def simulate(
     curves: Annotated[
         list[Path],
         typer.Option(help="Recorded learning curves (.npz, see docs/curves.md), or a folder of them."),
     ],
     budget: Annotated[str, typer.Option(help="Budgets in mean full runs.")] = "4x,10x,30x",
-    seeds: Annotated[int, typer.Option(help="Runs of each method on each table.", min=1)] = 20,
-    against: Annotated[
-        str, typer.Option(help="Other schedulers, or empty for none.")
-    ] = "optuna-sha,optuna-hyperband,optuna-median,optuna-tpe,random",
+    seeds: Annotated[int, typer.Option(help="Plays of each on each table.", min=1)] = 20,
     jobs: Annotated[
         int | None, typer.Option(help="Processes.", min=1, show_default="one per processor")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write best-so-far over time to this HTML file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play the policy against others on recorded learning curves, in virtual time."""
+    """Play the policy and random search on recorded learning curves, in virtual time."""
     with errors():
         from rich.progress import Progress
 
         from budgetsearch.tools.simulate import contest, show
 
         multiples = contest.read_budgets(budget)
-        methods = [contest.OURS, *(name.strip() for name in against.split(",") if name.strip())]
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("simulating", total=None)
             outcomes = contest.compete(
-                contest.find_tables(curves), methods, multiples, seeds, jobs,
+                contest.find_tables(curves), multiples, seeds, jobs,
                 lambda done, total: progress.update(task, completed=done, total=total),
             )  # fmt: skip
         if plot is not None:

@@ -1,4 +1,4 @@
-"""The policy on recorded curves: tables, worlds, peers, contests, and the command."""
+"""The policy on recorded curves: tables, worlds, contests, and the command."""
 
 from __future__ import annotations
 
@@ -23,55 +23,15 @@ from budgetsearch.tools.simulate import play as playing
 from budgetsearch.tools.simulate.contest import (
     OURS,
     Outcome,
-    Task,
     find_tables,
-    outcomes_of,
     read_budgets,
     standings,
-    tasks_for,
 )
 from budgetsearch.tools.simulate.curves import CurveTable, load, save
 from budgetsearch.tools.simulate.invariants import InvariantError, check
-from budgetsearch.tools.simulate.peers import PEERS, Clockwork, OutOfBudget, play_peer, rungs_of
-from budgetsearch.tools.simulate.play import play
+from budgetsearch.tools.simulate.play import play, play_random
 from budgetsearch.tools.simulate.world import CurveWorld, Trace
-
-DIMENSIONS = {
-    "rate": {"type": "float", "low": 1e-4, "high": 1.0, "log": True},
-    "layers": {"type": "int", "low": 1, "high": 5, "log": False},
-    "kind": {"type": "cat", "choices": ["a", "b"]},
-}
-
-
-def make_table(
-    path: Path,
-    count: int = 120,
-    points: int = 27,
-    seed: int = 0,
-    *,
-    diverge: float = 0.1,
-    short: bool = False,
-) -> CurveTable:
-    """Power-law curves towards a floor that the configuration decides; some diverge, some are short."""
-    rng = np.random.default_rng(seed)
-    configurations, curves = [], []
-    for _ in range(count):
-        params = {
-            "rate": float(10 ** rng.uniform(-4, 0)),
-            "layers": int(rng.integers(1, 6)),
-            "kind": str(rng.choice(["a", "b"])),
-        }
-        floor = 0.3 * (math.log10(params["rate"]) + 2) ** 2 + 0.05 * params["layers"]
-        length = int(rng.choice([points // 3, points])) if short else points
-        cost = float(rng.uniform(0.5, 2.0))
-        curve = [(cost * (k + 1), floor + 2 * (k + 1) ** -0.7) for k in range(length)]
-        if rng.random() < diverge:
-            curve[length // 2] = (curve[length // 2][0], math.nan)
-        configurations.append(params)
-        curves.append(curve)
-    save(path, configurations, curves, DIMENSIONS, "minimize")
-    return load(path)
-
+from tests.support.curves import DIMENSIONS, make_table
 
 # ---------------------------------------------------------------------------- tables
 
@@ -143,7 +103,7 @@ def test_the_policy_finds_more_than_random_search(tmp_path: Path) -> None:
     table = make_table(tmp_path / "t.npz", count=600)
     deadline = 10 * table.mean_cost
     ours = [play(table, 10, seed).regret(table, deadline) for seed in range(6)]
-    theirs = [play_peer("random", table, 10, seed).regret(table, deadline) for seed in range(6)]
+    theirs = [play_random(table, 10, seed).regret(table, deadline) for seed in range(6)]
     assert sum(ours) < 0.5 * sum(theirs)
 
 
@@ -291,86 +251,18 @@ def test_a_stopped_segment_keeps_its_points_and_sees_no_others(tmp_path: Path) -
     assert max(at for at, _ in world.trace.moments) <= clock.now()
 
 
-# ------------------------------------------------------------------------- the peers
-
-
-@pytest.mark.parametrize("method", PEERS)
-def test_a_peer_plays_to_the_deadline_and_no_further(tmp_path: Path, method: str) -> None:
-    """Each sees values, none of them late, and as many as the time holds."""
-    table = make_table(tmp_path / "t.npz")
-    moments = play_peer(method, table, 5, 0).moments
-    assert 0.8 * 5 * table.mean_cost < max(at for at, _ in moments) <= 5 * table.mean_cost
-
-
-def test_a_peer_ends_when_a_table_is_used_up(tmp_path: Path) -> None:
-    """Random search runs every row once, then stops."""
-    table = make_table(tmp_path / "t.npz", count=5, diverge=0.0)
-    trace = play_peer("random", table, 100, 0)
-    assert len(trace.moments) == 5 * table.points
-    assert trace.regret(table, math.inf) == 0.0
-
-
-def test_the_clockwork_charges_only_what_is_added(tmp_path: Path) -> None:
-    """Two steps to a point cost what one costs; beyond the deadline there is no step."""
-    table = make_table(tmp_path / "t.npz", diverge=0.0)
-    one, two = Clockwork(table, 1e9), Clockwork(table, 1e9)
-    params = {"rate": 0.01, "layers": 3, "kind": "a"}
-    one.start(params).advance(12)
-    run = two.start(params)
-    run.advance(5)
-    run.advance(12)
-    assert one.now == pytest.approx(two.now)
-    with pytest.raises(OutOfBudget):
-        Clockwork(table, one.now / 2).start(params).advance(12)
-
-
-def test_a_diverged_run_stays_at_the_worst_value(tmp_path: Path) -> None:
-    """Nothing behind the point where it diverged is ever read, however often it is asked to go on."""
-    curve = [(1.0, 0.5), (2.0, math.nan), (3.0, 0.1)]
-    dimensions = {"x": {"type": "float", "low": 0.0, "high": 1.0}}
-    rows = [{"x": 0.0}, {"x": 1.0}]
-    save(tmp_path / "t.npz", rows, [curve, [(1.0, 0.9), (2.0, 0.8), (3.0, 0.7)]], dimensions, "minimize")
-    table = load(tmp_path / "t.npz")
-    run = Clockwork(table, 1e9).start({"x": 0.0})
-    assert [(0.5, False, False), (table.worst, True, True), (table.worst, True, True)] == [
-        run.advance(point) for point in (1, 3, 3)
-    ]
-
-
-def test_a_peer_reads_every_budget_off_one_play(tmp_path: Path) -> None:
-    """What it had seen by a smaller deadline is what a play of that budget sees; ours is played for each."""
-    table = make_table(tmp_path / "t.npz")
-    both, alone = (
-        outcomes_of(table, Task("t", "optuna-sha", 0, multiples)) for multiples in ((3.0, 8.0), (3.0,))
-    )
-    assert both[0].regret == alone[0].regret
-    plays = tasks_for([tmp_path / "t.npz"], [OURS, "random"], [3.0, 8.0], 1)
-    assert [(OURS, (3.0,)), (OURS, (8.0,)), ("random", (3.0, 8.0))] == [
-        (t.method, t.multiples) for t in plays
-    ]
-
-
-def test_the_benchmarks_textbook_schedulers_play_to_the_deadline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each of benchmarks/policy/baselines.py uses its time, and no more."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "policy"))
-    from baselines import BASELINES
-
-    monkeypatch.setattr("budgetsearch.tools.simulate.peers.PEERS", {**PEERS, **BASELINES})
-    table = make_table(tmp_path / "t.npz", count=300)
-    for method in BASELINES:
-        moments = play_peer(method, table, 5, 0).moments
-        assert 0.8 * 5 * table.mean_cost < max(at for at, _ in moments) <= 5 * table.mean_cost
-
-
-def test_the_peers_ladder_starts_at_a_twenty_seventh() -> None:
-    """In points, up to the whole run."""
-    assert rungs_of(50) == [2, 6, 18, 50]
-    assert rungs_of(24) == [1, 3, 9, 24]
-
-
 # ----------------------------------------------------------------------- the contest
+
+
+def test_random_search_runs_each_row_once_and_ends_in_time(tmp_path: Path) -> None:
+    """It stops at the deadline, in the middle of a run; with time enough it has seen all there is."""
+    table = make_table(tmp_path / "t.npz", count=5, diverge=0.0)
+    deadline = 2.5 * table.mean_cost
+    moments = play_random(table, 2.5, 0).moments
+    assert 0.9 * deadline < max(at for at, _ in moments) <= deadline
+    whole = play_random(table, 100, 0)
+    assert 5 * table.points == len(whole.moments)
+    assert 0.0 == whole.regret(table, math.inf)
 
 
 def _outcome(method: str, curves: str, seed: int, regret: float) -> Outcome:
@@ -426,7 +318,7 @@ def test_folders_and_files_name_tables_once(tmp_path: Path) -> None:
 def test_the_command_prints_a_table_json_and_a_plot(tmp_path: Path) -> None:
     """``budgetsearch simulate`` plays in several processes and shows who won."""
     make_table(tmp_path / "t.npz", count=60)
-    base = ["simulate", "--curves", str(tmp_path), "--budget", "4x", "--seeds", "2", "--against", "random"]
+    base = ["simulate", "--curves", str(tmp_path), "--budget", "4x", "--seeds", "2"]
     page = tmp_path / "out" / "plot.html"
     shown = CliRunner().invoke(app, [*base, "--plot", str(page), "--jobs", "1"])
     assert shown.exit_code == 0, shown.output
@@ -437,14 +329,6 @@ def test_the_command_prints_a_table_json_and_a_plot(tmp_path: Path) -> None:
     found = json.loads(told.stdout)
     assert {OURS, "random"} == {row["method"] for row in found["standings"]}
     assert len(found["runs"]) == 4
-
-
-def test_the_command_refuses_an_unknown_peer(tmp_path: Path) -> None:
-    """With the nearest name and exit code 2."""
-    make_table(tmp_path / "t.npz", count=10)
-    told = CliRunner().invoke(app, ["simulate", "--curves", str(tmp_path), "--against", "optuna-shaa"])
-    assert told.exit_code == 2
-    assert "optuna-sha" in told.output
 
 
 # -------------------------------------------------------------------------- the docs

@@ -1,1 +1,1 @@
-"""Schedulers on recorded learning curves: the product's own policy and its peers, on one virtual clock."""
+"""The policy on recorded learning curves, beside random search, in virtual time."""

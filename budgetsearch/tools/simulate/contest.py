@@ -1,4 +1,4 @@
-"""Many runs of many methods, and what comes of them: regret, error, rank, curves over time."""
+"""Many plays of the policy and of random search, and what comes of them: regret, error, rank, course."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import UsageError, nearest
+from budgetsearch.core.errors import UsageError
 from budgetsearch.tools.simulate.curves import Curves, load
-from budgetsearch.tools.simulate.peers import PEERS, play_peer
-from budgetsearch.tools.simulate.play import play
+from budgetsearch.tools.simulate.play import play, play_random
 from budgetsearch.tools.simulate.world import Trace
 
 OURS = "budgetsearch"
+PLAYERS: dict[str, Callable[[Curves, float, int], Trace]] = {OURS: play, "random": play_random}
+"""By name: what each sees of curves within so many mean full runs, with a seed."""
 MOMENTS = 100
 """Points of a plotted line."""
 
@@ -52,30 +54,12 @@ class Standing:
 
 @dataclass(frozen=True)
 class Task:
-    """One play of one method, and the budgets that it is read off at."""
+    """One play of one method."""
 
     path: str
     method: str
     seed: int
-    multiples: tuple[float, ...]
-
-
-def tasks_for(
-    paths: Sequence[Path],
-    methods: Sequence[str],
-    multiples: Sequence[float],
-    seeds: int,
-    sized: Sequence[str] = (OURS,),
-) -> list[Task]:
-    """What must be played. A peer does not know its deadline, so that its run with the largest budget
-    holds the smaller ones; the ``sized`` methods use their budget, and are played for each."""
-    found = []
-    for seed in range(seeds):
-        for path in paths:
-            for method in methods:
-                plays = [(x,) for x in multiples] if method in sized else [tuple(multiples)]
-                found += [Task(str(path), method, seed, play) for play in plays]
-    return found
+    multiple: float
 
 
 def read_budgets(text: str) -> list[float]:
@@ -111,49 +95,42 @@ def find_tables(paths: Sequence[Path]) -> list[Path]:
 
 def compete(
     paths: Sequence[Path],
-    methods: Sequence[str],
     multiples: Sequence[float],
     seeds: int,
     jobs: int | None = None,
     tell: Callable[[int, int], None] = lambda done, all_: None,
 ) -> list[Outcome]:
-    """Play every method on every table; ``tell`` hears how many of the runs are done.
+    """Play every method on every table; ``tell`` hears how many of the plays are done.
 
     Raises:
-        UsageError: a method is unknown.
         DataError: a table cannot be read.
         InvariantError: our own policy broke a promise.
     """
-    for method in methods:
-        if method not in (OURS, *PEERS):
-            raise UsageError(
-                f"There is no method {method!r}{nearest(method, list(PEERS))}; take {', '.join(PEERS)}."
-            )
     for path in paths:
-        load(path)  # a broken table is told before the first run
-    tasks = tasks_for(paths, methods, multiples, seeds)
-    found: list[Outcome] = []
-    for done, outcomes in enumerate(_run_all(tasks, jobs), start=1):
-        found += outcomes
+        load(path)  # a broken table is told before the first play
+    tasks = [
+        Task(str(path), method, seed, multiple)
+        for seed, path, multiple, method in product(range(seeds), paths, multiples, PLAYERS)
+    ]
+    found: dict[Task, Outcome] = {}
+    for done, (task, outcome) in enumerate(_run_all(tasks, jobs), start=1):
+        found[task] = outcome
         tell(done, len(tasks))
-    names = [path.stem for path in paths]
-    return sorted(
-        found,
-        key=lambda o: (o.seed, names.index(o.curves), multiples.index(o.multiple), methods.index(o.method)),
-    )
+    return [found[task] for task in tasks]
 
 
-def _run_all(tasks: Sequence[Task], jobs: int | None) -> Iterator[list[Outcome]]:
+def _run_all(tasks: Sequence[Task], jobs: int | None) -> Iterator[tuple[Task, Outcome]]:
     workers = jobs or os.cpu_count() or 1
     if workers == 1 or len(tasks) == 1:
-        yield from map(_play, tasks)
+        yield from ((task, _play(task)) for task in tasks)
         return
     # Small matrices: one thread each is faster than all threads for every process.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_play, task) for task in tasks]):
-            yield future.result()
+        under_way = {pool.submit(_play, task): task for task in tasks}
+        for future in as_completed(under_way):
+            yield under_way[future], future.result()
 
 
 @lru_cache(maxsize=8)
@@ -161,22 +138,17 @@ def _table(path: str) -> Curves:
     return load(Path(path))
 
 
-def _play(task: Task) -> list[Outcome]:
-    return outcomes_of(_table(task.path), task)
+def _play(task: Task) -> Outcome:
+    curves = _table(task.path)
+    trace = PLAYERS[task.method](curves, task.multiple, task.seed)
+    return read_off(curves, trace, task.method, task.seed, task.multiple)
 
 
-def outcomes_of(curves: Curves, task: Task) -> list[Outcome]:
-    """One play of one method, read off at each budget of its task."""
-    longest = max(task.multiples)
-    ours = task.method == OURS
-    trace = play(curves, longest, task.seed) if ours else play_peer(task.method, curves, longest, task.seed)
-    return [_read_off(curves, trace, task, multiple) for multiple in task.multiples]
-
-
-def _read_off(curves: Curves, trace: Trace, task: Task, multiple: float) -> Outcome:
+def read_off(curves: Curves, trace: Trace, method: str, seed: int, multiple: float) -> Outcome:
+    """What a play was worth at a budget; its own one may have been larger."""
     deadline = multiple * curves.mean_cost
     course = tuple(trace.regret(curves, deadline * k / MOMENTS) for k in range(1, MOMENTS + 1))
-    return Outcome(curves.name, task.method, task.seed, multiple, course[-1], course)
+    return Outcome(curves.name, method, seed, multiple, course[-1], course)
 
 
 def standings(outcomes: Sequence[Outcome]) -> list[Standing]:

@@ -1,7 +1,9 @@
-"""The product's own policy on recorded curves: the real driver, ``decide`` and sampler, virtual time."""
+"""The policy on recorded curves (the real driver and sampler, in virtual time), and random search."""
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +14,7 @@ from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.core.records import Calibration
+from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import SimulatorEngine, VirtualClock
 from budgetsearch.run.driver import Driver
 from budgetsearch.run.incumbent import NoExport
@@ -110,6 +113,23 @@ def play(curves: Curves, multiple: float, seed: int, sampler: Sampler | None = N
     driver.run()
     check(ledger.entries, plan.budget_seconds)
     return world.trace
+
+
+def play_random(curves: Curves, multiple: float, seed: int) -> Trace:
+    """What random configurations show within ``multiple`` mean full runs, each run to its end."""
+    space, rng = Space.parse(curves.space), random.Random(seed)
+    deadline, now, taken, trace = multiple * curves.mean_cost, 0.0, set[int](), Trace()
+    while now < deadline and curves.left(taken):
+        unit = {name: rng.random() for name in space.searched}
+        params, number = curves.nearest(space.from_unit(unit), taken)
+        taken.add(number)
+        begun = now
+        for seconds, value in zip(*curves.curve(params), strict=True):
+            now = begun + float(seconds)
+            if now > deadline or not math.isfinite(value):
+                break
+            trace.moments.append((now, float(value)))
+    return trace
 
 
 def _request(plan: Plan, curves: Curves) -> PlanRequest:

@@ -1,4 +1,4 @@
-"""The schedulers that users would pick otherwise, on the same curves and the same virtual clock.
+"""The clock of all peers, and on it the schedulers that users would pick otherwise: Optuna's.
 
 Optuna's pruners stop trials and never resume them: that is how they are meant to be used, and how they
 are played here. All act at the rungs of a ladder that starts at 1/27 of the longest run (the median
@@ -8,7 +8,6 @@ pruner at every point), and may start trials until the deadline.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +87,10 @@ class Run:
         return self.clock.curves.worst if self.diverged or not self.at else self.values[self.at - 1]
 
 
+Peer = Callable[[Clockwork, int], None]
+"""Runs what it likes, with a seed, until the clock raises ``OutOfBudget``."""
+
+
 def rungs_of(points: int) -> list[int]:
     """The ladder of the peers, in points."""
     rungs, point = [], max(1, round(points / SMALLEST))
@@ -97,30 +100,7 @@ def rungs_of(points: int) -> list[int]:
     return [*rungs, points]
 
 
-def play_peer(method: str, curves: Curves, multiple: float, seed: int) -> Trace:
-    """What ``method`` sees within ``multiple`` mean full runs.
-
-    Raises:
-        KeyError: there is no such peer; ``PEERS`` names them.
-    """
-    clock = Clockwork(curves, multiple * curves.mean_cost)
-    try:
-        PEERS[method](clock, seed)
-    except OutOfBudget:
-        pass
-    return clock.trace
-
-
-def _random(clock: Clockwork, seed: int) -> None:
-    """Random configurations, each run to its end."""
-    space = Space.parse(clock.curves.space)
-    rng = random.Random(seed)
-    while True:
-        unit = {name: rng.random() for name in space.searched}
-        clock.start(space.from_unit(unit)).advance(clock.curves.points)
-
-
-def _optuna(make_pruner: Callable[[Any, list[int], int], Any], *, every_point: bool = False) -> Any:
+def _optuna(make_pruner: Callable[[Any, list[int], int], Any], *, every_point: bool = False) -> Peer:
     def peer(clock: Clockwork, seed: int) -> None:
         import optuna
 
@@ -160,7 +140,7 @@ def _one(study: Any, distributions: dict[str, Any], clock: Clockwork, steps: Any
     study.tell(trial, value)
 
 
-PEERS: dict[str, Callable[[Clockwork, int], None]] = {
+PEERS: dict[str, Peer] = {
     "optuna-sha": _optuna(
         lambda pruners, rungs, points: pruners.SuccessiveHalvingPruner(
             min_resource=rungs[0], reduction_factor=ETA
@@ -173,6 +153,15 @@ PEERS: dict[str, Callable[[Clockwork, int], None]] = {
     ),
     "optuna-median": _optuna(lambda pruners, rungs, points: pruners.MedianPruner(), every_point=True),
     "optuna-tpe": _optuna(lambda pruners, rungs, points: pruners.NopPruner()),
-    "random": _random,
 }
-"""By the names that ``budgetsearch simulate --against`` takes."""
+"""By the names that ``run.py --methods`` takes."""
+
+
+def play_peer(peer: Peer, curves: Curves, multiple: float, seed: int) -> Trace:
+    """What a peer sees within ``multiple`` mean full runs."""
+    clock = Clockwork(curves, multiple * curves.mean_cost)
+    try:
+        peer(clock, seed)
+    except OutOfBudget:
+        pass
+    return clock.trace
