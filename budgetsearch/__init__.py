@@ -1,26 +1,49 @@
 """The best LoRA adapter that one GPU and a fixed time can buy.
 
 >>> import budgetsearch as bs
->>> result = bs.run(model="my-model", data="train.jsonl", gpu="cpu", hours=0.5)  # doctest: +SKIP
->>> result.best.params, result.best.loss, result.adapter_path  # doctest: +SKIP
+>>> run = bs.run(model="my-model", data="train.jsonl", gpu="cpu", hours=0.5)  # doctest: +SKIP
+>>> run.best.params, run.best.loss, run.adapter_path  # doctest: +SKIP
 """
 
 from importlib.metadata import version as _version
 
-from budgetsearch.api import plan, report, reproduce, resume, run, status, verify
+from budgetsearch.api import (
+    Places,
+    Run,
+    Tasks,
+    Trials,
+    compare,
+    dashboard,
+    doctor,
+    plan,
+    report,
+    reproduce,
+    resume,
+    run,
+    simulate,
+    status,
+    verify,
+)
+from budgetsearch.api import open_run as open  # noqa: A004  # as of files: bs.open(path)
 from budgetsearch.core.errors import (
     BudgetError,
     BudgetsearchError,
+    CheckpointError,
     DataError,
     DeviceError,
+    DiskError,
     EngineError,
+    LedgerError,
     ModelError,
     RunFolderError,
     SettingsError,
     SpaceError,
+    UnreadableError,
+    UntrustedCode,
     UsageError,
 )
-from budgetsearch.run.result import Best, Result
+from budgetsearch.core.space.space import Space
+from budgetsearch.run.result import Best
 
 __version__ = _version("budgetsearch")
 
@@ -28,20 +51,34 @@ __all__ = [
     "Best",
     "BudgetError",
     "BudgetsearchError",
+    "CheckpointError",
     "DataError",
     "DeviceError",
+    "DiskError",
     "EngineError",
+    "LedgerError",
     "ModelError",
-    "Result",
+    "Places",
+    "Run",
     "RunFolderError",
     "SettingsError",
+    "Space",
     "SpaceError",
+    "Tasks",
+    "Trials",
+    "UnreadableError",
+    "UntrustedCode",
     "UsageError",
+    "compare",
+    "dashboard",
+    "doctor",
+    "open",
     "plan",
     "report",
     "reproduce",
     "resume",
     "run",
+    "simulate",
     "status",
     "verify",
 ]

@@ -7,11 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import budgetsearch as bs
-from budgetsearch.storage.ledger import read_history
 
-result = bs.run(gpu="cpu", hours=0.2, space=str(Path(__file__).with_name("own_space.yaml")), say=print)
+# A mapping of the same form, or a bs.Space, does as well as a file.
+result = bs.run(gpu="cpu", hours=0.2, space=Path(__file__).with_name("own_space.yaml"))
 
-tried = [state.trial.params for state in read_history(result.ledger).trials.values() if state.started]
 for name in ("rank", "alpha"):
-    print(name, dict(Counter(params[name] for params in tried)))
-print("learning rates", sorted(float(params["learning_rate"]) for params in tried))
+    print(name, dict(Counter(trial.params[name] for trial in result.trials)))
+print("learning rates", sorted(float(trial.params["learning_rate"]) for trial in result.trials))

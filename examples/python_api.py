@@ -5,7 +5,8 @@ Run it with ``python examples/python_api.py``; it trains SmolLM2-135M on a proce
 
 import budgetsearch as bs
 
-result = bs.run(gpu="cpu", hours=0.2, say=print)
+result = bs.run(gpu="cpu", hours=0.2)
+print(result)
 
 assert result.best is not None
 print("best configuration  ", dict(result.best.params))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from budgetsearch.cli.errors import EXIT_INTERRUPTED, errors
 from budgetsearch.cli.options import JsonOption, RunArgument, TrustAgain, with_options
-from budgetsearch.cli.output import console, show_run
+from budgetsearch.cli.output import console, heard, show_run
 
 commands = typer.Typer()
 
@@ -115,8 +115,8 @@ def compare(
         from budgetsearch.tools.compare.progress import asking
         from budgetsearch.tools.compare.tasks import Tasks
 
-        with asking(Console(stderr=True)) as (say, tick):
-            found = api.compare(runs, tasks=Tasks(**asked), baseline=baseline, say=say, tick=tick)
+        with asking(Console(stderr=True)) as (say, tick), heard(say):
+            found = api.compare(runs, tasks=Tasks(**asked), baseline=baseline, tick=tick)
         written = write(found, out) if out is not None else []
         if as_json:
             typer.echo(json.dumps(values(found), indent=2, allow_nan=False))
@@ -152,4 +152,4 @@ def dashboard(
     with errors():
         from budgetsearch import api
 
-        api.dashboard(*runs, port=port, say=typer.echo)
+        api.dashboard(*runs, port=port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,24 +14,36 @@ import typer
 from rich.console import Console
 
 from budgetsearch.cli.errors import EXIT_FAILED, code_of
-from budgetsearch.core.ports import Watcher
+from budgetsearch.core.ports import Say
 
 
 @contextmanager
-def progress() -> Iterator[tuple[list[Watcher], Any]]:
-    """A live display in a terminal, plain lines in a pipe."""
-    from budgetsearch.views.progress import LiveProgress, PlainProgress
+def heard(say: Say) -> Iterator[None]:
+    """Let ``say`` take what is logged about progress, and warnings go where they would have gone."""
+    logger, handler = logging.getLogger("budgetsearch"), _Progress(say)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
-    if sys.stdout.isatty():
-        with LiveProgress(Console()) as live:
-            yield [live], live.say
-    else:
-        plain = PlainProgress(lambda line: print(line, flush=True))
-        yield [plain], plain.say
+
+class _Progress(logging.Handler):
+    def __init__(self, say: Say) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "budgetsearch":
+            self._say(record.getMessage())
+        elif record.levelno >= logging.WARNING and logging.lastResort is not None:
+            logging.lastResort.handle(record)
 
 
 def say_aside(line: str) -> None:
-    """Progress, apart from what is asked for."""
+    """Print progress apart from what is asked for."""
     typer.echo(line, err=True)
 
 
@@ -62,15 +75,15 @@ def conclude(result: Any) -> None:
     code = codes.get(result.state, EXIT_FAILED)
     if math.isfinite(result.left_seconds):
         leave_within(result.left_seconds - ENDING["exit"], code)
-    show_run(result.run, api.status(result.run))
+    show_run(result.path, api.status(result.path))
     if result.adapter_path is not None:
         typer.echo(f"adapter  {result.adapter_path}")
     if result.state == "finished":
-        page = result.run / "report.html"
-        typer.echo(f"report   {page if page.is_file() else result.run / 'report.md'}")
+        page = result.path / "report.html"
+        typer.echo(f"report   {page if page.is_file() else result.path / 'report.md'}")
         return
     from budgetsearch.run.failure import after_failure
 
-    for line in (f"{result.state}: {result.reason}", *after_failure(result.run)):
+    for line in (f"{result.state}: {result.reason}", *after_failure(result.path)):
         typer.echo(line)
     raise typer.Exit(code)

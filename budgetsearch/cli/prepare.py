@@ -27,10 +27,13 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False, **settings:
     """
     with errors():
         from budgetsearch import api
-        from budgetsearch.tools.doctor.check import as_values, exit_code, line, summary
+        from budgetsearch.tools.doctor.check import Check, as_values, exit_code, line, summary
 
-        say = None if as_json else lambda check: typer.echo(line(check))
-        checks = api.doctor(config=config, say=say, **settings)
+        def tell(check: Check) -> None:
+            if not as_json:
+                typer.echo(line(check))
+
+        checks = api.doctor(config=config, tell=tell, **settings)
         typer.echo(json.dumps(as_values(checks), indent=2) if as_json else summary(checks))
     raise typer.Exit(exit_code(checks))
 
@@ -63,14 +66,15 @@ def simulate(
     with errors():
         from rich.progress import Progress
 
+        from budgetsearch import api
         from budgetsearch.tools.simulate import contest, show
 
         multiples = contest.read_budgets(budget)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("simulating", total=None)
-            outcomes = contest.compete(
-                contest.find_tables(curves), multiples, seeds, jobs,
-                lambda done, total: progress.update(task, completed=done, total=total),
+            outcomes = api.simulate(
+                curves, budgets=multiples, seeds=seeds, jobs=jobs,
+                tell=lambda done, total: progress.update(task, completed=done, total=total),
             )  # fmt: skip
         if plot is not None:
             show.plot(outcomes, plot)

@@ -13,7 +13,7 @@ import typer
 
 from budgetsearch.cli.errors import EXIT_FAILED, code_of, errors
 from budgetsearch.cli.options import PLACES, JsonOption, ManifestArgument, ToleranceOption, with_options
-from budgetsearch.cli.output import console, say_aside
+from budgetsearch.cli.output import console, heard, say_aside
 
 commands = typer.Typer()
 
@@ -36,13 +36,12 @@ def reproduce(
     The same tokens in the same order beside the same neighbours. The exit code is 1 if it differs beyond the
     tolerance, 2 if an input has changed.
     """
-    with errors(), _unfinished():
+    with errors(), _unfinished(), heard(say_aside):
         from budgetsearch import api
         from budgetsearch.tools.reproduce.inputs import Places
 
         outcome = api.reproduce(
             run, out=out, alone=alone, anyway=anyway, tolerance=tolerance, places=Places(**places),
-            say=say_aside,
         )  # fmt: skip
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
@@ -66,12 +65,12 @@ def verify(
 
     Whatever has changed is named. The exit code is 1 then.
     """
-    with errors(), _unfinished():
+    with errors(), _unfinished(), heard(say_aside):
         from budgetsearch import api
         from budgetsearch.tools.reproduce.inputs import Places
 
         outcome = api.verify(
-            run, score=score, tolerance=tolerance, places=Places(**places), say=say_aside
+            run, score=score, tolerance=tolerance, places=Places(**places)
         )  # fmt: skip
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2))

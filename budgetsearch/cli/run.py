@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,10 +18,13 @@ from budgetsearch.cli.options import (
     settings_options,
     with_options,
 )
-from budgetsearch.cli.output import conclude, console, progress
+from budgetsearch.cli.output import conclude, console, heard, say_aside
 from budgetsearch.core.ports import Watcher
 from budgetsearch.machine.clock import process_age
-from budgetsearch.run.settings import Changes
+from budgetsearch.run.settings import Changes, RunSettings
+
+if TYPE_CHECKING:
+    from budgetsearch.api.runs import Beside
 
 commands = typer.Typer()
 
@@ -44,13 +47,10 @@ def run(
 
     What is not given comes from budgetsearch.yaml, then from the card's profile, then from defaults.
     """
-    with errors(), _running() as (watchers, say):
-        from budgetsearch import api
+    with errors(), _running():
+        from budgetsearch.api.runs import search
 
-        result = api.run(
-            **settings, config=config, resume=resume, watchers=[*watchers, *_loggers(log)], say=say,
-            already_seconds=process_age(), last_resort=True,
-        )  # fmt: skip
+        result = search(cast(RunSettings, settings), config, resume, _beside(log))
     conclude(result)
 
 
@@ -70,12 +70,10 @@ def plan(
     What fits into the card's memory, the ladder, how many trials each rung gets, when each part begins, what
     the reserve is for, and what all of this rests on. Nothing is trained; the card need not be here.
     """
-    with errors():
+    with errors(), heard(say_aside):
         from budgetsearch import api
 
-        found = api.plan(
-            slow=slow, probe=probe, config=config, say=lambda line: typer.echo(line, err=True), **settings
-        )
+        found = api.plan(slow=slow, probe=probe, config=config, **settings)
         if as_json:
             typer.echo(json.dumps(found.as_json(), indent=2))
         else:
@@ -92,25 +90,28 @@ def resume(run: RunArgument, log: LogOption = None, **changes: Any) -> None:
     --hours is what the whole run may take, those before included; --storage is its URL again, with its
     password, which is not written down.
     """
-    with errors(), _running() as (watchers, say):
-        from budgetsearch import api
+    with errors(), _running():
+        from budgetsearch.api.runs import search_on
 
-        result = api.resume(
-            run, **changes, watchers=[*watchers, *_loggers(log)], say=say, already_seconds=process_age(),
-            last_resort=True,
-        )  # fmt: skip
+        result = search_on(run, cast(Changes, changes), _beside(log))
     conclude(result)
 
 
 @contextmanager
-def _running() -> Iterator[tuple[list[Watcher], Any]]:
+def _running() -> Iterator[None]:
     """Signals stop the run with their exit codes from here on, and its output does not hold it up."""
     from budgetsearch.run.process import free_output, stop_signals
 
     with stop_signals():
         free_output()
-        with progress() as shown:
-            yield shown
+        yield
+
+
+def _beside(loggers: str | None) -> Beside:
+    """The display, the loggers, and what the process of a command adds."""
+    from budgetsearch.api.runs import Beside
+
+    return Beside(_loggers(loggers), progress=True, already_seconds=process_age(), last_resort=True)
 
 
 def _loggers(names: str | None) -> list[Watcher]:

@@ -231,7 +231,7 @@ def _settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Settings as others may see them: no password, and no path that says whose machine it was."""
     shown = shown_settings(settings)
     for name in LOCAL:
-        if shown.get(name):
+        if isinstance(shown.get(name), str):
             shown[name] = _path(shown[name], folder) or shown[name]
     shown["out"] = folder.name
     if shown.get("storage"):

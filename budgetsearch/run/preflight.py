@@ -65,9 +65,9 @@ def anchored(settings: Settings) -> Settings:
     local: dict[str, Any] = {
         name: str(Path(source).expanduser().absolute())
         for name in ("model", "data", "valid", "space")
-        if (source := getattr(settings, name)) and Path(source).expanduser().exists()
+        if isinstance(source := getattr(settings, name), str) and Path(source).expanduser().exists()
     }
-    if not Path(settings.space).suffix:
+    if isinstance(settings.space, str) and not Path(settings.space).suffix:
         local.pop("space", None)  # a name that comes with the package
     local["storage"] = anchored_storage(settings.storage)
     if settings.shared:
@@ -101,10 +101,10 @@ def check_inputs(settings: Settings, space: Space) -> None:
 def _space(settings: Settings, space: Space) -> str:
     if space.extra:
         raise SpaceError(
-            f"The search space {settings.space} has dimensions that training does not know: "
+            f"The search space {space.name} has dimensions that training does not know: "
             f"{', '.join(space.extra)}. It knows quantization, rank, learning_rate, alpha and dropout."
         )
-    return f"{settings.space}, ranks {', '.join(map(str, space.ranks))}, {', '.join(space.quantizations)}"
+    return f"{space.name}, ranks {', '.join(map(str, space.ranks))}, {', '.join(space.quantizations)}"
 
 
 def _targets(settings: Settings, space: Space) -> str:

@@ -31,9 +31,10 @@ class Result:
     """What a run came to."""
 
     state: str
-    """finished, interrupted or failed."""
+    """finished, interrupted or failed; without an end running, or stopped where no process works on it."""
     reason: str
-    run: Path
+    path: Path
+    """Its folder."""
     best: Best | None
     adapter_path: Path | None
     """The best trial's PEFT adapter, which ``peft.PeftModel.from_pretrained`` loads; None if another's or
@@ -65,9 +66,9 @@ def result_of(folder: RunFolder, timing: Timing | None = None) -> Result:
     closed = history.closed
     assert history.opened is not None
     return Result(
-        state=closed.state if closed else "failed",
-        reason=closed.reason if closed else "the run did not end",
-        run=folder.path,
+        state=closed.state if closed else "running" if folder.in_use() else "stopped",
+        reason=closed.reason if closed else "the run has not ended",
+        path=folder.path,
         best=(
             Best(best.trial_id, dict(best.trial.params), best.best_loss, best.best_tokens)
             if best is not None and best.best_loss is not None

@@ -14,11 +14,12 @@ from typing import Any, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from budgetsearch.core.errors import SettingsError, nearest
+from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import detect
 from budgetsearch.machine.nvml import Nvml
 from budgetsearch.machine.profiles import CardProfile, profile
 from budgetsearch.run.fields import default_of, flag_of, setting, source_of, takes_of
-from budgetsearch.run.spaces import find_space, read_yaml
+from budgetsearch.run.spaces import find_space, load_space, read_yaml
 
 CONFIG_NAME = "budgetsearch.yaml"
 PLACEHOLDERS: Mapping[str, Any] = {"model": "-", "data": "-", "space": "-", "batch_size": 1, "max_length": 8}
@@ -93,10 +94,12 @@ class Settings(BaseModel):
         "slurm for the end of the Slurm job.",
         min_length=1,
     )
-    space: str = setting(
+    space: str | dict[str, Any] = setting(
         ...,
-        "Search space: a name that `budgetsearch spaces` lists, or a YAML file.",
+        "Search space: a name that `budgetsearch spaces` lists, or a YAML file; in Python and in a file also "
+        "the mapping that such a file holds.",
         shown="the card profile's",
+        takes="a name, the path of a file, or a mapping",
         min_length=1,
     )
     out: Path | None = setting(None, "Run folder to make.", shown="runs/MODEL-TIME")
@@ -237,7 +240,7 @@ class RunSettings(Changes, total=False):
     valid: str | os.PathLike[str] | None
     gpu: str | None
     device: int | str | None
-    space: str | os.PathLike[str] | None
+    space: str | os.PathLike[str] | Mapping[str, Any] | Space | None
     out: str | os.PathLike[str] | None
     seed: int | None
     max_length: int | None
@@ -292,7 +295,7 @@ def load_settings(
     if "model" not in chosen and "revision" not in chosen:
         missing["revision"] = card.revision
     settings = checked.model_copy(update=missing)
-    find_space(settings.space)
+    load_space(settings.space) if isinstance(settings.space, dict) else find_space(settings.space)
     if settings.out is None:
         return settings.model_copy(update={"out": default_out(settings.model)})
     return settings
@@ -350,6 +353,8 @@ def _read_config(config: Path | None, cwd: Path) -> tuple[str, Mapping[str, Any]
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Space):
+        return value.to_dict()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

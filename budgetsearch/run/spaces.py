@@ -14,6 +14,8 @@ from budgetsearch.core.errors import SpaceError, UsageError, nearest
 from budgetsearch.core.space.space import Space
 
 SUFFIXES = (".yaml", ".yml")
+OWN = "own"
+"""The name of a search space that is given without one."""
 MOST_VALUES = 100_000
 """No file of settings or of a search space holds as many."""
 
@@ -114,13 +116,15 @@ def find_space(name_or_path: str | Path) -> Path:
     )
 
 
-def load_space(name_or_path: str | Path) -> Space:
-    """Read a search space, by the name of one that comes with the package, or by path.
+def load_space(space: str | Path | Mapping[str, Any]) -> Space:
+    """Read a search space: by the name of one that comes with the package, by path, or from its mapping.
 
     Raises:
         SpaceError: there is none, or it is broken; it names the file, the line or the dimension.
     """
-    path = find_space(name_or_path)
+    if isinstance(space, Mapping):
+        return Space.parse(space, str(space.get("name") or OWN))
+    path = find_space(space)
     raw = read_yaml(path, SpaceError)
     try:
         return Space.parse(raw, path.stem)

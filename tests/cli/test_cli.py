@@ -46,7 +46,7 @@ def test_flags_settings_and_python_arguments_are_the_same() -> None:
     """One set of names: a setting that one of the three lacks would be a trap."""
     command = get_command(app).commands["run"]  # type: ignore[attr-defined]
     flags = {p.name for p in command.params} - {"config", "help", "resume", "log"}
-    own = {"config", "watchers", "say", "already_seconds", "resume", "last_resort"}
+    own = {"config", "watchers", "callbacks", "progress", "resume"}
     arguments = set(inspect.signature(bs.run).parameters) - own
     assert set(Settings.model_fields) == flags
     assert set(Settings.model_fields) == arguments

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from budgetsearch import api
 from budgetsearch.core.errors import RunFolderError
 from budgetsearch.run import session
+from budgetsearch.run.result import Result
 from budgetsearch.storage import lock as owner
 from budgetsearch.storage.lock import MAX_SECONDS, QUIET_SECONDS, Owner, RunLock, lock_in_time, read_owner
 from budgetsearch.storage.runfolder import RunFolder
@@ -247,7 +248,12 @@ def test_run_resume_auto_is_the_patient_one(folder: RunFolder, monkeypatch: pyte
     """A scheduler that starts a job again does not read what it would have to wait for."""
     folder.ledger.touch()
     given: dict[str, object] = {}
-    monkeypatch.setattr(session, "resume", lambda *arguments, **more: given.update(more))
+
+    def resume(*arguments: object, **more: object) -> Result:
+        given.update(more)
+        return Result("finished", "", folder.path, None, None, None, folder.ledger, 0.0, 0.0)
+
+    monkeypatch.setattr(session, "resume", resume)
     api.run(out=folder.path, resume="auto")
     assert given["patient"] is True
 

@@ -364,7 +364,7 @@ def test_a_manifest_that_cannot_be_read_is_wrong_input(tmp_path: Path, text: str
 
 
 def test_the_winner_is_trained_again_from_the_manifest_alone(
-    made: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing but the manifest, the base and the data: the adapter is equal to the bit, every loss and the
     accuracy are the same, and the reproduced adapter is where it was wanted."""
@@ -372,17 +372,16 @@ def test_the_winner_is_trained_again_from_the_manifest_alone(
     shutil.copy(made.folder.path / "manifest.json", tmp_path / "manifest.json")
     shutil.copytree(made.place / "base", tmp_path / "moved")
     shutil.copy(made.place / "train.jsonl", tmp_path / "other.jsonl")
-    said: list[str] = []
+    caplog.set_level("INFO", "budgetsearch")
     outcome = api.reproduce(
         tmp_path / "manifest.json",
         out=tmp_path / "again",
         places=Places(data=str(tmp_path / "other.jsonl"), model=str(tmp_path / "moved")),
-        say=said.append,
     )
     assert outcome.reasons == ()
     assert [True] * 9 == [row.agrees for row in outcome.rows], outcome.rows
     assert (True, True) == (outcome.agrees, outcome.exact)
-    assert any("beside 2 others: tokens 0 to" in line for line in said)
+    assert any("beside 2 others: tokens 0 to" in line for line in caplog.messages)
     weights = [f / "adapter_model.safetensors" for f in (tmp_path / "again", made.folder.adapter)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert {"adapter_config.json", "tokenizer.json", "reproduction.json"} <= {

@@ -395,7 +395,7 @@ def run_or_resume(place: Place, run: Path, **more: Any) -> None:
         api.run(**place.arguments(run, **more))
         return
     try:
-        api.resume(run, say=print)
+        api.resume(run, progress=True)
     except RunFolderError as error:
         # Killed before anything had happened: whoever reads this starts the run again.
         if "budgetsearch run --out" not in str(error):

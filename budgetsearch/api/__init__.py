@@ -1,0 +1,43 @@
+"""The Python API; ``budgetsearch`` exports all of it."""
+
+from budgetsearch.api.runs import (
+    Run,
+    Trials,
+    open_history,
+    open_run,
+    report,
+    resume,
+    run,
+    status,
+)
+from budgetsearch.api.tools import (
+    compare,
+    dashboard,
+    doctor,
+    plan,
+    reproduce,
+    simulate,
+    verify,
+)
+from budgetsearch.tools.compare.tasks import Tasks
+from budgetsearch.tools.reproduce.inputs import Places
+
+__all__ = [
+    "Places",
+    "Run",
+    "Tasks",
+    "Trials",
+    "compare",
+    "dashboard",
+    "doctor",
+    "open_history",
+    "open_run",
+    "plan",
+    "report",
+    "reproduce",
+    "resume",
+    "run",
+    "simulate",
+    "status",
+    "verify",
+]
