@@ -32,16 +32,32 @@ from budgetsearch.core.events import Entry
 
 RUNS = 200
 ABSENT = "(absent)"
+FLAGS = {"lost": "lost", "unread": "unread", "unwritten": "unwritten", "worker_lost": "stranded"}
+"""Fields of a recorded result, and the statuses that stand in their place by now."""
 
 
 def plain(event: dict[str, Any]) -> dict[str, Any]:
     """An encoded event as it is compared, whether it was recorded or is played now: what two versions write
     differently and mean alike (a renamed field, another wording) becomes the same here."""
+    if event["is"] == "SegmentEnded":
+        return {**event, "result": _plain_result(event["result"])}
     if event["is"] == "Closed":
         return {**event, "reason": ""}
     if event["is"] == "Decided" and event["decision"]["is"] == "Finish":
         return {**event, "decision": {"is": "Finish"}}
     return event
+
+
+def _plain_result(result: dict[str, Any]) -> dict[str, Any]:
+    """A result whose flags, if it has any, are statuses."""
+    told = [status for flag, status in FLAGS.items() if result.get(flag)]
+    rest = {key: value for key, value in result.items() if key not in FLAGS}
+    rest["status"] = status = (*told, result["status"])[0]
+    if status in FLAGS.values():
+        rest |= {"detail": "", "checkpoint_out": None}
+    if status in ("crashed", "stranded"):
+        rest["gang"] = 1
+    return rest
 
 
 def line_of(run: str, entry: Entry) -> str:

@@ -36,7 +36,7 @@ from budgetsearch.core.results import crashed_results, stranded_results
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import Change, Result, SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.run.driver import Driver
-from budgetsearch.run.incumbent import Nowhere
+from budgetsearch.run.incumbent import NoExport
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import MemoryLedger
 
@@ -414,7 +414,7 @@ def _place(segment: Segment) -> tuple[object, ...]:
     return segment.trial_id, segment.rung, segment.start_tokens
 
 
-class Disk(Nowhere):
+class Disk(NoExport):
     """An exporter that takes its time and finds some checkpoints damaged; see the port ``Exporter``."""
 
     def __init__(self, setup: Setup, clock: VirtualClock) -> None:
