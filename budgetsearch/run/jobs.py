@@ -1,4 +1,4 @@
-"""The jobs of a run: calibrations, those in flight, final scores, and what each second is charged to."""
+"""The jobs of a run: those in flight, calibrations, final scores, and what each second is charged to."""
 
 from __future__ import annotations
 
@@ -13,6 +13,91 @@ from budgetsearch.core.policy.jobs import calibration_job
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Clock, Engine
 from budgetsearch.core.records import Calibration, Job, JobEnded, Phase, Score, SegmentResult, TrainJob
+
+# -------------------------------------------------------------------------------- in flight
+
+
+@dataclass
+class JobInFlight:
+    """A job under way."""
+
+    job: Job
+    started: float
+    told: float | None = None
+    """When it was told to stop."""
+
+
+@dataclass(frozen=True)
+class Landing:
+    """The end of a job that is no training."""
+
+    job: Job
+    report: JobEnded
+    seconds: float
+    """How long it took."""
+
+
+@dataclass
+class JobsInFlight:
+    """Every job that the engine was given and that has not ended."""
+
+    engine: Engine
+    clock: Clock
+    patience: Callable[[Job], float]
+    """How long a job that was told to stop may take to do so, in seconds."""
+    under_way: dict[int, JobInFlight] = field(default_factory=dict)
+    _landings: list[Landing] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.under_way)
+
+    @property
+    def free(self) -> int:
+        """How many more jobs can run now; none where workers went away faster than their jobs."""
+        return max(0, self.engine.slots - len(self.under_way))
+
+    def launch(self, job: Job) -> None:
+        """Give a job to the engine."""
+        self.under_way[job.job_id] = JobInFlight(job, self.clock.now())
+        self.engine.submit(job)
+
+    def end(self, report: JobEnded) -> JobInFlight:
+        """A job has ended."""
+        return self.under_way.pop(report.job_id)
+
+    def keep(self, ended: JobInFlight, report: JobEnded) -> None:
+        """Keep the answer of a job until somebody asks for it."""
+        self._landings.append(Landing(ended.job, report, self.clock.now() - ended.started))
+
+    def landings(self) -> Iterator[Landing]:
+        """The answers since the last call."""
+        found, self._landings = self._landings, []
+        yield from found
+
+    def watch(self) -> None:
+        """A job beyond its limit is told to stop, then killed."""
+        now = self.clock.now()
+        for running in self.under_way.values():
+            if now - running.started <= running.job.limit_seconds:
+                continue
+            if running.told is None:
+                running.told = now
+                self.engine.cancel(running.job.job_id)
+            elif now - running.told > self.patience(running.job):
+                self.engine.kill(running.job.job_id)
+
+    def stop(self) -> None:
+        """Tell what trains to checkpoint and stop, and end the rest at once: half a measurement is worth
+        nothing, and there is no answer to wait for."""
+        for running in list(self.under_way.values()):
+            if isinstance(running.job, TrainJob):
+                self.engine.cancel(running.job.job_id)
+            else:
+                self.engine.kill(running.job.job_id)
+                del self.under_way[running.job.job_id]
+
+
+# ----------------------------------------------------------------------------- calibrations
 
 ATTEMPTS = 2
 """A calibration whose process died is tried again: a card may be busy for a moment."""
@@ -113,113 +198,7 @@ class Calibrator:
         )
 
 
-@dataclass
-class Charges:
-    """Charges the time that passes; the events add up to the time of the last of them."""
-
-    clock: Clock
-    append: Callable[[Event], None]
-    """Writes an event to the ledger."""
-    until: float = 0.0
-    """Up to here all is charged, in active seconds of the run."""
-
-    def result(self, result: SegmentResult) -> None:
-        """Charge what the worker measured, never more than what has passed."""
-        passed = max(0.0, self.clock.now() - self.until)
-        measured = sum(result.seconds.values())
-        scale = min(1.0, passed / measured) if measured > 0 else 0.0
-        for phase, seconds in result.seconds.items():
-            self.charge(phase, seconds * scale, result.trial_id)  # type: ignore[arg-type]
-
-    def rest(self, phase: Phase) -> None:
-        """Charge everything since the last charge to one phase."""
-        self.charge(phase, self.clock.now() - self.until)
-
-    def charge(self, phase: Phase, seconds: float, trial_id: int | None = None) -> None:
-        """Charge so many seconds, to a trial where they are one's."""
-        if seconds > 0:
-            self.until += seconds
-            self.append(Charged(phase, seconds, trial_id))
-
-
-@dataclass
-class JobInFlight:
-    """A job under way."""
-
-    job: Job
-    started: float
-    told: float | None = None
-    """When it was told to stop."""
-
-
-@dataclass(frozen=True)
-class Landing:
-    """The end of a job that is no training."""
-
-    job: Job
-    report: JobEnded
-    seconds: float
-    """How long it took."""
-
-
-@dataclass
-class JobsInFlight:
-    """Every job that the engine was given and that has not ended."""
-
-    engine: Engine
-    clock: Clock
-    patience: Callable[[Job], float]
-    """How long a job that was told to stop may take to do so, in seconds."""
-    under_way: dict[int, JobInFlight] = field(default_factory=dict)
-    _landings: list[Landing] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.under_way)
-
-    @property
-    def free(self) -> int:
-        """How many more jobs can run now; none where workers went away faster than their jobs."""
-        return max(0, self.engine.slots - len(self.under_way))
-
-    def launch(self, job: Job) -> None:
-        """Give a job to the engine."""
-        self.under_way[job.job_id] = JobInFlight(job, self.clock.now())
-        self.engine.submit(job)
-
-    def end(self, report: JobEnded) -> JobInFlight:
-        """A job has ended."""
-        return self.under_way.pop(report.job_id)
-
-    def keep(self, ended: JobInFlight, report: JobEnded) -> None:
-        """Keep the answer of a job until somebody asks for it."""
-        self._landings.append(Landing(ended.job, report, self.clock.now() - ended.started))
-
-    def landings(self) -> Iterator[Landing]:
-        """The answers since the last call."""
-        found, self._landings = self._landings, []
-        yield from found
-
-    def watch(self) -> None:
-        """A job beyond its limit is told to stop, then killed."""
-        now = self.clock.now()
-        for running in self.under_way.values():
-            if now - running.started <= running.job.limit_seconds:
-                continue
-            if running.told is None:
-                running.told = now
-                self.engine.cancel(running.job.job_id)
-            elif now - running.told > self.patience(running.job):
-                self.engine.kill(running.job.job_id)
-
-    def stop(self) -> None:
-        """Tell what trains to checkpoint and stop, and end the rest at once: half a measurement is worth
-        nothing, and there is no answer to wait for."""
-        for running in list(self.under_way.values()):
-            if isinstance(running.job, TrainJob):
-                self.engine.cancel(running.job.job_id)
-            else:
-                self.engine.kill(running.job.job_id)
-                del self.under_way[running.job.job_id]
+# ----------------------------------------------------------------------------- final scores
 
 
 def limit_of(seconds: float, patience: float) -> float:
@@ -276,3 +255,35 @@ class Scorer:
         """Write down what has ended, as far as all before it has."""
         while self._order and self._order[0] in self._found:
             self.note(self._found[self._order.pop(0)])
+
+
+# -------------------------------------------------------------------------- what is charged
+
+
+@dataclass
+class Charges:
+    """Charges the time that passes; the events add up to the time of the last of them."""
+
+    clock: Clock
+    append: Callable[[Event], None]
+    """Writes an event to the ledger."""
+    until: float = 0.0
+    """Up to here all is charged, in active seconds of the run."""
+
+    def result(self, result: SegmentResult) -> None:
+        """Charge what the worker measured, never more than what has passed."""
+        passed = max(0.0, self.clock.now() - self.until)
+        measured = sum(result.seconds.values())
+        scale = min(1.0, passed / measured) if measured > 0 else 0.0
+        for phase, seconds in result.seconds.items():
+            self.charge(phase, seconds * scale, result.trial_id)  # type: ignore[arg-type]
+
+    def rest(self, phase: Phase) -> None:
+        """Charge everything since the last charge to one phase."""
+        self.charge(phase, self.clock.now() - self.until)
+
+    def charge(self, phase: Phase, seconds: float, trial_id: int | None = None) -> None:
+        """Charge so many seconds, to a trial where they are one's."""
+        if seconds > 0:
+            self.until += seconds
+            self.append(Charged(phase, seconds, trial_id))

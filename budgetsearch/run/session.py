@@ -50,14 +50,13 @@ from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import begin_place, find_place, leave_place
 from budgetsearch.views.loggers import ScalarLogger
 from budgetsearch.views.report.write import write_in_time
-from budgetsearch.views.study.storage import resumed_storage, storage_url
+from budgetsearch.views.study.storage import resumed_storage
 
 if TYPE_CHECKING:
     from budgetsearch.core.ports import Engine
     from budgetsearch.run.driver import Driver
     from budgetsearch.run.export import AdapterExporter, SharedExporter
     from budgetsearch.views.study.follower import Follower
-    from budgetsearch.views.study.mirror import StudyMirror
 
 LOGGER = logging.getLogger("budgetsearch.run.session")
 AMPLE_SECONDS = 600.0
@@ -269,7 +268,7 @@ def search(session: Session) -> None:
             driver = driver_of(session, prepared, engine)
             drivers.append(driver)
             driver.stop_requested = signals.gently
-            _drive(driver, session, engine)
+            _drive(driver, session)
         finally:
             engine.close()
         signals.at_once()
@@ -310,9 +309,10 @@ def driver_of(session: Session, prepared: Prepared, engine: Engine) -> Driver:
     )
 
 
-def _drive(driver: Driver, session: Session, engine: Engine) -> None:
+def _drive(driver: Driver, session: Session) -> None:
     """Run to the end, while the study and whoever watches follow."""
     from budgetsearch.views.study.follower import Follower
+    from budgetsearch.views.study.mirror import mirror_of
 
     folder = session.folder
     mirror = mirror_of(session.run.settings.storage, folder, driver.opened)
@@ -322,7 +322,7 @@ def _drive(driver: Driver, session: Session, engine: Engine) -> None:
     try:
         driver.run()
     finally:
-        engine.close()
+        driver.engine.close()
         if driver.history.closed is not None:
             _await_views(session.caller.watchers, follower, session.timing)
         follower.close()
@@ -335,16 +335,6 @@ def _await_views(watchers: Sequence[Watcher], follower: Follower, timing: Timing
         if isinstance(watcher, ScalarLogger):
             watcher.close(closing_seconds("loggers", timing.seconds_left()))
     follower.close(closing_seconds("study", timing.seconds_left()))
-
-
-def mirror_of(storage: str | None, folder: RunFolder, opened: Opened) -> StudyMirror:
-    """What writes a run's events into its study. ``storage``: a URL with its password, if one was given."""
-    from budgetsearch.views.study.mirror import StudyMirror
-    from budgetsearch.views.study.showcase import Showcase
-
-    own = None if storage else folder.study
-    showcase = Showcase(folder.path.absolute())
-    return StudyMirror(storage_url(storage, folder), str(opened.facts["study"]), own, showcase=showcase)
 
 
 # --------------------------------------------------------------------------------- the end
@@ -396,6 +386,7 @@ def _make_up(folder: RunFolder, history: History, storage: str | None, say: Say)
     last lines, and removing what nobody needs any more. An adapter that was damaged since is written again.
     """
     from budgetsearch.run.export import mend
+    from budgetsearch.views.study.mirror import mirror_of
 
     opened = history.opened
     assert opened is not None

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.events import Opened
 from budgetsearch.core.history.history import History
+from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.study.content import Stopped, StudyContent
 from budgetsearch.views.study.distributions import quiet
 from budgetsearch.views.study.showcase import Showcase
@@ -26,6 +28,7 @@ from budgetsearch.views.study.storage import (
     hidden,
     open_storage,
     reason,
+    storage_url,
 )
 from budgetsearch.views.study.storage import shown as shown_url
 
@@ -171,3 +174,10 @@ def _identity(file: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return (found.st_dev, found.st_ino) if found.st_size else None
+
+
+def mirror_of(storage: str | None, folder: RunFolder, opened: Opened) -> StudyMirror:
+    """The mirror of a run. ``storage``: a URL with its password; None: the file in the run's folder."""
+    own = None if storage else folder.study
+    showcase = Showcase(folder.path.absolute())
+    return StudyMirror(storage_url(storage, folder), str(opened.facts["study"]), own, showcase=showcase)
