@@ -324,17 +324,19 @@ def _drive(driver: Driver, session: Session) -> None:
     finally:
         driver.engine.close()
         if driver.history.closed is not None:
-            _await_views(session.caller.watchers, follower, session.timing)
+            planned = driver.history.plan is not None
+            _await_views(session.caller.watchers, follower if planned else None, session.timing)
         follower.close()
         driver.ledger.close()
 
 
-def _await_views(watchers: Sequence[Watcher], follower: Follower, timing: Timing) -> None:
-    """Give loggers and study what time there is to take the last events."""
+def _await_views(watchers: Sequence[Watcher], follower: Follower | None, timing: Timing) -> None:
+    """Give loggers and study, where there is one, what time there is to take the last events."""
     for watcher in watchers:
         if isinstance(watcher, ScalarLogger):
             watcher.close(closing_seconds("loggers", timing.seconds_left()))
-    follower.close(closing_seconds("study", timing.seconds_left()))
+    if follower is not None:
+        follower.close(closing_seconds("study", timing.seconds_left()))
 
 
 # --------------------------------------------------------------------------------- the end

@@ -278,4 +278,4 @@ class RunFolder:
 
 def is_own(name: str) -> bool:
     """Whether a run makes something of this name before its first event."""
-    return re.sub(r"(?<=\.sqlite)-(wal|shm|journal)$", "", name) in OWN
+    return re.sub(r"(?<=\.sqlite)(\.new)?(-(wal|shm|journal))?$", "", name) in OWN

@@ -111,7 +111,9 @@ class Follower:
             return
         apply(self._history, entry)
         self._seq = entry.seq
-        self._behind = self._behind or not isinstance(entry.event, SILENT)
+        # Before the plan there is no study: a run that is refused leaves none.
+        planned = self._history.plan is not None
+        self._behind = self._behind or (planned and not isinstance(entry.event, SILENT))
 
     def _wait_seconds(self) -> float | None:
         """Until the storage is tried again, or the time is over; None: until there is news."""
