@@ -7,10 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-
 from budgetsearch.core.ports import Say, Watcher
 from budgetsearch.views.progress import LiveProgress, PlainProgress
+from budgetsearch.views.terminal import Terminal
 
 LOGGER = logging.getLogger("budgetsearch")
 """Takes at INFO what is said of the preparation, and whatever else is no event of a run."""
@@ -27,11 +26,11 @@ def display(wanted: bool | None) -> Iterator[tuple[list[Watcher], Say]]:
 
     ``wanted``: None shows it only where a live display can stand; True shows plain lines elsewhere.
     """
-    live = sys.stdout.isatty() or Console().is_jupyter
+    live = sys.stdout.isatty() or Terminal().is_jupyter
     if wanted is False or (wanted is None and not live):
         yield [], log
     elif live:
-        with LiveProgress(Console()) as shown:
+        with LiveProgress(Terminal()) as shown:
             yield [shown], _logged(shown.say)
     else:
         plain = PlainProgress(lambda line: print(line, flush=True))

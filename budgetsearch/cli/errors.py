@@ -10,6 +10,7 @@ import typer
 
 from budgetsearch.core.errors import BudgetsearchError, UsageError
 from budgetsearch.core.secrets import without_secrets
+from budgetsearch.views.terminal import echo
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -48,7 +49,7 @@ def _fail(error: BaseException, message: str, code: int) -> NoReturn:
 
     run = run_of(error)
     for line in (message, *(after_failure(run) if run is not None else ())):
-        typer.echo(line, err=True)
+        echo(line, err=True)
     raise typer.Exit(code) from error
 
 

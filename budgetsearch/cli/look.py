@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from budgetsearch.cli.errors import EXIT_INTERRUPTED, errors
 from budgetsearch.cli.options import JsonOption, RunArgument, TrustAgain, with_options
 from budgetsearch.cli.output import console, heard, show_run
+from budgetsearch.views.terminal import Terminal, echo
 
 commands = typer.Typer()
 
@@ -27,17 +27,17 @@ def status(
         from budgetsearch import api
 
         if as_json:
-            typer.echo(json.dumps(api.status(run), indent=2))
+            echo(json.dumps(api.status(run), indent=2))
         else:
             found = api.status(run)
             show_run(run, found)
             for path in found["reports"][:1]:
-                typer.echo(f"report  {path}")
+                echo(f"report  {path}")
             if found["phase"] == "stopped":
                 from budgetsearch.run.failure import go_on
 
                 command = go_on(run, api.open_history(run))
-                typer.echo(f"No process works on it. Go on with:  {command}")
+                echo(f"No process works on it. Go on with:  {command}")
 
 
 @commands.command(epilog="Example:  budgetsearch report runs/mine")
@@ -54,7 +54,7 @@ def report(
 
         written = api.report(run, out=out)
         for path in (written.html, written.markdown, written.json):
-            typer.echo(path)
+            echo(path)
         if show:
             typer.launch(str(written.html))
 
@@ -115,21 +115,21 @@ def compare(
         from budgetsearch.tools.compare.progress import asking
         from budgetsearch.tools.compare.tasks import Tasks
 
-        with asking(Console(stderr=True)) as (say, tick), heard(say):
+        with asking(Terminal(stderr=True)) as (say, tick), heard(say):
             found = api.compare(runs, tasks=Tasks(**asked), baseline=baseline, tick=tick)
         written = write(found, out) if out is not None else []
         if as_json:
-            typer.echo(json.dumps(values(found), indent=2, allow_nan=False))
+            echo(json.dumps(values(found), indent=2, allow_nan=False))
         else:
             from budgetsearch.tools.compare.table import show
 
             console().print(show(found))
-            typer.echo(
+            echo(
                 "\n".join(map(str, written))
                 or "No file was written: --out FOLDER writes a page with plots, and JSON."
             )
     if found.interrupted:
-        typer.echo("interrupted: what was answered is kept; the same command asks the rest", err=True)
+        echo("interrupted: what was answered is kept; the same command asks the rest", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from budgetsearch.cli.errors import EXIT_FAILED, code_of
 from budgetsearch.core.ports import Say
+from budgetsearch.views.terminal import Terminal, echo
 
 
 @contextmanager
@@ -39,17 +39,17 @@ class _Progress(logging.Handler):
         if record.name == "budgetsearch":
             self._say(record.getMessage())
         elif record.levelno >= logging.WARNING and logging.lastResort is not None:
-            logging.lastResort.handle(record)
+            echo(logging.lastResort.format(record), err=True)
 
 
 def say_aside(line: str) -> None:
     """Print progress apart from what is asked for."""
-    typer.echo(line, err=True)
+    echo(line, err=True)
 
 
-def console() -> Console:
+def console() -> Terminal:
     """As wide as the terminal; a pipe is wide enough for the table."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Terminal(width=None if sys.stdout.isatty() else 120)
 
 
 def show_run(run: Path, found: Mapping[str, Any]) -> None:
@@ -77,13 +77,13 @@ def conclude(result: Any) -> None:
         leave_within(result.left_seconds - ENDING["exit"], code)
     show_run(result.path, api.status(result.path))
     if result.adapter_path is not None:
-        typer.echo(f"adapter  {result.adapter_path}")
+        echo(f"adapter  {result.adapter_path}")
     if result.state == "finished":
         page = result.path / "report.html"
-        typer.echo(f"report   {page if page.is_file() else result.path / 'report.md'}")
+        echo(f"report   {page if page.is_file() else result.path / 'report.md'}")
         return
     from budgetsearch.run.failure import after_failure
 
     for line in (f"{result.state}: {result.reason}", *after_failure(result.path)):
-        typer.echo(line)
+        echo(line)
     raise typer.Exit(code)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from budgetsearch.cli.errors import errors
 from budgetsearch.cli.options import ConfigOption, JsonOption, settings_options, with_options
 from budgetsearch.cli.output import console
+from budgetsearch.views.terminal import Terminal, echo
 
 commands = typer.Typer()
 
@@ -31,10 +31,10 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False, **settings:
 
         def tell(check: Check) -> None:
             if not as_json:
-                typer.echo(line(check))
+                echo(line(check))
 
         checks = api.doctor(config=config, tell=tell, **settings)
-        typer.echo(json.dumps(as_values(checks), indent=2) if as_json else summary(checks))
+        echo(json.dumps(as_values(checks), indent=2) if as_json else summary(checks))
     raise typer.Exit(exit_code(checks))
 
 
@@ -45,7 +45,7 @@ def spaces() -> None:
         from budgetsearch.run.spaces import list_spaces
 
         for info in list_spaces():
-            typer.echo(f"{info.name:<12} {info.description}\n{'':<12} {info.path}")
+            echo(f"{info.name:<12} {info.description}\n{'':<12} {info.path}")
 
 
 @commands.command(epilog="Example:  budgetsearch simulate --curves curves/ --budget 4x,10x --seeds 20")
@@ -70,7 +70,7 @@ def simulate(
         from budgetsearch.tools.simulate import contest, show
 
         multiples = contest.read_budgets(budget)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with Progress(console=Terminal(stderr=True), transient=True) as progress:
             task = progress.add_task("simulating", total=None)
             outcomes = api.simulate(
                 curves, budgets=multiples, seeds=seeds, jobs=jobs,
@@ -79,6 +79,6 @@ def simulate(
         if plot is not None:
             show.plot(outcomes, plot)
         if as_json:
-            typer.echo(json.dumps(contest.as_json(outcomes), indent=2))
+            echo(json.dumps(contest.as_json(outcomes), indent=2))
         else:
             console().print(show.table(outcomes))

@@ -14,6 +14,7 @@ import typer
 from budgetsearch.cli.errors import EXIT_FAILED, code_of, errors
 from budgetsearch.cli.options import PLACES, JsonOption, ManifestArgument, ToleranceOption, with_options
 from budgetsearch.cli.output import console, heard, say_aside
+from budgetsearch.views.terminal import echo
 
 commands = typer.Typer()
 
@@ -44,7 +45,7 @@ def reproduce(
             run, out=out, alone=alone, anyway=anyway, tolerance=tolerance, places=Places(**places),
         )  # fmt: skip
         if as_json:
-            typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
+            echo(json.dumps(dataclasses.asdict(outcome), indent=2, default=str))
         else:
             from budgetsearch.tools.reproduce.show import show_reproduced
 
@@ -73,7 +74,7 @@ def verify(
             run, score=score, tolerance=tolerance, places=Places(**places)
         )  # fmt: skip
         if as_json:
-            typer.echo(json.dumps(dataclasses.asdict(outcome), indent=2))
+            echo(json.dumps(dataclasses.asdict(outcome), indent=2))
         else:
             from budgetsearch.tools.reproduce.show import show_verified
 
@@ -87,5 +88,5 @@ def _unfinished() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        typer.echo("stopped; nothing was kept", err=True)
+        echo("stopped; nothing was kept", err=True)
         raise typer.Exit(code_of(getattr(error, "signal", "SIGINT"))) from None

@@ -22,6 +22,7 @@ from budgetsearch.cli.output import conclude, console, heard, say_aside
 from budgetsearch.core.ports import Watcher
 from budgetsearch.machine.clock import process_age
 from budgetsearch.run.settings import Changes, RunSettings
+from budgetsearch.views.terminal import echo
 
 if TYPE_CHECKING:
     from budgetsearch.api.runs import Beside
@@ -75,7 +76,7 @@ def plan(
 
         found = api.plan(slow=slow, probe=probe, config=config, **settings)
         if as_json:
-            typer.echo(json.dumps(found.as_json(), indent=2))
+            echo(json.dumps(found.as_json(), indent=2))
         else:
             from budgetsearch.tools.plan.show import show
 

@@ -10,6 +10,7 @@ from typing import Any
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Score, cost_class
+from budgetsearch.views.words import printable
 
 FORMAT = 1
 MANIFEST_FILE = "budgetsearch.json"
@@ -63,7 +64,7 @@ def adapter_card(
         _section("Data", _data_lines(data)),
         _section("Limits", LIMITS),
     ]
-    return "\n".join(parts)
+    return printable("\n".join(parts))
 
 
 LIMITS = (

@@ -35,7 +35,7 @@ from budgetsearch.core.records import Beat, Calibration, Score, SegmentResult
 from budgetsearch.views.card import device_of
 from budgetsearch.views.report.workers import Accounts
 from budgetsearch.views.tables import answer_lines, clock, trial_table
-from budgetsearch.views.words import SCORING, gib, params_text, phase_of
+from budgetsearch.views.words import SCORING, gib, params_text, phase_of, printable
 
 BEAT_SECONDS = 15.0
 """A heartbeat is worth a plain line at most so often."""
@@ -94,7 +94,7 @@ class PlainProgress:
 
     def _put(self, seconds: float, line: str) -> None:
         try:
-            self._write(f"[{seconds:4.0f} s] {line}")
+            self._write(printable(f"[{seconds:4.0f} s] {line}"))
         except OSError:
             # Whoever read the pipe has gone; that is no reason to end a run of a day.
             self._write = lambda line: None

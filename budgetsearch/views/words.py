@@ -79,6 +79,15 @@ def short_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""C0 and C1, which a terminal obeys; line breaks and tabs do no harm."""
+
+
+def printable(text: str) -> str:
+    """A text that others may have written, as it may be printed: control characters are shown."""
+    return text.translate(CONTROL)
+
+
 def cut(text: object) -> str:
     """A text that may be long, as far as people read it."""
     whole = str(text)

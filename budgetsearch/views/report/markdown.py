@@ -12,7 +12,7 @@ from budgetsearch.views.report.facts import state_words
 from budgetsearch.views.report.numbers import Numbers
 from budgetsearch.views.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK
 from budgetsearch.views.report.workers import shares_text
-from budgetsearch.views.words import cut, gib, loss_text, params_text
+from budgetsearch.views.words import cut, gib, loss_text, params_text, printable
 
 
 def text_of(numbers: Numbers) -> str:
@@ -22,7 +22,7 @@ def text_of(numbers: Numbers) -> str:
         lines = write(numbers)
         if lines:
             parts += [f"## {title}", "", *lines, ""]
-    return "\n".join(parts)
+    return printable("\n".join(parts))
 
 
 # -------------------------------------------------------------------------- sections
