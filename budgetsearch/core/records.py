@@ -18,17 +18,9 @@ ParamValue = str | int | float | bool
 Params = Mapping[str, ParamValue]
 
 Status = Literal[
-    "ok",
-    "out_of_memory",
-    "diverged",
-    "timeout",
-    "crashed",
-    "cancelled",
-    "lost",
-    "unread",
-    "unwritten",
-    "stranded",
-]
+    "ok", "out_of_memory", "diverged", "timeout", "crashed", "cancelled",
+    "lost", "unread", "unwritten", "stranded",
+]  # fmt: skip
 """How a piece of work ended. The last four are nobody's fault, and only segments end so: the checkpoint to
 start from is missing or damaged (``lost``), is there and could not be read (``unread``), the new one could
 not be written (``unwritten``), or the worker went away with its card or its node (``stranded``)."""
