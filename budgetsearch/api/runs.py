@@ -19,7 +19,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.run import session
 from budgetsearch.run.result import Result, result_of
-from budgetsearch.run.session import Caller, never_began
+from budgetsearch.run.session import Caller
 from budgetsearch.run.settings import (
     Changes,
     RunSettings,
@@ -282,5 +282,5 @@ def open_history(run: PathLike) -> History:
     folder.check_run()
     history = read_history(folder.ledger)
     if history.opened is None:
-        raise folder.being_prepared() if folder.in_use() else never_began(folder)
+        raise folder.being_prepared() if folder.in_use() else folder.never_began()
     return history

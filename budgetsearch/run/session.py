@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError, SettingsError, UsageError
+from budgetsearch.core.errors import RunFolderError, SettingsError, UsageError
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
@@ -138,18 +138,14 @@ def _begun(folder: RunFolder, shared: str | None) -> Iterator[RunLock]:
                 begin_place(shared)
             yield lock
     except (UsageError, KeyboardInterrupt):
-        if not _has_trials(folder):
+        earned = folder.has_ledger() and read_history(folder.ledger).trials
+        if not earned:
             folder.clear(before, remove=not existed)
             if shared:
                 leave_place(shared)
         raise
     finally:
         lock.release()
-
-
-def _has_trials(folder: RunFolder) -> bool:
-    """Whether anything was earned that must be kept."""
-    return folder.has_ledger() and bool(read_history(folder.ledger).trials)
 
 
 # ------------------------------------------------------------------------------ the resume
@@ -192,7 +188,7 @@ def _mended(folder: RunFolder, say: Say) -> History:
         say(mended.line)
     history = read_history(folder.ledger)
     if history.opened is None:
-        raise never_began(folder)
+        raise folder.never_began()
     return history
 
 
@@ -218,19 +214,6 @@ def _gone_on_with(
         find_place(settings.shared)
     space = Space.parse(history.plan.space) if history.plan else load_space(settings.space)
     return Session(Resolved(settings, space, card), folder, lock, timing, caller)
-
-
-def never_began(folder: RunFolder) -> BudgetsearchError:
-    """What a ledger without an event means: beside what only a search can have left it has lost them."""
-    if folder.has_earned():
-        return LedgerError(
-            f"The ledger {folder.ledger} holds no event, but there are checkpoints or an adapter beside it. "
-            "Restore it from a copy; the adapter can be used as it is."
-        )
-    return RunFolderError(
-        f"{folder.path} was stopped before it began, so there is nothing to go on with. Start it "
-        f"again with `budgetsearch run --out {folder.command_word}` and its other options."
-    )
 
 
 def _began(folder: RunFolder) -> float:

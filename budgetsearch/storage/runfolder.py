@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import LedgerError, RunFolderError
+from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.storage.backup import backup_of
 from budgetsearch.storage.files import remove_empty, replace_file, unwritable
@@ -210,6 +210,18 @@ class RunFolder:
     def being_prepared(self) -> RunFolderError:
         """What to say of a run that has not begun yet."""
         return RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")
+
+    def never_began(self) -> BudgetsearchError:
+        """What a ledger without an event means: beside what only a search can have left it has lost them."""
+        if self.has_earned():
+            return LedgerError(
+                f"The ledger {self.ledger} holds no event, but there are checkpoints or an adapter beside "
+                "it. Restore it from a copy; the adapter can be used as it is."
+            )
+        return RunFolderError(
+            f"{self.path} was stopped before it began, so there is nothing to go on with. Start it "
+            f"again with `budgetsearch run --out {self.command_word}` and its other options."
+        )
 
     def in_use(self) -> bool:
         """Whether a process works on the run; nothing is written to find out."""
