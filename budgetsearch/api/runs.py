@@ -228,8 +228,9 @@ def open_run(path: PathLike) -> Run:
     Raises:
         RunFolderError: there is no run in the folder, or it has not begun.
     """
-    open_history(path)
-    return Run(**vars(result_of(RunFolder(Path(path)))))
+    folder = _folder_of(path)
+    history = _begun(folder, read_history(folder.ledger))
+    return Run(**vars(result_of(folder, history)))
 
 
 def status(run: PathLike) -> dict[str, Any]:
@@ -238,18 +239,27 @@ def status(run: PathLike) -> dict[str, Any]:
     Raises:
         RunFolderError: there is no run in the folder.
     """
-    from budgetsearch.views.report.workers import worker_seconds_of
+    return look(run)[1]
+
+
+def look(run: PathLike) -> tuple[History, dict[str, Any]]:
+    """The history of a run and its status, from one reading of its ledger.
+
+    Raises:
+        RunFolderError: there is no run in the folder, or it has not begun.
+    """
+    from budgetsearch.views.report.workers import Accounts, accounted, worker_seconds
     from budgetsearch.views.tables import status_dict
 
-    history = open_history(run)
-    folder = RunFolder(Path(run))
+    folder, accounts = _folder_of(run), Accounts()
+    history = _begun(folder, fold(accounted(read_entries(folder.ledger), accounts)))
     found = status_dict(history, folder.goes(history.closed is not None))
-    workers = worker_seconds_of(read_entries(folder.ledger))
+    workers = worker_seconds(accounts)
     if workers.most_workers > 1:
         found["workers"] = asdict(workers)
     reports = (folder.report_html, folder.report, folder.report_json)
     found["reports"] = [str(path) for path in reports if path.is_file()]
-    return found
+    return history, found
 
 
 def report(run: PathLike, *, out: PathLike | None = None) -> Reports:
@@ -260,11 +270,11 @@ def report(run: PathLike, *, out: PathLike | None = None) -> Reports:
     Raises:
         RunFolderError: there is no run in the folder, or the reports cannot be written.
     """
-    folder = RunFolder(Path(run))
-    open_history(run)
+    folder = _folder_of(run)
     entries = list(read_entries(folder.ledger))
+    history = _begun(folder, fold(entries))
     try:
-        return write_reports(folder, entries, fold(entries), Path(out) if out is not None else None)
+        return write_reports(folder, entries, history, Path(out) if out is not None else None)
     except OSError as error:
         raise RunFolderError(
             f"The reports in {out or folder.path} cannot be written ({error.strerror or error}). Make room, "
@@ -278,9 +288,17 @@ def open_history(run: PathLike) -> History:
     Raises:
         RunFolderError: there is no run in the folder, or it has not begun.
     """
+    folder = _folder_of(run)
+    return _begun(folder, read_history(folder.ledger))
+
+
+def _folder_of(run: PathLike) -> RunFolder:
     folder = RunFolder(Path(run))
     folder.check_run()
-    history = read_history(folder.ledger)
+    return folder
+
+
+def _begun(folder: RunFolder, history: History) -> History:
     if history.opened is None:
         raise folder.being_prepared() if folder.in_use() else folder.never_began()
     return history

@@ -24,19 +24,19 @@ def status(
 ) -> None:
     """Show how a run stands, finished or going."""
     with errors():
-        from budgetsearch import api
+        from budgetsearch.api.runs import look
 
+        history, found = look(run)
         if as_json:
-            echo(json.dumps(api.status(run), indent=2))
+            echo(json.dumps(found, indent=2))
         else:
-            found = api.status(run)
-            show_run(run, found)
+            show_run(history, found)
             for path in found["reports"][:1]:
                 echo(f"report  {path}")
             if found["phase"] == "stopped":
                 from budgetsearch.run.failure import go_on
 
-                command = go_on(run, api.open_history(run))
+                command = go_on(run, history)
                 echo(f"No process works on it. Go on with:  {command}")
 
 

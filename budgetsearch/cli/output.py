@@ -7,14 +7,16 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from budgetsearch.cli.errors import EXIT_FAILED, code_of
 from budgetsearch.core.ports import Say
 from budgetsearch.views.terminal import Terminal, echo
+
+if TYPE_CHECKING:
+    from budgetsearch.core.history.history import History
 
 
 @contextmanager
@@ -52,14 +54,12 @@ def console() -> Terminal:
     return Terminal(width=None if sys.stdout.isatty() else 120)
 
 
-def show_run(run: Path, found: Mapping[str, Any]) -> None:
+def show_run(history: History, found: Mapping[str, Any]) -> None:
     """Print how a run stands; ``found``: its status."""
-    from budgetsearch import api
     from budgetsearch.views.card import device_of
     from budgetsearch.views.report.workers import WorkerSeconds, workers_line
     from budgetsearch.views.tables import summary
 
-    history = api.open_history(run)
     console().print(summary(history, found["phase"] != "stopped"))
     if "workers" in found:
         console().print(workers_line(WorkerSeconds(**found["workers"]), device_of(history)), soft_wrap=True)
@@ -67,7 +67,7 @@ def show_run(run: Path, found: Mapping[str, Any]) -> None:
 
 def conclude(result: Any) -> None:
     """Print how a run ended and where its results are; exits with its code unless it finished."""
-    from budgetsearch import api
+    from budgetsearch.api.runs import look
     from budgetsearch.core.policy.deadline import ENDING
     from budgetsearch.run.process import leave_within
 
@@ -75,7 +75,7 @@ def conclude(result: Any) -> None:
     code = codes.get(result.state, EXIT_FAILED)
     if math.isfinite(result.left_seconds):
         leave_within(result.left_seconds - ENDING["exit"], code)
-    show_run(result.path, api.status(result.path))
+    show_run(*look(result.path))
     if result.adapter_path is not None:
         echo(f"adapter  {result.adapter_path}")
     if result.state == "finished":

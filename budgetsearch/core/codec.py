@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Union
 
@@ -32,38 +32,55 @@ def decode(kind: Any, value: Any) -> Any:
     Raises:
         ValueError: the value does not have the shape of ``kind``.
     """
-    origin = typing.get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return _decode_union(typing.get_args(kind), value)
-    if origin is tuple:
-        return tuple(decode(typing.get_args(kind)[0], item) for item in value)
-    if origin is Mapping:
-        return {key: decode(typing.get_args(kind)[1], item) for key, item in value.items()}
-    if dataclasses.is_dataclass(kind):
-        return _decode_record(kind, value)
-    return value
+    return _decoder(kind)(value)
 
 
-def _decode_union(options: tuple[Any, ...], value: Any) -> Any:
-    if not (isinstance(value, dict) and "is" in value):
-        return value
-    for option in options:
-        if getattr(option, "__name__", "") == value["is"]:
-            return decode(option, value)
-    raise ValueError(f"no record named {value['is']!r} is expected here")
-
-
-def _decode_record(kind: Any, value: Any) -> Any:
-    if not isinstance(value, dict) or value.get("is") != kind.__name__:
-        raise ValueError(f"expected a {kind.__name__} record, found {str(value)[:80]!r}")
-    hints = _hints(kind)
-    known = {name: decode(hints[name], item) for name, item in value.items() if name in hints}
-    try:
-        return kind(**known)
-    except TypeError as error:
-        raise ValueError(f"a {kind.__name__} record is incomplete: {error}") from error
+Decoder = Callable[[Any], Any]
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _decoder(kind: Any) -> Decoder:
+    """A ledger has tens of thousands of records of a few kinds: each kind is looked at once."""
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _union_decoder(typing.get_args(kind))
+    if origin is tuple:
+        item = _decoder(typing.get_args(kind)[0])
+        return tuple if item is _as_it_is else lambda value: tuple(map(item, value))
+    if origin is Mapping:
+        item = _decoder(typing.get_args(kind)[1])
+        return lambda value: {key: item(one) for key, one in value.items()}
+    return _record_decoder(kind) if dataclasses.is_dataclass(kind) else _as_it_is
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _union_decoder(options: tuple[Any, ...]) -> Decoder:
+    kinds = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    records = {kind.__name__: _decoder(kind) for kind in kinds}
+
+    def union(value: Any) -> Any:
+        if not (isinstance(value, dict) and "is" in value):
+            return value
+        if value["is"] not in records:
+            raise ValueError(f"no record named {value['is']!r} is expected here")
+        return records[value["is"]](value)
+
+    return union
+
+
+def _record_decoder(kind: Any) -> Decoder:
+    fields = {name: _decoder(hint) for name, hint in typing.get_type_hints(kind).items()}
+
+    def record(value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("is") != kind.__name__:
+            raise ValueError(f"expected a {kind.__name__} record, found {str(value)[:80]!r}")
+        known = {name: fields[name](item) for name, item in value.items() if name in fields}
+        try:
+            return kind(**known)
+        except TypeError as error:
+            raise ValueError(f"a {kind.__name__} record is incomplete: {error}") from error
+
+    return record

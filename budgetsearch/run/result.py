@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Score
 from budgetsearch.machine.clock import Timing
-from budgetsearch.storage.ledger import read_history
 from budgetsearch.storage.runfolder import RunFolder
 
 
@@ -59,9 +59,8 @@ def _is_of(folder: RunFolder, best: TrialState | None) -> bool:
     return best is not None and told_by(folder.adapter).get("checkpoint") == best.best_checkpoint
 
 
-def result_of(folder: RunFolder, timing: Timing | None = None) -> Result:
+def result_of(folder: RunFolder, history: History, timing: Timing | None = None) -> Result:
     """What the run in a folder came to; ``timing``: of the search that has just ended, if one has."""
-    history = read_history(folder.ledger)
     best = history.incumbent
     closed = history.closed
     assert history.opened is not None

@@ -111,7 +111,7 @@ def start(settings: Settings, caller: Caller) -> Result:
     with _begun(folder, run.settings.shared) as lock:
         search(Session(run, folder, lock, timing, caller))
     with marked(folder.path):
-        return result_of(folder, timing)
+        return result_of(folder, read_history(folder.ledger), timing)
 
 
 @contextmanager
@@ -173,10 +173,10 @@ def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool
             if history.closed is not None and history.closed.state == "finished":
                 _make_up(folder, history, changes.get("storage"), caller.say)
                 conclude(folder, caller.say)
-                return result_of(folder)
+                return result_of(folder, history)
             session = _gone_on_with(folder, lock, history, changes, caller)
             search(session)
-            return result_of(folder, session.timing)
+            return result_of(folder, read_history(folder.ledger), session.timing)
     finally:
         lock.release()
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from budgetsearch import api
 from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import Charged, Closed, Entry, Heartbeat, Noticed, Opened
 from budgetsearch.core.history.fold import fold
@@ -29,6 +30,7 @@ from budgetsearch.storage.database import SCHEMA
 from budgetsearch.storage.ledger import Ledger, read_entries, survey
 from budgetsearch.storage.repair import mend
 from budgetsearch.storage.seals import FORMAT, GENESIS, Row, follows, longest, row_of, sealed
+from tests.support.comparable import write_run
 from tests.support.simulation import Killed, Killer, check_invariants, make_driver
 
 EVENTS = 400
@@ -572,6 +574,20 @@ def test_reading_while_a_run_writes_is_no_damage(tmp_path: Path, caplog: pytest.
     ledger.close()
     assert seen == entries_of(tmp_path / "ledger.sqlite")
     assert not caplog.records
+
+
+def test_a_status_reads_each_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the run is, and with all that a status tells: history, seconds of the workers, reports."""
+    run = write_run(tmp_path / "run")
+    events, decoded, decode = len(entries_of(run / "ledger.sqlite")), list[object](), ledger_module.decode
+
+    def counted(kind: object, value: object) -> object:
+        decoded.append(value)
+        return decode(kind, value)
+
+    monkeypatch.setattr(ledger_module, "decode", counted)
+    assert "finished" == api.status(run)["phase"]
+    assert events == len(decoded)
 
 
 def test_a_backup_that_cannot_be_written_does_not_stop_the_run(

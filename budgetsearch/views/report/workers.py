@@ -6,7 +6,7 @@ these add up to the time of all workers together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from budgetsearch.core.events import (
@@ -117,9 +117,16 @@ class Accounts:
 def account(entries: Iterable[Entry]) -> Accounts:
     """The accounts of a ledger."""
     found = Accounts()
-    for entry in entries:
-        found.apply(entry)
+    for _ in accounted(entries, found):
+        pass
     return found
+
+
+def accounted(entries: Iterable[Entry], accounts: Accounts) -> Iterator[Entry]:
+    """The same entries, while the accounts take them in: a long ledger is read once for all its folds."""
+    for entry in entries:
+        accounts.apply(entry)
+        yield entry
 
 
 LEAST_SECONDS = 1e-3
@@ -143,7 +150,11 @@ class WorkerSeconds:
 
 def worker_seconds_of(entries: Iterable[Entry]) -> WorkerSeconds:
     """The account of a run, finished or not."""
-    found = account(entries)
+    return worker_seconds(account(entries))
+
+
+def worker_seconds(found: Accounts) -> WorkerSeconds:
+    """What the accounts come to."""
     parts = sorted(found.worker_seconds().items(), key=lambda one: -one[1])
     return WorkerSeconds(
         most_workers=found.most_workers,
