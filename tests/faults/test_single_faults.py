@@ -508,7 +508,7 @@ def test_what_a_killed_worker_did_is_not_recorded_as_done(place: fastrun.Place, 
             Shot(
                 "worker",
                 "worker",
-                "worker: after rename in folders.fresh_folder for training.checkpoints.save",
+                "worker: after rename in storage.files.fresh_folder for training.checkpoints.save",
                 2,
             )
         )

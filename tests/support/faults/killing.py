@@ -123,8 +123,9 @@ def _worker() -> int:
 
 
 SERVANTS = (
-    *("ledger.append", "driver._append", "charges.charge", "charges.rest", "driver._append_export"),
-    *("folders.sync", "folders.fresh_folder", "folders.replace_file", "backup.append"),
+    *("storage.ledger.append", "run.driver._append", "run.jobs.charge", "run.jobs.rest"),
+    *("run.driver._append_export", "storage.backup.append"),
+    *("storage.files.sync", "storage.files.fresh_folder", "storage.files.replace_file", "storage.files._replace"),
     *("engines.local._write", "engines.local._ensure_process"),
 )
 """Functions that many others call: a point in one of them is also told apart by who called it."""

@@ -38,7 +38,7 @@ KILLS_PER_RUN = 8
 TIMED_SHARE = 0.3
 """Of the kills: at any moment, from outside."""
 VICTIMS: tuple[Victim, ...] = ("driver", "driver", "worker", "both")
-RESUMED = "driver: after a statement in ledger.append for driver._ended"
+RESUMED = "driver: after a statement in storage.ledger.append for run.driver._ended"
 """Where the run dies whose resume is surveyed."""
 SPACING = 0.001
 """Real seconds in the middle of a segment, so that timed kills find some."""
