@@ -180,6 +180,8 @@ def search(settings: RunSettings, config: PathLike | None, resume: str, beside: 
                 engine=settings.get("engine"),
                 gpus=settings.get("gpus"),
                 address=settings.get("address"),
+                shared=chosen.shared,
+                trust_remote_code=chosen.trust_remote_code,
             )
             return Run(**vars(session.resume(folder, again, caller, patient=True)))
         return Run(**vars(session.start(chosen, caller)))
@@ -202,7 +204,8 @@ def resume(
         progress: show the search.
         changes: ``hours``, which it may take in all; ``deadline``, another one or the first; ``storage``, the
             study's URL again with its password, which stands nowhere in the run; ``engine``, ``gpus`` and
-            ``address``, as on another cluster.
+            ``address``, as on another cluster; ``shared``, ``trust_remote_code``, the storage and the address
+            again where the run has them, for its folder may be a stranger's.
 
     Raises:
         RunFolderError: there is no run in the folder, or it is in use.

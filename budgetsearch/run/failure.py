@@ -16,6 +16,7 @@ from budgetsearch.core.events import Entry
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.secrets import without_secrets
+from budgetsearch.run.permissions import flags_again
 from budgetsearch.storage.files import append_to, local_time
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.runfolder import RunFolder
@@ -61,9 +62,10 @@ def aftermath(facts: Facts, history: History) -> list[str]:
 def go_on(run: Path, history: History) -> str:
     """The command to type next: a run whose budget is spent gets more of it."""
     where = shlex.quote(str(run))
+    again = flags_again(history.opened.settings) if history.opened is not None else ""
     if history.closed is not None and history.closed.state == "finished":
         return f"budgetsearch report {where}"
-    return f"budgetsearch resume {where}{_more_time(history)}"
+    return f"budgetsearch resume {where}{again}{_more_time(history)}"
 
 
 def _more_time(history: History) -> str:

@@ -27,6 +27,7 @@ from budgetsearch.machine.clock import (
 )
 from budgetsearch.run.choose_engine import choose, moved
 from budgetsearch.run.failure import keep_traceback, marked
+from budgetsearch.run.permissions import check_permitted
 from budgetsearch.run.preflight import Resolved, anchored, card_of, check_room, resolve
 from budgetsearch.run.prepare import (
     Prepared,
@@ -171,7 +172,7 @@ def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool
         with marked(folder.path):
             history = _mended(folder, caller.say)
             if history.closed is not None and history.closed.state == "finished":
-                _make_up(folder, history, changes.get("storage"), caller.say)
+                _make_up(folder, history, changes, caller.say)
                 conclude(folder, caller.say)
                 return result_of(folder, history)
             session = _gone_on_with(folder, lock, history, changes, caller)
@@ -199,6 +200,7 @@ def _gone_on_with(
     opened = history.opened
     assert opened is not None
     settings = Settings.model_validate(dict(opened.settings))
+    check_permitted(opened.settings, changes)
     settings = moved(settings, changes)
     card = card_of(settings)
     settings = settings.model_copy(update={"storage": resumed_storage(opened, changes.get("storage"))})
@@ -366,7 +368,7 @@ def _write(folder: RunFolder, say: Say, timing: Timing | None) -> None:
         say(untold)
 
 
-def _make_up(folder: RunFolder, history: History, storage: str | None, say: Say) -> None:
+def _make_up(folder: RunFolder, history: History, changes: Changes, say: Say) -> None:
     """What the process of a run that is over may not have come to, if it was killed right then: the study's
     last lines, and removing what nobody needs any more. An adapter that was damaged since is written again.
     """
@@ -376,7 +378,12 @@ def _make_up(folder: RunFolder, history: History, storage: str | None, say: Say)
     opened = history.opened
     assert opened is not None
     try:
-        mirror = mirror_of(resumed_storage(opened, storage), folder, opened)
+        check_permitted(opened.settings, changes)
+    except UsageError as error:
+        say(f"nothing of the finished run is made up: {error}")
+        return
+    try:
+        mirror = mirror_of(resumed_storage(opened, changes.get("storage")), folder, opened)
         mirror.catch_up(history)
         mirror.close()
     except SettingsError as error:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from budgetsearch.core.errors import SettingsError, nearest
+from budgetsearch.core.errors import SettingsError, UntrustedCode, nearest
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import detect
 from budgetsearch.machine.nvml import Nvml
@@ -229,6 +229,8 @@ class Changes(TypedDict, total=False):
     engine: str | None
     gpus: int | None
     address: str | None
+    shared: str | None
+    trust_remote_code: bool | None
 
 
 class RunSettings(Changes, total=False):
@@ -258,10 +260,8 @@ class RunSettings(Changes, total=False):
     eval_share: float | None
     task_examples: int | None
     targets: str | None
-    trust_remote_code: bool | None
     grace_seconds: float | None
     keep_checkpoints: bool | None
-    shared: str | None
 
 
 def load_settings(
@@ -290,6 +290,11 @@ def load_settings(
     chosen = {**{key: value for key, value in written.items() if value is not None}, **given}
     sources = {key: FLAGS if key in given else origin for key in chosen}
     checked = _validate({**PLACEHOLDERS, **chosen}, sources)
+    if config is None and checked.trust_remote_code and "trust_remote_code" not in given:
+        raise UntrustedCode(
+            f"{origin} lets code of a base model run, and it was not named: such a file comes with a folder. "
+            f"Allow it with --trust-remote-code, or name the file with --config."
+        )
     card = _profile(checked, nvml)
     missing = {key: getattr(card, key) for key in PLACEHOLDERS if key not in chosen}
     if "model" not in chosen and "revision" not in chosen:

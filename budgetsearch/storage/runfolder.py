@@ -9,7 +9,7 @@ import platform
 import re
 import shlex
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,14 @@ from budgetsearch.storage.ownership import claim, give_back, is_unused
 
 OWN = (
     *("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite"),
-    *("ledger.jsonl", "traceback.log", "ray", ".settings.json.new", ".versions.lock.new"),
+    *(
+        "ledger.jsonl",
+        "traceback.log",
+        "ray",
+        ".settings.json.new",
+        ".versions.lock.new",
+        ".ledger.jsonl.new",
+    ),
 )
 """What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
 RAY_OWN = re.compile(r"ray\.log|worker-\d+\.log|lanes-[\w-]+")
@@ -276,7 +283,13 @@ class RunFolder:
         """Take back what this process made for a run that never began; ``remove`` the folder as well, unless
         something else has come there. What was there ``before`` stays."""
         give_back(self.checkpoints)
-        for name in filter(is_own, self.names() - set(before)):
+        for _ in range(3):  # the study has a thread of its own, which may still be writing
+            self._remove_own(self.names() - set(before))
+        if remove:
+            remove_empty(self.path)
+
+    def _remove_own(self, names: Iterable[str]) -> None:
+        for name in filter(is_own, names):
             path = self.path / name
             if path == self.ray and not path.is_symlink():
                 for inner in filter(RAY_OWN.fullmatch, os.listdir(path)):
@@ -284,8 +297,6 @@ class RunFolder:
                 remove_empty(path)
             elif not path.is_dir():
                 path.unlink(missing_ok=True)
-        if remove:
-            remove_empty(self.path)
 
 
 def is_own(name: str) -> bool:

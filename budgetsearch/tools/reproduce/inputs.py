@@ -138,6 +138,7 @@ def settings_of(manifest: Manifest, places: dict[str, str], *, trust: bool) -> S
 
     known = {name: value for name, value in manifest.settings.items() if name in Settings.model_fields}
     changed: dict[str, Any] = {"valid": None, **places, "out": None, "storage": None, "shared": None}
+    changed |= {"engine": "local", "gpus": None, "address": None}
     changed |= {"revision": manifest.base.revision, "trust_remote_code": trust}
     try:
         return Settings.model_validate({**known, **changed})

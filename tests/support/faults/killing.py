@@ -125,7 +125,12 @@ def _worker() -> int:
 SERVANTS = (
     *("storage.ledger.append", "run.driver._append", "run.jobs.charge", "run.jobs.rest"),
     *("run.driver._append_export", "storage.backup.append"),
-    *("storage.files.sync", "storage.files.fresh_folder", "storage.files.replace_file", "storage.files._replace"),
+    *(
+        "storage.files.sync",
+        "storage.files.fresh_folder",
+        "storage.files.replace_file",
+        "storage.files._replace",
+    ),
     *("engines.local._write", "engines.local._ensure_process"),
 )
 """Functions that many others call: a point in one of them is also told apart by who called it."""
