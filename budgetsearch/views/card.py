@@ -133,13 +133,13 @@ def device_of(history: History) -> str:
 
 
 def adapter_path(history: History) -> str | None:
-    """Where the exported adapter is, if it is the best trial's: one that was exported before is not."""
+    """Path of the exported adapter, if it is the best trial's: one that was exported before is not."""
     best, done = history.incumbent, history.exported
     return done.path if best and done and done.checkpoint == best.best_checkpoint else None
 
 
 def told_by(adapter: Path) -> Mapping[str, Any]:
-    """What an exported adapter itself says of where it comes from; nothing if that cannot be read.
+    """Read what an exported adapter itself says of where it comes from; nothing if that cannot be read.
 
     After a ledger lost its end, the adapter may come from an event that the ledger does not hold.
     """

@@ -158,7 +158,7 @@ Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
 def is_ours(authority: str) -> bool:
-    """Whether a host, with a port or without, is this machine by one of its own names."""
+    """Tell whether a host, with a port or without, is this machine by one of its own names."""
     try:
         parts = urlsplit(f"//{authority}")
         parts.port  # noqa: B018 - reading it checks it

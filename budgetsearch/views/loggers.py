@@ -31,7 +31,7 @@ PROJECT = "budgetsearch"
 
 
 class Sink(Protocol):
-    """Where scalars go."""
+    """Taker of scalars."""
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Take values that belong to one second of the run."""
@@ -103,7 +103,7 @@ class ScalarLogger:
 
 
 def scalars(entry: Entry, history: History) -> dict[str, float]:
-    """What an event adds: losses in nats per completion token, memory in GiB, shares from 0 to 1."""
+    """Scalars of an event: losses in nats per completion token, memory in GiB, shares from 0 to 1."""
     event = entry.event
     found: dict[str, float | None] = {}
     if isinstance(event, Heartbeat):

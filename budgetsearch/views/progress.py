@@ -32,10 +32,11 @@ from budgetsearch.core.events import (
 )
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Beat, Calibration, Score, SegmentResult
+from budgetsearch.machine.host import gib
 from budgetsearch.views.card import device_of
 from budgetsearch.views.report.workers import Accounts
 from budgetsearch.views.tables import answer_lines, clock, trial_table
-from budgetsearch.views.words import SCORING, gib, params_text, phase_of, printable
+from budgetsearch.views.words import SCORING, params_text, phase_of, printable
 
 BEAT_SECONDS = 15.0
 """A heartbeat is worth a plain line at most so often."""
@@ -53,7 +54,7 @@ class Narrator:
         self._beat_at = -BEAT_SECONDS
 
     def line(self, entry: Entry, history: History) -> str | None:
-        """What an event is worth saying, or None."""
+        """Put an event in a line, or None where it is worth none."""
         event = entry.event
         if isinstance(event, Decided):
             if isinstance(event.decision, Run):
@@ -136,7 +137,7 @@ class LiveProgress:
 
 @dataclass
 class _Screen:
-    """What the display shows; only the clock moves between two events."""
+    """Content of the display; only the clock moves between two events."""
 
     now: Callable[[], float]
     seen_at: float
@@ -218,7 +219,7 @@ def _calibrated_text(found: Calibration) -> str:
 
 
 def _gang_text(found: Calibration) -> str:
-    """What the calibration made of gangs and of gradient checkpointing."""
+    """Name what the calibration made of gangs and of gradient checkpointing."""
     recompute = " with gradient checkpointing" if found.recompute else ""
     rates = [p.tokens_per_second for p in found.probes if p.members == found.gang > 1]
     return recompute + (f", {rates[-1]:.0f} with {found.gang} trials at once" if rates else "")

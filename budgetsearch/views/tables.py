@@ -145,7 +145,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class CardRow:
-    """What the whole run did to the card."""
+    """Load of the card over the whole run."""
 
     peak_bytes: int
     others_bytes: int
@@ -189,7 +189,7 @@ def clock(seconds: float) -> str:
 
 
 def status_dict(history: History, going: bool = True) -> dict[str, Any]:
-    """How the run stands, as plain JSON values; ``going``: a process works on it."""
+    """Status of a run in plain JSON values; ``going``: a process works on it."""
     plan, best = history.plan, history.incumbent
     budget = history.opened.budget_seconds if history.opened else None
     return {
@@ -267,7 +267,7 @@ def final_lines(history: History) -> list[str]:
 
 
 def trial_counts(history: History) -> tuple[int, int, int]:
-    """How many trials have started, how many of them were promoted, and how many ran in full."""
+    """Count the trials that have started, those that were promoted, and those that ran in full."""
     goals = [state.goal for state in history.trials.values()]
     top = history.plan.top_rung if history.plan else -1
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Params
@@ -12,7 +12,7 @@ SCORING = ("score", "answers")
 
 
 def phase_of(history: History) -> str:
-    """Where the run stands: setup, calibrate, search, full run, score, or how it was closed."""
+    """Phase of a run: setup, calibrate, search, full run, score, or how it was closed."""
     if history.closed is not None:
         return history.closed.state
     if history.opened is None:
@@ -109,6 +109,11 @@ def loss_text(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.4f}"
 
 
-def gib(count: int) -> str:
-    """Bytes in GiB."""
-    return f"{count / 2**30:.2f} GiB"
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(map(_row, [heads, ["---"] * len(heads), *rows]))
+
+
+def _row(cells: Sequence[str]) -> str:
+    # A stray bar or line break would end the cell.
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

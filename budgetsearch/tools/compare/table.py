@@ -8,11 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from budgetsearch.machine.host import gib
 from budgetsearch.tools.compare.bootstrap import Mean
 from budgetsearch.tools.compare.comparison import CAVEATS, Compared, Comparison
 from budgetsearch.tools.compare.pairing import Apart, Run
 from budgetsearch.views.report.peaks import PROCESS_PEAK
-from budgetsearch.views.words import gib
 
 SHOWN_PAIRS = 12
 """Pairs of each measure that a terminal shows; the page has all of them."""

@@ -79,7 +79,7 @@ class BestTrial:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the run came to."""
+    """Result of the run."""
 
     quantization: str | None
     """Under which base and adapter were scored."""
@@ -96,7 +96,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class PhaseShare:
-    """What one phase was charged."""
+    """Seconds that one phase was charged."""
 
     phase: str
     charged_seconds: float
@@ -106,7 +106,7 @@ class PhaseShare:
 
 @dataclass(frozen=True)
 class Budget:
-    """What became of the time."""
+    """Use of the time."""
 
     budget_seconds: float | None
     wall_seconds: float

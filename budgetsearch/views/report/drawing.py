@@ -67,7 +67,7 @@ def _finalists(numbers: Numbers) -> list[int]:
 
 
 def trial_legend(numbers: Numbers, mark: str) -> list[Key]:
-    """What the trials' colours mean, as far as they occur."""
+    """Explain the trials' colours, as far as they occur."""
     best, colours = numbers.answer.best, trial_colours(numbers)
     keys = [Key(mark, BEST, f"trial {best.trial_id}, the adapter")] if best else []
     finalists = _finalists(numbers)[: len(FINALISTS)]
@@ -119,7 +119,7 @@ def note(x: float, text: str, anchor: str) -> Json:
 
 
 def layout_of(x: str, y: str, *, height: int, losses: Sequence[float] = ()) -> Json:
-    """What all figures share: readable on a phone, and no gesture that keeps the page from scrolling."""
+    """Layout that all figures share: readable on a phone, and no gesture keeps the page from scrolling."""
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True, "fixedrange": True}
     shared: Json = {
         "height": height,
@@ -161,6 +161,6 @@ def highest_shown(losses: Sequence[float]) -> float:
 
 
 def above(losses: Sequence[float]) -> str:
-    """How many losses a figure leaves out, in words."""
+    """Say how many losses a figure leaves out."""
     count = sum(1 for loss in losses if loss > highest_shown(losses))
     return f" {count} {'loss lies' if count == 1 else 'losses lie'} above the picture." if count else ""

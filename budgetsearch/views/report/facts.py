@@ -59,6 +59,6 @@ def facts_of(entries: Sequence[Entry], history: History, going: bool) -> RunFact
 
 
 def state_words(state: str, reason: str | None) -> str:
-    """How a run stands, as a sentence without its end: ``interrupted: ...``."""
+    """Say how a run stands, in a sentence without its end: ``interrupted: ...``."""
     why = reason or STATE_MEANS.get(state, "it is going")
     return f"{state}: {why}"

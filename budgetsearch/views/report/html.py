@@ -63,7 +63,7 @@ def _drawable(figure: Figure) -> dict[str, Any]:
 
 
 def _knobs(numbers: Numbers) -> tuple[str, ...]:
-    """What the search could choose: the columns of the trials' table."""
+    """Name what the search could choose: the columns of the trials' table."""
     return Space.parse(numbers.run.space).searched if numbers.run.space else ()
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from budgetsearch.machine.host import gib
 from budgetsearch.views.intervals import CONFIDENCE, Estimate
 from budgetsearch.views.report.answer import Budget
 from budgetsearch.views.report.facts import state_words
 from budgetsearch.views.report.numbers import Numbers
 from budgetsearch.views.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK
 from budgetsearch.views.report.workers import shares_text
-from budgetsearch.views.words import cut, gib, loss_text, params_text, printable
+from budgetsearch.views.words import cut, loss_text, markdown_table, params_text, printable
 
 
 def text_of(numbers: Numbers) -> str:
@@ -66,7 +67,7 @@ def _score_table(numbers: Numbers) -> list[str]:
         f"Base and adapter were scored on the same validation examples under {answer.quantization}; "
         "losses are in nats per completion token."
     )
-    return [*_table(["", "base", "adapter"], rows), "", under, *notes, answer.caveat, ""]
+    return [markdown_table(["", "base", "adapter"], rows), "", under, *notes, answer.caveat, ""]
 
 
 def _sureness(what: str, difference: Estimate, form: str, method: str) -> str:
@@ -98,7 +99,7 @@ def _trials(numbers: Numbers) -> list[str]:
         ]
         for row in numbers.trials
     ]
-    return _table(heads, rows) if rows else []
+    return [markdown_table(heads, rows)] if rows else []
 
 
 def _promotions(numbers: Numbers) -> list[str]:
@@ -106,15 +107,15 @@ def _promotions(numbers: Numbers) -> list[str]:
         [f"{one.wall_seconds:.1f}", str(one.trial_id), str(one.to_rung), one.reason]
         for one in numbers.promotions
     ]
-    return _table(["second", "trial", "to rung", "why"], rows) if rows else []
+    return [markdown_table(["second", "trial", "to rung", "why"], rows)] if rows else []
 
 
 def _budget(numbers: Numbers) -> list[str]:
     budget = numbers.budget
     rows = [[row.phase, f"{row.charged_seconds:.1f}", f"{row.share:.1%}"] for row in budget.phases]
     total = sum(row.charged_seconds for row in budget.phases)
-    table = _table(["phase", "seconds", "share"], [*rows, ["together", f"{total:.1f}", "100.0%"]])
-    return [*table, "", *_useful(budget), *_worker_seconds(numbers)]
+    table = markdown_table(["phase", "seconds", "share"], [*rows, ["together", f"{total:.1f}", "100.0%"]])
+    return [table, "", *_useful(budget), *_worker_seconds(numbers)]
 
 
 def _worker_seconds(numbers: Numbers) -> list[str]:
@@ -129,7 +130,7 @@ def _worker_seconds(numbers: Numbers) -> list[str]:
 
 
 def _useful(budget: Budget) -> list[str]:
-    """What of the time was training, and what of the training was padding."""
+    """Tell how much of the time was training, and how much of the training was padding."""
     lines = []
     if budget.training_share_of_budget is not None and budget.wall_seconds:
         train = sum(row.charged_seconds for row in budget.phases if row.phase == "train")
@@ -167,7 +168,7 @@ def _speed(numbers: Numbers) -> list[str]:
         "are chosen as long as each doubling pays. TFLOP/s leave attention out; MFU is their share of the "
         "card's dense 16-bit peak, where that is known."
     )
-    return [*_table(heads, rows), "", why] if rows else []
+    return [markdown_table(heads, rows), "", why] if rows else []
 
 
 def _card(numbers: Numbers) -> list[str]:
@@ -183,7 +184,7 @@ def _card(numbers: Numbers) -> list[str]:
             "hottest": None if row.celsius is None else f"{row.celsius:.0f} °C",
             **{f"slowed down by {why}": f"{share:.1%} of the time" for why, share in row.throttled.items()},
         }
-        lines = _table(["what", "found"], [(name, text) for name, text in found.items() if text])
+        lines = [markdown_table(["what", "found"], [(name, text) for name, text in found.items() if text])]
         lines += [
             "",
             MEANING,
@@ -206,7 +207,7 @@ def _ladder(numbers: Numbers) -> list[str]:
         for one in numbers.rank_correlations
     )
     return [
-        *_table(["rung (training)", *[f"tokens under {kind}" for kind in names]], rows),
+        markdown_table(["rung (training)", *[f"tokens under {kind}" for kind in names]], rows),
         "",
         f"One trial in {numbers.eta} is promoted. Reserve for scores, export and exit: "
         f"{numbers.budget.reserve_seconds:.1f} s. Every trial is evaluated on the same "
@@ -228,7 +229,7 @@ def _samples(numbers: Numbers) -> list[str]:
 
 def _failures(numbers: Numbers) -> list[str]:
     rows = [[one.what, one.where, one.status, one.why] for one in numbers.failures]
-    return _table(["what", "where", "status", "why"], rows) if rows else ["Nothing failed."]
+    return [markdown_table(["what", "where", "status", "why"], rows)] if rows else ["Nothing failed."]
 
 
 def _settings(numbers: Numbers) -> list[str]:
@@ -264,19 +265,6 @@ SECTIONS: tuple[tuple[str, Callable[[Numbers], list[str]]], ...] = (
     ("What failed", _failures),
     ("Settings and versions", _settings),
 )
-
-
-# -------------------------------------------------------------------------- Markdown
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [_row(heads), _row(["---"] * len(heads))]
-    return lines + [_row(row) for row in rows]
-
-
-def _row(cells: Sequence[str]) -> str:
-    # A stray bar or line break would end the cell.
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def _json(value: Mapping[str, Any]) -> list[str]:

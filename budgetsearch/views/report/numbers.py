@@ -85,7 +85,7 @@ class Promotion:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Whether a rung ranks trials as the next one does."""
+    """Agreement of a rung's ranking with the next one's."""
 
     lower_rung: int
     upper_rung: int
@@ -96,7 +96,7 @@ class RankCorrelation:
 
 @dataclass(frozen=True)
 class Importance:
-    """How much each parameter mattered for being among the best at one rung."""
+    """Weight of each parameter in being among the best at one rung."""
 
     rung: int | None
     """None: no rung has a result."""
@@ -122,7 +122,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Notice:
-    """What the run wanted the user to know."""
+    """Line that the run wanted the user to know."""
 
     wall_seconds: float
     text: str
@@ -130,7 +130,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class ProbeNumbers:
-    """What some real steps of the calibration cost."""
+    """Cost of some real steps of the calibration."""
 
     quantization: str
     trials_at_once: int
@@ -287,7 +287,7 @@ def pareto(points: Sequence[tuple[int, float, float]]) -> set[int]:
 
 
 def _promotions(timeline: Timeline, history: History) -> tuple[Promotion, ...]:
-    """Who was sent up the ladder, when and why."""
+    """List who was sent up the ladder, when and why."""
     return tuple(
         Promotion(
             wall_seconds=span.start_seconds,
@@ -308,7 +308,7 @@ def _loss_below(history: History, trial_id: int, rung: int) -> float | None:
 
 
 def importance_of(history: History, importances: Importances | None) -> Importance:
-    """How much each parameter mattered; without ``importances`` only whether there is enough to tell."""
+    """Weigh the parameters; without ``importances`` say only whether there is enough to tell."""
     top = history.plan.top_rung if history.plan else -1
     counts = {rung: len(history.at_rung(rung)) for rung in range(top + 1)}
     enough = [rung for rung, count in counts.items() if count >= MIN_IMPORTANCE]
@@ -358,7 +358,7 @@ def _speed(history: History) -> list[ProbeNumbers]:
 
 
 def _failures(history: History) -> list[Failure]:
-    """What failed, and why, in the order of time."""
+    """List what failed, and why, in the order of time."""
     rows = [
         Failure("calibration", name, calibration.status, calibration.detail)
         for name, calibration in history.calibrations.items()

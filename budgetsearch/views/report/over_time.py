@@ -217,7 +217,7 @@ def progress(numbers: Numbers) -> Figure | None:
 
 
 def _spent(numbers: Numbers) -> tuple[str, list[float], float]:
-    """What the losses are drawn over: the axis' title, the time of each, and the run's end."""
+    """Axis of the losses: its title, the time of each, and the run's end."""
     points = numbers.timeline.losses
     if numbers.workers.most_workers > 1:
         whole = numbers.workers.worker_seconds

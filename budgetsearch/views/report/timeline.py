@@ -117,13 +117,13 @@ def timeline_of(entries: Iterable[Entry], *, going: bool = True) -> Timeline:
 
 
 def is_promotion(segment: Segment, reason: str) -> bool:
-    """Whether a segment takes a trial to a higher rung; what only goes on was decided when it began."""
+    """Tell whether a segment takes a trial to a higher rung; what only goes on was decided when it began."""
     return segment.rung > 0 and segment.start_tokens > 0 and "goes on" not in reason
 
 
 @dataclass
 class _Walk:
-    """What is known up to an entry."""
+    """State up to an entry."""
 
     unended: str = "running"
     """What to say of a segment that has no end."""

@@ -165,7 +165,7 @@ def worker_seconds(found: Accounts) -> WorkerSeconds:
 
 
 def seconds_word(device: str) -> str:
-    """What a worker's second is called."""
+    """Name of a worker's second."""
     return "worker seconds" if device == "cpu" else "GPU seconds"
 
 

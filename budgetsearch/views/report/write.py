@@ -23,7 +23,7 @@ LOGGER = logging.getLogger("budgetsearch.views.report.write")
 
 @dataclass(frozen=True)
 class Reports:
-    """Where the reports of a run lie."""
+    """Paths of a run's reports."""
 
     markdown: Path
     json: Path

@@ -19,7 +19,7 @@ REPORTS = ("report.md", "report.html")
 
 
 class Store(Protocol):
-    """What keeps links."""
+    """Keeper of links."""
 
     def link(self, artifact_id: str, target: Path) -> None:
         """Let the artifact be the file at ``target``, whatever it holds when it is read."""
@@ -34,7 +34,7 @@ def files_of(run: Path, history: History) -> Iterator[Path]:
 
 
 def _reported(history: History) -> bool:
-    """Whether the run is about to write its report, or has."""
+    """Tell whether the run is about to write its report, or has."""
     return history.closed is not None and history.closed.state != "failed"
 
 

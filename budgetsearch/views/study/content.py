@@ -26,7 +26,7 @@ class Contradiction(Exception):
 
 @dataclass
 class _Known:
-    """What the study has of one trial."""
+    """State of one trial in the study."""
 
     number: int
     storage_id: int
@@ -172,7 +172,7 @@ class StudyContent:
 
 
 def _agrees(frozen: Any, state: TrialState, history: History) -> bool:
-    """Whether a trial has nothing that cannot be brought level by writing what it lacks."""
+    """Tell whether a trial can be brought level by writing what it lacks."""
     losses = shown_trial.values(state, history) if history.plan else {}
     known = frozen.intermediate_values
     if not all(_same(value, state.trial.params.get(key)) for key, value in frozen.params.items()):

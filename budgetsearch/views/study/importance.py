@@ -65,7 +65,7 @@ def _study(space: Space, results: Sequence[tuple[Params, float]]) -> Iterator[An
 
 
 def _distances(study: Any, losses: Sequence[float]) -> dict[str, float]:
-    """How far apart the best and all lie in each parameter, if these were the trials' losses."""
+    """Measure how far apart the best and all lie in each parameter, if these were the trials' losses."""
     import optuna
 
     good = max(GOOD_SHARE, min(1.0, GOOD_TRIALS / len(losses)))

@@ -168,7 +168,7 @@ class StudyMirror:
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """What tells a file from another one in its place; None where there is none, or an empty one."""
+    """Tell a file from another one in its place; None where there is none, or an empty one."""
     try:
         found = os.stat(file)
     except FileNotFoundError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.secrets import without_secrets
+from budgetsearch.machine.host import gib
 from budgetsearch.views.study.shown_trial import values
-from budgetsearch.views.words import gib, loss_text, params_text, phase_of, rung_names
+from budgetsearch.views.words import loss_text, markdown_table, params_text, phase_of, rung_names
 
 SIGNATURE = "*budgetsearch wrote this note and writes it again when something changes.*"
 NOTICES = 5
@@ -17,7 +18,7 @@ NOTICES = 5
 
 
 def ours(text: str) -> bool:
-    """Whether a note was written here, and nobody has taken it over."""
+    """Tell whether a note was written here, and nobody has taken it over."""
     return text.rstrip().endswith(SIGNATURE)
 
 
@@ -29,20 +30,20 @@ def finalists(history: History) -> list[TrialState]:
 
 
 def study_note(history: History) -> str:
-    """How the run stands: the answer, the rungs with their units, the trials, what to know."""
+    """Describe the run: the answer, the rungs with their units, the trials, what to know."""
     parts = [_title(history), *_answer(history), *_rungs(history), *_trials(history), *_notices(history)]
     return _note(parts)
 
 
 def trial_note(state: TrialState, history: History) -> str:
-    """What became of a finalist, and how it stands beside the others at each rung."""
+    """Describe a finalist, and how it stands beside the others at each rung."""
     exported = history.exported is not None and history.exported.trial_id == state.trial_id
     role = [history.standing(state), *(["its adapter is exported"] if exported else [])]
     rows = [_place(rung, loss, state, history) for rung, loss in values(state, history).items()]
     parts = [
         f"# Trial {state.trial_id}: {', '.join(role)}",
         f"`{params_text(state.trial.params)}`, sampled by the rule *{state.trial.origin}*.",
-        _table(["rung", "validation loss", "place", "best of the others"], rows) if rows else "",
+        markdown_table(["rung", "validation loss", "place", "best of the others"], rows) if rows else "",
         f"{state.tokens} tokens in {state.seconds:.1f} GPU seconds; "
         f"peak of the process {gib(state.peak_bytes)}.",
     ]
@@ -80,7 +81,7 @@ def _answer(history: History) -> list[str]:
         if score.base_accuracy is not None and score.adapter_accuracy is not None:
             name = f"task accuracy (n = {score.task_examples})"
             rows.append([name, f"{score.base_accuracy:.1%}", f"{score.adapter_accuracy:.1%}"])
-        parts.append(_table([f"under {score.quantization}", "base", "adapter"], rows))
+        parts.append(markdown_table([f"under {score.quantization}", "base", "adapter"], rows))
     return parts
 
 
@@ -96,13 +97,13 @@ def _rungs(history: History) -> list[str]:
         rows.append([name, *tokens, str(len(there)), loss_text(there[0].losses[rung]) if there else "-"])
     unit = "The seconds of a rung are training alone; intermediate values are numbered by rung."
     heads = ["rung", *(f"{kind} tokens" for kind in kinds), "trials there", "lowest loss"]
-    return ["## Rungs", _table(heads, rows), unit]
+    return ["## Rungs", markdown_table(heads, rows), unit]
 
 
 def _trials(history: History) -> list[str]:
     counts = Counter(history.standing(state) for state in history.trials.values())
     rows = [[status, str(count)] for status, count in counts.most_common()]
-    return ["## Trials", _table(["status", "trials"], rows)] if rows else []
+    return ["## Trials", markdown_table(["status", "trials"], rows)] if rows else []
 
 
 def _notices(history: History) -> list[str]:
@@ -112,8 +113,3 @@ def _notices(history: History) -> list[str]:
 
 def _note(parts: Iterable[str]) -> str:
     return "\n\n".join(part for part in [*parts, SIGNATURE] if part)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

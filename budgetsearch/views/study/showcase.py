@@ -114,7 +114,7 @@ class Showcase:
 
 
 def _state(history: History) -> tuple[Any, ...]:
-    """What notes and plots depend on, but for the seconds that pass."""
+    """Collect what notes and plots depend on, but for the seconds that pass."""
     best = history.incumbent
     return (
         len(history.results),

@@ -32,7 +32,7 @@ WHY_CHARACTERS = 300
 
 
 def study_attributes(history: History, plan: Plan) -> dict[str, Any]:
-    """What a rung is, and what the losses are: for people and for programs."""
+    """Explain the rungs and the losses, for people and for programs."""
     rungs: list[dict[str, Any]] = [
         {
             "rung": rung,
@@ -58,7 +58,7 @@ def study_attributes(history: History, plan: Plan) -> dict[str, Any]:
 
 
 def attributes(state: TrialState, history: History) -> dict[str, Any]:
-    """What changes while the run goes."""
+    """Attributes that change while the run goes."""
     names = rung_names(history)
     losses = [f"{loss:.4f} at {names[rung]}" for rung, loss in values(state, history).items()]
     attrs: dict[str, Any] = {
@@ -74,7 +74,7 @@ def attributes(state: TrialState, history: History) -> dict[str, Any]:
 
 
 def _why(state: TrialState, history: History) -> str | None:
-    """Why a trial is out, in the words of what ended it."""
+    """Say why a trial is out, in the words of what ended it."""
     if not state.dead:
         return None
     details = [result.detail for _, result in history.results if result.trial_id == state.trial_id]
@@ -95,7 +95,7 @@ def values(state: TrialState, history: History) -> dict[int, float]:
 
 
 def infeasible(state: TrialState) -> bool:
-    """Whether the trial's constraint is broken: it fits into memory in no way."""
+    """Tell whether the trial's constraint is broken: it fits into memory in no way."""
     return state.dead == "infeasible"
 
 
@@ -111,12 +111,12 @@ def winners(history: History) -> set[int]:
 
 
 def is_over(history: History) -> bool:
-    """Whether the run has come to its end."""
+    """Tell whether the run has come to its end."""
     return history.closed is not None and history.closed.state == "finished"
 
 
 def is_settled(state: TrialState, history: History) -> bool:
-    """Whether nothing that is said of a trial can change before the run is over, the best one's end apart:
+    """Tell whether nothing that is said of a trial can change before the run is over, the best's end apart:
     it is dead, or its checkpoint was given up so that it cannot be promoted any more."""
     if state.running or state.trial_id in history.full_trials:
         return False
@@ -127,7 +127,7 @@ def is_settled(state: TrialState, history: History) -> bool:
 
 
 def has_ended(state: TrialState, history: History) -> bool:
-    """Whether Optuna's trial is over: with the run, or because it is out and is not the best so far."""
+    """Tell whether Optuna's trial is over: with the run, or because it is out and is not the best so far."""
     return is_over(history) or (state is not history.incumbent and is_settled(state, history))
 
 

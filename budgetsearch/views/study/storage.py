@@ -99,7 +99,7 @@ def without_password(url: str) -> str:
 
 
 def has_password(url: str | None) -> bool:
-    """Whether a password goes with the URL: in it, or in the environment."""
+    """Tell whether a password goes with the URL: in it, or in the environment."""
     return bool(url) and bool(_password(connectable(str(url))))
 
 
@@ -130,7 +130,7 @@ def of_resumed(written: str, given: str | None, had_password: bool) -> str:
 
 
 def _libpq_knows(url: str) -> bool:
-    """Whether PostgreSQL's own library may find a password by itself."""
+    """Tell whether PostgreSQL's own library may find a password by itself."""
     found = _parsed(url)
     if found.get_backend_name() != "postgresql":
         return found.get_backend_name() == "sqlite"
@@ -212,7 +212,7 @@ def _remove(path: Path, ends: Iterable[str]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What the database's driver said, in a line; libraries wrap it in advice of their own."""
+    """Find what the database's driver said, in a line; libraries wrap it in advice of their own."""
     said: BaseException = error
     cause: BaseException | None = error
     while said is error and cause is not None:
