@@ -296,20 +296,18 @@ def test_times_are_readable() -> None:
 
 
 def test_a_probe_measures_instead_of_guessing(
-    tiny_model: Path, rows_file: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    tiny_model: Path, rows_file: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     """The real worker trains real steps; afterwards nothing is left but the cache."""
+    caplog.set_level("INFO", logger="budgetsearch")
     monkeypatch.setenv("BUDGETSEARCH_CACHE", str(session_cache))
     monkeypatch.setattr("budgetsearch.tools.plan.probe.PROBE_SECONDS", 12.0)
-    said: list[str] = []
-    found = plan(
-        gpu="cpu", model=str(tiny_model), data=str(rows_file), hours=0.2, max_length=128, probe=True,
-        say=said.append,
-    )  # fmt: skip
+    found = plan(gpu="cpu", model=str(tiny_model), data=str(rows_file), hours=0.2, max_length=128, probe=True)
     assert found.measured
     assert [c.status for c in found.calibrations.values()] == ["ok", "ok"]
     assert all(c.probes and c.peak_bytes for c in found.calibrations.values())
-    assert any("measuring nf4" in line for line in said)
+    assert "measuring nf4" in caplog.text
     assert found.rows == 80
     assert [path.name for path in tmp_path.iterdir()] == []
 
