@@ -91,7 +91,7 @@ class MadeRun:
         assert settings.out is not None
         self.folder = RunFolder(settings.out)
         self.folder.path.mkdir(parents=True)
-        self.folder.prepare(settings.model_dump(mode="json"))
+        self.folder.prepare(settings.model_dump(mode="json"), self.folder.path.name)
         card = detect("cpu")
         prepared = Prepared(settings, card, *prepare_inputs(settings, lambda line: None))
         facts = facts_of(prepared, self.folder.path.name)
