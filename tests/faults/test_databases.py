@@ -159,7 +159,7 @@ def test_a_server_that_never_comes_back_leaves_the_run_alone_and_a_resume_comple
     assert history.closed.state == "finished"
     assert INCOMPLETE in place.log.read_text(encoding="utf-8")
     database.start()
-    api.resume(run)
+    api.resume(run, storage=database.url(password=False))
     assert "needs its password" in caplog.records[-1].getMessage()
     api.resume(run, storage=database.url())
     check_level(database, run)
@@ -185,7 +185,7 @@ def test_an_interrupted_run_asks_for_the_password_before_it_goes_on(
     assert place.whole_life(run, arrange, storage=database.url(), **TRIALS) == 0
     before = (run / "ledger.sqlite").read_bytes()
     with pytest.raises(SettingsError, match=f"{PASSWORD}.*--storage"):
-        api.resume(run)
+        api.resume(run, storage=database.url(password=False))
     assert before == (run / "ledger.sqlite").read_bytes()
     assert fastrun.wait_for(fastrun.forked(again, place.log)) == 0, place.log.read_text()[-3000:]
     check_level(database, run)
