@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from budgetsearch.cli.errors import errors
+from budgetsearch.core.errors import SettingsError
 from budgetsearch.run.fields import default_of, flag_of, type_of
+from budgetsearch.run.other_trainers import said_here
 from budgetsearch.run.settings import Settings
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
+DataArgument = Annotated[
+    str | None, typer.Argument(metavar="[DATA]", help="Training data, as --data.", show_default=False)
+]
 ConfigOption = Annotated[
     Path | None, typer.Option(help="Settings file.", show_default="budgetsearch.yaml, if it is there")
 ]
@@ -48,6 +56,35 @@ SHORTER = {"grace_seconds": "--grace"}
 """Flags beside that of the setting's name."""
 
 Command = Callable[..., None]
+
+
+class SettingsCommand(TyperCommand):
+    """A command with settings, which knows options of other trainers and says what to give instead."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as any command does, once no option of others is among ``args``."""
+        known = {option for one in self.params for option in (*one.opts, *one.secondary_opts)}
+        for flag, following in itertools.zip_longest(args, args[1:], fillvalue="--"):
+            name, _, value = flag.partition("=")
+            if not name.startswith("--") or name in known:
+                continue
+            value = value or ("" if following.startswith("--") else following)
+            if (instead := said_here(name[2:].replace("-", "_").lower(), value)) is not None:
+                with errors():
+                    raise SettingsError(f"{name}: {instead}")
+        return super().parse_args(ctx, args)
+
+
+def with_data(settings: Mapping[str, Any], data: str | None) -> dict[str, Any]:
+    """The settings with the data that were named without a flag.
+
+    Raises:
+        SettingsError: --data names others.
+    """
+    flagged = settings["data"]
+    if data is not None and flagged not in (None, data):
+        raise SettingsError(f"the data are given twice: {data} and --data {flagged}. Give one of them.")
+    return {**settings, "data": data if data is not None else flagged}
 
 
 def with_options(options: Mapping[str, Any]) -> Callable[[Command], Command]:

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from budgetsearch.cli.errors import errors
-from budgetsearch.cli.options import ConfigOption, JsonOption, settings_options, with_options
+from budgetsearch.cli.options import (
+    ConfigOption,
+    DataArgument,
+    JsonOption,
+    SettingsCommand,
+    settings_options,
+    with_data,
+    with_options,
+)
 from budgetsearch.cli.output import console
 from budgetsearch.views.terminal import Terminal, echo
 
@@ -17,10 +25,13 @@ commands = typer.Typer()
 
 
 @commands.command(
-    epilog="Example:  budgetsearch doctor --gpu a100 --model mistralai/Mistral-7B-v0.1 --out runs/mine"
+    cls=SettingsCommand,
+    epilog="Example:  budgetsearch doctor --gpu a100 --model mistralai/Mistral-7B-v0.1 --out runs/mine",
 )
 @with_options(settings_options(("model", "revision", "data", "gpu", "device", "out")))
-def doctor(config: ConfigOption = None, as_json: JsonOption = False, **settings: Any) -> None:
+def doctor(
+    file: DataArgument = None, config: ConfigOption = None, as_json: JsonOption = False, **settings: Any
+) -> None:
     """Check what a run needs, one line each, with a remedy for each failure. It fetches nothing.
 
     The exit code is 1 if something fails; notes alone leave it at 0.
@@ -33,7 +44,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False, **settings:
             if not as_json:
                 echo(line(check))
 
-        checks = api.doctor(config=config, tell=tell, **settings)
+        checks = api.doctor(config=config, tell=tell, **with_data(settings, file))
         echo(json.dumps(as_values(checks), indent=2) if as_json else summary(checks))
     raise typer.Exit(exit_code(checks))
 

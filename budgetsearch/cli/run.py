@@ -12,10 +12,13 @@ import typer
 from budgetsearch.cli.errors import errors
 from budgetsearch.cli.options import (
     ConfigOption,
+    DataArgument,
     JsonOption,
     LogOption,
     RunArgument,
+    SettingsCommand,
     settings_options,
+    with_data,
     with_options,
 )
 from budgetsearch.cli.output import conclude, console, heard, say_aside
@@ -31,11 +34,13 @@ commands = typer.Typer()
 
 
 @commands.command(
-    epilog="Example:  budgetsearch run --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl "
-    "--gpu cpu --hours 0.5 --out runs/mine"
+    cls=SettingsCommand,
+    epilog="Example:  budgetsearch run train.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct "
+    "--gpu cpu --hours 30m --out runs/mine",
 )
 @with_options(settings_options())
 def run(
+    file: DataArgument = None,
     config: ConfigOption = None,
     resume: Annotated[
         str,
@@ -51,13 +56,17 @@ def run(
     with errors(), _running():
         from budgetsearch.api.runs import search
 
-        result = search(cast(RunSettings, settings), config, resume, _beside(log))
+        chosen = cast(RunSettings, with_data(settings, file))
+        result = search(chosen, config, resume, _beside(log))
     conclude(result)
 
 
-@commands.command(epilog="Example:  budgetsearch plan --gpu rtx4090 --hours 8 --slow 2")
+@commands.command(
+    cls=SettingsCommand, epilog="Example:  budgetsearch plan train.jsonl --gpu rtx4090 --hours 8 --slow 2"
+)
 @with_options(settings_options())
 def plan(
+    file: DataArgument = None,
     slow: Annotated[float, typer.Option(help="Everything takes so many times as long.")] = 1.0,
     probe: Annotated[
         bool, typer.Option("--probe", help="Load the model and measure for a minute first.")
@@ -74,7 +83,7 @@ def plan(
     with errors(), heard(say_aside):
         from budgetsearch import api
 
-        found = api.plan(slow=slow, probe=probe, config=config, **settings)
+        found = api.plan(slow=slow, probe=probe, config=config, **with_data(settings, file))
         if as_json:
             echo(json.dumps(found.as_json(), indent=2))
         else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -36,6 +38,29 @@ def setting(
     return Field(default, description=about, json_schema_extra=words, **rest)
 
 
+HOURS_IN = {"d": 24.0, "h": 1.0, "m": 1 / 60, "s": 1 / 3600}
+TIME = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in HOURS_IN))
+
+
+def read_hours(value: Any) -> Any:
+    """Hours from texts such as ``90s``, ``1h30m`` and ``1d``; anything else as it is."""
+    text = re.sub(r"\s", "", value).lower() if isinstance(value, str) else ""
+    if not text or (found := TIME.fullmatch(text)) is None:
+        return value
+    parts = zip(found.groups(default="0"), HOURS_IN.values(), strict=True)
+    return sum(float(count) * unit for count, unit in parts) or value
+
+
+def read_fraction(value: Any) -> Any:
+    """A number from a text such as ``1/9``; anything else as it is."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except ZeroDivisionError as problem:
+            raise ValueError("divided by zero") from problem
+    return value
+
+
 def flag_of(name: str) -> str:
     """The flag of the setting with this name."""
     return "--" + name.replace("_", "-")
@@ -43,6 +68,11 @@ def flag_of(name: str) -> str:
 
 def type_of(field: FieldInfo) -> type:
     """The type that an option converts to before the setting checks it: bool, int, float, Path or str."""
+    reads_text = any(isinstance(part, BeforeValidator) for part in field.metadata)
+    return str if reads_text else _kind(field)
+
+
+def _kind(field: FieldInfo) -> type:
     kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType] or [field.annotation]
     return kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float, Path) else str
 
@@ -75,7 +105,7 @@ def _allowed(field: FieldInfo) -> str:
     """What type and bounds allow."""
     if get_origin(field.annotation) is Literal:
         return " or ".join(get_args(field.annotation))
-    kind = type_of(field)
+    kind = _kind(field)
     if kind is int:
         return f"a whole number {_bounds(field)}"
     names = {bool: "true or false", float: _bounds(field), Path: "the path of a folder"}

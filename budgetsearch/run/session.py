@@ -41,7 +41,7 @@ from budgetsearch.run.prepare import (
 )
 from budgetsearch.run.process import ended_in_time, stop_signals
 from budgetsearch.run.result import Result, result_of
-from budgetsearch.run.settings import Changes, Settings
+from budgetsearch.run.settings import Changes, Settings, revised
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage import repair
 from budgetsearch.storage.files import cache_folder, local_time
@@ -207,7 +207,7 @@ def _gone_on_with(
     deadline = changes.get("deadline")
     timing = timing_of_resumed(
         history.spent,
-        budget_of_resumed(changes.get("hours"), history.spent, opened.budget_seconds),
+        budget_of_resumed(_hours_of(settings, changes), history.spent, opened.budget_seconds),
         _began(folder) if settings.deadline else None,
         deadline_of(deadline) if deadline else None,
         caller.already_seconds,
@@ -216,6 +216,12 @@ def _gone_on_with(
         find_place(settings.shared)
     space = Space.parse(history.plan.space) if history.plan else load_space(settings.space)
     return Session(Resolved(settings, space, card), folder, lock, timing, caller)
+
+
+def _hours_of(settings: Settings, changes: Changes) -> float | None:
+    """The hours that a run is given now; None: those that it had."""
+    hours = changes.get("hours")
+    return None if hours is None else revised(settings, {"hours": hours}).hours
 
 
 def _began(folder: RunFolder) -> float:

@@ -7,18 +7,26 @@ import re
 import textwrap
 from collections.abc import Mapping
 from datetime import datetime
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from budgetsearch.core.errors import SettingsError, UntrustedCode, nearest
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import detect
 from budgetsearch.machine.nvml import Nvml
 from budgetsearch.machine.profiles import CardProfile, profile
-from budgetsearch.run.fields import default_of, flag_of, setting, source_of, takes_of
+from budgetsearch.run.fields import (
+    default_of,
+    flag_of,
+    read_fraction,
+    read_hours,
+    setting,
+    source_of,
+    takes_of,
+)
+from budgetsearch.run.other_trainers import said_here
 from budgetsearch.run.spaces import find_space, load_space, read_yaml
 
 CONFIG_NAME = "budgetsearch.yaml"
@@ -81,11 +89,11 @@ class Settings(BaseModel):
         shown="a cluster of this machine alone, started and ended with the run",
         min_length=1,
     )
-    hours: float = setting(
+    hours: Annotated[float, BeforeValidator(read_hours)] = setting(
         24.0,
-        "Hours that the whole run may take, from start to exit.",
+        "Time that the whole run may take, from start to exit: hours, or 90s, 30m, 1h30m, 1d.",
         source="the NeurIPS challenge",
-        note="finite, for example 0.2 for twelve minutes or 24 for a day",
+        takes="a time above 0: hours as a number, such as 0.5 or 24, or one with units: 90s, 30m, 1h30m, 1d",
         gt=0,
     )
     deadline: str | None = setting(
@@ -120,7 +128,7 @@ class Settings(BaseModel):
         ge=1,
     )
     eta: int = setting(5, "One trial in so many is promoted.", source="measured, docs/policy.md", ge=2)
-    first_rung: float | None = setting(
+    first_rung: Annotated[float | None, BeforeValidator(read_fraction)] = setting(
         None,
         "First rung as a share of a full run.",
         shown="1/6; 1/27 if the budget holds three full runs",
@@ -209,21 +217,11 @@ class Settings(BaseModel):
             raise ValueError("neither an index nor a UUID")
         return value
 
-    @field_validator("first_rung", mode="before")
-    @classmethod
-    def _fraction(cls, value: Any) -> Any:
-        if isinstance(value, str) and "/" in value:
-            try:
-                return float(Fraction(value.replace(" ", "")))
-            except ZeroDivisionError as problem:
-                raise ValueError("divided by zero") from problem
-        return value
-
 
 class Changes(TypedDict, total=False):
     """The settings that ``resume`` takes."""
 
-    hours: float | None
+    hours: float | str | None
     deadline: str | None
     storage: str | None
     engine: str | None
@@ -366,13 +364,16 @@ def _plain(value: Any) -> Any:
 def _check_keys(values: Mapping[str, Any], source: str) -> None:
     known = Settings.model_fields
     for key in values:
-        if key not in known:
-            hint = nearest(str(key), known)
-            close = re.search(r"'(\w+)'", hint)
-            flag = f"; its flag is {flag_of(close[1])}" if close else ""
-            raise SettingsError(
-                f"{source}: unknown setting {key!r}{hint}{flag}. The settings are {', '.join(known)}."
-            )
+        if key in known:
+            continue
+        if (instead := said_here(str(key), str(values[key]))) is not None:
+            raise SettingsError(f"{source}: {key}: {instead}")
+        hint = nearest(str(key), known)
+        close = re.search(r"'(\w+)'", hint)
+        flag = f"; its flag is {flag_of(close[1])}" if close else ""
+        raise SettingsError(
+            f"{source}: unknown setting {key!r}{hint}{flag}. The settings are {', '.join(known)}."
+        )
 
 
 def _profile(settings: Settings, nvml: Nvml | None) -> CardProfile:

@@ -12,7 +12,9 @@ from typer.main import get_command
 
 import budgetsearch as bs
 from budgetsearch.cli import app
+from budgetsearch.run.other_trainers import KNOB_NAMES, SAID
 from budgetsearch.run.settings import Settings
+from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.lock import RunLock
 from budgetsearch.storage.runfolder import RunFolder
 from tests.support.command_line import invoke
@@ -45,7 +47,7 @@ def test_the_version_is_the_packages() -> None:
 def test_flags_settings_and_python_arguments_are_the_same() -> None:
     """One set of names: a setting that one of the three lacks would be a trap."""
     command = get_command(app).commands["run"]  # type: ignore[attr-defined]
-    flags = {p.name for p in command.params} - {"config", "help", "resume", "log"}
+    flags = {p.name for p in command.params} - {"config", "help", "resume", "log", "file"}
     own = {"config", "watchers", "callbacks", "progress", "resume"}
     arguments = set(inspect.signature(bs.run).parameters) - own
     assert set(Settings.model_fields) == flags
@@ -117,6 +119,58 @@ def test_wrong_input_is_one_error_with_code_2_and_touches_nothing(
     assert text.count("error:") == 1
     assert re.search(message, text.replace("\n", " "))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "doctor"])
+def test_data_need_no_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """DATA is --data; naming two different ones is an error."""
+    monkeypatch.chdir(tmp_path)
+    _, alone = invoke(command, "nowhere.jsonl", "--gpu", "cpu")
+    assert "there is no data file at 'nowhere.jsonl'" in " ".join(alone.split())
+    code, twice = invoke(command, "one.jsonl", "--data", "other.jsonl", "--gpu", "cpu")
+    assert code == 2
+    assert "given twice: one.jsonl and --data other.jsonl" in twice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "knob", "value"),
+    [
+        (("--learning-rate", "1e-4"), "learning_rate", 1e-4),
+        (("--lr=3e-4",), "learning_rate", 3e-4),
+        (("--lr", "nonsense"), "learning_rate", 1e-4),
+        (("--rank", "64"), "rank", 64),
+        (("--lora-alpha", "32"), "alpha", 32),
+        (("--lora_dropout", "0.1"), "dropout", 0.1),
+        (("--quantization", "int8"), "quantization", "int8"),
+        (("--load-in-4bit",), "quantization", "nf4"),
+        (("--load-in-4bit", "--gpu", "cpu"), "quantization", "nf4"),
+    ],
+)
+def test_an_option_for_a_searched_value_is_answered_with_a_space_to_copy(
+    tmp_path: Path, arguments: tuple[str, ...], knob: str, value: object
+) -> None:
+    """The lines that the error shows are a search space in which the knob has that value."""
+    code, text = invoke("run", "train.jsonl", *arguments)
+    assert code == 2
+    own = tmp_path / "own.yaml"
+    own.write_text(text.split("\n\n")[1], encoding="utf-8")
+    assert (value,) == tuple(load_space(own).values_of(knob))
+
+
+@pytest.mark.parametrize("name", sorted(SAID))
+def test_an_option_of_other_trainers_is_answered_with_one_that_exists(name: str) -> None:
+    """What the answer names is an option of ``run``, or it says why there is none."""
+    given = f"--{name.replace('_', '-')}"
+    code, text = invoke("run", given, "3")
+    assert code == 2
+    known = {option for one in get_command(app).commands["run"].params for option in one.opts}  # type: ignore[attr-defined]
+    assert set(re.findall(r"--[a-z-]+", text)) - {given} <= known
+    assert f"{given}: there is no such setting here; instead" in text
+
+
+def test_no_name_of_other_trainers_is_a_setting_here() -> None:
+    """An answer about a setting that exists would be wrong."""
+    assert not (set(SAID) | set(KNOB_NAMES)) & set(Settings.model_fields)
 
 
 def test_a_run_folder_in_use_is_refused(good: list[str], tmp_path: Path) -> None:

@@ -132,14 +132,15 @@ def test_type_checkers_know_every_setting() -> None:
     assert set(Settings.model_fields) == set(RunSettings.__annotations__)
 
 
-@pytest.mark.parametrize("hours", [0, -1, math.nan, math.inf, "soon", True, None])
+@pytest.mark.parametrize("hours", [0, -1, math.nan, math.inf, "soon", "0m", "30 minuets", "1m1h", True, None])
 def test_hours_must_be_a_time(tmp_path: Path, hours: Any) -> None:
     """Zero, less, not a number and for ever are refused, with an example."""
     if hours is None:
         assert 24.0 == load(tmp_path, {**CPU, "hours": None}).hours
         return
     message = refusal(tmp_path, {**CPU, "hours": hours})
-    assert message.startswith("--hours must be more than 0")
+    assert message.startswith("--hours must be a time above 0")
+    assert "90s, 30m, 1h30m, 1d" in message
     assert repr(hours) in message
 
 
@@ -197,6 +198,29 @@ def test_an_unknown_card_and_an_unknown_space_are_told_early(tmp_path: Path) -> 
         load(tmp_path, {"gpu": "h1000"})
     with pytest.raises(SpaceError, match="'lora_small'"):
         load(tmp_path, {**CPU, "space": "lora-small"})
+
+
+@pytest.mark.parametrize(
+    ("text", "hours"),
+    [
+        *(("90s", 0.025), ("30m", 0.5), ("1h30m", 1.5), ("1h 30m", 1.5), ("1.5h", 1.5), ("1d", 24.0)),
+        *(("1d2h", 26.0), ("2", 2.0), ("0.5", 0.5)),
+    ],
+)
+def test_hours_take_units_in_flag_file_and_python(tmp_path: Path, text: str, hours: float) -> None:
+    """A number is hours; with units it is what they say."""
+    assert hours == pytest.approx(load(tmp_path, {**CPU, "hours": text}).hours)
+    assert hours == pytest.approx(load(tmp_path, CPU, f"hours: {text}\n").hours)
+
+
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", 1e-4), ("rank", 8), ("load_in_4bit", True)])
+def test_a_setting_of_other_trainers_is_told_what_to_give_instead(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    """Python and files get the answer that flags get."""
+    for message in (refusal(tmp_path, {**CPU, name: value}), refusal(tmp_path, CPU, f"{name}: {value}\n")):
+        assert "--space own.yaml" in message
+        assert "kind: constant" in message
 
 
 def test_a_rung_may_be_a_fraction(tmp_path: Path) -> None:
