@@ -55,8 +55,8 @@ class Settings(BaseModel):
     )
     data: str = setting(
         ...,
-        "Training data: a JSONL, JSON, CSV or Parquet file with messages, prompt/completion, "
-        "instruction/input/output or question/answer; hub:OWNER/NAME/FILE; or "
+        "Training data: a JSONL, JSON, CSV, TSV or Parquet file, or a folder of files of one kind, with "
+        "messages, prompt/completion, instruction/input/output or question/answer; hub:OWNER/NAME/FILE; or "
         "reasoning-gym:NAME?size=N&seed=S.",
         shown="the card profile's, human-made or procedural",
         min_length=1,

@@ -18,6 +18,8 @@ from budgetsearch.training.data.examples import (
     prompt_key,
     split,
 )
+from budgetsearch.training.data.provenance import source_facts
+from budgetsearch.training.data.size import guess_data
 
 
 def write(path: Path, text: str | bytes) -> str:
@@ -66,7 +68,7 @@ def test_messages_before_the_last_answer_are_the_prompt(tmp_path: Path) -> None:
 
 
 def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
-    """JSONL, JSON (bare and wrapped), CSV and Parquet agree, whatever the characters."""
+    """JSONL, JSON (bare and wrapped), CSV with any delimiter and Parquet agree, whatever the characters."""
     import pyarrow
     import pyarrow.parquet
 
@@ -79,10 +81,63 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
         write(tmp_path / "x.json", json.dumps(rows)),
         write(tmp_path / "y.json", json.dumps({"canary": "c", "examples": rows})),
         write(tmp_path / "x.csv", csv),
+        write(
+            tmp_path / "y.csv",
+            csv.replace("question,", "question;").replace('",\u2028', '";\u2028').replace("二,", "二;"),
+        ),
+        write(
+            tmp_path / "x.tsv",
+            csv.replace("question,", "question\t").replace('",\u2028', '"\t\u2028').replace("二,", "二\t"),
+        ),
     ]
     expected = [(row["question"], row["answer"]) for row in rows]
     for source in sources:
         assert expected == [(e.prompt[0]["content"], e.completion) for e in load_examples(source)]
+
+
+@pytest.mark.parametrize(("delimiter", "word"), [(";", "semicolons"), ("\t", "tabs"), (",", None)])
+def test_the_delimiter_of_a_table_is_named_once(tmp_path: Path, delimiter: str, word: str | None) -> None:
+    """It is found in the header, and said where it is not the one that the format is named after."""
+    lines, said = [delimiter.join(pair) for pair in (("question", "answer"), ("a, b", "c"))], list[str]()
+    if delimiter == ",":
+        lines[1] = '"a, b",c'
+    (found,) = load_examples(write(tmp_path / "x.csv", "\n".join(lines)), said.append)
+    assert ("a, b", "c") == (found.prompt[0]["content"], found.completion)
+    assert ([] if word is None else [f"the columns of x.csv are separated by {word}"]) == said
+
+
+def test_a_folder_is_all_its_files_by_name(tmp_path: Path) -> None:
+    """Other files are left out; rows carry the name of their file; a change changes the folder's hash."""
+    for name in ("b", "a"):
+        write(tmp_path / f"{name}.jsonl", json.dumps({"question": f"of {name}", "answer": "x"}))
+    write(tmp_path / "README.md", "about")
+    found = load_examples(str(tmp_path))
+    assert [("of a", "a.jsonl:1"), ("of b", "b.jsonl:1")] == [
+        (e.prompt[0]["content"], e.place) for e in found
+    ]
+    assert 2 == guess_data(str(tmp_path), None).rows
+    before = source_facts(str(tmp_path))
+    write(tmp_path / "b.jsonl", json.dumps({"question": "other", "answer": "x"}))
+    assert before != source_facts(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("a.csv", "b.jsonl"), r"files of several kinds: a\.csv, b\.jsonl"),
+        (("a.txt", "sub.jsonl/x"), r"no file of .*: a\.txt, sub\.jsonl/"),
+        ((), "nothing"),
+    ],
+)
+def test_a_folder_that_leaves_a_doubt_is_refused_with_what_it_holds(
+    tmp_path: Path, names: tuple[str, ...], says: str
+) -> None:
+    """Several kinds, or nothing to read."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, GOOD)
+    with pytest.raises(DataError, match=says):
+        check_data(str(tmp_path))
 
 
 GOOD = '{"question": "q", "answer": "a"}\n'

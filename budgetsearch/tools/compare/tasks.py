@@ -12,7 +12,8 @@ from pathlib import Path
 from budgetsearch.core.errors import DataError, UsageError
 from budgetsearch.tools.compare.gather import shown
 from budgetsearch.tools.compare.pairing import TaskResult, unique
-from budgetsearch.training.data.examples import EXTENSIONS, GYM, HUB, check_data, load_examples, prompt_key
+from budgetsearch.training.data.examples import GYM, HUB, check_data, load_examples, prompt_key
+from budgetsearch.training.data.rows import EXTENSIONS
 
 
 @dataclass(frozen=True)

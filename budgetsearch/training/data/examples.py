@@ -1,6 +1,6 @@
 """Rows: where they come from, how they are split, and when an answer to one is right.
 
-A source is a file (JSONL, JSON, CSV, Parquet), ``reasoning-gym:NAME?size=N&seed=S`` or
+A source is a file (JSONL, JSON, CSV, TSV, Parquet), a folder of them, ``reasoning-gym:NAME?size=N&seed=S`` or
 ``hub:OWNER/NAME/FILE[@REVISION]``. Whatever its shape, a row becomes an ``Example``.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from budgetsearch.core.errors import DataError, nearest
-from budgetsearch.training.data.rows import Row, read_rows
+from budgetsearch.core.ports import Say
+from budgetsearch.training.data.rows import EXTENSIONS, Row, files_of, read_rows
 
 Message = Mapping[str, str]
 
 GYM, HUB = "reasoning-gym:", "hub:"
-EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 PAIRS = (
     # prompt column, what may be added to it, completion columns
     ("prompt", (), ("completion",)),
@@ -53,13 +53,13 @@ class Example:
     """Where the row stands, for messages: ``train.jsonl:17``."""
 
 
-def load_examples(source: str) -> list[Example]:
-    """All rows of a source, in its order.
+def load_examples(source: str, say: Say = lambda _: None) -> list[Example]:
+    """All rows of a source, in its order; ``say`` hears how they are read where that is not plain.
 
     Raises:
         DataError: the source or one of its rows cannot be used; the message names the row.
     """
-    examples = list(_examples(source))
+    examples = list(_examples(source, say))
     if not examples:
         raise DataError(f"{source} holds no rows; give a file with rows")
     return examples
@@ -80,14 +80,14 @@ def check_data(source: str) -> None:
 
 
 def source_file(source: str) -> Path | None:
-    """The file that a source is read from; None for one that is generated.
+    """The file or folder that a source is read from; None for one that is generated.
 
     Raises:
         DataError: it is not there.
     """
     if source.startswith(GYM):
         return None
-    return _hub_file(source) if source.startswith(HUB) else _local_file(source)
+    return _hub_file(source) if source.startswith(HUB) else _local(source)
 
 
 def split(
@@ -125,23 +125,28 @@ def prompt_key(example: Example) -> tuple[tuple[str, str], ...]:
     return tuple((message["role"], message["content"].strip()) for message in example.prompt)
 
 
-def _examples(source: str) -> Iterator[Example]:
+def _examples(source: str, say: Say = lambda _: None) -> Iterator[Example]:
     if source.startswith(GYM):
         yield from _gym_examples(source)
         return
-    path = _hub_file(source) if source.startswith(HUB) else _local_file(source)
-    for place, row in read_rows(path):
-        yield _from_row(row, f"{path.name}:{place}")
+    path = _hub_file(source) if source.startswith(HUB) else _local(source)
+    for file in files_of(path):
+        for place, row in read_rows(_filled_file(file), say):
+            yield _from_row(row, f"{file.name}:{place}")
 
 
-def _local_file(source: str) -> Path:
+def _local(source: str) -> Path:
     path = Path(source).expanduser()
-    if not path.is_file():
+    if not path.exists():
         siblings = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         raise DataError(
-            f"there is no data file at {source!r}{nearest(path.name, siblings)}; give a file, "
+            f"there is no data file at {source!r}{nearest(path.name, siblings)}; give a file, a folder, "
             f"{GYM}NAME or {HUB}OWNER/NAME/FILE.jsonl"
         )
+    return path
+
+
+def _filled_file(path: Path) -> Path:
     if path.suffix.lower() not in EXTENSIONS:
         raise DataError(f"{path} is none of {', '.join(EXTENSIONS)}; convert it to JSONL")
     if path.stat().st_size == 0:

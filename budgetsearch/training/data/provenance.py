@@ -11,6 +11,7 @@ from typing import Any
 
 from budgetsearch.training.data.examples import source_file
 from budgetsearch.training.data.models import ORIGIN, BaseModel
+from budgetsearch.training.data.rows import files_of
 from budgetsearch.training.data.tokens import PreparedData
 
 
@@ -46,9 +47,13 @@ def input_facts(base: BaseModel, prepared: PreparedData, sources: Mapping[str, s
 
 
 def source_facts(source: str) -> dict[str, Any] | None:
-    """Name, size and hash of the file behind a data source; None if its rows are generated."""
+    """Name, size and hash of the file or folder behind a data source; None if its rows are generated."""
     path = source_file(source)
-    return None if path is None else file_facts(path)
+    if path is None or path.is_file():
+        return None if path is None else file_facts(path)
+    files = [file_facts(file) for file in files_of(path)]
+    sha256 = hashlib.sha256("".join(f"{one['name']} {one['sha256']}\n" for one in files).encode())
+    return {"name": path.name, "bytes": sum(one["bytes"] for one in files), "sha256": sha256.hexdigest()}
 
 
 def file_facts(path: Path) -> dict[str, Any]:

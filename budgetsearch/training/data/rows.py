@@ -1,4 +1,4 @@
-"""Files of rows: JSONL, JSON, CSV and Parquet, each row with its place in the file."""
+"""Files of rows: JSONL, JSON, CSV, TSV and Parquet, each row with its place in the file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,47 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import DataError
+from budgetsearch.core.ports import Say
 
 Row = Mapping[str, Any]
+KINDS: Mapping[str, str] = {
+    ".jsonl": "JSONL",
+    ".ndjson": "JSONL",
+    ".json": "JSON",
+    ".csv": "CSV",
+    ".tsv": "CSV",
+    ".parquet": "Parquet",
+}
+EXTENSIONS = tuple(KINDS)
+DELIMITERS: Mapping[str, str] = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SHOWN_NAMES = 20
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """(line or row, columns) of a file of any known extension."""
-    readers = {".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+def files_of(path: Path) -> list[Path]:
+    """The files of rows that a path means: itself, or of a folder all in it, by name.
+
+    Raises:
+        DataError: a folder holds none, or some of several kinds.
+    """
+    if not path.is_dir():
+        return [path]
+    names = sorted(one.name + "/" * one.is_dir() for one in path.iterdir())
+    files = [path / name for name in names if Path(name).suffix.lower() in KINDS and not name.endswith("/")]
+    if len({KINDS[file.suffix.lower()] for file in files}) != 1:
+        problem = "files of several kinds" if files else f"no file of {', '.join(EXTENSIONS)}"
+        there = ", ".join(names[:SHOWN_NAMES]) or "nothing"
+        raise DataError(
+            f"the folder {path} holds {problem}: {there}; name one of its files, or leave those of one kind "
+            "in it"
+        )
+    return files
+
+
+def read_rows(path: Path, say: Say = lambda _: None) -> Iterator[tuple[str, Row]]:
+    """(line or row, columns) of a file of any known extension; ``say`` hears how a CSV file is divided."""
+    if KINDS.get(path.suffix.lower()) == "CSV":
+        return _csv_rows(path, say)
+    readers = {".json": _json_rows, ".parquet": _parquet_rows}
     return readers.get(path.suffix.lower(), _jsonl_rows)(path)
 
 
@@ -41,16 +75,20 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield f"row {number}", _object(row, path, f"row {number}")
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    start = 1
+def _csv_rows(path: Path, say: Say) -> Iterator[tuple[str, Row]]:
+    text, start = _text(path), 1
     try:
+        delimiter = _delimiter(text)
+        if delimiter != ",":
+            say(f"the columns of {path.name} are separated by {DELIMITERS[delimiter]}")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         columns = reader.fieldnames or ()
         start = reader.line_num + 1
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
-                    f"{path}:{start} does not have the {len(columns)} columns of the header; mend it"
+                    f"{path}:{start} does not have the {len(columns)} columns of the header, separated by "
+                    f"{DELIMITERS[delimiter]}; mend it"
                 )
             yield str(start), row
             start = reader.line_num + 1
@@ -58,6 +96,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise DataError(
             f"{path}:{start} is not valid CSV: {error}; mend its quotes, or save it as JSONL"
         ) from error
+
+
+def _delimiter(text: str) -> str:
+    """What divides a header into the most columns: commas where nothing does."""
+    header = io.StringIO(text, newline="").readline()
+    return max(DELIMITERS, key=lambda one: len(next(csv.reader([header], delimiter=one), ())))
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:

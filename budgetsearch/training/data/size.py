@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budgetsearch.core.errors import DataError
+from budgetsearch.training.data.rows import files_of
 
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLED_LINES = 1000
@@ -47,9 +48,10 @@ def guess_data(source: str, max_rows: int | None) -> DataGuess:
 
 def _local(source: str) -> DataGuess | None:
     path = Path(source).expanduser()
-    if not path.is_file():
+    if not path.exists():
         return None
-    rows, size = _count(path)
+    counts = [_count(file) for file in files_of(path)]
+    rows, size = sum(rows for rows, _ in counts), sum(size for _, size in counts)
     per_row = size / max(1, rows)
     tokens = per_row / CHARACTERS_PER_TOKEN
     return DataGuess(rows, max(1.0, tokens), f"size of {path.name}, at 4 characters a token")
@@ -72,7 +74,7 @@ def _count(path: Path) -> tuple[int, float]:
         if size <= WHOLE_BYTES and path.suffix == ".json":
             found = json.loads(path.read_text(encoding="utf-8"))
             return (len(found) if isinstance(found, list) else 1), float(size)
-        if size <= WHOLE_BYTES and path.suffix == ".csv":
+        if size <= WHOLE_BYTES and path.suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8", newline="") as lines:
                 return max(1, sum(1 for _ in csv.reader(lines)) - 1), float(size)
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors

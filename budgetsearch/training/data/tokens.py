@@ -350,12 +350,12 @@ def _save_rows(path: Path, rows: Sequence[tuple[list[int], int]]) -> None:
 
 def _split_sources(sources: Sources, say: Say) -> tuple[list[Example], list[Example]]:
     data, valid, seed, max_rows = sources.data, sources.valid, sources.seed, sources.max_rows
-    rows = load_examples(data)
+    rows = load_examples(data, say)
     if max_rows is not None and max_rows < len(rows):
         rows = [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]
     if valid is None:
         return split(rows, seed, sources.valid_share)
-    held_out = load_examples(valid)
+    held_out = load_examples(valid, say)
     # Every trial is evaluated on the first rows: shuffled, those are a sample of all.
     random.Random(seed).shuffle(held_out)
     seen = {prompt_key(example) for example in held_out}
