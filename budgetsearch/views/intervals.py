@@ -43,10 +43,8 @@ def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
 def bootstrapped(values: Sequence[float], weights: Sequence[float]) -> Estimate:
     """The weighted mean of examples; value and weight of an example are drawn together."""
     mean = weighted_mean(values, weights)
-    if len(values) < MIN_EXAMPLES:
-        return Estimate(mean)
-    if len(set(values)) == 1:
-        return Estimate(mean, mean, mean)
+    if len(values) < MIN_EXAMPLES or len(set(values)) == 1:
+        return Estimate(mean)  # an interval of no width would claim a certainty that nobody has
     import numpy as np
     from scipy.stats import bootstrap
 

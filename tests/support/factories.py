@@ -44,7 +44,14 @@ MODEL = {"source": "org/tiny", "loadable": "org/tiny", "revision": "main", "sha2
 FACTS: Mapping[str, Any] = {
     "card": {"name": "cpu", "device": "cpu"},
     "model": MODEL,
-    "data": {"source_sha256": "cd", "template": "plain", "train": {"rows": 90}, "valid": {"rows": 10}},
+    "data": {
+        "source_sha256": "cd",
+        "template": "plain",
+        "train": {"rows": 90},
+        "valid": {"rows": 10},
+        "valid_rows_sha256": "rows",
+        "valid_tokens_sha256": "tokens",
+    },
     "versions": {"torch": "2.9.0", "peft": "0.21.0"},
 }
 RATES = {"fp32": 100.0, "nf4": 50.0}

@@ -24,8 +24,7 @@ from scipy import stats
 
 from budgetsearch import api
 from budgetsearch.core.errors import UsageError
-from budgetsearch.tools.compare import bootstrap
-from budgetsearch.tools.compare.bootstrap import mean_of, pairs_of
+from budgetsearch.tools.compare import pairs
 from budgetsearch.tools.compare.comparison import Comparison, as_json, compare_runs
 from budgetsearch.tools.compare.gather import gather, names_of
 from budgetsearch.tools.compare.page import page
@@ -40,16 +39,18 @@ from budgetsearch.tools.compare.pairing import (
     base_names,
     validation_measures,
 )
+from budgetsearch.tools.compare.pairs import pairs_of
 from budgetsearch.tools.compare.plot import panels
-from budgetsearch.tools.compare.table import mean_text, rows, show
+from budgetsearch.tools.compare.table import interval_text, rows, show
 from budgetsearch.tools.compare.winrates import challenge, warnings_of, win_rates
-from budgetsearch.views.intervals import holm, newcombe, paired_shares, wilson
+from budgetsearch.views import intervals
+from budgetsearch.views.intervals import Estimate, bootstrapped, holm, newcombe, paired_shares, wilson
 from tests.support.browser import browser_page
 from tests.support.command_line import invoke
 from tests.support.comparable import BASE, DATA, GOOD, TARGETS, score, write_run
 
 EVIL = "<img src=x onerror=alert(1)>"
-ROWS = Rows("prepared", "source", "rows", "tokens")
+ROWS = Rows("source", "rows", "tokens")
 
 
 def run_with(name: str, losses: Sequence[float] = GOOD, rows: Rows = ROWS, **changes: object) -> Run:
@@ -91,10 +92,9 @@ def test_runs_on_the_same_rows_are_compared_with_their_base() -> None:
 @pytest.mark.parametrize(
     ("other", "why", "accuracy_together"),
     [
-        (Rows("p", "other", "r", "t"), "other data", False),
-        (Rows("p", "source", "r", "t"), "another split", False),
-        (Rows("p", "source", "rows", "t"), "another tokenizer", True),
-        (Rows("p", "source"), "an older ledger does not say which", False),
+        (Rows("other", "r", "t"), "other data", False),
+        (Rows("source", "r", "t"), "another split", False),
+        (Rows("source", "rows", "t"), "another tokenizer", True),
     ],
 )
 def test_what_cannot_be_compared_is_named(other: Rows, why: str, accuracy_together: bool) -> None:
@@ -107,17 +107,9 @@ def test_what_cannot_be_compared_is_named(other: Rows, why: str, accuracy_togeth
     assert all(why in text for _, text in aparts)
 
 
-def test_an_older_ledger_of_the_same_prepared_data_is_compared() -> None:
-    """It does not hold the hashes of its rows, but another run of the same data does."""
-    old, new = run_with("old", rows=Rows("prepared", "source")), run_with("new")
-    for runs in ([old, new], [new, old], [old, replace(old, name="older")]):
-        found, aparts = measured(runs)
-        assert ([{run.name for run in runs} | {"base fp32"}], []) == (found[LOSS], aparts)
-
-
 def test_other_training_data_with_the_same_validation_rows_are_compared() -> None:
     """Only what a loss is measured on must be the same."""
-    found, aparts = measured([run_with("a"), run_with("b", rows=replace(ROWS, prepared="p", source="more"))])
+    found, aparts = measured([run_with("a"), run_with("b", rows=replace(ROWS, source="more"))])
     assert ([{"a", "b", "base fp32"}], []) == (found[LOSS], aparts)
 
 
@@ -139,11 +131,11 @@ def test_the_first_examples_that_all_have_are_compared() -> None:
 
 
 def test_without_lengths_every_example_counts_alike_and_that_is_said() -> None:
-    """Older ledgers hold losses by example but not their weights; a run that has them lends them."""
-    old = replace(run_with("old"), adapter=Results(GOOD), base=Results(BASE))
-    (alone, *_), _ = validation_measures([old], {})
+    """Before the final scores there are losses but no weights; a run that has them lends them."""
+    going = replace(run_with("going"), adapter=Results(GOOD), base=Results(BASE))
+    (alone, *_), _ = validation_measures([going], {})
     assert (alone.weights, len(alone.notes)) == ((1.0,) * 8, 1)
-    (both, *_), _ = validation_measures([old, run_with("new")], {})
+    (both, *_), _ = validation_measures([going, run_with("done")], {})
     assert (both.weights, both.notes) == (tuple(map(float, TARGETS)), ())
 
 
@@ -167,17 +159,14 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(values: list[float]) 
 
 def test_the_mean_is_the_mean_over_tokens() -> None:
     """Losses by example count by their completion tokens, as the score of a run does."""
-    found = mean_of([1.0, 4.0], [3, 1])
-    assert found.mean == 1.75
+    found = bootstrapped([1.0, 4.0] * 4, [3, 1] * 4)
+    assert found.value == 1.75
     assert found.low is not None and found.high is not None and found.low < 1.75 < found.high
 
 
 def test_equal_values_have_no_interval() -> None:
     """An interval of no width would claim a certainty that nobody has."""
-    assert [(m.mean, m.low, m.high) for m in (mean_of([1.0] * 9, [1] * 9), mean_of([2.0], [1]))] == [
-        (1.0, None, None),
-        (2.0, None, None),
-    ]
+    assert [Estimate(1.0), Estimate(2.0)] == [bootstrapped([1.0] * 9, [1] * 9), bootstrapped([2.0], [1])]
 
 
 def graded(name: str, right: int, of: int, base: int = 0) -> Run:
@@ -248,16 +237,16 @@ def test_a_metric_that_is_no_share_is_no_percentage() -> None:
             for k, name in ((1, "a"), (3, "b"))}  # fmt: skip
     found = compare_runs([run_with("a"), run_with("b")], {"text": bits})
     (task,) = found.tasks
-    assert mean_text(task.means["a"], task).startswith("12.5000 [")
+    assert interval_text(task.means["a"], task).startswith("12.5000 [")
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 300 samples of 40 skewed, weighted differences 89 to 99% have the known mean in their interval."""
-    monkeypatch.setattr(bootstrap, "RESAMPLES", 499)
+    monkeypatch.setattr(intervals, "RESAMPLES", 499)
     rng, truth, inside = np.random.default_rng(0), 0.1, 0
-    for number in range(300):
+    for _ in range(300):
         values, weights = rng.exponential(1.0, 40) - 1.0 + truth, rng.integers(1, 20, 40)
-        found = mean_of(list(values), list(map(float, weights)), seed=number)
+        found = bootstrapped(list(values), list(map(float, weights)))
         assert found.low is not None and found.high is not None
         inside += found.low <= truth <= found.high
     assert 0.89 <= inside / 300 <= 0.99
@@ -267,13 +256,14 @@ def test_false_findings_are_as_rare_as_they_say_and_real_ones_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of 200 pairs without a difference about 5% are told apart; a clear one is always."""
-    monkeypatch.setattr(bootstrap, "RESAMPLES", 399)
+    monkeypatch.setattr(pairs, "RESAMPLES", 399)
+    monkeypatch.setattr(intervals, "RESAMPLES", 399)
     rng = np.random.default_rng(1)
     hardness = rng.exponential(3.0, 24)  # examples differ far more than runs: pairing takes that out
     false = 0
-    for number in range(200):
+    for _ in range(200):
         a, b = (hardness + rng.normal(0, 0.3, 24) for _ in range(2))
-        (pair,) = pairs_of({"a": list(a), "b": list(b)}, [1.0] * 24, seed=number)
+        (pair,) = pairs_of({"a": list(a), "b": list(b)}, [1.0] * 24)
         false += pair.told_apart
     assert false / 200 <= 0.09
     found = [
@@ -298,7 +288,7 @@ def test_a_pair_turned_round_says_the_same(rows: list[tuple[float, float, int]])
     assert (same.difference, same.p, same.told_apart) == (0.0, 1.0, False)
 
 
-def test_a_baseline_makes_one_pair_of_each_other_and_the_seed_repeats_them() -> None:
+def test_a_baseline_makes_one_pair_of_each_other_and_every_call_repeats_them() -> None:
     """Three runs have three pairs, or two against a baseline; twice the same call gives the same numbers."""
     values = {"a": GOOD, "b": BASE, "c": tuple(reversed(BASE))}
     assert [("a", "b"), ("a", "c"), ("b", "c")] == [(p.first, p.second) for p in pairs_of(values, TARGETS)]
@@ -383,7 +373,7 @@ def answers(**grades: Sequence[float]) -> Mapping[str, TaskResult]:
 
 def test_tasks_are_paired_by_example_and_scored_as_in_the_challenge() -> None:
     """Whatever order the answers came in, examples meet; runs on other data may answer the same task."""
-    runs = [run_with("a"), run_with("b", rows=Rows("p", "other", "r", "t"))]
+    runs = [run_with("a"), run_with("b", rows=Rows("other", "r", "t"))]
     results = dict(answers(a=(1, 1, 1, 0), b=(1, 0, 0, 0)))
     turned = results["b"]
     results["b"] = replace(turned, examples=turned.examples[::-1], grades=turned.grades[::-1])
@@ -416,7 +406,7 @@ def folders(tmp_path: Path) -> list[Path]:
         write_run(tmp_path / "runs" / "worse", score(worse, grades=(0.0, 1.0, 0.0, 1.0))),
         write_run(
             tmp_path / "runs" / "split", score(),
-            data={"prepared": "p", "valid_rows_sha256": "r", "valid_tokens_sha256": "t"},
+            data={"valid_rows_sha256": "r", "valid_tokens_sha256": "t"},
         ),
     ]  # fmt: skip
 
@@ -586,7 +576,7 @@ def test_an_axis_of_accuracies_ends_at_0_and_at_100_percent() -> None:
         low, high = panel.layout["yaxis"]["range"]
         assert low == ends[0]
         assert high <= 1.0 and high == (ends[1] or high)
-        shown = [end for mean in accuracy.means.values() for end in (mean.low, mean.high, mean.mean)]
+        shown = [end for mean in accuracy.means.values() for end in (mean.low, mean.high, mean.value)]
         assert all(end is not None and low <= end <= high for end in shown)
         go.Figure(panel.data, panel.layout)
 

@@ -109,7 +109,7 @@ def test_each_answers_with_its_own_weights(
     (measured,) = found.tasks
     assert measured.measure.examples == 3
     if all(texts):
-        rates = {name: mean.mean for name, mean in measured.means.items()}
+        rates = {name: mean.value for name, mean in measured.means.items()}
         assert {"two", "one", "base fp32"} == set(rates)
         assert rates["one"] == rates["base fp32"] == 0.0
 

@@ -7,18 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from budgetsearch.tools.compare.bootstrap import (
-    ALPHA,
-    CONFIDENCE,
-    RESAMPLES,
-    Mean,
-    Pair,
-    mean_of,
-    no_interval,
-    pairs_of,
-    share_interval,
-    share_of,
-)
 from budgetsearch.tools.compare.pairing import (
     Apart,
     Measure,
@@ -28,8 +16,19 @@ from budgetsearch.tools.compare.pairing import (
     task_measure,
     validation_measures,
 )
+from budgetsearch.tools.compare.pairs import ALPHA, Pair, Values, bootstrapped_difference, pairs_of
 from budgetsearch.tools.compare.winrates import Winning, challenge, warnings_of
-from budgetsearch.views.intervals import MIN_ANSWERS, MIN_EXAMPLES, weighted_mean
+from budgetsearch.views.intervals import (
+    CONFIDENCE,
+    MIN_ANSWERS,
+    MIN_EXAMPLES,
+    RESAMPLES,
+    Estimate,
+    bootstrapped,
+    paired_shares,
+    weighted_mean,
+    wilson,
+)
 
 FORMAT = 1
 CAVEATS = (
@@ -47,7 +46,7 @@ class Compared:
     """One measure of all that share its examples."""
 
     measure: Measure
-    means: Mapping[str, Mean]
+    means: Mapping[str, Estimate]
     """By entrant, the best first."""
     pairs: tuple[Pair, ...]
 
@@ -103,7 +102,6 @@ def compare_runs(
     answers: Mapping[str, Mapping[str, TaskResult]] | None = None,
     *,
     baseline: str | None = None,
-    seed: int = 0,
     notes: Sequence[str] = (),
     interrupted: bool = False,
 ) -> Comparison:
@@ -115,11 +113,11 @@ def compare_runs(
     bases = base_names(runs, [run.name for run in runs])
     measures, aparts = validation_measures(runs, bases)
     tasks, said = _tasks(answers or {})
-    compared = [_compare(measure, baseline, seed) for measure in tasks]
+    compared = [_compare(measure, baseline) for measure in tasks]
     return Comparison(
         runs=tuple(runs),
         bases=bases,
-        validation=tuple(_compare(measure, baseline, seed) for measure in measures),
+        validation=tuple(_compare(measure, baseline) for measure in measures),
         tasks=tuple(compared),
         apart=tuple(aparts),
         winnings=tuple(_winnings(compared)),
@@ -139,22 +137,35 @@ def _tasks(answers: Mapping[str, Mapping[str, TaskResult]]) -> tuple[list[Measur
     return measures, notes
 
 
-def _compare(measure: Measure, baseline: str | None, seed: int) -> Compared:
-    few = bool(Compared(measure, {}, ()).too_few)
-    means = {name: _mean(values, measure, seed, few) for name, values in measure.values.items()}
-    interval = no_interval if few else share_interval if measure.shares else None
+def _compare(measure: Measure, baseline: str | None) -> Compared:
+    if Compared(measure, {}, ()).too_few:
+        mean, difference = _plain_mean, _plain_difference
+    elif measure.shares:
+        mean, difference = _share, _share_difference
+    else:
+        mean, difference = bootstrapped, bootstrapped_difference
+    means = {name: mean(values, measure.weights) for name, values in measure.values.items()}
     sign = -1 if measure.higher_is_better else 1
-    order = sorted(means, key=lambda name: (sign * means[name].mean, name))
+    order = sorted(means, key=lambda name: (sign * means[name].value, name))
     values = {name: measure.values[name] for name in order}
-    chosen = baseline if baseline in values else None
-    pairs = pairs_of(values, measure.weights, baseline=chosen, seed=seed, interval=interval)
+    pairs = pairs_of(values, measure.weights, difference, baseline if baseline in values else None)
     return Compared(measure, {name: means[name] for name in order}, tuple(pairs))
 
 
-def _mean(values: Sequence[float], measure: Measure, seed: int, few: bool) -> Mean:
-    if few:
-        return Mean(weighted_mean(values, measure.weights), None, None)
-    return share_of(values) if measure.shares else mean_of(values, measure.weights, seed)
+def _plain_mean(values: Values, weights: Values) -> Estimate:
+    return Estimate(weighted_mean(values, weights))
+
+
+def _plain_difference(first: Values, second: Values, weights: Values) -> Estimate:
+    return Estimate(weighted_mean(first, weights) - weighted_mean(second, weights))
+
+
+def _share(values: Values, weights: Values) -> Estimate:
+    return wilson(weighted_mean(values, weights), len(values))
+
+
+def _share_difference(first: Values, second: Values, weights: Values) -> Estimate:
+    return paired_shares(second, first)
 
 
 def _winnings(tasks: Sequence[Compared]) -> list[Winning]:
@@ -166,7 +177,7 @@ def _winnings(tasks: Sequence[Compared]) -> list[Winning]:
         return []
     scores = {
         one.measure.name: {
-            name: mean.mean if one.measure.higher_is_better else -mean.mean
+            name: mean.value if one.measure.higher_is_better else -mean.value
             for name, mean in one.means.items()
             if name in names
         }
@@ -216,7 +227,13 @@ def _compared_dict(one: Compared) -> dict[str, Any]:
         "too_few": one.too_few,
         "alpha": ALPHA,
         "entrants": [
-            {"name": name, **dataclasses.asdict(mean), "values": list(measure.values[name])}
+            {
+                "name": name,
+                "mean": mean.value,
+                "low": mean.low,
+                "high": mean.high,
+                "values": list(measure.values[name]),
+            }
             for name, mean in one.means.items()
         ],
         "pairs": [{**dataclasses.asdict(pair), "better": one.better(pair)} for pair in one.pairs],

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from budgetsearch.core.errors import LedgerError, RunFolderError, UsageError
 from budgetsearch.core.history.history import History
@@ -68,7 +67,7 @@ def run_of(history: History, name: str, path: str, *, going: bool = False) -> Ru
     """What a ledger tells of a run, finished or not."""
     assert history.opened is not None
     facts = history.opened.facts
-    model = _mapping(facts, "model")
+    model, data = facts["model"], facts["data"]
     best, state = history.incumbent, state_of(history, going)
     adapter, base, notes = _results(history, best)
     if state != "finished":
@@ -77,10 +76,10 @@ def run_of(history: History, name: str, path: str, *, going: bool = False) -> Ru
         name=name,
         path=path,
         state=state,
-        model=shown(str(model.get("source") or model.get("loadable") or "unknown")),
-        model_sha256=str(model.get("sha256") or model.get("loadable") or "unknown"),
+        model=shown(model["source"]),
+        model_sha256=model["sha256"],
         quantization=str(best.trial.params.get("quantization", "any")) if best else "",
-        rows=_rows(_mapping(facts, "data")),
+        rows=Rows(data["source_sha256"], data["valid_rows_sha256"], data["valid_tokens_sha256"]),
         adapter=adapter,
         base=base,
         costs=_costs(history),
@@ -116,15 +115,6 @@ def _results(history: History, best: TrialState | None) -> tuple[Results, Result
     return Results(losses), Results(), [why if losses else "its ledger holds no loss by example"]
 
 
-def _rows(data: Mapping[str, Any]) -> Rows:
-    return Rows(
-        prepared=str(data.get("prepared") or ""),
-        source=str(data.get("source_sha256") or ""),
-        valid_rows=str(data.get("valid_rows_sha256") or ""),
-        valid_tokens=str(data.get("valid_tokens_sha256") or ""),
-    )
-
-
 def _costs(history: History) -> Costs:
     assert history.opened is not None
     row = card_row(history)
@@ -135,10 +125,5 @@ def _costs(history: History) -> Costs:
         train_seconds=history.charged.get("train", 0.0),
         watt_hours=None if kilowatt_hours is None else 1000 * kilowatt_hours,
         peak_bytes=peaks_of(history).process_bytes,
-        card=shown(str(_mapping(history.opened.facts, "card").get("name") or "unknown")),
+        card=shown(history.opened.facts["card"]["name"]),
     )
-
-
-def _mapping(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = facts.get(name)
-    return found if isinstance(found, Mapping) else {}

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from budgetsearch.storage.files import replace_text
 from budgetsearch.tools.compare.pairing import TaskResult
 from budgetsearch.tools.compare.tasks import key_of
@@ -72,13 +74,7 @@ def _path(run: Path, about: Mapping[str, Any]) -> Path:
 
 
 def _result(value: Mapping[str, Any]) -> TaskResult:
-    result = TaskResult(
-        task=str(value["task"]),
-        metric=str(value["metric"]),
-        higher_is_better=bool(value["higher_is_better"]),
-        examples=tuple(map(str, value["examples"])),
-        grades=tuple(map(float, value["grades"])),
-    )
+    result = TypeAdapter(TaskResult).validate_python(value)
     if not result.grades or len(result.examples) != len(result.grades):
         raise ValueError("examples and grades do not match")
     return result

@@ -8,10 +8,10 @@ from typing import Any
 
 from budgetsearch.core.errors import UsageError
 from budgetsearch.storage.files import replace_text
-from budgetsearch.tools.compare.bootstrap import CONFIDENCE
 from budgetsearch.tools.compare.comparison import CAVEATS, Compared, Comparison, as_json
 from budgetsearch.tools.compare.plot import caption, legend, panels, unmeasured
 from budgetsearch.tools.compare.table import apart_text, headings, measure_title, pair_rows, rows
+from budgetsearch.views.intervals import CONFIDENCE
 from budgetsearch.views.report.offline import DRAW, plotly_library, policy, script_json
 from budgetsearch.views.words import params_text
 

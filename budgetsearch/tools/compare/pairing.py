@@ -18,15 +18,13 @@ LOSS, ACCURACY = "validation loss", "validation accuracy"
 
 @dataclass(frozen=True)
 class Rows:
-    """What tells one validation set from another; empty where an older ledger does not say."""
+    """What tells one validation set from another."""
 
-    prepared: str = ""
-    """Hash of all that made the tokenized data."""
-    source: str = ""
+    source: str
     """Hash of all rows before the split."""
-    valid_rows: str = ""
+    valid_rows: str
     """Hash of the validation rows as text, in their order."""
-    valid_tokens: str = ""
+    valid_tokens: str
     """Hash of their token ids."""
 
 
@@ -36,7 +34,7 @@ class Results:
 
     losses: tuple[float, ...] = ()
     targets: tuple[int, ...] = ()
-    """Completion tokens of each example; empty where the ledger does not say."""
+    """Completion tokens of each example; empty before the final scores."""
     grades: tuple[float, ...] = ()
 
 
@@ -141,25 +139,16 @@ def validation_measures(
     runs: Sequence[Run], bases: Mapping[tuple[str, str], str]
 ) -> tuple[list[Measure], list[Apart]]:
     """Loss and accuracy on the validation rows, once for each set of runs that share them."""
-    keys = {run.name: _keys(run, runs) for run in runs}
     measures, aparts = [], []
-    for name, which in ((LOSS, 1), (ACCURACY, 0)):
+    for name in (LOSS, ACCURACY):
         groups: dict[str, list[Run]] = {}
         for run in runs:
             if _values(run.adapter, name):
-                groups.setdefault(keys[run.name][which], []).append(run)
+                same = run.rows.valid_tokens if name == LOSS else run.rows.valid_rows
+                groups.setdefault(same, []).append(run)
         measures += [_measure(name, members, bases) for members in groups.values()]
         aparts += _apart(name, list(groups.values()))
     return measures, aparts
-
-
-def _keys(run: Run, runs: Sequence[Run]) -> tuple[str, str]:
-    """(rows, tokens) of a run; where its ledger is silent, another run of the same prepared data may know."""
-    prepared = run.rows.prepared
-    alike = [run, *(other for other in runs if prepared and other.rows.prepared == prepared)]
-    unknown = f"prepared {prepared or run.name}"
-    rows = next((one.rows.valid_rows for one in alike if one.rows.valid_rows), unknown)
-    return rows, next((one.rows.valid_tokens for one in alike if one.rows.valid_tokens), unknown)
 
 
 def _values(results: Results, name: str) -> tuple[float, ...]:
@@ -183,7 +172,7 @@ def _measure(name: str, runs: Sequence[Run], bases: Mapping[tuple[str, str], str
         if len(targets) >= count:
             weights = [float(number) for number in targets[:count]]
         else:
-            notes.append("each example counts alike: these ledgers do not hold the lengths of completions")
+            notes.append("each example counts alike: no run has its final scores, and so no lengths")
     return Measure(
         name=name,
         higher_is_better=name != LOSS,
@@ -202,11 +191,9 @@ def _apart(name: str, groups: Sequence[Sequence[Run]]) -> list[Apart]:
 
 
 def why(one: Rows, other: Rows) -> str:
-    """Why two validation sets are not the same, as far as the ledgers say."""
+    """Why two validation sets are not the same."""
     if one.source != other.source:
         return "other data"
-    if not (one.valid_rows and other.valid_rows):
-        return "other data, another split, tokenizer or length limit: an older ledger does not say which"
     if one.valid_rows != other.valid_rows:
         return "the same data in another split (seed, share or number of rows)"
     return "the same rows under another tokenizer, chat template or length limit"

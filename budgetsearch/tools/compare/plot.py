@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from budgetsearch.tools.compare.bootstrap import Mean
 from budgetsearch.tools.compare.comparison import Compared, Comparison
 from budgetsearch.tools.compare.pairing import LOSS, Run
+from budgetsearch.views.intervals import Estimate
 from budgetsearch.views.report.drawing import Json, Key, layout_of
 from budgetsearch.views.report.peaks import PROCESS_PEAK
 
@@ -87,7 +87,7 @@ def _panel(compared: Compared, found: Comparison, name: str, title: str, cost: C
     layout["xaxis"]["rangemode"] = "tozero"
     layout["yaxis"] |= _axis(compared)
     layout["shapes"] = [
-        _line(compared.means[base].mean, DASHES[place % len(DASHES)][0])
+        _line(compared.means[base].value, DASHES[place % len(DASHES)][0])
         for place, base in enumerate(found.bases.values())
         if base in compared.means
     ]
@@ -100,19 +100,19 @@ def _panel(compared: Compared, found: Comparison, name: str, title: str, cost: C
     return Panel(name, words, points, layout)
 
 
-def _point(run: Run, x: float, mean: Mean, place: int) -> Json:
+def _point(run: Run, x: float, mean: Estimate, place: int) -> Json:
     point: Json = {
         "type": "scatter",
         "mode": "markers",
         "name": escape(run.name),
         "x": [x],
-        "y": [mean.mean],
+        "y": [mean.value],
         "cliponaxis": False,
         "marker": {"color": _colour(place), "size": 11, "symbol": _symbol(place)[0]},
         "hovertemplate": f"{escape(run.name)}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
     }
     if mean.low is not None and mean.high is not None:
-        up, down = max(0.0, mean.high - mean.mean), max(0.0, mean.mean - mean.low)
+        up, down = max(0.0, mean.high - mean.value), max(0.0, mean.value - mean.low)
         point["error_y"] = {"type": "data", "array": [up], "arrayminus": [down], "thickness": 1.5, "width": 5}
     return point
 
@@ -120,8 +120,8 @@ def _point(run: Run, x: float, mean: Mean, place: int) -> Json:
 def _axis(compared: Compared) -> Json:
     """The same for all plots of a measure: room for every interval, of shares never beyond 0 and 1."""
     means = compared.means.values()
-    low = min(mean.mean if mean.low is None else mean.low for mean in means)
-    high = max(mean.mean if mean.high is None else mean.high for mean in means)
+    low = min(mean.value if mean.low is None else mean.low for mean in means)
+    high = max(mean.value if mean.high is None else mean.high for mean in means)
     if compared.measure.name == LOSS and low > 0 and _far_apart(compared):
         margin = (high / low) ** PADDING
         ends = [math.log10(low / margin), math.log10(high * margin)]
@@ -146,5 +146,5 @@ def _symbol(place: int) -> tuple[str, str]:
 
 
 def _far_apart(compared: Compared) -> bool:
-    means = [mean.mean for mean in compared.means.values()]
+    means = [mean.value for mean in compared.means.values()]
     return min(means) > 0 and max(means) / min(means) > FURTHEST

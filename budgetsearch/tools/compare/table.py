@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from budgetsearch.machine.host import gib
-from budgetsearch.tools.compare.bootstrap import Mean
 from budgetsearch.tools.compare.comparison import CAVEATS, Compared, Comparison
 from budgetsearch.tools.compare.pairing import Apart, Run
+from budgetsearch.views.intervals import Estimate
 from budgetsearch.views.report.peaks import PROCESS_PEAK
 
 SHOWN_PAIRS = 12
@@ -77,7 +77,7 @@ def rows(found: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def _cells(name: str, run: Run | None, found: Comparison) -> list[str]:
-    measured = [mean_text(one.means[name], one) if name in one.means else "-" for one in found.compared]
+    measured = [interval_text(one.means[name], one) if name in one.means else "-" for one in found.compared]
     state = [run.state if run else "-"] if _unfinished(found) else []
     return [*measured, *[cost(run) if run else "-" for _, cost in COSTS], *state]
 
@@ -116,7 +116,7 @@ def pair_rows(compared: Compared) -> list[list[str]]:
     return [
         [
             f"{pair.first} against {pair.second}",
-            interval_text(pair.difference, pair.low, pair.high, compared, signed=True),
+            interval_text(Estimate(pair.difference, pair.low, pair.high), compared, signed=True),
             "< 0.001" if pair.adjusted_p < 0.001 else f"{pair.adjusted_p:.3f}",
             compared.better(pair) or "not told apart",
         ]
@@ -143,14 +143,7 @@ def apart_text(apart: Apart) -> str:
     return f"{apart.measure} of {one} with that of {other}: {apart.why}"
 
 
-def mean_text(mean: Mean, compared: Compared) -> str:
-    """A mean with its interval, in the unit of its measure."""
-    return interval_text(mean.mean, mean.low, mean.high, compared)
-
-
-def interval_text(
-    value: float, low: float | None, high: float | None, compared: Compared, *, signed: bool = False
-) -> str:
+def interval_text(found: Estimate, compared: Compared, *, signed: bool = False) -> str:
     """``0.1042 [0.0711, 0.1390]``, or in percent."""
     sign = "+" if signed else ""
 
@@ -158,8 +151,10 @@ def interval_text(
         return f"{100 * number:{sign}.1f}%" if compared.measure.shares else f"{number:{sign}.4f}"
 
     if compared.too_few:
-        return f"{text(value)} [{TOO_FEW}]"
-    return text(value) if low is None or high is None else f"{text(value)} [{text(low)}, {text(high)}]"
+        return f"{text(found.value)} [{TOO_FEW}]"
+    if found.low is None or found.high is None:
+        return text(found.value)
+    return f"{text(found.value)} [{text(found.low)}, {text(found.high)}]"
 
 
 def peak_text(peak_bytes: int | None) -> str:
