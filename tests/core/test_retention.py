@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgetsearch.core.errors import BudgetError
+from budgetsearch.core.events import Entry, SegmentEnded
+from budgetsearch.core.history import retention
+from budgetsearch.core.history.fold import apply, fold
+from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import Checkpoint, best_of, with_checkpoint
+from budgetsearch.core.records import Segment
 from budgetsearch.core.resources.disk import SPARES, most_checkpoints, most_held, need_of
 from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.invariants import check
 from tests.support.factories import Story, params
 from tests.support.simdisk import SimDisk, driver_on
+from tests.support.simulation import make_driver
 
 GAINS = {1: 1.0, 2: 1.5, 4: 2.0, 8: 2.2}
 
@@ -56,6 +64,68 @@ def test_the_sweep_keeps_within_the_bound(held: int, budget: float, gang: int, r
     if not rot:
         assert history.incumbent is not None
         assert disk.stands(str(history.incumbent.best_checkpoint))
+
+
+def wide_run(seed: int, slots: int, max_held: int | None = None) -> list[Entry]:
+    """The events of a run with many workers, of which some segments diverge, crash, or lose a checkpoint."""
+
+    def chance(name: str, segment: Segment) -> float:
+        return random.Random(f"{seed}/{name}/{segment.trial_id}/{segment.rung}").random()
+
+    fates = {0: "diverged", 1: "crashed"}
+    world = SyntheticWorld(
+        seed=seed,
+        fate=lambda s: fates.get(int(40 * chance("fate", s)), "ok"),  # type: ignore[arg-type, return-value]
+        loses=lambda s: chance("loses", s) < 0.02,
+        balks=lambda s: chance("balks", s) < 0.02,
+    )
+    sizes = {"train_rows": 200_000, "train_tokens": 16_000_000, "max_trials": 100_000, "max_held": max_held}
+    driver = make_driver(None, world, budget=300.0, slots=slots, **sizes)
+    driver.run()
+    assert isinstance(driver.ledger, MemoryLedger)
+    return driver.ledger.entries
+
+
+def kept(history: History) -> tuple[object, ...]:
+    """All that forgetting changes."""
+    held = {number: history.trials[number].held for number in history.holders}
+    return held, set(history.dropped), set(history.active), replace(history.retired)
+
+
+@pytest.mark.parametrize(
+    ("seed", "slots", "max_held"), [(0, 1, None), (1, 30, None), (2, 60, None), (3, 40, 20)]
+)
+def test_an_end_that_concerns_nobody_else_leaves_what_looking_at_everybody_leaves(
+    seed: int, slots: int, max_held: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every event of runs with faults: the same checkpoints, the same trials that may go on."""
+    short, whole = History(), History()
+    for entry in wide_run(seed, slots, max_held):
+        apply(short, entry)
+        with monkeypatch.context() as patched:
+            patched.setattr(retention, "_concerns_only", lambda history, states: False)
+            apply(whole, entry)
+        if isinstance(entry.event, SegmentEnded):
+            assert kept(whole) == kept(short)
+
+
+@pytest.mark.parametrize("slots", [40, 160])
+def test_folding_looks_at_all_trials_after_few_ends_however_many_there_are(
+    slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After less than one segment in five of a wide run: a fold takes time in proportion to its length."""
+    entries, looks = wide_run(0, slots), 0
+    forget = retention.forget
+
+    def counted(history: History) -> None:
+        nonlocal looks
+        looks += 1
+        forget(history)
+
+    monkeypatch.setattr(retention, "forget", counted)
+    history = fold(entries)
+    assert len(history.results) > 5 * slots
+    assert looks < len(history.results) / 5
 
 
 def test_a_run_without_a_small_disk_decides_as_if_nobody_had_looked() -> None:

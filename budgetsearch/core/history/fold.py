@@ -63,6 +63,8 @@ def apply(history: History, entry: Entry) -> None:
     history.spent = max(history.spent, entry.at)
     history.wall = entry.wall
     kind = type(entry.event)
+    if kind not in CALM:
+        history.ahead = None
     try:
         ON[kind](history, entry.event)
     except KeyError as error:
@@ -112,7 +114,7 @@ def _trial_added(history: History, event: TrialAdded) -> None:
     micro = taught(history.shrunk, trial.params, trial.micro_batch)
     history.trials[trial.trial_id] = TrialState(trial, micro, added_wall=history.wall)
     history.active[trial.trial_id] = history.trials[trial.trial_id]
-    rule_out_infeasible(history)
+    rule_out_infeasible(history, [history.trials[trial.trial_id]])
 
 
 def _decided(history: History, event: Decided) -> None:
@@ -120,13 +122,13 @@ def _decided(history: History, event: Decided) -> None:
     if isinstance(event.decision, Finish):
         history.full_done += history.full_trials  # the time ended them
         history.full_trials.clear()
+        history.ahead = None
 
 
 def _segment_started(history: History, event: SegmentStarted) -> None:
     segment = event.segment
     state = history.trials[segment.trial_id]
-    state.running = True
-    state.goal = max(state.goal, segment.rung)
+    history.send(state, segment.rung)
     history.running.setdefault(event.job_id, []).append(segment)
     history.running_since.setdefault(event.job_id, history.spent)
     history.job_sizes[event.job_id] = len(history.running[event.job_id])
@@ -139,8 +141,9 @@ def _segment_started(history: History, event: SegmentStarted) -> None:
 
 
 def _note_full_run(history: History, trial_id: int) -> None:
-    if history.plan is not None and history.plan.workers == 1:
+    if history.plan is not None and history.plan.workers == 1 and history.full_trials != [trial_id]:
         history.full_trials.clear()
+        history.ahead = None
     if trial_id not in history.full_trials:
         history.full_trials.append(trial_id)
 
@@ -185,6 +188,11 @@ def _closed(history: History, event: Closed) -> None:
     history.closed = event
 
 
+CALM = frozenset(
+    {TrialAdded, Decided, SegmentStarted, SegmentEnded, Heartbeat, Charged, Noticed, CardWatched}
+)
+"""Events that change what is needed of checkpoints for the trials that they name at the most; where one of
+them changes more its handler says so."""
 ON: Mapping[type[Event], Handler] = {
     Opened: _opened,
     Resumed: _resumed,

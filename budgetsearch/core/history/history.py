@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from budgetsearch.core.events import Closed, Exported, Opened, Scored
@@ -22,6 +23,18 @@ from budgetsearch.core.records import (
 )
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """Who leads, so that whoever does not come up to it concerns nobody."""
+
+    best: tuple[float, int]
+    """The incumbent's loss and number."""
+    second: tuple[float, int]
+    """Loss and negative tokens of the best checkpoint of another trial, which stands in for it."""
+    trials: frozenset[int]
+    """Whose they are."""
+
+
 @dataclass
 class History:
     """The fold of a ledger. Only ``core.history.fold`` changes it; everyone else reads."""
@@ -36,6 +49,12 @@ class History:
     """What counts of the others."""
     ranks: dict[int, list[tuple[float, int]]] = field(default_factory=dict, repr=False, compare=False)
     """By rung: the losses there and whose they are, best first."""
+    reached: Counter[int] = field(default_factory=Counter, repr=False, compare=False)
+    """By rung: how many trials were sent to it or beyond."""
+    passed: set[int] = field(default_factory=set, repr=False, compare=False)
+    """Rungs from which a trial with a loss there was sent on."""
+    ahead: Ahead | None = field(default=None, repr=False, compare=False)
+    """What else an end may concern; None: everything has to be looked at."""
     holders: set[int] = field(default_factory=set, repr=False, compare=False)
     """Trials of which something is on disk."""
     running: dict[int, list[Segment]] = field(default_factory=dict)
@@ -113,17 +132,30 @@ class History:
         """Its place at a rung where its loss is known, from 1."""
         return bisect_left(self.ranks[rung], (state.losses[rung], state.trial_id)) + 1
 
+    def send(self, state: TrialState, rung: int) -> None:
+        """A trial sets out for a rung."""
+        for higher in range(state.goal + 1, rung + 1):
+            self.reached[higher] += 1
+        state.running, state.goal = True, max(state.goal, rung)
+        if new := {known for known in state.losses if known < state.goal} - self.passed:
+            self.passed |= new
+            self.ahead = None
+
     def with_running(self, job: TrainJob) -> History:
         """A copy in which the job's segments have started; this history stays as it is."""
-        changed = {}
-        for segment in job.segments:
-            state = self.trials[segment.trial_id]
-            changed[segment.trial_id] = replace(state, running=True, goal=max(state.goal, segment.rung))
-        trials, active = {**self.trials, **changed}, {**self.active, **changed}
-        running = {**self.running, job.job_id: list(job.segments)}
-        return replace(
-            self, trials=trials, active=active, running=running, last_quantization=job.quantization
+        changed = {s.trial_id: replace(self.trials[s.trial_id]) for s in job.segments}
+        found = replace(
+            self,
+            trials={**self.trials, **changed},
+            active={**self.active, **changed},
+            running={**self.running, job.job_id: list(job.segments)},
+            last_quantization=job.quantization,
+            reached=Counter(self.reached),
+            passed=set(self.passed),
         )
+        for segment in job.segments:
+            found.send(changed[segment.trial_id], segment.rung)
+        return found
 
     def standing(self, state: TrialState) -> str:
         """One word or two for where a trial stands."""

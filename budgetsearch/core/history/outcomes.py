@@ -6,10 +6,11 @@ Parts of the fold: what they change is the history that they are given.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterable
 
 from budgetsearch.core.events import SegmentEnded
 from budgetsearch.core.history.history import History
-from budgetsearch.core.history.retention import forget, lose
+from budgetsearch.core.history.retention import forget_after, lose
 from budgetsearch.core.history.trial import Checkpoint, TrialState, with_checkpoint
 from budgetsearch.core.records import Segment, SegmentResult, cost_class
 from budgetsearch.core.resources.memory import problem, taught
@@ -54,12 +55,13 @@ def segment_ended(history: History, event: SegmentEnded) -> None:
     OUTCOMES[result.status](history, state, segment, result, alone)
     _note_end_of_full_run(history, state, segment, result)
     _note_disk(history, event.job_id, segment, result)
-    forget(history)
+    forget_after(history, state)
 
 
 def _note_disk(history: History, job_id: int, segment: Segment, result: SegmentResult) -> None:
-    if result.checkpoint_out not in (None, segment.checkpoint_in):
+    if history.unwritten and result.checkpoint_out not in (None, segment.checkpoint_in):
         history.unwritten.clear()
+        history.ahead = None
     if result.status == "unwritten":
         history.unwritten.add(job_id)
 
@@ -129,6 +131,9 @@ def _rank(history: History, state: TrialState, rung: int, loss: float) -> None:
         ranked.remove((state.losses[rung], state.trial_id))
     insort(ranked, (loss, state.trial_id))
     state.losses[rung] = loss
+    if state.goal > rung and rung not in history.passed:
+        history.passed.add(rung)
+        history.ahead = None
 
 
 def _ended_early(
@@ -156,7 +161,7 @@ def _ended_out_of_memory(
     if is_infeasible(segment, result):
         state.dead = "infeasible"
         history.refused.append(state.trial.params)
-        rule_out_infeasible(history)
+        rule_out_infeasible(history, history.candidates)
     elif alone:
         state.micro_batch = max(1, segment.micro_batch // 2)
 
@@ -218,11 +223,12 @@ BLAMELESS = frozenset({"lost", "unread", "unwritten", "stranded"})
 """Ends that are nobody's fault: the trial is issued again from the checkpoint that it has."""
 
 
-def rule_out_infeasible(history: History) -> None:
+def rule_out_infeasible(history: History, candidates: Iterable[TrialState]) -> None:
     """What cannot fit never starts."""
-    for state in history.candidates:
+    for state in candidates:
         if history.plan is not None and problem(history.plan, history.refused, state.trial.params):
             state.dead = "infeasible"
+            history.ahead = None
 
 
 def is_infeasible(segment: Segment, result: SegmentResult) -> bool:

@@ -5,9 +5,11 @@ Parts of the fold: what they change is the history that they are given.
 
 from __future__ import annotations
 
-from budgetsearch.core.history.history import History
+from collections.abc import Collection, Iterable
+
+from budgetsearch.core.history.history import Ahead, History
 from budgetsearch.core.history.retired import Retired
-from budgetsearch.core.history.trial import TrialState, fall_back, settle, spares
+from budgetsearch.core.history.trial import TrialState, best_of, fall_back, settle, spares
 from budgetsearch.core.resources.disk import runners_up
 
 
@@ -15,15 +17,17 @@ def contenders(history: History) -> set[int]:
     """Trials that may still run: once a rung has been promoted from, its best and a few behind."""
     states = history.active.values()
     kept = {t.trial_id for t in states if not t.dead and t.trial_id not in history.dropped}
-    eta = history.plan.eta if history.plan else 1
-    for rung in {t.rung for t in states if t.rung >= 0}:
-        if not history.retired.passed[rung] and not any(t.goal > rung and rung in t.losses for t in states):
-            continue
-        reached = history.retired.reached[rung] + sum(1 for t in states if t.goal >= rung)
-        quota = -(-reached // eta) + _runners_up(history)
+    for rung in history.passed:
+        quota = _quota(history, rung)
         here = (t for t in states if t.goal == rung and rung in t.losses)
         kept -= {t.trial_id for t in here if history.place(t, rung) > quota}
     return kept - _beyond_the_disk(history, kept)
+
+
+def _quota(history: History, rung: int) -> int:
+    """So many of a rung's best are kept once it has been promoted from."""
+    eta = history.plan.eta if history.plan else 1
+    return -(-history.reached[rung] // eta) + _runners_up(history)
 
 
 def _beyond_the_disk(history: History, kept: set[int]) -> set[int]:
@@ -74,6 +78,69 @@ def _needed(history: History, open_still: set[int]) -> set[str]:
     return {name for name in wanted if name}
 
 
+def forget_after(history: History, state: TrialState) -> None:
+    """What is not needed after a trial's segment is not on disk from now on.
+
+    With many workers most ends concern nobody else: then nobody else is looked at, so that folding a ledger
+    takes time in proportion to its length.
+    """
+    out = {t.trial_id: t for t in _out_of_quota(history, state)}
+    concerned = {state.trial_id: state, **out}.values()
+    if not _concerns_only(history, concerned):
+        forget(history)
+        return
+    for one in concerned:
+        if (one.dead or one.trial_id in out) and (one.rung >= 0 or one.checkpoint):
+            history.dropped.add(one.trial_id)
+        closed = one.dead or one.trial_id in history.dropped or one.trial_id in history.full_done
+        needed = set() if closed else {one.checkpoint}
+        if one.trial_id in history.full_trials:
+            needed |= {checkpoint.name for checkpoint in one.held[-2:]}
+        _keep(history, one, needed)
+        _retire(history, [one])
+
+
+def _out_of_quota(history: History, state: TrialState) -> list[TrialState]:
+    """The trials that a new loss has pushed beyond what is kept of a rung: one, or the trial itself. All who
+    were beyond it before are out already, as long as nothing else has changed."""
+    found = []
+    for rung in history.passed:
+        quota, ranked = _quota(history, rung), history.ranks.get(rung, ())
+        pushed = [history.trials[number] for _, number in ranked[quota : quota + 1]]
+        if rung in state.losses and history.place(state, rung) > quota:
+            pushed.append(state)
+        found += [t for t in pushed if t.goal == rung and not t.dead and t.trial_id not in history.dropped]
+    return found
+
+
+def _concerns_only(history: History, states: Collection[TrialState]) -> bool:
+    """Whether for all other trials everything is as it was when all were last looked at."""
+    ahead, limit = history.ahead, history.plan.max_held if history.plan else None
+    if ahead is None or history.unwritten or (limit is not None and len(history.holders) > limit):
+        return False
+    for state in states:
+        if state.trial_id in ahead.trials or state.running:
+            return False
+        if state.best_loss is not None and (state.best_loss, state.trial_id) <= ahead.best:
+            return False
+        mine = best_of(state.held)
+        if mine is not None and mine.loss is not None and (mine.loss, -mine.tokens) <= ahead.second:
+            return False
+    return True
+
+
+def _look_ahead(history: History) -> Ahead | None:
+    best = history.incumbent
+    if best is None or best.best_loss is None:
+        return None
+    others = (history.trials[number] for number in history.holders if number != best.trial_id)
+    checkpoints = [(c.loss, -c.tokens, t.trial_id) for t in others for c in t.held if c.loss is not None]
+    if not checkpoints:
+        return None
+    loss, tokens, owner = min(checkpoints)
+    return Ahead((best.best_loss, best.trial_id), (loss, tokens), frozenset((best.trial_id, owner)))
+
+
 def forget(history: History) -> None:
     """What is not needed now is not on disk from now on."""
     open_still = contenders(history)
@@ -82,18 +149,22 @@ def forget(history: History) -> None:
     } - open_still
     needed = _needed(history, open_still)
     for number in list(history.holders):
-        state = history.trials[number]
-        if any(one.name not in needed for one in state.held):
-            state.held = tuple(one for one in state.held if one.name in needed)
-        if not state.held and not state.exported:
-            history.holders.remove(number)
-    _retire(history)
+        _keep(history, history.trials[number], needed)
+    _retire(history, list(history.active.values()))
+    history.ahead = _look_ahead(history)
 
 
-def _retire(history: History) -> None:
-    for state in list(history.active.values()):
-        if (state.dead or state.trial_id in history.dropped) and not state.running:
-            del history.active[state.trial_id]
+def _keep(history: History, state: TrialState, needed: Collection[str | None]) -> None:
+    if any(one.name not in needed for one in state.held):
+        state.held = tuple(one for one in state.held if one.name in needed)
+    if not state.held and not state.exported:
+        history.holders.discard(state.trial_id)
+
+
+def _retire(history: History, states: Iterable[TrialState]) -> None:
+    for state in states:
+        over = state.dead or state.trial_id in history.dropped
+        if over and not state.running and history.active.pop(state.trial_id, None) is not None:
             history.retired.add(state)
 
 
@@ -101,7 +172,8 @@ def recount(history: History) -> None:
     """Something became of many trials at once."""
     history.active, history.retired = dict(history.trials), Retired()
     history.holders = {t.trial_id for t in history.trials.values() if t.held or t.exported}
-    _retire(history)
+    history.ahead = None
+    _retire(history, list(history.active.values()))
 
 
 def lose(history: History, name: str, why: str, *, exported: bool = False) -> None:

@@ -36,10 +36,6 @@ class Retired:
     started: int = 0
     able: Counter[int] = field(default_factory=Counter)
     """Those that did nothing wrong, by the highest rung that they were sent to."""
-    reached: Counter[int] = field(default_factory=Counter)
-    """Sent to the rung or beyond."""
-    passed: Counter[int] = field(default_factory=Counter)
-    """With a loss there, and sent beyond."""
     entered: Counter[int] = field(default_factory=Counter)
     competed: Counter[int] = field(default_factory=Counter)
     first: dict[tuple[int, str], dict[ParamValue, int]] = field(default_factory=dict)
@@ -53,8 +49,6 @@ class Retired:
         if not state.stuck:
             self.able[state.goal] += 1
         for rung in range(state.goal + 1):
-            self.reached[rung] += 1
-            self.passed[rung] += rung in state.losses and state.goal > rung
             self.entered[rung] += has_entered(state, rung)
             self.competed[rung] += has_competed(state, rung)
         for name in STRATA:
