@@ -126,7 +126,9 @@ class Manifest(Part):
     base: Base
     data: Data
     settings: dict[str, Any] = Field(description="Every setting, defaults included; no password.")
-    seed: int = Field(description="Of the split and the order of the data.")
+    seed: int = Field(
+        description="Of the sampler, the trials and the order of the data; the split has its own."
+    )
     card: dict[str, Any] = Field(description="Name, device, usable bytes.")
     machine: dict[str, Any] = Field(description="Python, system, driver.")
     versions: dict[str, str] = Field(description="Every installed package.")

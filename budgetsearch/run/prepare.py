@@ -72,7 +72,7 @@ def prepare_inputs(settings: Settings, say: Say) -> tuple[BaseModel, PreparedDat
     )
     data = prepare(
         base.path,
-        Sources(settings.data, settings.valid, settings.seed, settings.max_rows, settings.valid_share),
+        Sources(settings.data, settings.valid, settings.split_seed, settings.max_rows, settings.valid_share),
         max_length=settings.max_length,
         cache=cache,
         trust_remote_code=settings.trust_remote_code,

@@ -111,7 +111,12 @@ class Settings(BaseModel):
         min_length=1,
     )
     out: Path | None = setting(None, "Run folder to make.", shown="runs/MODEL-TIME")
-    seed: int = setting(0, "Seed of the split, the sampler and the trials.", ge=0)
+    seed: int = setting(0, "Seed of the sampler, the trials and the order of the data.", ge=0)
+    split_seed: int = setting(
+        0,
+        "Seed of the split and of --max-rows, its own so that runs with other seeds have the same rows.",
+        ge=0,
+    )
     max_length: int = setting(
         ...,
         "Longest row in tokens; the rest is cut and counted.",
@@ -243,6 +248,7 @@ class RunSettings(Changes, total=False):
     space: str | os.PathLike[str] | Mapping[str, Any] | Space | None
     out: str | os.PathLike[str] | None
     seed: int | None
+    split_seed: int | None
     max_length: int | None
     batch_size: int | None
     eta: int | None

@@ -13,6 +13,7 @@ import pytest
 
 from budgetsearch.core.errors import DeviceError, SettingsError, SpaceError
 from budgetsearch.run.fields import default_of, takes_of
+from budgetsearch.run.prepare import prepare_inputs
 from budgetsearch.run.settings import RunSettings, Settings, default_out, load_settings
 from tests.support.fake_nvml import FakeNvml, card
 
@@ -221,6 +222,20 @@ def test_a_setting_of_other_trainers_is_told_what_to_give_instead(
     for message in (refusal(tmp_path, {**CPU, name: value}), refusal(tmp_path, CPU, f"{name}: {value}\n")):
         assert "--space own.yaml" in message
         assert "kind: constant" in message
+
+
+def test_the_seed_leaves_the_split_alone(
+    tmp_path: Path, tiny_model: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds are compared on the same rows; --split-seed gives others."""
+    monkeypatch.setenv("BUDGETSEARCH_CACHE", str(tmp_path / "cache"))
+    given = {**CPU, "model": str(tiny_model), "data": str(rows_file), "max_length": 128, "max_rows": 40}
+
+    def rows(**seeds: int) -> dict[str, str]:
+        return prepare_inputs(load(tmp_path, {**given, **seeds}), lambda _: None)[1].valid_hashes()
+
+    assert rows() == rows(seed=1)
+    assert rows() != rows(split_seed=1)
 
 
 def test_a_rung_may_be_a_fraction(tmp_path: Path) -> None:

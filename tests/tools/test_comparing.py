@@ -430,7 +430,7 @@ def test_the_command_compares_ledgers_and_writes_its_files(folders: list[Path], 
     assert code == 0, text
     assert "good against worse" in text
     assert "-0.4000" in text
-    assert "the same data in another split" in text
+    assert "the same data in another split (--split-seed" in text
     assert {"compare.html", "compare.json"} == {path.name for path in out.iterdir()}
     values = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     first, *_ = values["measures"]

@@ -195,7 +195,7 @@ def why(one: Rows, other: Rows) -> str:
     if one.source != other.source:
         return "other data"
     if one.valid_rows != other.valid_rows:
-        return "the same data in another split (seed, share or number of rows)"
+        return "the same data in another split (--split-seed, --valid-share or --max-rows)"
     return "the same rows under another tokenizer, chat template or length limit"
 
 
