@@ -3,6 +3,7 @@
 from budgetsearch.api.runs import (
     Run,
     Trials,
+    list_runs,
     open_history,
     open_run,
     report,
@@ -30,6 +31,7 @@ __all__ = [
     "compare",
     "dashboard",
     "doctor",
+    "list_runs",
     "open_history",
     "open_run",
     "plan",

@@ -29,6 +29,7 @@ from budgetsearch.run.settings import (
 from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.report.write import Reports, write_reports
+from budgetsearch.views.runs import Listed, runs_below
 from budgetsearch.views.tables import TrialRow, final_lines, trial_rows
 
 if TYPE_CHECKING:
@@ -263,6 +264,18 @@ def look(run: PathLike) -> tuple[History, dict[str, Any]]:
     reports = (folder.report_html, folder.report, folder.report_json)
     found["reports"] = [str(path) for path in reports if path.is_file()]
     return history, found
+
+
+def list_runs(folder: PathLike = "runs") -> Listed:
+    """List the runs in and below a folder, newest first, and what cannot be read with the reason.
+
+    Raises:
+        RunFolderError: there is no such folder.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise RunFolderError(f"There is no folder {path}. Name the one in which runs lie.")
+    return runs_below(path)
 
 
 def report(run: PathLike, *, out: PathLike | None = None) -> Reports:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,30 @@ def status(
 
                 command = go_on(run, history)
                 echo(f"No process works on it. Go on with:  {command}")
+
+
+@commands.command(epilog="Example:  budgetsearch runs experiments/ --json")
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="Where the runs lie.", show_default="runs")
+    ] = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs in and below a folder, newest first; what cannot be read is named."""
+    with errors():
+        from budgetsearch import api
+
+        found = api.list_runs(folder)
+        if as_json:
+            echo(json.dumps([dataclasses.asdict(row) for row in found.runs], indent=2))
+        elif found.runs:
+            from budgetsearch.views.runs import runs_table
+
+            console().print(runs_table(found.runs))
+        else:
+            echo(f"There is no run in {folder}. `budgetsearch run --out FOLDER` makes one.")
+    for path, reason in found.skipped:
+        echo(f"skipped {path}: {reason}", err=True)
 
 
 @commands.command(epilog="Example:  budgetsearch report runs/mine")

@@ -9,7 +9,6 @@ from types import TracebackType
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from budgetsearch.core.decisions import Run
@@ -34,6 +33,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Beat, Calibration, Score, SegmentResult
 from budgetsearch.machine.host import gib
 from budgetsearch.views.card import device_of
+from budgetsearch.views.fitted import Fitted
 from budgetsearch.views.report.workers import Accounts
 from budgetsearch.views.tables import answer_lines, clock, trial_table
 from budgetsearch.views.words import SCORING, params_text, phase_of, printable
@@ -144,7 +144,7 @@ class _Screen:
     spent: float = 0.0
     budget: float | None = None
     phase: str = "setup"
-    body: Table | None = None
+    body: Fitted | None = None
     details: tuple[str, ...] = ()
     lines: tuple[str, ...] = field(default=())
 
@@ -163,7 +163,7 @@ class _Screen:
         head = f"{self.phase}   {clock(elapsed)} gone"
         if self.budget is not None:
             head += f"   {clock(self.budget - elapsed)} left of {clock(self.budget)}"
-        parts: list[Text | Table] = [Text(head, style="bold")]
+        parts: list[Text | Fitted] = [Text(head, style="bold")]
         parts += [self.body] if self.body is not None else []
         parts += [Text(line) for line in self.details]
         parts += [Text(line, style="dim") for line in self.lines]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from budgetsearch.core.history.history import History
@@ -16,6 +15,7 @@ from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import PHASES, Params
 from budgetsearch.core.space.space import Space
 from budgetsearch.views.card import adapter_path
+from budgetsearch.views.fitted import Column, Fitted
 from budgetsearch.views.words import (
     CUT_OFF,
     loss_text,
@@ -299,23 +299,25 @@ def summary(history: History, going: bool = True) -> Group:
     return Group(trial_table(history, going=going), Text("\n".join(final_lines(history))))
 
 
-def trial_table(history: History, limit: int = SHOWN_TRIALS, going: bool = True) -> Table:
-    """The trials that got furthest, with their loss at each rung."""
-    rows = trial_rows(history, going)
-    title = f"{len(rows)} trials, {state_of(history, going)}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("trial", justify="right")
-    knobs = Space.parse(history.plan.space).searched if history.plan else ()
-    for name in knobs:
-        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
-    for name in rung_names(history):
-        table.add_column(name.replace(" (", "\n("), justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right")
-    table.add_column("status")
-    for row in rows[:limit]:
-        values = [value_text(row.params.get(name, "-")) for name in knobs]
-        losses = [loss_text(loss) for loss in row.losses]
-        table.add_row(str(row.trial_id), *values, *losses, f"{row.seconds:.0f}", row.status)
-    if len(rows) > limit:
-        table.caption = f"and {len(rows) - limit} more"
-    return table
+def trial_table(history: History, limit: int = SHOWN_TRIALS, going: bool = True) -> Fitted:
+    """The trials that got furthest; where it is narrow, with fewer columns."""
+    every = trial_rows(history, going)
+    rows = every[:limit]
+    names = Space.parse(history.plan.space).searched if history.plan else ()
+    knobs = [
+        Column(name.replace("_", "\n"), [value_text(row.params.get(name, "-")) for row in rows])
+        for name in names
+    ]
+    rungs = [
+        Column(name.replace(" (", "\n("), [loss_text(row.losses[rung]) for row in rows])
+        for rung, name in enumerate(rung_names(history))
+    ]
+    loss = Column("loss", [loss_text(row.loss) for row in rows])
+    trial = Column("trial", [str(row.trial_id) for row in rows])
+    seconds = Column("seconds", [f"{row.seconds:.0f}" for row in rows])
+    status = Column("status", [row.status for row in rows], right=False)
+    choices = [[trial, *knobs, *rungs, seconds, status]]
+    for losses in (rungs, [loss]):
+        choices += [[trial, *knobs[:kept], *losses, status] for kept in range(len(knobs), -1, -1)]
+    caption = f"and {len(every) - limit} more" if len(every) > limit else ""
+    return Fitted(choices, title=f"{len(every)} trials, {state_of(history, going)}", caption=caption)

@@ -21,7 +21,7 @@ from tests.support.command_line import invoke
 
 COMMANDS = (
     *("run", "plan", "resume", "status", "report", "compare", "dashboard", "doctor", "spaces"),
-    *("reproduce", "verify"),
+    *("reproduce", "verify", "runs"),
 )
 
 

@@ -28,6 +28,7 @@ from budgetsearch.views.tables import (
     status_dict,
     summary,
     trial_rows,
+    trial_table,
 )
 from budgetsearch.views.words import phase_of
 from tests.support.factories import MODEL, Story, params, tell_run, whole_run
@@ -186,6 +187,20 @@ def test_the_loading_snippet_is_five_lines_of_python(quantization: str) -> None:
     assert len(lines) == 5
     assert "'org/tiny'" in lines[2]
     assert ("load_in_4bit=True" in lines[2]) == (quantization == "nf4")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_table_of_trials_fits_the_terminal(width: int) -> None:
+    """No line is wider than it, and trial, loss and status stand whole in each row."""
+    screen = Console(file=io.StringIO(), width=width)
+    screen.print(trial_table(whole_run().history))
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    best = next(line.split() for line in lines if line.split()[:1] == ["3"])
+    assert "0.9000" in best
+    assert "done" == best[-1]
+    assert ("1.1000" in " ".join(lines)) and "infeasible" in " ".join(lines)
+    assert (width == 120) == ("seconds" in " ".join(lines))
 
 
 def test_the_final_lines_tell_base_against_adapter() -> None:
