@@ -14,7 +14,7 @@ from html import escape
 from budgetsearch.tools.compare.comparison import Compared, Comparison
 from budgetsearch.tools.compare.pairing import LOSS, Run
 from budgetsearch.views.intervals import Estimate
-from budgetsearch.views.report.drawing import Json, Key, layout_of
+from budgetsearch.views.report.drawing import Json, Key, dots_of, layout_of
 from budgetsearch.views.report.peaks import PROCESS_PEAK
 
 Cost = Callable[[Run], float | None]
@@ -101,16 +101,10 @@ def _panel(compared: Compared, found: Comparison, name: str, title: str, cost: C
 
 
 def _point(run: Run, x: float, mean: Estimate, place: int) -> Json:
-    point: Json = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": escape(run.name),
-        "x": [x],
-        "y": [mean.value],
-        "cliponaxis": False,
-        "marker": {"color": _colour(place), "size": 11, "symbol": _symbol(place)[0]},
-        "hovertemplate": f"{escape(run.name)}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
-    }
+    marker = {"color": _colour(place), "size": 11, "symbol": _symbol(place)[0]}
+    name = escape(run.name)
+    point = dots_of(name, [x], [mean.value], marker, [name], "%{text}<br>%{x:.4g}, %{y:.4g}")
+    point["cliponaxis"] = False
     if mean.low is not None and mean.high is not None:
         up, down = max(0.0, mean.high - mean.value), max(0.0, mean.value - mean.low)
         point["error_y"] = {"type": "data", "array": [up], "arrayminus": [down], "thickness": 1.5, "width": 5}

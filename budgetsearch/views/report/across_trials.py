@@ -16,7 +16,10 @@ from budgetsearch.views.report.drawing import (
     Json,
     Key,
     above,
+    bars_of,
+    dots_of,
     layout_of,
+    line_of,
     memory_unit,
     trial_colours,
     trial_legend,
@@ -57,35 +60,29 @@ def ladder(numbers: Numbers) -> Figure | None:
     return Figure("ladder", data, layout, words, tuple(trial_legend(numbers, "●")))
 
 
+LOSS_AND_TEXT = "loss %{y:.4f}<br>%{text}"
+
+
 def _stayed(trials: Sequence[TrialNumbers]) -> Json:
     points = [(k, x, t) for t in trials for k, x in enumerate(t.rung_losses_nats_per_token) if x is not None]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": "not promoted",
-        "x": [k for k, _, _ in points],
-        "y": [x for _, x, _ in points],
-        "marker": {"color": OTHER, "size": 8},
-        "text": [trial_words(t) for _, _, t in points],
-        "hovertemplate": "loss %{y:.4f}<br>%{text}<extra></extra>",
-    }
+    rungs, losses = [k for k, _, _ in points], [x for _, x, _ in points]
+    words = [trial_words(t) for _, _, t in points]
+    return dots_of("not promoted", rungs, losses, {"color": OTHER, "size": 8}, words, LOSS_AND_TEXT)
 
 
 def _climb(trial: TrialNumbers, colour: str, numbers: Numbers) -> Json:
     points = [(k, x) for k, x in enumerate(trial.rung_losses_nats_per_token) if x is not None]
     reasons = {p.to_rung: p.reason for p in numbers.promotions if p.trial_id == trial.trial_id}
     best = colour == BEST
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": f"trial {trial.trial_id}",
-        "x": [k for k, _ in points],
-        "y": [x for _, x in points],
-        "line": {"color": colour, "width": 3.5 if best else 1.5},
-        "marker": {"color": colour, "size": 10 if best else 7},
-        "text": [f"{html.escape(reasons.get(k, trial.origin))}<br>{trial_words(trial)}" for k, _ in points],
-        "hovertemplate": "loss %{y:.4f}<br>%{text}<extra></extra>",
-    }
+    dots = dots_of(
+        f"trial {trial.trial_id}",
+        [k for k, _ in points],
+        [x for _, x in points],
+        {"color": colour, "size": 10 if best else 7},
+        [f"{html.escape(reasons.get(k, trial.origin))}<br>{trial_words(trial)}" for k, _ in points],
+        LOSS_AND_TEXT,
+    )
+    return {**dots, "mode": "lines+markers", "line": {"color": colour, "width": 3.5 if best else 1.5}}
 
 
 def memory_front(numbers: Numbers) -> Figure | None:
@@ -97,16 +94,14 @@ def memory_front(numbers: Numbers) -> Figure | None:
     front = sorted((t for t in trials if t.on_memory_front), key=lambda t: t.peak_bytes or 0)
     unit, size = memory_unit(max(t.peak_bytes or 0 for t in trials))
     legend = [Key("┄", INK, "Pareto front")]
-    data: list[Json] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "Pareto front",
-            "x": [(t.peak_bytes or 0) / size for t in front],
-            "y": [t.best_loss_nats_per_token for t in front],
-            "line": {"color": INK, "width": 1.5, "shape": "hv", "dash": "dot"},
-            "hoverinfo": "skip",
-        }
+    data = [
+        line_of(
+            "Pareto front",
+            [(t.peak_bytes or 0) / size for t in front],
+            [t.best_loss_nats_per_token for t in front],
+            {"color": INK, "width": 1.5, "shape": "hv", "dash": "dot"},
+            hoverinfo="skip",
+        )
     ]
     for name, symbol, mark in REACHES:
         some = [t for t in trials if _reach(t, top) == name]
@@ -132,20 +127,15 @@ def _memory_points(
     memory: tuple[str, int],
 ) -> Json:
     (name, symbol), (unit, size) = reach, memory
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "x": [(t.peak_bytes or 0) / size for t in trials],
-        "y": [t.best_loss_nats_per_token for t in trials],
-        "marker": {
-            "symbol": symbol,
-            "size": 13 if symbol == "star" else 9,
-            "color": [colours.get(t.trial_id, OTHER) for t in trials],
-        },
-        "text": [trial_words(t) for t in trials],
-        "hovertemplate": f"%{{x:.2f}} {unit}, loss %{{y:.4f}}<br>%{{text}}<extra></extra>",
-    }
+    colour = [colours.get(t.trial_id, OTHER) for t in trials]
+    return dots_of(
+        name,
+        [(t.peak_bytes or 0) / size for t in trials],
+        [t.best_loss_nats_per_token for t in trials],
+        {"symbol": symbol, "size": 13 if symbol == "star" else 9, "color": colour},
+        [trial_words(t) for t in trials],
+        f"%{{x:.2f}} {unit}, {LOSS_AND_TEXT}",
+    )
 
 
 def importance(numbers: Numbers) -> Figure | None:
@@ -154,19 +144,16 @@ def importance(numbers: Numbers) -> Figure | None:
     shares = sorted(numbers.importance.shares.items(), key=lambda item: item[1])
     if not shares:
         return None
-    data: list[Json] = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "y": [html.escape(name.replace("_", " ")) for name, _ in shares],
-            "x": [share for _, share in shares],
-            "text": [f"{share:.0%}" + ("" if name in above else " (chance)") for name, share in shares],
-            "textposition": "outside",
-            "cliponaxis": False,
-            "marker": {"color": [BLUE if name in above else OTHER for name, _ in shares]},
-            "hoverinfo": "skip",
-        }
-    ]
+    bars = bars_of(
+        "importance",
+        [html.escape(name.replace("_", " ")) for name, _ in shares],
+        [share for _, share in shares],
+        text=[f"{share:.0%}" + ("" if name in above else " (chance)") for name, share in shares],
+        textposition="outside",
+        cliponaxis=False,
+        marker={"color": [BLUE if name in above else OTHER for name, _ in shares]},
+        hoverinfo="skip",
+    )
     layout = layout_of("share of the importance", "", height=120 + 34 * len(shares))
     layout["xaxis"] |= {"tickformat": ".0%", "range": [0, max(share for _, share in shares) * 1.3]}
     layout["xaxis"]["tickvals"] = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -174,7 +161,7 @@ def importance(numbers: Numbers) -> Figure | None:
     words = ", ".join(f"{name} {share:.0%}" for name, share in reversed(shares)) + "."
     legend = [Key("■", BLUE, "more than chance gives")] if above else []
     legend += [Key("■", OTHER, "not more than chance gives")] if len(above) < len(shares) else []
-    return Figure("importance", data, layout, words, tuple(legend))
+    return Figure("importance", [bars], layout, words, tuple(legend))
 
 
 def rank_agreement(numbers: Numbers) -> Figure | None:
@@ -192,19 +179,12 @@ def rank_agreement(numbers: Numbers) -> Figure | None:
         losses += [x for _, a, b in known for x in (a, b)]
         colour = FINALISTS[len(data) % len(FINALISTS)]
         upper = "the full run" if pair.upper_rung == len(numbers.rungs) - 1 else f"rung {pair.upper_rung}"
-        legend.append(Key("●", colour, f"rung {pair.lower_rung} and {upper}"))
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": f"rung {pair.lower_rung} and {upper}",
-                "x": [a for _, a, _ in known],
-                "y": [b for _, _, b in known],
-                "text": [str(t.trial_id) for t, _, _ in known],
-                "marker": {"size": 9, "color": colour},
-                "hovertemplate": "trial %{text}: %{x:.4f}, then %{y:.4f}<extra></extra>",
-            }
-        )
+        name = f"rung {pair.lower_rung} and {upper}"
+        legend.append(Key("●", colour, name))
+        lower, higher = [a for _, a, _ in known], [b for _, _, b in known]
+        words = [str(t.trial_id) for t, _, _ in known]
+        hover = "trial %{text}: %{x:.4f}, then %{y:.4f}"
+        data.append(dots_of(name, lower, higher, {"size": 9, "color": colour}, words, hover))
     if not data:
         return None
     layout = layout_of(
@@ -213,5 +193,5 @@ def rank_agreement(numbers: Numbers) -> Figure | None:
     log = {key: layout["yaxis"][key] for key in ("type", "dtick", "tickformat") if key in layout["yaxis"]}
     layout["xaxis"] |= log
     layout["yaxis"].pop("range", None)
-    words = "Losses of the same trials at neighbouring rungs."
-    return Figure("rank_agreement", data, layout, words, tuple(legend))
+    shows = "Losses of the same trials at neighbouring rungs."
+    return Figure("rank_agreement", data, layout, shows, tuple(legend))

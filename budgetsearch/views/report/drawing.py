@@ -99,9 +99,22 @@ def trial_words(trial: TrialNumbers) -> str:
     return f"trial {trial.trial_id}: {html.escape(params_text(trial.params))}"
 
 
-def line_of(name: str, x: list[float], y: list[float], style: Json) -> Json:
-    """A plain line."""
-    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": style}
+def line_of(name: str, x: Sequence[float], y: Sequence[Any], style: Json, **more: Any) -> Json:
+    """A line; ``more``: whatever else plotly's schema has."""
+    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": style, **more}
+
+
+def dots_of(
+    name: str, x: Sequence[float], y: Sequence[Any], marker: Json, text: list[str], hover: str
+) -> Json:
+    """Points; ``hover``: what is told of one, in plotly's template of x, y and text."""
+    trace = {"type": "scatter", "mode": "markers", "name": name, "x": x, "y": y, "marker": marker}
+    return {**trace, "text": text, "hovertemplate": f"{hover}<extra></extra>"}
+
+
+def bars_of(name: str, y: list[Any], x: list[float], **more: Any) -> Json:
+    """Bars from left to right."""
+    return {"type": "bar", "orientation": "h", "name": name, "y": y, "x": x, **more}
 
 
 def note(x: float, text: str, anchor: str) -> Json:

@@ -15,6 +15,8 @@ from budgetsearch.views.report.drawing import (
     Json,
     Key,
     above,
+    bars_of,
+    dots_of,
     layout_of,
     line_of,
     memory_unit,
@@ -91,19 +93,17 @@ def _worker_names(numbers: Numbers) -> list[str]:
 def _phase_bars(numbers: Numbers, group: tuple[str, str, tuple[str, ...]], divisor: float) -> Json:
     name, colour, phases = group
     some = [p for p in numbers.timeline.phases if p.phase in phases]
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "name": name,
-        "y": [0] * len(some),
-        "base": [p.start_seconds / divisor for p in some],
-        "x": [(p.stop_seconds - p.start_seconds) / divisor for p in some],
-        "width": BAR / 2,
-        "marker": {"color": colour},
-        "text": [f"{p.phase}, {p.stop_seconds - p.start_seconds:.1f} s" for p in some],
-        "textposition": "none",
-        "hovertemplate": "%{text}<extra></extra>",
-    }
+    return bars_of(
+        name,
+        [0] * len(some),
+        [(p.stop_seconds - p.start_seconds) / divisor for p in some],
+        base=[p.start_seconds / divisor for p in some],
+        width=BAR / 2,
+        marker={"color": colour},
+        text=[f"{p.phase}, {p.stop_seconds - p.start_seconds:.1f} s" for p in some],
+        textposition="none",
+        hovertemplate="%{text}<extra></extra>",
+    )
 
 
 def _segment_bars(numbers: Numbers, first: int, divisor: float) -> list[Json]:
@@ -111,25 +111,23 @@ def _segment_bars(numbers: Numbers, first: int, divisor: float) -> list[Json]:
     if not spans:
         return []
     return [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": "segments",
-            "y": [first + span.worker + BAR * ((span.member + 0.5) / span.members - 0.5) for span in spans],
-            "base": [span.start_seconds / divisor for span in spans],
-            "x": [(span.stop_seconds - span.start_seconds) / divisor for span in spans],
-            "width": [BAR / span.members for span in spans],
-            "marker": {
+        bars_of(
+            "segments",
+            [first + span.worker + BAR * ((span.member + 0.5) / span.members - 0.5) for span in spans],
+            [(span.stop_seconds - span.start_seconds) / divisor for span in spans],
+            base=[span.start_seconds / divisor for span in spans],
+            width=[BAR / span.members for span in spans],
+            marker={
                 "color": [colours.get(span.trial_id, OTHER) for span in spans],
                 "line": {"color": "white", "width": 1},
             },
-            "text": [str(span.trial_id) for span in spans],
-            "textposition": "inside",
-            "insidetextanchor": "middle",
-            "textangle": 0,
-            "customdata": [_span_words(span) for span in spans],
-            "hovertemplate": "%{customdata}<extra></extra>",
-        }
+            text=[str(span.trial_id) for span in spans],
+            textposition="inside",
+            insidetextanchor="middle",
+            textangle=0,
+            customdata=[_span_words(span) for span in spans],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
     ]
 
 
@@ -147,18 +145,14 @@ def _promotion_marks(numbers: Numbers, first: int, divisor: float) -> list[Json]
     if not some:
         return []
     return [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": "promotion",
-            "x": [span.start_seconds / divisor for span in some],
-            "y": [first + span.worker - BAR / 2 for span in some],
-            "marker": {"symbol": "triangle-down", "size": 11, "color": INK},
-            "text": [
-                f"trial {span.trial_id} to rung {span.rung}: {html.escape(span.reason)}" for span in some
-            ],
-            "hovertemplate": "%{text}<extra></extra>",
-        }
+        dots_of(
+            "promotion",
+            [span.start_seconds / divisor for span in some],
+            [first + span.worker - BAR / 2 for span in some],
+            {"symbol": "triangle-down", "size": 11, "color": INK},
+            [f"trial {span.trial_id} to rung {span.rung}: {html.escape(span.reason)}" for span in some],
+            "%{text}",
+        )
     ]
 
 
@@ -184,36 +178,21 @@ def progress(numbers: Numbers) -> Figure | None:
     colours = trial_colours(numbers)
     title, times, end = _spent(numbers)
     best = [point.best_nats_per_token for point in points]
-    data: list[Json] = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": "a checkpoint's loss",
-            "x": times,
-            "y": [point.loss_nats_per_token for point in points],
-            "marker": {"color": [colours.get(point.trial_id, OTHER) for point in points], "size": 8},
-            "text": [
-                f"trial {p.trial_id}, rung {p.rung}, {p.tokens} tokens<br>at {p.wall_seconds:.0f} s"
-                for p in points
-            ],
-            "hovertemplate": "loss %{y:.4f}<br>%{text}<extra></extra>",
-        },
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "best so far",
-            "x": [*times, end],
-            "y": [*best, best[-1]],
-            "line": {"color": INK, "width": 2, "shape": "hv"},
-            "hoverinfo": "skip",
-        },
-    ]
     losses = [point.loss_nats_per_token for point in points]
+    words = [
+        f"trial {p.trial_id}, rung {p.rung}, {p.tokens} tokens<br>at {p.wall_seconds:.0f} s" for p in points
+    ]
+    marker = {"color": [colours.get(point.trial_id, OTHER) for point in points], "size": 8}
+    style = {"color": INK, "width": 2, "shape": "hv"}
+    data = [
+        dots_of("a checkpoint's loss", times, losses, marker, words, "loss %{y:.4f}<br>%{text}"),
+        line_of("best so far", [*times, end], [*best, best[-1]], style, hoverinfo="skip"),
+    ]
     layout = layout_of(title, "validation loss (nats per token)", height=380, losses=losses)
     layout["xaxis"]["range"] = [0, end * 1.02]
-    words = f"The best loss fell from {best[0]:.4f} to {best[-1]:.4f}.{above(losses)}"
+    shows = f"The best loss fell from {best[0]:.4f} to {best[-1]:.4f}.{above(losses)}"
     legend = (Key("━", INK, "best so far"), *trial_legend(numbers, "●"))
-    return Figure("progress", data, layout, words, legend)
+    return Figure("progress", data, layout, shows, legend)
 
 
 def _spent(numbers: Numbers) -> tuple[str, list[float], float]:
@@ -240,18 +219,16 @@ def memory_over_time(numbers: Numbers) -> Figure | None:
     peak = max(sample.used_bytes for sample in samples)
     size_unit, size = memory_unit(peak)
     legend = [Key("━", BLUE, "memory in use")]
-    data: list[Json] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "memory in use",
-            "x": times,
-            "y": [sample.used_bytes / size for sample in samples],
-            "line": {"color": BLUE, "width": 2},
-            "fill": "tozeroy",
-            "fillcolor": "rgba(31, 95, 168, 0.12)",
-            "hovertemplate": f"%{{y:.2f}} {size_unit}<extra></extra>",
-        }
+    data = [
+        line_of(
+            "memory in use",
+            times,
+            [sample.used_bytes / size for sample in samples],
+            {"color": BLUE, "width": 2},
+            fill="tozeroy",
+            fillcolor="rgba(31, 95, 168, 0.12)",
+            hovertemplate=f"%{{y:.2f}} {size_unit}<extra></extra>",
+        )
     ]
     layout = layout_of(f"time since the start ({unit})", f"memory ({size_unit})", height=320)
     layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
@@ -262,10 +239,8 @@ def memory_over_time(numbers: Numbers) -> Figure | None:
         data.append(line_of("limit", [0.0, times[-1]], [limit, limit], line))
     busy = [(t, s.utilization) for t, s in zip(times, samples, strict=True) if s.utilization is not None]
     if busy:
-        data.append(
-            line_of("utilization", [t for t, _ in busy], [u for _, u in busy], {"color": BEST, "width": 2})
-        )
-        data[-1]["yaxis"] = "y2"
+        moments, shares = [t for t, _ in busy], [u for _, u in busy]
+        data.append(line_of("utilization", moments, shares, {"color": BEST, "width": 2}, yaxis="y2"))
         legend.append(Key("━", BEST, "utilization"))
         layout["height"] = 460
         layout["yaxis"]["domain"] = [0.42, 1.0]
