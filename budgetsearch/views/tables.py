@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,13 +129,9 @@ def rank_correlations(history: History) -> list[tuple[int, int, float | None]]:
 
 def spearman(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     """The rank correlation of two samples; None for fewer than three pairs or no variation."""
-    if len(xs) < 3:
+    if len(xs) < 3 or len(set(xs)) == 1 or len(set(ys)) == 1:
         return None
-    a, b = _ranks(xs), _ranks(ys)
-    mean = (len(a) + 1) / 2
-    cov = sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True))
-    norm = sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b)
-    return None if norm == 0 else float(cov / norm**0.5)
+    return statistics.correlation(_ranks(xs), _ranks(ys))
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
@@ -201,33 +198,14 @@ def status_dict(history: History, going: bool = True) -> dict[str, Any]:
         "reserve_seconds": plan.reserve_seconds if plan else None,
         "ladder": list(plan.ladder) if plan else [],
         "trials": [
-            _trial_dict(row) for row in sorted(trial_rows(history, going), key=lambda row: row.trial_id)
+            {**dataclasses.asdict(row), "losses": list(row.losses)}
+            for row in sorted(trial_rows(history, going), key=lambda row: row.trial_id)
         ],
         "best": None if best is None else _best_dict(best, history),
         "phases": {row.phase: row.seconds for row in phase_rows(history)},
-        "score": _score_dict(history),
-        "card": _card_dict(history),
+        "score": {name: getattr(history.score, name) for name in SCORE_FIELDS} if history.score else None,
+        "card": None if (card := card_row(history)) is None else dataclasses.asdict(card),
         "notices": [text for _, text in history.notices],
-    }
-
-
-def _card_dict(history: History) -> dict[str, Any] | None:
-    row = card_row(history)
-    return None if row is None else dataclasses.asdict(row)
-
-
-def _trial_dict(row: TrialRow) -> dict[str, Any]:
-    return {
-        "trial_id": row.trial_id,
-        "params": dict(row.params),
-        "origin": row.origin,
-        "status": row.status,
-        "rung": row.rung,
-        "loss": row.loss,
-        "losses": list(row.losses),
-        "tokens": row.tokens,
-        "seconds": row.seconds,
-        "peak_bytes": row.peak_bytes,
     }
 
 
@@ -239,13 +217,6 @@ def _best_dict(best: TrialState, history: History) -> dict[str, Any]:
         "tokens": best.best_tokens,
         "adapter_path": adapter_path(history),
     }
-
-
-def _score_dict(history: History) -> dict[str, Any] | None:
-    score = history.score
-    if score is None:
-        return None
-    return {name: getattr(score, name) for name in SCORE_FIELDS}
 
 
 # -------------------------------------------------------------------------- terminals

@@ -16,7 +16,6 @@ from budgetsearch.views.intervals import (
     SEED,
     Estimate,
     bootstrapped,
-    newcombe,
     paired_shares,
     wilson,
 )
@@ -32,9 +31,7 @@ BOOTSTRAP = (
     "completion tokens; the difference is paired by example"
 )
 TOO_FEW = f"no interval: it takes {MIN_EXAMPLES} examples that differ"
-UNWEIGHTED = "no interval: what each example weighs is not recorded"
 PAIRED = "Wilson's intervals; the difference's is Newcombe's for pairs, answer by answer"
-UNPAIRED = "Wilson's intervals; the difference's is Newcombe's, which ignores that the examples are the same"
 FEW_ANSWERS = f"no interval: it takes {MIN_ANSWERS} answers"
 
 
@@ -47,7 +44,7 @@ class LossAnswer:
     difference_nats_per_token: Estimate
     """Adapter less base, on the same examples: below 0 the adapter is better."""
     examples: int
-    """Validation examples behind the intervals; 0: their losses are not known one by one."""
+    """Validation examples behind the intervals."""
     examples_better: int
     """Of them: how many the adapter predicts better than the base."""
     method: str
@@ -113,13 +110,12 @@ class Budget:
     """Of the run, over all its processes: what the deadline is about."""
     charged_seconds: float
     """Every second of the run once, by what it went into; whatever runs at once, they add up to the wall's.
-    Of all workers together: ``Numbers.workers``. In ledgers of an early version they were added up here."""
+    Of all workers together: ``Numbers.workers``."""
     deadline_kept: bool | None
     """Up to now, while the run goes."""
     reserve_seconds: float | None
     phases: tuple[PhaseShare, ...]
     training_share_of_budget: float | None
-    """None where charges of several workers were added up: then it could be more than all."""
     padding_share: float | None
     """Of the positions that were computed in training."""
 
@@ -142,19 +138,16 @@ def answer_of(history: History) -> Answer:
 def budget_of(history: History) -> Budget:
     """Wall seconds and charged seconds, apart."""
     budget = history.opened.budget_seconds if history.opened else None
-    charged = sum(history.charged.values())
     rows = [(row.phase, row.seconds) for row in phase_rows(history)]
     whole = sum(seconds for _, seconds in rows) or 1.0
-    train = history.charged.get("train", 0.0)
-    alone = charged <= history.spent * (1 + 1e-6)
     return Budget(
         budget_seconds=budget,
         wall_seconds=history.spent,
-        charged_seconds=charged,
+        charged_seconds=sum(history.charged.values()),
         deadline_kept=None if budget is None else history.spent <= budget,
         reserve_seconds=history.plan.reserve_seconds if history.plan else None,
         phases=tuple(PhaseShare(name, seconds, seconds / whole) for name, seconds in rows),
-        training_share_of_budget=train / budget if budget and alone else None,
+        training_share_of_budget=history.charged.get("train", 0.0) / budget if budget else None,
         padding_share=padding_share(history),
     )
 
@@ -165,13 +158,11 @@ def budget_of(history: History) -> Budget:
 def _loss(score: Score | None) -> LossAnswer | None:
     if score is None or score.base_loss is None or score.adapter_loss is None:
         return None
-    base, adapter = score.base_example_losses, score.adapter_example_losses
-    weights = score.example_tokens
-    if not base or len(base) != len(adapter) or len(weights) != len(base):
-        plain = (Estimate(score.base_loss), Estimate(score.adapter_loss))
-        difference = Estimate(score.adapter_loss - score.base_loss)
-        return LossAnswer(*plain, difference, 0, 0, UNWEIGHTED)
+    base, adapter, weights = score.base_example_losses, score.adapter_example_losses, score.example_tokens
     differences = [after - before for before, after in zip(base, adapter, strict=True)]
+    if not differences:  # nothing was really scored: a plan played in virtual time
+        plain = (Estimate(score.base_loss), Estimate(score.adapter_loss))
+        return LossAnswer(*plain, Estimate(score.adapter_loss - score.base_loss), 0, 0, TOO_FEW)
     difference = bootstrapped(differences, weights)
     return LossAnswer(
         base_nats_per_token=bootstrapped(base, weights),
@@ -187,14 +178,11 @@ def _accuracy(score: Score | None) -> AccuracyAnswer | None:
     if score is None or score.base_accuracy is None or score.adapter_accuracy is None:
         return None
     count, before, after = score.task_examples, score.base_accuracy, score.adapter_accuracy
-    if count < MIN_ANSWERS:
+    if min(count, len(score.base_grades)) < MIN_ANSWERS:
         plain = (Estimate(before), Estimate(after), Estimate(after - before))
         return AccuracyAnswer(*plain, count, FEW_ANSWERS)
-    base, adapter = wilson(before, count), wilson(after, count)
-    if len(score.base_grades) == len(score.adapter_grades) == count:
-        paired = paired_shares(score.base_grades, score.adapter_grades)
-        return AccuracyAnswer(base, adapter, paired, count, PAIRED)
-    return AccuracyAnswer(base, adapter, newcombe(base, adapter), count, UNPAIRED)
+    paired = paired_shares(score.base_grades, score.adapter_grades)
+    return AccuracyAnswer(wilson(before, count), wilson(after, count), paired, count, PAIRED)
 
 
 def _best(history: History) -> BestTrial | None:

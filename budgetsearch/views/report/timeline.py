@@ -191,11 +191,12 @@ class _Walk:
     def timeline(self) -> Timeline:
         self._settle()
         spans, workers = self._spans()
-        together = workers > 1 or self.charged > self.at * (1 + EPSILON) + EPSILON
         memory, width = binned(self.memory)
         shortest = SHORTEST_SHARE * self.charged
         drawn = [p for p in self.phases if p.stop_seconds - p.start_seconds >= shortest]
-        return Timeline(spans, () if together else tuple(drawn), tuple(self.losses), memory, width, workers)
+        return Timeline(
+            spans, () if workers > 1 else tuple(drawn), tuple(self.losses), memory, width, workers
+        )
 
     def _spans(self) -> tuple[tuple[Span, ...], int]:
         jobs: dict[int, list[tuple[Segment, float, float]]] = {}
