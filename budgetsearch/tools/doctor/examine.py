@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from budgetsearch.tools.doctor import host
-from budgetsearch.tools.doctor.check import SETTLE, Check, attempt, describe, fail, ok
-
-if TYPE_CHECKING:
-    from budgetsearch.core.space.space import Space
-    from budgetsearch.run.settings import Settings
-    from budgetsearch.tools.doctor.hub import Repository
-    from budgetsearch.tools.doctor.model import ModelFacts
+from budgetsearch.core.space.space import Space
+from budgetsearch.machine.detect import detect
+from budgetsearch.machine.host import gib
+from budgetsearch.machine.profiles import profile
+from budgetsearch.run.preflight import INPUTS, largest_adapter, run_need
+from budgetsearch.run.settings import Settings, load_settings
+from budgetsearch.run.spaces import load_space
+from budgetsearch.storage.shared import folder_of, url_of
+from budgetsearch.tools.doctor import card, host, hub, machine, model
+from budgetsearch.tools.doctor.check import Check, attempt, ok
+from budgetsearch.tools.doctor.hub import Repository
+from budgetsearch.tools.doctor.model import ModelFacts
 
 Say = Callable[[Check], None]
 
@@ -45,38 +49,19 @@ def examine(
 
 
 def _checks(given: Mapping[str, Any], cache: Path, config: Path | None) -> Iterator[Check]:
-    try:
-        settings, space = _settings(given, config)
-    except ImportError as error:
-        yield attempt("python", host.python)
-        yield attempt("packages", host.packages)
-        unread = f"cannot be read, so nothing else was looked at: {describe(error)}"
-        yield fail("settings", unread, SETTLE.format("packages"))
-        return
-    yield attempt("python", host.python)
-    yield attempt("packages", host.packages)
-    yield from _card(settings)
-    yield from _model(settings, cache, max(space.ranks))
-    yield from _inputs(settings, space)
-
-
-def _settings(given: Mapping[str, Any], config: Path | None) -> tuple[Settings, Space]:
-    """The settings and their search space."""
-    from budgetsearch.machine.detect import detect
-    from budgetsearch.machine.profiles import profile
-    from budgetsearch.run.settings import load_settings
-    from budgetsearch.run.spaces import load_space
-
     settings = load_settings(given, config)
     if profile(settings.gpu).name == "cpu":
         detect(settings.gpu, settings.device)  # a contradiction between flags, not a fault of the machine
-    return settings, load_space(settings.space)
+    space = load_space(settings.space)
+    yield attempt("python", host.python)
+    yield attempt("packages", host.packages)
+    yield from _card(settings)
+    yield from _model(settings, cache, space)
+    yield from _inputs(settings, space)
 
 
 def _inputs(settings: Settings, space: Space) -> Iterator[Check]:
     """What a run refuses, in its words."""
-    from budgetsearch.run.preflight import INPUTS
-
     for each in INPUTS:
         found = attempt(each.name, partial(each.look, settings, space))
         if isinstance(found, Check):
@@ -86,8 +71,6 @@ def _inputs(settings: Settings, space: Space) -> Iterator[Check]:
 
 
 def _card(settings: Settings) -> Iterator[Check]:
-    from budgetsearch.tools.doctor import card, machine
-
     found = attempt("card", lambda: machine.ask(settings.gpu, settings.device))
     if isinstance(found, Check):
         yield found
@@ -96,14 +79,12 @@ def _card(settings: Settings) -> Iterator[Check]:
         yield attempt(check.__name__, partial(check, found))
 
 
-def _model(settings: Settings, cache: Path, largest_rank: int) -> Iterator[Check]:
-    from budgetsearch.tools.doctor import hub, model
-
+def _model(settings: Settings, cache: Path, space: Space) -> Iterator[Check]:
     asked = attempt("hub", lambda: _repositories(settings))
     repositories = [] if isinstance(asked, Check) else asked
     named = next((r for r in repositories if r.kind == "model"), None)
     facts = attempt("model", lambda: model.look(settings.model, cache, named))
-    places = _places(settings, cache, facts, largest_rank)
+    places = _places(settings, cache, facts, space)
     disks = attempt("disk", lambda: host.disks(places))
     yield from [disks] if isinstance(disks, Check) else disks
     if settings.shared:
@@ -119,38 +100,31 @@ def _model(settings: Settings, cache: Path, largest_rank: int) -> Iterator[Check
 
 def _repositories(settings: Settings) -> list[Repository]:
     """What the Hub says of the model and the data, as far as they are on it."""
-    from budgetsearch.tools.doctor import hub, model
-
     found = [hub.ask_model(settings.model, settings.revision)] if model.on_hub(settings.model) else []
     data = [hub.ask_data(source) for source in (settings.data, settings.valid) if source]
     return found + [repository for repository in data if repository is not None]
 
 
-def _places(
-    settings: Settings, cache: Path, facts: ModelFacts | Check, largest_rank: int
-) -> list[host.Place]:
+def _places(settings: Settings, cache: Path, facts: ModelFacts | Check, space: Space) -> list[host.Place]:
     """The folders that a run writes to, and how much."""
     assert settings.out is not None
     if isinstance(facts, Check):
         return [host.Place("checkpoints", settings.out, None), host.Place("cache", cache, None)]
     model, fetched = facts.fetch_bytes, facts.fetch_bytes or 0
-    places = [_run_place(settings, facts, largest_rank)]
+    places = [_run_place(settings, facts, space)]
     if facts.stored_in is None:
         return [*places, host.Place("cache", cache, model, fetched)]
     return [*places, host.Place("model", facts.stored_in, model, fetched), host.Place("cache", cache, 0)]
 
 
-def _run_place(settings: Settings, facts: ModelFacts, largest_rank: int) -> host.Place:
+def _run_place(settings: Settings, facts: ModelFacts, space: Space) -> host.Place:
     """Where the checkpoints lie, with their usual need, the most that it may come to, and the least."""
-    from budgetsearch.machine.host import gib
-    from budgetsearch.run.preflight import run_need
-    from budgetsearch.storage.shared import folder_of, url_of
-
     assert settings.out is not None
     if url_of(settings.shared):
         return host.Place("the run", settings.out, None)
     where = folder_of(settings.shared) or settings.out
-    if facts.rank_weights is None:
+    if facts.shape is None:
         return host.Place("checkpoints", where, None)
-    need = run_need(settings, facts.rank_weights * largest_rank, 3600.0 * settings.hours)
+    weights = largest_adapter(settings.targets, space, facts.shape)
+    need = run_need(settings, weights, 3600.0 * settings.hours)
     return host.Place(f"checkpoints (at most {gib(need.most)})", where, need.usual, need.least)

