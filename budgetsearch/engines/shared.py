@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
-    CardUse,
     Score,
     ScoreJob,
     Segment,
@@ -36,6 +35,9 @@ from budgetsearch.storage.ownership import SIGN, checkpoint_in
 from budgetsearch.storage.shared import folder_of, open_store
 from budgetsearch.training import sums
 
+if TYPE_CHECKING:
+    from budgetsearch.training.workshop import Workshop
+
 COPIES_BYTES = 8 * 2**30
 """Copies beyond this are removed, the longest unused first; never those of the job at hand."""
 PREFIX = "budgetsearch-copies-"
@@ -43,41 +45,9 @@ LOCK = "lock"
 """In a folder of copies: held as long as its worker lives."""
 
 
-class WorkshopLike(Protocol):
-    """What executes jobs: ``training.workshop.Workshop``, or what stands in for it."""
-
-    def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
-        """Train the job's segments."""
-        ...
-
-    def calibrate(self, job: CalibrateJob) -> Calibration:
-        """Measure one quantization."""
-        ...
-
-    def score(self, job: ScoreJob) -> Score:
-        """Score base and adapter."""
-        ...
-
-    def forget(self, quantization: str) -> None:
-        """Drop a base."""
-        ...
-
-    def use(self) -> CardUse:
-        """What the job did to the card."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the card."""
-        ...
-
-    def peak_bytes(self) -> int:
-        """Peak memory since the job began."""
-        ...
-
-
 def with_shared(
-    setup: WorkerSetup, build: Callable[[WorkerSetup], Any], stopping: Callable[[int], bool]
-) -> Any:
+    setup: WorkerSetup, build: Callable[[WorkerSetup], Workshop], stopping: Callable[[int], bool]
+) -> Workshop | Guard:
     """What ``build`` makes of the setup; where several machines share checkpoints, with a guard before it.
 
     ``stopping(job_id)``: whether a job was cancelled; then the store is not asked again and again.
@@ -153,25 +123,12 @@ class Copies:
 
 @dataclass
 class Guard:
-    """A workshop behind something that concerns checkpoints alone."""
+    """A workshop behind something that concerns checkpoints alone; all else is the workshop's."""
 
-    workshop: WorkshopLike
+    workshop: Workshop
 
-    def forget(self, quantization: str) -> None:
-        """Drop a base."""
-        self.workshop.forget(quantization)
-
-    def use(self) -> CardUse:
-        """What the job did to the card."""
-        return self.workshop.use()
-
-    def peak_bytes(self) -> int:
-        """Peak memory since the job began."""
-        return self.workshop.peak_bytes()
-
-    def close(self) -> None:
-        """Let go of the card."""
-        self.workshop.close()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.workshop, name)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from budgetsearch.core.errors import DeviceError
 from budgetsearch.machine.host import GIB, gib, host_memory
-from budgetsearch.machine.nvml import Driver, Nvml, NvmlCard
+from budgetsearch.machine.nvml import Driver, NvmlCard
 from budgetsearch.machine.profiles import PROFILES, CardProfile, profile
 
 SEVEN_B_BYTES = 20 * GIB
@@ -53,7 +53,7 @@ class Card:
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.uuid}
 
 
-def detect(name: str, device: int | str | None = None, nvml: Nvml | None = None) -> Card:
+def detect(name: str, device: int | str | None = None, nvml: Driver | None = None) -> Card:
     """Find the card that ``--gpu NAME`` means on this machine.
 
     Args:

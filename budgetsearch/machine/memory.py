@@ -175,11 +175,8 @@ def _activation_bytes_per_token(shape: ModelShape, training: Training) -> float:
 
 
 def _adapter_bytes_per_rank(shape: ModelShape, training: Training) -> float:
-    weights = shape.layers * sum(
-        linear.inputs + linear.outputs for linear in shape.targeted(training.targets)
-    )
     cast = 2 if training.compute_bytes == 2 else 0  # autocast keeps a 16-bit copy during a step
-    return float(weights * (ADAPTER_BYTES[training.optimizer] + cast))
+    return float(shape.weights_per_rank(training.targets) * (ADAPTER_BYTES[training.optimizer] + cast))
 
 
 def _logit_bytes(shape: ModelShape, training: Training) -> float:

@@ -1,11 +1,11 @@
-"""NVML behind three calls, so that nothing else knows ``pynvml`` and tests need no card."""
+"""NVML behind three calls: nothing else knows ``pynvml``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from budgetsearch.core.errors import DeviceError
 from budgetsearch.machine.host import host_memory
@@ -17,17 +17,13 @@ LOST = ("NVMLError_GpuIsLost", "NVMLError_ResetRequired")
 GONE = (*LOST, "NVMLError_NotFound", "NVMLError_GpuNotFound", "NVMLError_InvalidArgument")
 """What NVML says of a UUID or a handle that names no card any more: off the bus, or a removed slice."""
 HARMFUL_REASONS = {
-    "SwPowerCap": "power limit",
-    "HwSlowdown": "hardware slowdown",
-    "SwThermalSlowdown": "heat (driver)",
-    "HwThermalSlowdown": "heat (hardware)",
-    "HwPowerBrakeSlowdown": "power brake of the server",
+    "nvmlClocksEventReasonSwPowerCap": "power limit",
+    "nvmlClocksEventReasonHwSlowdown": "hardware slowdown",
+    "nvmlClocksEventReasonSwThermalSlowdown": "heat (driver)",
+    "nvmlClocksEventReasonHwThermalSlowdown": "heat (hardware)",
+    "nvmlClocksEventReasonHwPowerBrakeSlowdown": "power brake of the server",
 }
-"""Why a card may run slower than it can, by the names of NVML's bits; idling and set clocks are no harm."""
-REASON_PREFIXES = ("nvmlClocksEventReason", "nvmlClocksThrottleReason")
-"""The newer name of a bit, then the older one."""
-REASON_CALLS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
-"""Likewise of the question; an old driver does not know the newer one."""
+"""Why a card may run slower than it can; idling and set clocks are no harm."""
 UNDIVIDED = (
     "card {index} is in MIG mode, but has no instance: make one (nvidia-smi mig -cgi PROFILE -C), or turn "
     "the mode off (nvidia-smi -i {index} -mig 0)"
@@ -80,36 +76,13 @@ class Reading:
         return None if self.own_bytes is None else max(0, self.used_bytes - self.own_bytes)
 
 
-class Nvml(Protocol):
-    """What this package asks of the driver."""
-
-    silence: str
-    """Why nothing answers; empty while something does."""
-
-    def cards(self) -> tuple[NvmlCard, ...]:
-        """Every usable card of the machine, slices instead of cards in MIG mode; none without a driver."""
-        ...
-
-    def sample(self, uuid: str, pid: int) -> Reading | None:
-        """A look at one card or slice, from the process ``pid``; None where no driver answers.
-
-        Raises:
-            CardLost: the card does not answer any more.
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of the driver; safe to call twice."""
-        ...
-
-
 class Driver:
-    """The real NVML. It is opened at the first question: no driver, no cards, and no exception."""
+    """NVML, opened at the first question: no driver, no cards, and no exception."""
 
     def __init__(self) -> None:
         self._library: ModuleType | None = None
-        self._handles: dict[str, Any] = {}
         self.silence = ""
+        """Why nothing answers; empty while something does."""
 
     def cards(self) -> tuple[NvmlCard, ...]:
         """Every usable card of the machine, slices instead of cards in MIG mode; none without a driver.
@@ -149,7 +122,7 @@ class Driver:
         if nvml is None:
             return None
         try:
-            handle = self._handle(nvml, uuid)
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
             total, free, used = _memory(nvml, handle)
         except nvml.NVMLError as problem:
             if type(problem).__name__ in GONE:
@@ -181,7 +154,6 @@ class Driver:
     def close(self) -> None:
         """Let go of the driver; safe to call twice."""
         nvml, self._library = self._library, None
-        self._handles.clear()
         if nvml is not None:
             try:
                 nvml.nvmlShutdown()
@@ -203,20 +175,15 @@ class Driver:
             self._library = pynvml
         return self._library
 
-    def _handle(self, nvml: ModuleType, uuid: str) -> Any:
-        if uuid not in self._handles:
-            self._handles[uuid] = nvml.nvmlDeviceGetHandleByUUID(uuid)
-        return self._handles[uuid]
-
 
 def _cards_at(nvml: ModuleType, index: int) -> list[NvmlCard]:
     """The card at an index, or its slices; in MIG mode it may forbid every question about itself."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+    uuid = nvml.nvmlDeviceGetUUID(handle)
     if not _divided(nvml, handle):
         return [_card(nvml, handle, index, uuid, None)]
     parts = _slices(nvml, handle)
-    return [_card(nvml, part, index, _text(nvml.nvmlDeviceGetUUID(part)), uuid) for part in parts]
+    return [_card(nvml, part, index, nvml.nvmlDeviceGetUUID(part), uuid) for part in parts]
 
 
 def _card(nvml: ModuleType, handle: Any, index: int, uuid: str, parent: str | None) -> NvmlCard:
@@ -226,7 +193,7 @@ def _card(nvml: ModuleType, handle: Any, index: int, uuid: str, parent: str | No
         capability = int(major), int(minor)
     except nvml.NVMLError:
         capability = None
-    return NvmlCard(index, _text(nvml.nvmlDeviceGetName(handle)), uuid, total, free, parent, capability)
+    return NvmlCard(index, nvml.nvmlDeviceGetName(handle), uuid, total, free, parent, capability)
 
 
 def _divided(nvml: ModuleType, handle: Any) -> bool:
@@ -248,26 +215,18 @@ def _slices(nvml: ModuleType, handle: Any) -> Iterator[Any]:
 
 
 def _memory(nvml: ModuleType, handle: Any) -> tuple[int, int, int]:
-    """Total, free and used bytes; a card without memory of its own uses the machine's."""
+    """Total, free and used bytes; a card without memory of its own uses the machine's.
+
+    In the second version of the question what the driver keeps for itself is neither free nor used.
+    """
     try:
-        memory = _memory_info(nvml, handle)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     except nvml.NVMLError as problem:
         if type(problem).__name__ != "NVMLError_NotSupported":
             raise
         host = host_memory()
         return host.total_bytes, host.available_bytes, host.total_bytes - host.available_bytes
     return int(memory.total), int(memory.free), int(memory.used)
-
-
-def _memory_info(nvml: ModuleType, handle: Any) -> Any:
-    """What the driver keeps for itself is neither free nor used; an older one counts it as used."""
-    version = getattr(nvml, "nvmlMemory_v2", None)
-    if version is not None:
-        try:
-            return nvml.nvmlDeviceGetMemoryInfo(handle, version=version)
-        except nvml.NVMLError:
-            pass
-    return nvml.nvmlDeviceGetMemoryInfo(handle)
 
 
 def _own(nvml: ModuleType, handle: Any, pid: int) -> int | None:
@@ -281,25 +240,8 @@ def _own(nvml: ModuleType, handle: Any, pid: int) -> int | None:
 
 
 def _reasons(nvml: ModuleType, handle: Any) -> tuple[str, ...]:
-    bits = _reason_bits(nvml, handle)
-    return tuple(word for name, word in HARMFUL_REASONS.items() if bits & _reason_bit(nvml, name))
-
-
-def _reason_bits(nvml: ModuleType, handle: Any) -> int:
-    """All reasons in one number, by the newest question that library and driver know."""
-    questions = [getattr(nvml, name) for name in REASON_CALLS if hasattr(nvml, name)]
-    for question in questions[:-1]:
-        try:
-            return int(question(handle))
-        except nvml.NVMLError as problem:
-            if type(problem).__name__ != "NVMLError_FunctionNotFound":
-                raise
-    return int(questions[-1](handle))
-
-
-def _reason_bit(nvml: ModuleType, name: str) -> int:
-    known = [prefix + name for prefix in REASON_PREFIXES if hasattr(nvml, prefix + name)]
-    return int(getattr(nvml, known[0]))
+    bits = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
+    return tuple(word for name, word in HARMFUL_REASONS.items() if bits & getattr(nvml, name))
 
 
 def _ask(nvml: ModuleType, uuid: str, question: Callable[[], Answer]) -> Answer | None:
@@ -310,7 +252,7 @@ def _ask(nvml: ModuleType, uuid: str, question: Callable[[], Answer]) -> Answer 
         if type(problem).__name__ in LOST:
             raise _lost(uuid, problem) from problem
         return None
-    except getattr(nvml, "NVMLLibraryMismatchError", nvml.NVMLError):  # newer than the driver
+    except nvml.NVMLLibraryMismatchError:  # the package is newer than the driver
         return None
 
 
@@ -319,8 +261,3 @@ def _lost(uuid: str, problem: Exception) -> CardLost:
         f"The card {uuid} does not answer any more ({problem}). Look at nvidia-smi, reset the card "
         "(nvidia-smi --gpu-reset) or reboot, and go on with `budgetsearch resume RUN`."
     )
-
-
-def _text(answer: str | bytes) -> str:
-    """Older versions of the library give bytes."""
-    return answer.decode() if isinstance(answer, bytes) else answer

@@ -12,7 +12,7 @@ import psutil
 
 from budgetsearch.core.records import CardUse
 from budgetsearch.machine.host import MIB, gib, host_memory
-from budgetsearch.machine.nvml import CardLost, Driver, Nvml, Reading
+from budgetsearch.machine.nvml import CardLost, Driver, Reading
 
 INTERVAL = 0.2
 """Seconds between two looks: NVML renews most of its numbers a few times a second."""
@@ -42,7 +42,7 @@ class CardWatcher:
         *,
         limit_bytes: int | None = None,
         notify: Callable[[str], None] = lambda text: None,
-        nvml: Nvml | None = None,
+        nvml: Driver | None = None,
         now: Callable[[], float] = time.monotonic,
         interval: float = INTERVAL,
         own: Callable[[], int] | None = None,

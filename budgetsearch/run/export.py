@@ -7,7 +7,6 @@ another name, and the next process puts it back.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import logging
@@ -18,13 +17,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError, UsageError
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import TrialState
-from budgetsearch.core.ports import Exporter
 from budgetsearch.storage.checkpoint_store import ONCE, CheckpointStore
 from budgetsearch.storage.files import exchange, remedy, sync
 from budgetsearch.storage.ownership import TORN, checkpoint_in, is_known, remove_checkpoints
@@ -33,6 +31,11 @@ from budgetsearch.training import sums
 from budgetsearch.training.sums import ADAPTER_FILES
 from budgetsearch.views.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
 
+LOGGER = logging.getLogger("budgetsearch.storage.shared")
+COPIED = (*sums.ADAPTER_FILES, sums.META_FILE)
+"""Of a checkpoint: what an adapter is made from, and its sums."""
+PAUSE_SECONDS = 60.0
+"""So long a store that did not answer is not swept: the driver has other things to do than wait for it."""
 TOKENIZER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -183,9 +186,9 @@ class AdapterExporter:
 
         remove_checkpoints(self.checkpoint_path, self.owner, useless)
 
-    def with_tokenizer(self, folder: Path) -> AdapterExporter:
+    def with_tokenizer(self, folder: Path) -> Self:
         """The same, with the tokenizer's files from another folder."""
-        return dataclasses.replace(self, tokenizer_files_from=folder)
+        return replace(self, tokenizer_files_from=folder)
 
     # ------------------------------------------------------------------------ the folder
 
@@ -229,21 +232,8 @@ def is_spare(history: History) -> Callable[[str], bool]:
     return spare
 
 
-class Mendable(Exporter, Protocol):
-    """An exporter that can write the adapter again."""
-
-    @property
-    def target(self) -> Path:
-        """Where the adapter stands."""
-        ...
-
-    def with_tokenizer(self, folder: Path) -> Mendable:
-        """The same, with the tokenizer's files from another folder."""
-        ...
-
-
 def mend(
-    exporter: Mendable,
+    exporter: AdapterExporter,
     history: History,
     say: Callable[[str], None],
     tokenizer: Callable[[], Path],
@@ -266,78 +256,42 @@ def mend(
         say(f"it cannot be written again: {error}")
 
 
-LOGGER = logging.getLogger("budgetsearch.storage.shared")
-COPIED = (*sums.ADAPTER_FILES, sums.META_FILE)
-"""Of a checkpoint: what an adapter is made from, and its sums."""
-PAUSE_SECONDS = 60.0
-"""So long a store that did not answer is not swept: the driver has other things to do than wait for it."""
-
-
-def exporter_for(exporter: AdapterExporter, shared: str | None) -> AdapterExporter | SharedExporter:
+def exporter_for(exporter: AdapterExporter, shared: str | None) -> AdapterExporter:
     """The exporter of a run whose checkpoints lie where ``shared`` says: the run's own place.
 
     Raises:
         SettingsError: no package here knows the URL's protocol.
     """
     if url := url_of(shared):
-        return SharedExporter(exporter, open_store(url))
+        return SharedExporter(**vars(exporter), store=open_store(url))
     folder = folder_of(shared)
     if folder is None:
         return exporter
     return replace(exporter, checkpoint_path=folder, owner=place_name(str(shared)))
 
 
-@dataclass
-class SharedExporter:
-    """Exports from copies; implements the driver's ``Exporter``."""
+@dataclass(kw_only=True)
+class SharedExporter(AdapterExporter):
+    """Exports from copies of checkpoints that lie behind a URL."""
 
-    inner: AdapterExporter
     store: CheckpointStore
     clock: Callable[[], float] = time.monotonic
-    _unswept_until: float = -math.inf
+    unswept_until: float = -math.inf
     """The store is left alone until then: it did not answer."""
 
-    @property
-    def target(self) -> Path:
-        """Where the adapter stands."""
-        return self.inner.target
+    def _source(self, state: TrialState) -> tuple[Path, Mapping[str, str]]:
+        """As of a checkpoint here, which is fetched unless the adapter is made from the exported one."""
+        name = state.best_checkpoint
+        if state.exported is None or state.exported.name != name:
+            copy = checkpoint_in(self.checkpoint_path, name)
+            try:
+                sums.check(copy, sums.ADAPTER_FILES)
+            except (CheckpointError, UnreadableError):
+                remove_checkpoints(copy.parent, self.owner, lambda other: other == name)
+                self.store.get(str(name), copy, COPIED)
+        return super()._source(state)
 
-    def with_tokenizer(self, folder: Path) -> SharedExporter:
-        """The same, with the tokenizer's files from another folder."""
-        return replace(self, inner=self.inner.with_tokenizer(folder))
-
-    def export(self, history: History, state: TrialState, *, final: bool) -> str:
-        """Put the trial's best checkpoint on disk as a PEFT adapter; returns its path.
-
-        Raises:
-            CheckpointError: what it would be made from is missing or damaged; the adapter stays as it is.
-            UnreadableError: that cannot be read now.
-            DiskError: it cannot be written; the adapter stays as it is.
-        """
-        self._fetch(state)
-        return self.inner.export(history, state, final=final)
-
-    def damage(self, state: TrialState) -> str:
-        """What is wrong with that from which the trial's adapter would be made; nothing if it is whole.
-
-        Raises:
-            UnreadableError: the store does not answer now.
-        """
-        try:
-            self._fetch(state)
-        except CheckpointError as error:
-            return str(error)
-        return self.inner.damage(state)
-
-    def stands(self, checkpoint: str) -> bool:
-        """Whether the exported adapter is whole and was made from this checkpoint.
-
-        Raises:
-            UnreadableError: it cannot be read now.
-        """
-        return self.inner.stands(checkpoint)
-
-    def missing(self, names: Iterable[str]) -> Mapping[str, str]:
+    def missing(self, names: Iterable[str]) -> dict[str, str]:
         """Which of these checkpoints are obviously not whole, and why; sums are not looked at. Of a store
         that does not answer now nothing is said."""
         try:
@@ -351,11 +305,11 @@ class SharedExporter:
         best = history.incumbent
         kept = best.best_checkpoint if best is not None else None
         remove_checkpoints(
-            self.inner.checkpoint_path,
-            self.inner.owner,
+            self.checkpoint_path,
+            self.owner,
             lambda name: is_known(name, history.trials) and name != kept,
         )
-        if self.inner.keep_checkpoints or self.clock() < self._unswept_until:
+        if self.keep_checkpoints or self.clock() < self.unswept_until:
             return
         spare, store = is_spare(history), replace(self.store, patience=ONCE)
         try:
@@ -363,17 +317,5 @@ class SharedExporter:
                 if spare(name):
                     store.remove(name)
         except DiskError as error:
-            self._unswept_until = self.clock() + PAUSE_SECONDS
+            self.unswept_until = self.clock() + PAUSE_SECONDS
             LOGGER.warning("Checkpoints that nothing needs are still there. %s", error)
-
-    def _fetch(self, state: TrialState) -> None:
-        """Copy what the trial's adapter is made from, unless that is the exported one itself."""
-        name = state.best_checkpoint
-        if state.exported is not None and state.exported.name == name:
-            return
-        copy = checkpoint_in(self.inner.checkpoint_path, name)
-        try:
-            sums.check(copy, sums.ADAPTER_FILES)
-        except (CheckpointError, UnreadableError):
-            remove_checkpoints(copy.parent, self.inner.owner, lambda other: other == name)
-            self.store.get(str(name), copy, COPIED)

@@ -56,7 +56,7 @@ from budgetsearch.views.study.storage import resumed_storage
 if TYPE_CHECKING:
     from budgetsearch.core.ports import Engine
     from budgetsearch.run.driver import Driver
-    from budgetsearch.run.export import AdapterExporter, SharedExporter
+    from budgetsearch.run.export import AdapterExporter
     from budgetsearch.views.study.follower import Follower
 
 LOGGER = logging.getLogger("budgetsearch.run.session")
@@ -333,7 +333,7 @@ def _await_views(watchers: Sequence[Watcher], follower: Follower | None, timing:
 # --------------------------------------------------------------------------------- the end
 
 
-def exporter_of(folder: RunFolder, opened: Opened, tokenizer: Path) -> AdapterExporter | SharedExporter:
+def exporter_of(folder: RunFolder, opened: Opened, tokenizer: Path) -> AdapterExporter:
     """What exports the adapters of a run; ``tokenizer``: a folder with the files of its tokenizer."""
     from budgetsearch.run.export import AdapterExporter, exporter_for
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Va
 from budgetsearch.core.errors import SettingsError, UntrustedCode, nearest
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import detect
-from budgetsearch.machine.nvml import Nvml
+from budgetsearch.machine.nvml import Driver
 from budgetsearch.machine.profiles import CardProfile, profile
 from budgetsearch.run.fields import (
     default_of,
@@ -272,7 +272,7 @@ def load_settings(
     overrides: Mapping[str, Any],
     config: Path | None = None,
     cwd: Path | None = None,
-    nvml: Nvml | None = None,
+    nvml: Driver | None = None,
 ) -> Settings:
     """The settings of a run: ``overrides`` over the file over the card's profile over defaults.
 
@@ -382,7 +382,7 @@ def _check_keys(values: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _profile(settings: Settings, nvml: Nvml | None) -> CardProfile:
+def _profile(settings: Settings, nvml: Driver | None) -> CardProfile:
     """The profile that fills in what nobody decided; only ``auto`` looks at the machine."""
     found = profile(settings.gpu)
     return detect("auto", settings.device, nvml).profile if found.name == "auto" else found

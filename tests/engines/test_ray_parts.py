@@ -560,7 +560,7 @@ def test_a_fleet_that_leaves_is_not_ended_by_the_hub_that_goes(
 
     told = SimpleNamespace(told=SimpleNamespace(remote=lambda timeout: None))
     monkeypatch.setattr(fleet, "LEAVING", leaving)
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=get))
+    monkeypatch.setattr(fleet, "ray", SimpleNamespace(get=get))
     monkeypatch.setattr(fleet.os, "_exit", ended.append)
     fleet._listen(told, SimpleNamespace(write=said.append))  # type: ignore[arg-type]
     assert (codes, len(codes)) == (ended, len(said))

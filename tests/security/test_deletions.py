@@ -172,15 +172,17 @@ def exporter(tmp_path: Path, checkpoints: Path, owner: str = "mine") -> AdapterE
 
 SWEEPS: dict[str, Callable[[AdapterExporter], None]] = {
     "on one machine": lambda inner: inner.sweep(whole_run().history),
-    "behind a URL": lambda inner: SharedExporter(inner, _empty_store()).sweep(whole_run().history),
+    "behind a URL": lambda inner: _shared(inner).sweep(whole_run().history),
     "everything": lambda inner: remove_checkpoints(inner.checkpoint_path, inner.owner, lambda name: True),
 }
 
 
-def _empty_store() -> CheckpointStore:
+def _shared(exporter: AdapterExporter) -> SharedExporter:
+    """The same of a run whose checkpoints lie behind a URL, where there are none."""
     import fsspec
 
-    return CheckpointStore("memory://nothing", fsspec.filesystem("memory"), "/nothing")
+    store = CheckpointStore("memory://nothing", fsspec.filesystem("memory"), "/nothing")
+    return SharedExporter(**vars(exporter), store=store)
 
 
 @pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)
@@ -230,7 +232,7 @@ def test_a_ledger_names_no_folder_outside_by_the_name_of_a_checkpoint(tmp_path: 
     best = dataclasses.replace(best, best_checkpoint=name, exported=None)
     claim(tmp_path / "copies", "mine")
     inner = exporter(tmp_path, tmp_path / "copies")
-    for found in (inner, SharedExporter(inner, _empty_store())):
+    for found in (inner, _shared(inner)):
         with pytest.raises(CheckpointError, match="is not the name of a checkpoint"):
             found.export(story.history, best, final=True)
 

@@ -631,11 +631,14 @@ class House:
     store: CheckpointStore
 
     @property
-    def exporter(self) -> SharedExporter:
-        inner = AdapterExporter(
+    def inner(self) -> AdapterExporter:
+        return AdapterExporter(
             self.root / "run", self.copies, MODEL, FACTS["data"], self.root / "model", owner="mine"
         )
-        return SharedExporter(inner, self.store)
+
+    @property
+    def exporter(self) -> SharedExporter:
+        return SharedExporter(**vars(self.inner), store=self.store)
 
     @property
     def copies(self) -> Path:
@@ -677,7 +680,7 @@ def test_a_best_checkpoint_that_is_gone_is_recorded_as_lost(house: House) -> Non
     name, said = house.best.best_checkpoint, [""][:0]
     away = troubled(house.store, lambda method, *args: (_ for _ in ()).throw(PermissionError("no answer")))
     incumbent = Incumbent(
-        SharedExporter(house.exporter.inner, away), lambda event: None, lambda: house.story.history
+        dataclasses.replace(house.exporter, store=away), lambda event: None, lambda: house.story.history
     )
     incumbent.look_round()
     assert incumbent.best() is None
@@ -711,7 +714,7 @@ def test_a_sweep_that_fails_ends_nothing(house: House, time: Time, caplog: pytes
         asked[0] += method == "invalidate_cache"
         raise TimeoutError("no answer")
 
-    exporter = SharedExporter(house.exporter.inner, troubled(house.store, away), time)
+    exporter = dataclasses.replace(house.exporter, store=troubled(house.store, away), clock=time)
     for now, times in ((0.0, 1), (59.0, 1), (61.0, 2)):
         time.now = now
         exporter.sweep(house.story.history)
@@ -731,9 +734,9 @@ def test_a_damaged_adapter_is_mended_from_the_store(house: House) -> None:
 
 def test_with_a_folder_there_is_nothing_between(house: House, tmp_path: Path) -> None:
     """Checkpoints are read where the workers wrote them; without --shared nothing changes."""
-    inner = house.exporter.inner
+    inner = house.inner
     shared = exporter_for(inner, str(tmp_path / "workers"))
-    assert isinstance(shared, AdapterExporter)
+    assert not isinstance(shared, SharedExporter)
     assert {} == shared.missing([house.best.best_checkpoint])
     assert exporter_for(inner, None) is inner
     assert isinstance(exporter_for(inner, house.store.url), SharedExporter)

@@ -94,9 +94,9 @@ class FakeCard:
 class FakePynvml(ModuleType):
     """The module. What is public in it, the real one has too."""
 
-    def __init__(self, *cards: FakeCard, init_error: int | None = None, bytes_names: bool = False) -> None:
+    def __init__(self, *cards: FakeCard, init_error: int | None = None) -> None:
         super().__init__("pynvml")
-        self._cards, self._init_error, self._bytes = list(cards), init_error, bytes_names
+        self._cards, self._init_error = list(cards), init_error
         self._users = 0
         self._calls: list[str] = []
         self._old_driver: set[str] = set()
@@ -107,7 +107,6 @@ class FakePynvml(ModuleType):
             setattr(self, f"NVML_ERROR_{_shout(ERRORS[number][0])}", number)
         for name, bit in REASONS.items():
             setattr(self, f"nvmlClocksEventReason{name}", bit)
-            setattr(self, f"nvmlClocksThrottleReason{name}", bit)
         self.NVML_TEMPERATURE_GPU = 0
         self.nvmlMemory_v2 = 0x02000028
         for card in self._cards:
@@ -132,9 +131,6 @@ class FakePynvml(ModuleType):
         self._ask(call, card)
         if card.parent is not None:
             raise NVMLError(3)
-
-    def _text(self, text: str) -> str | bytes:
-        return text.encode() if self._bytes else text
 
     def nvmlInit(self) -> None:  # noqa: N802
         self._calls.append("nvmlInit")
@@ -162,25 +158,22 @@ class FakePynvml(ModuleType):
             raise NVMLError(6)
         return found[0]
 
-    def nvmlDeviceGetName(self, handle: FakeCard) -> str | bytes:  # noqa: N802
+    def nvmlDeviceGetName(self, handle: FakeCard) -> str:  # noqa: N802
         self._ask("nvmlDeviceGetName", handle)
-        return self._text(handle.name)
+        return handle.name
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: FakeCard) -> tuple[int, int]:  # noqa: N802
         self._ask("nvmlDeviceGetCudaComputeCapability", handle)
         return handle.capability
 
-    def nvmlDeviceGetUUID(self, handle: FakeCard) -> str | bytes:  # noqa: N802
+    def nvmlDeviceGetUUID(self, handle: FakeCard) -> str:  # noqa: N802
         self._ask("nvmlDeviceGetUUID", handle)
-        return self._text(handle.uuid)
+        return handle.uuid
 
     def nvmlDeviceGetMemoryInfo(self, handle: FakeCard, version: int | None = None) -> Any:  # noqa: N802
         self._ask("nvmlDeviceGetMemoryInfo", handle)
         free = handle.total - handle.reserved - handle.used
-        if version is None:
-            return SimpleNamespace(total=handle.total, free=free, used=handle.total - free)
-        if "nvmlDeviceGetMemoryInfo_v2" in self._old_driver:
-            raise NVMLError(13)
+        assert version == self.nvmlMemory_v2
         return SimpleNamespace(total=handle.total, free=free, used=handle.used, reserved=handle.reserved)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeCard) -> list[Any]:  # noqa: N802
@@ -208,10 +201,6 @@ class FakePynvml(ModuleType):
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: FakeCard) -> int:  # noqa: N802
         self._of_a_whole_card("nvmlDeviceGetCurrentClocksEventReasons", handle)
-        return handle.reasons
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: FakeCard) -> int:  # noqa: N802
-        self._of_a_whole_card("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
         return handle.reasons
 
     def nvmlDeviceGetMigMode(self, device: FakeCard) -> list[int]:  # noqa: N802
@@ -242,18 +231,6 @@ def public(module: FakePynvml) -> dict[str, Any]:
     known = {*vars(module), *dir(type(module))}
     names = [name for name in sorted(known) if name.startswith(("nvml", "NVML"))]
     return {name: getattr(module, name) for name in names}
-
-
-def without(module: FakePynvml, *names: str) -> FakePynvml:
-    """The fake as an older package has it, without these names."""
-
-    class Older(ModuleType):
-        def __getattr__(self, name: str) -> Any:
-            if name in names:
-                raise AttributeError(name)
-            return getattr(module, name)
-
-    return Older("pynvml")  # type: ignore[return-value]
 
 
 def _shout(name: str) -> str:

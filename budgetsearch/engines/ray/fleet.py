@@ -26,6 +26,7 @@ import ray
 from ray import tune
 
 from budgetsearch.core.codec import decode, encode
+from budgetsearch.engines.ray.hub import Hub
 from budgetsearch.engines.ray.lane import Lane
 from budgetsearch.engines.ray.messages import Down, FleetSpec, Up
 from budgetsearch.engines.worker import Pipe, die_with_parent
@@ -55,7 +56,8 @@ ENVIRONMENT: Mapping[str, str] = {
 ALONE: Mapping[str, str] = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """A local cluster listens on loopback only: Ray asks nobody for a password."""
 LEAVING = threading.Event()
-"""Set when this process ends on purpose: Ray's calls fail then, and that is no news."""
+"""Set when this process ends on purpose: Ray's calls fail then, and that is no news.
+Of the module, for Tune copies the objects that it is given."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -99,8 +101,6 @@ class Inbox:
 
 
 def _run(spec: FleetSpec, pipe: Pipe, inbox: Inbox) -> None:
-    import ray
-
     namespace = f"budgetsearch-{uuid.uuid4().hex[:8]}"
     context = _connect(spec, namespace)
     for number in STOPPING:  # Ray has set its own; they are the driver's to handle
@@ -110,8 +110,6 @@ def _run(spec: FleetSpec, pipe: Pipe, inbox: Inbox) -> None:
         return
     spec = replace(spec, lanes=spec.lanes or max(1, _gpus(spec)))
     pipe.write(encode(Up(context.address_info["address"], spec.lanes, context.dashboard_url or "")))
-    from budgetsearch.engines.ray.hub import Hub
-
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
@@ -128,8 +126,6 @@ def _run(spec: FleetSpec, pipe: Pipe, inbox: Inbox) -> None:
 def _connect(spec: FleetSpec, namespace: str) -> Any:
     """Join the cluster, or start one that ends with this process."""
     _await_head(spec.address)
-    import ray
-
     quiet = {"namespace": namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if spec.address:
         return ray.init(address=spec.address, **quiet)
@@ -174,15 +170,11 @@ def _shortage(spec: FleetSpec) -> str:
 
 def _gpus(spec: FleetSpec) -> int:
     """How many GPUs Ray sees now, for lanes that take some."""
-    import ray
-
     return 0 if spec.gpu == "cpu" else int(ray.cluster_resources().get("GPU", 0))
 
 
 def _listen(hub: Any, pipe: Pipe) -> None:
     """Pass on what the lanes say."""
-    import ray
-
     try:
         while not LEAVING.is_set():
             for message in ray.get(hub.told.remote(LISTEN_SECONDS)):
@@ -196,8 +188,6 @@ def _listen(hub: Any, pipe: Pipe) -> None:
 
 def _order(hub: Any, order: Mapping[str, Any]) -> None:
     """Pass on what the driver says."""
-    import ray
-
     try:
         ray.get(hub.order.remote([order]))
     except Exception:  # the hub is gone: the listener says so
@@ -206,9 +196,6 @@ def _order(hub: Any, order: Mapping[str, Any]) -> None:
 
 def _end(hub: Any) -> None:
     """The driver says no more: let the lanes go, and do not wait for long."""
-    import ray
-
-    ENDING.set()
     LEAVING.set()
     threading.Timer(CLOSE_SECONDS, _leave).start()
     try:
@@ -219,20 +206,11 @@ def _end(hub: Any) -> None:
 
 def _leave() -> None:
     """Leave Ray, a local cluster's processes included, and end."""
-    import ray
-
     LEAVING.set()
     try:
         ray.shutdown()
     finally:
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
-
-ENDING = threading.Event()
-"""Set when the fleet is to end. Of the module, for Tune copies the objects that it is given."""
 
 
 class Ending(tune.Stopper):  # type: ignore[misc]
@@ -244,7 +222,7 @@ class Ending(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Whether the fleet is to end."""
-        return ENDING.is_set()
+        return LEAVING.is_set()
 
 
 def keep_lanes(spec: FleetSpec, hub: str, namespace: str) -> None:
@@ -297,3 +275,9 @@ def local_cpus(lanes: int) -> int:
 
 def _name(trial: Any) -> str:
     return f"lane-{trial.config['lane']}"
+
+
+if __name__ == "__main__":
+    from budgetsearch.engines.ray import fleet
+
+    fleet.main()  # of the module by its name, under which Tune finds ``Ending`` again

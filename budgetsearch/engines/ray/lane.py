@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import tune
@@ -43,7 +43,7 @@ class HubLine:
         self._asked: Any = None
 
     def orders(self, timeout: float) -> Sequence[Mapping[str, Any]] | None:
-        """See ``hands.Line``."""
+        """Orders that have arrived; waits so many seconds for the first. None: the fleet ends."""
         if self._asked is None:
             self._asked = self._hub.orders.remote(self._lane, ANSWER_SECONDS / 2)
         ready, _ = ray.wait([self._asked], timeout=timeout)
@@ -54,7 +54,7 @@ class HubLine:
         return found
 
     def tell(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """See ``hands.Line``."""
+        """Send messages to the driver."""
         ray.get(self._hub.tell.remote(messages), timeout=ANSWER_SECONDS)
 
 
@@ -134,18 +134,6 @@ Row = Mapping[str, Any]
 """One result for Ray Tune."""
 
 
-class Line(Protocol):
-    """A lane's connection to the hub."""
-
-    def orders(self, timeout: float) -> Sequence[Mapping[str, Any]] | None:
-        """Orders that have arrived; waits so many seconds for the first. None: the fleet ends."""
-        ...
-
-    def tell(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Send messages to the driver."""
-        ...
-
-
 class Hands:
     """Takes jobs off the line, has them run by a worker process, and reports.
 
@@ -156,7 +144,7 @@ class Hands:
     def __init__(
         self,
         hello: Hello,
-        line: Line,
+        line: HubLine,
         engine: LocalEngine,
         fit: Callable[[WorkerSetup], WorkerSetup] = lambda setup: setup,
         clock: Callable[[], float] = time.monotonic,
