@@ -24,7 +24,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.storage.checkpoint_store import ONCE, CheckpointStore
-from budgetsearch.storage.files import exchange, remedy, sync
+from budgetsearch.storage.files import exchange, remedy, sha256_of, sync
 from budgetsearch.storage.ownership import TORN, checkpoint_in, is_known, remove_checkpoints
 from budgetsearch.storage.shared import folder_of, open_store, place_name, url_of
 from budgetsearch.training import sums
@@ -96,7 +96,7 @@ class AdapterExporter:
             copied = sums.write_sums(self._new)
             if wrong := [name for name in ADAPTER_FILES if copied[name] != known[name]]:
                 shutil.rmtree(self._new, ignore_errors=True)
-                if sums.sha256(source / wrong[0]) == known[wrong[0]]:
+                if sha256_of(source / wrong[0]) == known[wrong[0]]:
                     raise OSError(errno.EIO, "the copy is not what was copied", str(source / wrong[0]))
                 raise CheckpointError(f"The checkpoint {source} is damaged: {wrong[0]} has changed.")
             for path in (*self._new.iterdir(), self._new):

@@ -98,7 +98,7 @@ def build(history: History, folder: RunFolder, adapter: Adapter | None = None) -
     settings = _settings(opened.settings, folder.path)
     return Manifest(
         adapter=adapter or _adapter(history, folder, last.tokens),
-        base=_base(facts["model"], inputs["base"], folder.path),
+        base=Base(**{**facts["model"], **inputs["base"], **_placed(facts["model"], folder.path)}),
         data=_data(facts["data"], inputs, folder.path),
         settings=settings,
         seed=int(settings["seed"]),
@@ -172,9 +172,7 @@ def _scores(history: History, last: SegmentResult) -> Scores | None:
     scored = best is not None and best.best_checkpoint == done.checkpoint and _measured(score)
     if score is not None and scored:
         first = history.plan.task_examples if history.plan else 0
-        names = set(Scores.model_fields) - {"final", "micro_batch", "first_answers"}
-        found = {name: getattr(score, name) for name in names}
-        return Scores(final=True, first_answers=first, **{**common, **found})
+        return Scores(final=True, first_answers=first, **{**vars(score), **common})
     if last.loss is None:
         return None
     return Scores(
@@ -195,36 +193,22 @@ def _measured(score: Score | None) -> bool:
 # --------------------------------------------------------------------------------- inputs
 
 
-def _base(model: Mapping[str, Any], inputs: Mapping[str, Any], folder: Path) -> Base:
-    return Base(
-        source=_name(model["source"]),
-        path=_path(model["source"], folder),
-        revision=model["revision"],
-        licence=model["licence"],
-        origin=inputs["origin"],
-        sha256=model["sha256"],
-        files=tuple(File(**file) for file in inputs["files"]),
-    )
-
-
 def _data(data: Mapping[str, Any], inputs: Mapping[str, Any], folder: Path) -> Data:
-    sources = [
-        Source(
-            role=found["role"],
-            source=_name(found["source"]),
-            path=_path(found["source"], folder),
-            file=found["file"] and File(**found["file"]),
-        )
-        for found in inputs["sources"]
-    ]
     rows = inputs["rows"]
     return Data(
-        sources=tuple(sources),
+        sources=tuple(Source(**{**found, **_placed(found, folder)}) for found in inputs["sources"]),
         source_sha256=data["source_sha256"],
         template=data["template"],
         train=Rows(sha256=rows["train_sha256"], stats=data["train"]),
         valid=Rows(sha256=rows["valid_sha256"], stats=data["valid"]),
     )
+
+
+def _placed(facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The source of which these facts tell, as the manifest names it."""
+    source = facts["source"]
+    path = _path(source, folder)
+    return {"source": source if path is None else Path(source).name, "path": path}
 
 
 def _settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -242,32 +226,15 @@ def _settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _path(source: str, folder: Path) -> str | None:
-    """A local source as it is seen from the run folder; None for others. A run keeps local paths absolute.
+    """A local source as it is seen from the run folder, whatever links lead to the two, so that a project may
+    move as a whole; None for others. A run keeps local paths absolute.
 
-    ``..`` is what lies above the folder itself, not above a link to it. Of the ways that lead there the one
-    that climbs least is taken, so that a project may move as a whole, whatever links it has.
+    ``..`` is what lies above the folder itself, not above a link to it.
     """
     if not Path(source).is_absolute():
         return None
-    real = os.path.realpath(folder)
     above, name = os.path.split(source)
-    plain = os.path.relpath(os.path.join(os.path.realpath(above), name), real)
-    ways = (os.path.relpath(source, folder.absolute()), os.path.relpath(source, real), plain)
-    return min((way for way in ways if _leads(real, way, source)), key=_climbs, default=plain)
-
-
-def _leads(folder: str, way: str, source: str) -> bool:
-    with suppress(OSError):
-        return os.path.samefile(os.path.join(folder, way), source)
-    return False
-
-
-def _climbs(way: str) -> int:
-    return Path(way).parts.count(os.pardir)
-
-
-def _name(source: str) -> str:
-    return Path(source).name if Path(source).is_absolute() else source
+    return os.path.relpath(os.path.join(os.path.realpath(above), name), os.path.realpath(folder))
 
 
 def _versions(path: Path) -> dict[str, str]:

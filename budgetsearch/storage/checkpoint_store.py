@@ -8,7 +8,6 @@ upload of the same checkpoint never spoils the first.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
 from budgetsearch.core.secrets import without_secrets
-from budgetsearch.storage.files import fresh_folder, remedy
+from budgetsearch.storage.files import fresh_folder, remedy, sha256_of
 from budgetsearch.storage.ownership import FORMAT, SIGN
 
 MARKER = "checkpoint.json"
@@ -244,7 +243,7 @@ class CheckpointStore:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                     raise  # the disk here
                 raise unreadable(f"{self.url}/{name} cannot be read", error, self.url) from error
-            if target.stat().st_size == facts["bytes"] and _sha256(target) == facts["sha256"]:
+            if target.stat().st_size == facts["bytes"] and sha256_of(target) == facts["sha256"]:
                 return
         raise CheckpointError(f"The checkpoint {self.url}/{name} is damaged: {target.name} has changed.")
 
@@ -276,13 +275,8 @@ class CheckpointStore:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    digits = _sha256(path)
+    digits = sha256_of(path)
     return {"object": f"{digits[:16]}-{path.name}", "bytes": path.stat().st_size, "sha256": digits}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_plain(name: str) -> bool:

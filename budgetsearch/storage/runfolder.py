@@ -16,7 +16,6 @@ from typing import Any
 
 from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError
 from budgetsearch.core.secrets import shown_settings
-from budgetsearch.storage.backup import backup_of
 from budgetsearch.storage.files import remove_empty, replace_file, unwritable
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.lock import RunLock, held
@@ -38,76 +37,47 @@ RAY_OWN = re.compile(r"ray\.log|worker-\d+\.log|lanes-[\w-]+")
 """What it may have left in Ray's folder."""
 
 
+class _Inside:
+    """A path inside a run folder, as an attribute of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, owner: type[RunFolder]) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths inside a run folder."""
 
     path: Path
-
-    @property
-    def ledger(self) -> Path:
-        """The append-only record: the truth."""
-        return self.path / "ledger.sqlite"
-
-    @property
-    def backup(self) -> Path:
-        """The same once more, in a file that only grows."""
-        return backup_of(self.ledger)
-
-    @property
-    def study(self) -> Path:
-        """The Optuna study: a view of the ledger."""
-        return self.path / "study.sqlite"
-
-    @property
-    def settings(self) -> Path:
-        """Every setting, defaults included; without passwords."""
-        return self.path / "settings.json"
-
-    @property
-    def versions(self) -> Path:
-        """Every installed package with its version."""
-        return self.path / "versions.lock"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The trials' checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def adapter(self) -> Path:
-        """The exported PEFT adapter."""
-        return self.path / "adapter"
-
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.path / "report.md"
-
-    @property
-    def report_html(self) -> Path:
-        """The report with figures, one page that needs no network."""
-        return self.path / "report.html"
-
-    @property
-    def report_json(self) -> Path:
-        """The report's numbers, for programs."""
-        return self.path / "report.json"
-
-    @property
-    def worker_log(self) -> Path:
-        """What the worker process and its libraries printed."""
-        return self.path / "worker.log"
-
-    @property
-    def ray(self) -> Path:
-        """What Ray Tune wrote: results, TensorBoard files, logs of the workers."""
-        return self.path / "ray"
-
-    @property
-    def traceback(self) -> Path:
-        """Where errors happened that nobody foresaw."""
-        return self.path / "traceback.log"
+    ledger = _Inside("ledger.sqlite")
+    """The append-only record: the truth."""
+    backup = _Inside("ledger.jsonl")
+    """The same once more, in a file that only grows."""
+    study = _Inside("study.sqlite")
+    """The Optuna study: a view of the ledger."""
+    settings = _Inside("settings.json")
+    """Every setting, defaults included; without passwords."""
+    versions = _Inside("versions.lock")
+    """Every installed package with its version."""
+    checkpoints = _Inside("checkpoints")
+    """The trials' checkpoints."""
+    adapter = _Inside("adapter")
+    """The exported PEFT adapter."""
+    report = _Inside("report.md")
+    """The report."""
+    report_html = _Inside("report.html")
+    """The report with figures, one page that needs no network."""
+    report_json = _Inside("report.json")
+    """The report's numbers, for programs."""
+    worker_log = _Inside("worker.log")
+    """What the worker process and its libraries printed."""
+    ray = _Inside("ray")
+    """What Ray Tune wrote: results, TensorBoard files, logs of the workers."""
+    traceback = _Inside("traceback.log")
+    """Where errors happened that nobody foresaw."""
 
     @property
     def command_word(self) -> str:

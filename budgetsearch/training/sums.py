@@ -8,7 +8,6 @@ a file that the system cannot read now may be whole.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from budgetsearch.core.errors import CheckpointError, UnreadableError
+from budgetsearch.storage.files import sha256_of
 
 T = TypeVar("T")
 
@@ -59,16 +59,10 @@ def patiently(read: Callable[[], T], what: str) -> T:
     raise AssertionError
 
 
-def sha256(path: Path) -> str:
-    """The sum of a file's bytes, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def describe(folder: Path) -> dict[str, Any]:
     """What ``state.json`` says of the other files of a checkpoint."""
     return {
-        "sha256": {name: sha256(folder / name) for name in SUMMED},
+        "sha256": {name: sha256_of(folder / name) for name in SUMMED},
         "bytes": {name: (folder / name).stat().st_size for name in SUMMED},
     }
 
@@ -101,7 +95,7 @@ def check(folder: Path, names: Iterable[str] = SUMMED) -> Mapping[str, Any]:
     """
     meta = read_meta(folder)
     for name in names:
-        if patiently(partial(sha256, folder / name), f"The checkpoint {folder}") != meta["sha256"][name]:
+        if patiently(partial(sha256_of, folder / name), f"The checkpoint {folder}") != meta["sha256"][name]:
             raise CheckpointError(f"The checkpoint {folder} is damaged: {name} has changed.")
     return meta
 
@@ -122,7 +116,7 @@ def check_sizes(folder: Path) -> None:
 def write_sums(folder: Path) -> dict[str, str]:
     """Write the sums of all files of a folder beside them; returns them by name."""
     names = sorted(path.name for path in folder.iterdir() if path.name != SUMS_FILE)
-    known = {name: sha256(folder / name) for name in names}
+    known = {name: sha256_of(folder / name) for name in names}
     text = "".join(f"{digits}  {name}\n" for name, digits in known.items())
     (folder / SUMS_FILE).write_text(text, encoding="utf-8")
     return known
@@ -138,7 +132,7 @@ def check_sums(folder: Path) -> None:
     known = read_sums(folder)
 
     def altered() -> list[str]:
-        return [name for name in sorted(known) if sha256(folder / name) != known[name]]
+        return [name for name in sorted(known) if sha256_of(folder / name) != known[name]]
 
     wrong = patiently(altered, f"The adapter in {folder}")
     if wrong:

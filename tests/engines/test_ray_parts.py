@@ -32,8 +32,8 @@ from budgetsearch.core.records import (
     WorkerSetup,
 )
 from budgetsearch.engines.contract import await_end, segment, train_job
+from budgetsearch.engines.ray import cluster
 from budgetsearch.engines.ray import engine as ray_tune
-from budgetsearch.engines.ray import fleet
 from budgetsearch.engines.ray.engine import RayEngine
 from budgetsearch.engines.ray.hub import Hub
 from budgetsearch.engines.ray.lane import Hands
@@ -528,21 +528,21 @@ def test_what_arrives_while_the_first_card_is_waited_for_is_kept(
 
 def test_an_address_at_which_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray itself would try for minutes; a head that starts meanwhile is waited for."""
-    monkeypatch.setattr(fleet, "REACH_SECONDS", 0.2)
-    monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(cluster, "REACH_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.01)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=rf"no Ray answers at {address} \("):
-            fleet._await_head(address)
+            cluster._await_head(address)
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ConnectionError, match=address):
-            fleet._await_head("auto")
+            cluster._await_head("auto")
         threading.Timer(0.05, server.listen).start()
-        fleet._await_head(address)
+        cluster._await_head(address)
     monkeypatch.delenv("RAY_ADDRESS")
-    fleet._await_head("auto")
-    fleet._await_head("")
+    cluster._await_head("auto")
+    cluster._await_head("")
 
 
 @pytest.mark.parametrize(("leaves", "codes"), [(True, []), (False, [1])])
@@ -559,10 +559,11 @@ def test_a_fleet_that_leaves_is_not_ended_by_the_hub_that_goes(
         raise ConnectionError("Ray is not connected")
 
     told = SimpleNamespace(told=SimpleNamespace(remote=lambda timeout: None))
-    monkeypatch.setattr(fleet, "LEAVING", leaving)
-    monkeypatch.setattr(fleet, "ray", SimpleNamespace(get=get))
-    monkeypatch.setattr(fleet.os, "_exit", ended.append)
-    fleet._listen(told, SimpleNamespace(write=said.append))  # type: ignore[arg-type]
+    monkeypatch.setattr(cluster, "LEAVING", leaving)
+    monkeypatch.setattr(cluster, "ray", SimpleNamespace(get=get))
+    monkeypatch.setattr(cluster.os, "_exit", ended.append)
+    pipe = SimpleNamespace(write=said.append)
+    cluster.Cluster(FleetSpec(1, "folder", "log"), "", told, pipe).listen()  # type: ignore[arg-type]
     assert (codes, len(codes)) == (ended, len(said))
 
 
@@ -740,7 +741,7 @@ def test_messages_survive_the_way() -> None:
 
 def test_cpus_are_shared_so_that_every_lane_finds_room() -> None:
     """As many for each as there can be; one where there are too few."""
-    tuning = pytest.importorskip("budgetsearch.engines.ray.fleet")
+    tuning = pytest.importorskip("budgetsearch.engines.ray.cluster")
     assert [4, 2, 1, 1, 3] == [
         tuning.cpus_per_lane(*case) for case in (([8], 2), ([4], 2), ([3, 3], 6), ([1], 4), ([3, 3], 2))
     ]
@@ -748,7 +749,7 @@ def test_cpus_are_shared_so_that_every_lane_finds_room() -> None:
 
 def test_a_lane_with_a_gpu_waits_for_no_cpu() -> None:
     """A container of eight GPUs and four cores has eight lanes."""
-    tuning = pytest.importorskip("budgetsearch.engines.ray.fleet")
+    tuning = pytest.importorskip("budgetsearch.engines.ray.cluster")
     assert {"cpu": 0, "gpu": 1} == tuning.resources(FleetSpec(8, "folder", "log", gpu="a100"))
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from budgetsearch.core.errors import ModelError, UntrustedCode, UsageError, nearest
 from budgetsearch.core.ports import Say
-from budgetsearch.storage.files import fresh_folder, locked, replace_text
+from budgetsearch.storage.files import fresh_folder, locked, replace_text, sha256_of
 from budgetsearch.training.data.trust import FLAG, check_code, code_files, uses_code
 from budgetsearch.training.quiet import quiet
 
@@ -377,8 +377,7 @@ def _file_hash(file: Path) -> str:
     real = file.resolve()
     if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
         return real.name  # the Hub cache names large files by their SHA-256
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return sha256_of(file)
 
 
 def _licence(path: Path) -> str | None:

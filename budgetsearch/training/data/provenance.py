@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.storage.files import sha256_of
 from budgetsearch.training.data.examples import source_file
 from budgetsearch.training.data.models import ORIGIN, BaseModel
 from budgetsearch.training.data.rows import files_of
@@ -58,9 +58,7 @@ def source_facts(source: str) -> dict[str, Any] | None:
 
 def file_facts(path: Path) -> dict[str, Any]:
     """Name, size and hash of a file as it is now, whatever a cache remembers of it."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def driver_version() -> str | None:

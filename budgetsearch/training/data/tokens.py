@@ -17,7 +17,7 @@ from typing import Any
 
 from budgetsearch.core.errors import DataError, SettingsError, UntrustedCode
 from budgetsearch.core.ports import Say
-from budgetsearch.storage.files import fresh_folder, locked
+from budgetsearch.storage.files import fresh_folder, locked, sha256_of
 from budgetsearch.training.data.examples import Example, load_examples, prompt_key, split
 from budgetsearch.training.data.trust import FLAG, code_files, uses_code
 from budgetsearch.training.quiet import quiet
@@ -97,8 +97,7 @@ class PreparedData:
 
     def valid_hashes(self) -> dict[str, str]:
         """What tells whether two runs have the same validation rows, as text and as tokens."""
-        with (self.folder / "valid.safetensors").open("rb") as file:
-            tokens = hashlib.file_digest(file, "sha256").hexdigest()
+        tokens = sha256_of(self.folder / "valid.safetensors")
         rows = _sha256(_as_json(dataclasses.replace(e, place="")) for e in self.valid_examples)
         return {"valid_rows_sha256": rows, "valid_tokens_sha256": tokens}
 
@@ -386,4 +385,4 @@ def _sha256(parts: Any) -> str:
 def _tokenizer_hash(model_path: Path, *, code: bool) -> str:
     files = {file for pattern in TOKENIZER_FILES for file in model_path.glob(pattern) if file.is_file()}
     files.update(code_files(model_path) if code else ())
-    return _sha256(f"{f.name} {hashlib.sha256(f.read_bytes()).hexdigest()}" for f in sorted(files))
+    return _sha256(f"{f.name} {sha256_of(f)}" for f in sorted(files))
