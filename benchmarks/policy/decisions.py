@@ -41,6 +41,8 @@ def plain(event: dict[str, Any]) -> dict[str, Any]:
     differently and mean alike (a renamed field, another wording) becomes the same here."""
     if event["is"] == "SegmentEnded":
         return {**event, "result": _plain_result(event["result"])}
+    if event["is"] == "Planned" and not event["plan"].get("single"):
+        return {**event, "plan": {key: value for key, value in event["plan"].items() if key != "single"}}
     if event["is"] == "Closed":
         return {**event, "reason": ""}
     if event["is"] == "Decided" and event["decision"]["is"] == "Finish":

@@ -65,6 +65,8 @@ class Plan:
     """So many trials that wait may keep a checkpoint; None: as many as may still be promoted."""
     workers: int = 1
     """Jobs that can run at once, at the most that the run has seen. With one nothing runs beside anything."""
+    single: bool = False
+    """Too little time for a search: one configuration, the likeliest, gets all of it."""
 
     @property
     def full_seconds(self) -> float:

@@ -9,6 +9,7 @@ completion alike, padding excluded.
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -294,6 +295,18 @@ class Calibration:
     peak_bytes: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """A plan can rest on it: what must have taken time did, and nothing took forever."""
+        some = (
+            self.tokens_per_second,
+            self.eval_seconds_per_example,
+            *(p.tokens_per_second for p in self.probes),
+        )
+        any_ = (self.checkpoint_seconds, self.load_seconds, self.answer_seconds)
+        positive = all(math.isfinite(value) and value > 0 for value in some)
+        return self.status == "ok" and positive and all(math.isfinite(value) and value >= 0 for value in any_)
 
 
 @dataclass(frozen=True)

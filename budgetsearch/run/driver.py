@@ -31,7 +31,7 @@ from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.deadline import grace_seconds, landing_seconds, seconds_left, watchdog_patience
 from budgetsearch.core.policy.decide import decide
 from budgetsearch.core.policy.jobs import new_trial, score_jobs
-from budgetsearch.core.policy.planning import PlanRequest, make_plan
+from budgetsearch.core.policy.planning import SINGLE, PlanRequest, make_plan
 from budgetsearch.core.ports import Clock, Engine, Exporter, Sampler
 from budgetsearch.core.records import (
     Beat,
@@ -162,7 +162,14 @@ class Driver:
         if self.history.plan is not None:
             return
         waiting = to_measure(self.quantizations, self.history.calibrations)
-        measuring = Calibrator(self.request, self.clock, self._dispatch, self._note_calibration, waiting)
+        measuring = Calibrator(
+            self.request,
+            self.clock,
+            self._dispatch,
+            self._note_calibration,
+            waiting,
+            lambda: self.history.calibrations,
+        )
         while measuring.waiting or self._in_flight:
             self._obey_stop()
             while measuring.waiting and self._in_flight.free:
@@ -181,10 +188,12 @@ class Driver:
     def _plan(self) -> Plan:
         if self.history.plan is not None:
             return self.history.plan
-        check_usable(self.history.calibrations)
+        check_usable(self.history.calibrations, self.request.budget_seconds)
         request = replace(self.request, workers=max(1, self.engine.slots))
         plan = self.planner(request, self.history.calibrations, self.clock.now())
         self._append(Planned(plan))
+        if plan.single:
+            self._append(Noticed(SINGLE.replace("was", "is")))
         return plan
 
     def _search(self, plan: Plan) -> str:
@@ -301,7 +310,9 @@ class Driver:
 
     def _patience(self, job: Job) -> float:
         plan = self.history.plan
-        return watchdog_patience(plan, self._grace(), job) if plan else self._grace()
+        if plan is None:  # half of the time is gone
+            return min(self._grace(), (self.request.budget_seconds - self.clock.now()) / 4)
+        return watchdog_patience(plan, self._grace(), job)
 
     def _take(self, report: Report) -> None:
         """Record what is more than a sign of life."""

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from budgetsearch.core.errors import BudgetError, DeviceError, EngineError
+from budgetsearch.core.errors import DeviceError, EngineError
 from budgetsearch.core.events import Charged, Event
 from budgetsearch.core.policy.deadline import EXIT_SECONDS
 from budgetsearch.core.policy.jobs import calibration_job
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.planning import PlanRequest, another_pays, too_small
 from budgetsearch.core.ports import Clock, Engine
 from budgetsearch.core.records import Calibration, Job, JobEnded, Phase, Score, SegmentResult, TrainJob
 
@@ -103,6 +103,7 @@ ATTEMPTS = 2
 """A calibration whose process died is tried again: a card may be busy for a moment."""
 FALLBACK_LIMIT = 0.5
 """Before there is a plan, one calibration may take this share of the budget at most."""
+ONE_IS_ENOUGH = "there is too little time for a search, so it was not measured"
 
 
 def to_measure(quantizations: Iterable[str], known: Mapping[str, Calibration]) -> list[str]:
@@ -110,15 +111,18 @@ def to_measure(quantizations: Iterable[str], known: Mapping[str, Calibration]) -
     return [name for name in quantizations if name not in known or known[name].status == "crashed"]
 
 
-def check_usable(known: Mapping[str, Calibration]) -> None:
-    """Whether there is anything to train.
+def check_usable(known: Mapping[str, Calibration], budget_seconds: float) -> None:
+    """Insist that there is anything to train.
 
     Raises:
+        BudgetError: the base model takes more than half of the budget to load and measure.
         DeviceError: the base model does not fit into memory.
         EngineError: no quantization of the base model works here.
     """
     if any(found.status == "ok" for found in known.values()):
         return
+    if any(found.status == "timeout" for found in known.values()):
+        raise too_small(budget_seconds, 2 * budget_seconds)
     why = "; ".join(f"{found.quantization}: {found.status} {found.detail}" for found in known.values())
     if all(found.status == "out_of_memory" for found in known.values()):
         raise DeviceError(
@@ -140,38 +144,38 @@ class Calibrator:
     """Writes down what was found."""
     waiting: list[str]
     """Quantizations still to be measured, in this order."""
+    known: Callable[[], Mapping[str, Calibration]]
+    """What was found up to now."""
     _attempts: Counter[str] = field(init=False)
     _jobs: int = 0
+    _last: float = 0.0
+    """Seconds that the last measurement took."""
 
     def __post_init__(self) -> None:
         self._attempts = Counter(self.waiting)
 
     def begin(self) -> None:
-        """Begin with the next quantization, unless it is foreseen that nothing of it fits.
-
-        Raises:
-            BudgetError: there is no time for it.
-        """
+        """Begin with the next quantization, unless it is foreseen that nothing of it fits, or what is known
+        leaves no time to compare it with anything."""
         limit = FALLBACK_LIMIT * (self.request.budget_seconds - self.clock.now())
-        job = calibration_job(self.request, self.waiting.pop(0), -1 - self._jobs, limit)
+        name = self.waiting.pop(0)
+        job = calibration_job(self.request, name, -1 - self._jobs, limit)
         if isinstance(job, Calibration):
             self.note(job)
-            return
-        self._jobs += 1
-        if limit <= 0:
-            raise self._too_small()
-        self.dispatch(job)
+        elif limit <= 0 or not another_pays(self.request, self.known(), self.clock.now(), self._last):
+            self.note(Calibration(name, "timeout", detail=ONE_IS_ENOUGH))
+        else:
+            self._jobs += 1
+            self.dispatch(job)
 
     def take(self, landing: Landing) -> None:
-        """A measurement has ended; one whose process died waits once more.
-
-        Raises:
-            BudgetError: it took more than half of what was left.
-        """
-        if landing.seconds > landing.job.limit_seconds:
-            raise self._too_small()
+        """A measurement has ended; one whose process died waits once more, unless it was ended for being
+        slow."""
         (found,) = landing.report.results
         assert isinstance(found, Calibration)
+        limit, self._last = landing.job.limit_seconds, landing.seconds
+        if landing.seconds > limit and not found.sound:
+            found = Calibration(found.quantization, "timeout", detail=f"took more than {limit:.0f} s")
         self.note(found)
         if found.status == "crashed" and self._attempts[found.quantization] < ATTEMPTS:
             self._attempts[found.quantization] += 1
@@ -188,14 +192,6 @@ class Calibrator:
                 f"No worker was there to measure {self.waiting[0]}, and none came until the deadline. "
                 "`ray status` shows which machines the cluster has; start the run again when it has some."
             )
-
-    def _too_small(self) -> BudgetError:
-        minimum = 4 * self.clock.now()
-        return BudgetError(
-            f"A budget of {self.request.budget_seconds:.0f} s is too small here: loading and measuring "
-            f"the base model takes more than half of it. Use --hours {minimum / 3600:.3f} or more.",
-            minimum,
-        )
 
 
 # ----------------------------------------------------------------------------- final scores

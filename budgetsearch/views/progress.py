@@ -205,7 +205,8 @@ def _event_text(event: Event, history: History) -> str | None:
     if isinstance(event, Exported):
         return f"adapter of trial {event.trial_id} in {event.path}" + (" (final)" if event.final else "")
     if isinstance(event, Closed):
-        return f"{event.state}: {event.reason}"
+        refused = event.state == "failed" and history.plan is None  # the error itself says why, once
+        return None if refused else f"{event.state}: {event.reason}"
     return None
 
 

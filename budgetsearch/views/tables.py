@@ -13,6 +13,7 @@ from rich.text import Text
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.policy.planning import SINGLE
 from budgetsearch.core.records import PHASES, Params
 from budgetsearch.core.space.space import Space
 from budgetsearch.views.card import adapter_path
@@ -234,7 +235,7 @@ def final_lines(history: History) -> list[str]:
         lines.append(f"budget  {history.spent:.0f} of {budget:.0f} s spent, deadline {kept}")
     tried, promoted, in_full = trial_counts(history)
     lines.append(f"trials  {tried} tried, {promoted} promoted, {in_full} in full")
-    return lines
+    return [*lines, SINGLE] if history.plan and history.plan.single else lines
 
 
 def trial_counts(history: History) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Proposal, Sampler
+from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import Change, SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.run.driver import Driver
 from budgetsearch.storage.ledger import Ledger, MemoryLedger, read_entries
@@ -34,12 +35,14 @@ class RandomSampler:
 
     def propose(self, history: History, seed: int, first_number: int, count: int) -> list[Proposal]:
         """See the port."""
-        return [self._one(seed, number) for number in range(first_number, first_number + count)]
+        assert history.plan is not None
+        usable = Space.parse(history.plan.space).quantizations
+        return [self._one(seed, number, usable) for number in range(first_number, first_number + count)]
 
-    def _one(self, seed: int, number: int) -> Proposal:
+    def _one(self, seed: int, number: int, quantizations: Sequence[str]) -> Proposal:
         rng = random.Random(f"{seed}/{number}")
         params = {
-            "quantization": rng.choice(["fp32", "nf4"]),
+            "quantization": rng.choice(quantizations),
             "rank": rng.choice([4, 8, 16]),
             "learning_rate": 10 ** rng.uniform(-4, -2),
         }

@@ -11,16 +11,22 @@ from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.policy.costs import PLANNING_MARGIN
+from budgetsearch.core.policy.costs import PESSIMISM, PLANNING_MARGIN
 from budgetsearch.core.policy.deadline import TASK_SHARE, answer_seconds, exit_seconds
-from budgetsearch.core.records import Calibration
+from budgetsearch.core.records import Calibration, cost_class
 from budgetsearch.core.resources.disk import held_of
 from budgetsearch.core.space.space import Space
 
 MIN_RUNG_STEPS = 4
 """A rung shorter than this ranks nothing; the ladder loses a rung instead."""
 MINIMUM_STEPS = 2 * MIN_RUNG_STEPS
-"""A budget without room for so many steps is refused."""
+"""A budget without room for so many steps is too small for a search."""
+SINGLE_EXAMPLES = (16, 8, 4)
+"""One configuration alone is evaluated on the most of these examples that leave it ``MIN_RUNG_STEPS``."""
+SINGLE = "too little time for a search: one configuration was trained"
+"""What a run says of itself then."""
+RECOMMENDED = 1.1
+"""A refusal names so many times the minimum: no two runs take the same time."""
 MIN_EVAL_EXAMPLES = 16
 MAX_EVAL_EXAMPLES = 512
 ANSWER_FACTOR = 1.2
@@ -116,17 +122,36 @@ class _Measured:
         )
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What the budget is divided into."""
+
+    ladder: tuple[float, ...]
+    """Seconds of training at each rung."""
+    examples: int
+    """Of an evaluation."""
+    score: float
+    """Seconds of the final scores."""
+    reserve: float
+    """Seconds of all that is kept for the end."""
+    scouts: int = 0
+    single: bool = False
+
+
 def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now: float) -> Plan:
-    """The plan, from what the calibrations measured; ``now`` is what they have already cost.
+    """The plan, from what the calibrations measured; ``now`` is what they have already cost. Where the rest
+    is too little for a search it is one configuration.
 
     Raises:
         BudgetError: the budget is below the measured minimum.
     """
     usable = {name: c for name, c in calibrations.items() if c.status == "ok"}
     measured = _Measured.of(request, usable.values(), now)
-    _check_minimum(request, measured)
-    shares, ladder, examples = _ladder(request, measured)
-    score, reserve = _reserve(request, examples, measured)
+    layout = _search(request, measured)
+    if layout is None:
+        usable = _likeliest(request, usable)
+        request = replace(request, task_examples=0, max_trials=1, workers=1)
+        layout = _single(request, _Measured.of(request, usable.values(), now))
     space = _usable_space(request.space, list(usable), list(calibrations))
     plan = Plan(
         budget_seconds=request.budget_seconds,
@@ -134,21 +159,22 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         space=space,
         seed=request.seed,
         eta=request.eta,
-        ladder=ladder,
+        ladder=layout.ladder,
         reference_rates={name: c.tokens_per_second for name, c in usable.items()},
         micro_batches={name: c.micro_batch for name, c in usable.items()},
         overheads={
-            name: examples * c.eval_seconds_per_example + c.checkpoint_seconds for name, c in usable.items()
+            name: layout.examples * c.eval_seconds_per_example + c.checkpoint_seconds
+            for name, c in usable.items()
         },
         checkpoint_seconds={name: c.checkpoint_seconds for name, c in usable.items()},
         load_seconds={name: c.load_seconds for name, c in usable.items()},
         max_tokens=request.max_tokens,
         batch_size=request.batch_size,
         step_tokens=request.step_tokens,
-        eval_examples=examples,
+        eval_examples=layout.examples,
         task_examples=request.task_examples,
-        reserve_seconds=reserve,
-        score_seconds=score,
+        reserve_seconds=layout.reserve,
+        score_seconds=layout.score,
         checkpoint_every_seconds=checkpoint_interval(request.budget_seconds),
         max_trials=Space.parse(space).size(request.max_trials * request.workers),
         limit_bytes=request.limit_bytes,
@@ -161,10 +187,41 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         },
         largest_ranks={name: c.rank for name, c in usable.items() if c.rank},
         longest=request.longest,
-        scouts=scouts_for(shares, _multiple(request, ladder[-1], measured)),
+        scouts=layout.scouts,
         workers=request.workers,
+        single=layout.single,
     )
     return plan if request.max_held is None else replace(plan, max_held=held_of(plan, request.max_held))
+
+
+def minimum_seconds(request: PlanRequest, calibrations: Mapping[str, Calibration], now: float) -> float:
+    """The least budget with which a run ends with an adapter, if the ``calibrations`` cost ``now``."""
+    usable = {name: c for name, c in calibrations.items() if c.status == "ok"}
+    one = _Measured.of(request, _likeliest(request, usable).values(), now)
+    return _single_seconds(request, _single_examples(request)[-1], one)
+
+
+def another_pays(
+    request: PlanRequest, known: Mapping[str, Calibration], now: float, calibration_seconds: float
+) -> bool:
+    """A further quantization is worth measuring: as far as is known there is time to compare something, and
+    if it takes as long as the last one, time for something is left."""
+    usable = {name: c for name, c in known.items() if c.status == "ok"}
+    if not usable:
+        return True
+    search = _search_seconds(request, _Measured.of(request, usable.values(), now))
+    least = minimum_seconds(request, usable, now + calibration_seconds)
+    return max(search, least) <= request.budget_seconds
+
+
+def too_small(budget_seconds: float, minimum: float) -> BudgetError:
+    """What to say of a budget below the minimum."""
+    return BudgetError(
+        f"A budget of {budget_seconds:.0f} s is too small here: loading, measuring, one short training "
+        f"segment and the final evaluation need about {minimum:.0f} s. "
+        f"Use --hours {math.ceil(minimum * RECOMMENDED) / 3600:.3f} or more.",
+        minimum,
+    )
 
 
 def gang_gains(calibration: Calibration) -> tuple[float, ...]:
@@ -187,19 +244,77 @@ def gang_gains(calibration: Calibration) -> tuple[float, ...]:
     return tuple(gains)
 
 
-def _check_minimum(request: PlanRequest, measured: _Measured) -> None:
-    """Refuse a budget without room for one short training segment and the final scores."""
+def _search_seconds(request: PlanRequest, measured: _Measured) -> float:
+    """The least budget of a search: room for one short training segment and the final scores."""
     few = min(MIN_EVAL_EXAMPLES, request.valid_rows)
     _, reserve = _reserve(replace(request, budget_seconds=0.0), few, measured)
     fixed = measured.spent + MINIMUM_STEPS * measured.step + few * measured.example + measured.write + reserve
-    minimum = fixed / (1.0 - TASK_SHARE if request.task_examples else 1.0)
-    if minimum > request.budget_seconds:
-        raise BudgetError(
-            f"A budget of {request.budget_seconds:.0f} s is too small here: loading, measuring, one short "
-            f"training segment and the final evaluation need {minimum:.0f} s on this machine. "
-            f"Use --hours {math.ceil(minimum * 1.1) / 3600:.3f} or more.",
-            minimum,
-        )
+    return fixed / (1.0 - TASK_SHARE if request.task_examples else 1.0)
+
+
+def _search(request: PlanRequest, measured: _Measured) -> _Layout | None:
+    """Rungs to compare configurations at; None where the budget is too small, or the policy would find too
+    little left to start anything."""
+    if _search_seconds(request, measured) > request.budget_seconds:
+        return None
+    shares, ladder, examples = _ladder(request, measured)
+    score, reserve = _reserve(request, examples, measured)
+    evaluated = examples * measured.example + measured.write
+    first = ladder[0] + evaluated
+    if len(ladder) == 1:
+        first = _start_seconds(1, evaluated, measured)
+    if measured.spent + measured.load + PESSIMISM * first + reserve > request.budget_seconds:
+        return None
+    scouts = scouts_for(shares, _multiple(request, ladder[-1], measured))
+    return _Layout(ladder, examples, score, reserve, scouts)
+
+
+def _single(request: PlanRequest, measured: _Measured) -> _Layout:
+    """One configuration that gets all the time there is.
+
+    Raises:
+        BudgetError: that is not enough for a handful of steps, an evaluation and the export.
+    """
+    needs = {count: _single_seconds(request, count, measured) for count in _single_examples(request)}
+    affordable = [count for count, seconds in needs.items() if seconds <= request.budget_seconds]
+    if not affordable:
+        raise too_small(request.budget_seconds, min(needs.values()))
+    examples = affordable[0]
+    free = request.budget_seconds - needs[examples]
+    full = min(measured.data, MIN_RUNG_STEPS * measured.step + free / PLANNING_MARGIN)
+    score, reserve = _single_reserve(request, examples, measured)
+    return _Layout((full,), examples, score, reserve, single=True)
+
+
+def _likeliest(request: PlanRequest, usable: Mapping[str, Calibration]) -> dict[str, Calibration]:
+    """The quantization at the centre of the prior, or the first where that one is of no use."""
+    wanted = cost_class(Space.parse(request.space).default())
+    name = wanted if wanted in usable else next(iter(usable))
+    return {name: usable[name]}
+
+
+def _single_examples(request: PlanRequest) -> list[int]:
+    return [min(count, request.valid_rows) for count in SINGLE_EXAMPLES]
+
+
+def _single_seconds(request: PlanRequest, examples: int, measured: _Measured) -> float:
+    """The least budget for one configuration."""
+    evaluated = examples * measured.example + measured.write
+    _, reserve = _single_reserve(request, examples, measured)
+    start = evaluated + _start_seconds(MIN_RUNG_STEPS, evaluated, measured)
+    return measured.spent + measured.load + PESSIMISM * start + reserve
+
+
+def _start_seconds(steps: int, evaluated: float, measured: _Measured) -> float:
+    """What must be left for the policy to start a full run of so many steps: also for an evaluation and two
+    steps in case it has to be stopped."""
+    return (steps * (1.0 + FULL_EVAL_SHARE) + 2) * measured.step + 2 * evaluated
+
+
+def _single_reserve(request: PlanRequest, examples: int, measured: _Measured) -> tuple[float, float]:
+    """As ``_reserve``: the losses, and no answers; the base is loaded already."""
+    score = 2 * LOSS_FACTOR * (examples * measured.example + measured.write)
+    return score, score + 2 * measured.write + exit_seconds(request.budget_seconds)
 
 
 def _usable_space(space: Mapping[str, Any], usable: list[str], tried: list[str]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from budgetsearch.core.history.history import History
+from budgetsearch.core.policy.planning import SINGLE
 from budgetsearch.core.records import Score
 from budgetsearch.views.card import adapter_path, load_lines
 from budgetsearch.views.intervals import (
@@ -132,6 +133,7 @@ def answer_of(history: History) -> Answer:
         trials_promoted=promoted,
         trials_in_full=in_full,
         loading=tuple(load_lines(history)),
+        caveat=f"{SINGLE.capitalize()}." if history.plan and history.plan.single else CAVEAT,
     )
 
 
