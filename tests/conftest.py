@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from budgetsearch.storage import ledger
 from tests.support.rows import write_rows
 
 if TYPE_CHECKING:
@@ -32,6 +35,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(room)
         if room in PURE:
             item.add_marker("pure")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power: in this process a ledger need not reach the disk with every entry."""
+
+    def hurried(path: Path) -> sqlite3.Connection:
+        connection = connect(path)
+        connection.execute("PRAGMA synchronous=OFF")
+        return connection
+
+    connect = ledger.connect
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "connect", hurried)
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")
