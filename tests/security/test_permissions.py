@@ -73,7 +73,7 @@ def test_a_strangers_run_does_not_decide_what_is_run_and_reached(
     """``resume`` names the flag, before the search, the study, the store or the model is touched."""
     theirs, _, flag = WANTED[wanted]
     ledger(tmp_path / "theirs", {**settings, **theirs}, finished=finished)
-    for name in ("search", "mirror_of", "exporter_of", "find_place", "_tokenizer"):
+    for name in ("search", "resumed_storage", "exporter_of", "find_place", "_tokenizer"):
         monkeypatch.setattr(session, name, lambda *given, it=name, **more: pytest.fail(it))
     monkeypatch.setattr(session, "conclude", lambda *given, **more: None)
     said: list[str] = []
