@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from budgetsearch.core.records import (
 from budgetsearch.core.results import crashed_results, stranded_results
 from budgetsearch.engines.pipes import listen
 from budgetsearch.engines.worker import EXIT_DEVICE
+from budgetsearch.machine import child
 from budgetsearch.storage.files import append_to, remedy
 
 MAX_DEATHS = 5
@@ -32,8 +31,6 @@ MAX_LOSSES = 1
 CODE_SECONDS = 2.0
 """A process whose output has ended gets so long to exit by itself, with its code."""
 WORKER = "budgetsearch.engines.worker"
-SAFE_PATH = ("-P",)
-"""Without it Python would import from the user's working folder first: a queue.py there would do."""
 
 
 class LocalEngine:
@@ -55,7 +52,7 @@ class LocalEngine:
         that the process runs."""
         self._worker = worker
         self._setup, self._log, self._keep_open = setup, log, tuple(keep_open)
-        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        self._environment = child.environment({"PYTHONUNBUFFERED": "1", **(environment or {})})
         self._process: subprocess.Popen[str] | None = None
         self._reports: queue.Queue[tuple[int, Report | None]] = queue.Queue()
         self._job: Job | None = None
@@ -161,7 +158,7 @@ class LocalEngine:
             ) from error
         with log:
             self._process = subprocess.Popen(
-                [sys.executable, *SAFE_PATH, "-m", self._worker],
+                child.python(self._worker),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -169,6 +166,7 @@ class LocalEngine:
                 encoding="utf-8",
                 pass_fds=self._keep_open,
                 env=self._environment,
+                cwd=child.NEUTRAL,
             )
         assert self._process.stdout is not None
         generation = self._generation

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import queue
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from pathlib import Path
 from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import DiskError, EngineError, SettingsError
 from budgetsearch.core.records import Job, JobEnded, Notice, Report, WorkerSetup
-from budgetsearch.engines.local import SAFE_PATH
 from budgetsearch.engines.pipes import Outbox, listen
 from budgetsearch.engines.ray.messages import Down, FleetSpec, Hello, Said, ToDriver, Up
 from budgetsearch.engines.ray.table import Table
+from budgetsearch.machine import child
 from budgetsearch.machine.detect import Card
 from budgetsearch.storage.files import append_to, remedy
 
@@ -182,13 +181,14 @@ class RayEngine:
             ) from error
         with log:
             self._process = subprocess.Popen(
-                [sys.executable, *SAFE_PATH, "-m", "budgetsearch.engines.ray.fleet"],
+                child.python("budgetsearch.engines.ray.fleet"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 encoding="utf-8",
                 pass_fds=self._keep_open,
+                env=child.environment(),
                 cwd=self._spec.folder,  # Ray adds it to the path of its workers' imports: nothing is in it
                 start_new_session=True,  # Ctrl-C and a scheduler's SIGTERM are for the driver alone
             )

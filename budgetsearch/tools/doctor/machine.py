@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import DeviceError
-from budgetsearch.engines.local import SAFE_PATH
+from budgetsearch.machine import child
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.nvml import Driver, NvmlCard
 from budgetsearch.tools.doctor.check import SETTLE, describe
@@ -108,10 +106,12 @@ def _driver_versions() -> tuple[str, tuple[int, int]]:
 def ask_libraries(card: Card | None, seconds: float = PROBE_SECONDS) -> dict[str, Answer]:
     """What the probe answers on this card; on the CPU where there is none."""
     device = card.device if card is not None else "cpu"
-    environment = {**os.environ, **(card.environment if card is not None else {})}
-    program = [sys.executable, *SAFE_PATH, "-m", "budgetsearch.tools.doctor.probe", device]
+    environment = child.environment(card.environment if card is not None else {})
+    program = child.python("budgetsearch.tools.doctor.probe", device)
     try:
-        done = subprocess.run(program, env=environment, capture_output=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            program, env=environment, cwd=child.NEUTRAL, capture_output=True, timeout=seconds, check=False
+        )
         printed, problem = done.stdout, _ending(done.returncode, done.stderr)
     except subprocess.TimeoutExpired as error:
         printed, problem = error.stdout or b"", f"no answer within {seconds:.0f} s"

