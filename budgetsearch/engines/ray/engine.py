@@ -188,6 +188,7 @@ class RayEngine:
                 text=True,
                 encoding="utf-8",
                 pass_fds=self._keep_open,
+                env=child.environment(),
                 cwd=self._spec.folder,  # Ray adds it to the path of its workers' imports: nothing is in it
                 start_new_session=True,  # Ctrl-C and a scheduler's SIGTERM are for the driver alone
             )
