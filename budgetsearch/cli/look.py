@@ -12,8 +12,8 @@ import typer
 
 from budgetsearch.cli.errors import EXIT_INTERRUPTED, errors
 from budgetsearch.cli.options import JsonOption, RunArgument, TrustAgain, with_options
-from budgetsearch.cli.output import console, heard, show_run
-from budgetsearch.views.terminal import Terminal, echo
+from budgetsearch.cli.output import asking, console, heard, show_run
+from budgetsearch.views.terminal import echo
 
 commands = typer.Typer()
 
@@ -137,10 +137,9 @@ def compare(
         from budgetsearch import api
         from budgetsearch.tools.compare.comparison import as_json as values
         from budgetsearch.tools.compare.page import write
-        from budgetsearch.tools.compare.progress import asking
         from budgetsearch.tools.compare.tasks import Tasks
 
-        with asking(Terminal(stderr=True)) as (say, tick), heard(say):
+        with asking() as (say, tick), heard(say):
             found = api.compare(runs, tasks=Tasks(**asked), baseline=baseline, tick=tick)
         written = write(found, out) if out is not None else []
         if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ import typer
 from budgetsearch.cli.errors import EXIT_FAILED, code_of
 from budgetsearch.core.ports import Say
 from budgetsearch.views.terminal import Terminal, echo
+
+Tick = Callable[[str, int, int], None]
+"""(what is asked, answers so far, answers in all)."""
 
 if TYPE_CHECKING:
     from budgetsearch.core.history.history import History
@@ -42,6 +45,29 @@ class _Progress(logging.Handler):
             self._say(record.getMessage())
         elif record.levelno >= logging.WARNING and logging.lastResort is not None:
             echo(logging.lastResort.format(record), err=True)
+
+
+@contextmanager
+def asking() -> Iterator[tuple[Say, Tick]]:
+    """Show what is being asked: a bar in a terminal, lines in a pipe; yields what takes either."""
+    from rich.markup import escape
+    from rich.progress import Progress, TaskID
+
+    aside, seen = Terminal(stderr=True), dict[str, TaskID]()
+    with Progress(console=aside, transient=True, disable=not aside.is_terminal) as progress:
+
+        def tick(what: str, done: int, total: int) -> None:
+            if what not in seen:
+                for task in seen.values():
+                    progress.remove_task(task)
+                seen.clear()
+                seen[what] = progress.add_task(escape(what), total=None)
+                if not aside.is_terminal:
+                    aside.print(f"asking {what}", highlight=False, soft_wrap=True)
+            if total:
+                progress.update(seen[what], completed=done, total=total)
+
+        yield lambda line: aside.print(line, highlight=False, soft_wrap=True), tick
 
 
 def say_aside(line: str) -> None:

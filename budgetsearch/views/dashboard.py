@@ -195,12 +195,8 @@ def bind(port: int | None) -> socket.socket:
             return socket.create_server((HOST, number))
         except OSError as error:
             trouble = error
-    if port is not None:
-        raise UsageError(
-            f"Port {port} cannot be used ({trouble.strerror or trouble}). Name another one with --port, or "
-            "leave it out: then the next free one is taken."
-        )
+    which = f"None of the ports {ports[0]} to {ports[-1]} can" if port is None else f"Port {port} cannot"
+    advice = "" if port is None else ", or leave it out: then the next free one is taken"
     raise UsageError(
-        f"None of the ports {ports[0]} to {ports[-1]} can be used ({trouble.strerror or trouble}). Name "
-        "another one with --port."
+        f"{which} be used ({trouble.strerror or trouble}). Name another one with --port{advice}."
     )

@@ -9,7 +9,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +42,7 @@ from budgetsearch.run import preflight as room
 from budgetsearch.run.export import AdapterExporter, SharedExporter, exporter_for, mend
 from budgetsearch.run.incumbent import Incumbent
 from budgetsearch.run.settings import Settings, load_settings
+from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.checkpoint_store import MARKER, CheckpointStore, Patience
 from budgetsearch.storage.ledger import Ledger, read_history
 from budgetsearch.storage.ownership import SIGN, claim
@@ -58,6 +58,7 @@ from budgetsearch.storage.shared import (
     url_of,
 )
 from budgetsearch.tools.doctor import examine, host
+from budgetsearch.tools.doctor.model import ModelFacts
 from budgetsearch.training.sums import ADAPTER_FILE, META_FILE, STATE_FILE, SUMMED, describe
 from tests.support.factories import FACTS, MODEL, Story, whole_run
 from tests.support.training import make_segment
@@ -813,7 +814,7 @@ def test_the_doctor_looks_for_room_where_the_checkpoints_lie(
     small_settings: Settings, tmp_path: Path
 ) -> None:
     """In the shared folder, if there is one; in the run folder otherwise."""
-    facts = SimpleNamespace(rank_weights=None)
+    facts, space = ModelFacts("a model"), load_space("lora_small")
     for shared, expected in ((None, "run"), (str(tmp_path / "mnt"), "mnt"), ("s3://bucket/x", "run")):
         settings = small_settings.model_copy(update={"shared": shared})
-        assert expected == examine._run_place(settings, facts, 8).path.name  # type: ignore[arg-type]
+        assert expected == examine._run_place(settings, facts, space).path.name

@@ -29,8 +29,8 @@ from budgetsearch.core.policy.deadline import ENDING
 from budgetsearch.core.records import PHASES, Beat, CardUse, Score
 from budgetsearch.storage.ledger import Ledger, read_entries
 from budgetsearch.storage.runfolder import RunFolder
-from budgetsearch.views.report import html as html_module
 from budgetsearch.views.report import numbers as numbers_module
+from budgetsearch.views.report import offline
 from budgetsearch.views.report import write as reporting
 from budgetsearch.views.report.html import figures_of, html_text
 from budgetsearch.views.report.numbers import Importance, Importances, Numbers, importance_of, numbers_of
@@ -448,7 +448,7 @@ def test_a_slow_library_does_not_cost_the_deadline(run_folder: RunFolder, monkey
 
 def test_a_broken_library_does_not_fail_the_run(run_folder: RunFolder, monkeypatch: Any) -> None:
     """The run has ended well; the reason is told."""
-    monkeypatch.setattr(html_module, "plotly_library", lambda: 1 / 0)
+    monkeypatch.setattr(offline, "plotly_library", lambda: 1 / 0)
     assert "report.html could not be written (division by zero)" in written(run_folder, 300.0)
     assert run_folder.report.is_file()
 

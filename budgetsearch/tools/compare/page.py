@@ -11,8 +11,7 @@ from budgetsearch.storage.files import replace_text
 from budgetsearch.tools.compare.comparison import CAVEATS, Compared, Comparison, as_json
 from budgetsearch.tools.compare.plot import caption, legend, panels, unmeasured
 from budgetsearch.tools.compare.table import apart_text, headings, measure_title, pair_rows, rows
-from budgetsearch.views.intervals import CONFIDENCE
-from budgetsearch.views.report.offline import DRAW, plotly_library, policy, script_json
+from budgetsearch.views.report.offline import page_of
 from budgetsearch.views.words import params_text
 
 HTML, JSON = "compare.html", "compare.json"
@@ -36,30 +35,22 @@ def write(found: Comparison, folder: Path) -> list[Path]:
 
 
 def page(found: Comparison) -> str:
-    """The whole page; everything that a run or a user named is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    library = plotly_library()
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    """The whole page."""
+    figures = {
+        figure.name: figure
+        for number, one in enumerate(found.compared)
+        for figure in panels(one, found, number)
+    }
+    return page_of(
+        TEMPLATE,
+        figures,
+        {},
         found=found,
         apart=[apart_text(one) for one in found.apart],
         headings=headings(found),
         rows=rows(found),
         measures=[_measure(one, found, number) for number, one in enumerate(found.compared)],
         legend=legend(found),
-        figure_json=script_json(
-            {
-                panel.name: {"data": panel.data, "layout": panel.layout}
-                for number, one in enumerate(found.compared)
-                for panel in panels(one, found, number)
-            }
-        ),
-        plotly=library,
-        draw=DRAW,
-        policy=policy([library, DRAW]),
-        confidence=f"{CONFIDENCE:.0%}",
         unmeasured=unmeasured(found),
         notes=[*found.remarks, *CAVEATS],
         params=params_text,

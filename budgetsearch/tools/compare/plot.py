@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 
 from budgetsearch.tools.compare.comparison import Compared, Comparison
 from budgetsearch.tools.compare.pairing import LOSS, Run
 from budgetsearch.views.intervals import Estimate
-from budgetsearch.views.report.drawing import Json, Key, dots_of, layout_of
+from budgetsearch.views.report.drawing import Figure, Json, Key, dots_of, layout_of, loss_axis
 from budgetsearch.views.report.peaks import PROCESS_PEAK
 
 Cost = Callable[[Run], float | None]
@@ -33,27 +32,11 @@ SYMBOLS = (
 DASHES = (("dash", "╌"), ("dot", "┈"), ("dashdot", "┄"), ("longdash", "━"))
 BASE_COLOUR = "#777777"
 PANEL_PIXELS = 260
-TICKS = [digit * 10.0**power for power in range(-5, 3) for digit in (1, 2, 5)]
-"""Of a logarithmic axis, written out: plotly leaves the powers away."""
-FURTHEST = 4.0
-"""Losses that lie further apart than this factor stand on a logarithmic axis."""
 PADDING = 0.08
 """Of an axis's length, on both ends: a share's axis ends at 0 and 1 all the same."""
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One small plot."""
-
-    name: str
-    """Its place in the page."""
-    words: str
-    """What it shows, for those who do not see it."""
-    data: list[Json]
-    layout: Json
-
-
-def panels(compared: Compared, found: Comparison, number: int) -> list[Panel]:
+def panels(compared: Compared, found: Comparison, number: int) -> list[Figure]:
     """The plots of one measure, the ``number``-th; a cost that nobody measured has none."""
     names = unmeasured(found)
     return [
@@ -82,7 +65,7 @@ def caption(compared: Compared) -> str:
     return f"Each symbol is a run{ends}; {better} and further to the left is better; a line is a bare base."
 
 
-def _panel(compared: Compared, found: Comparison, name: str, title: str, cost: Cost) -> Panel:
+def _panel(compared: Compared, found: Comparison, name: str, title: str, cost: Cost) -> Figure:
     layout = layout_of(title, "", height=PANEL_PIXELS)
     layout["xaxis"]["rangemode"] = "tozero"
     layout["yaxis"] |= _axis(compared)
@@ -97,7 +80,7 @@ def _panel(compared: Compared, found: Comparison, name: str, title: str, cost: C
         if run.name in compared.means and (x := cost(run)) is not None
     ]
     words = f"{compared.measure.name} of {len(points)} runs against {title}"
-    return Panel(name, words, points, layout)
+    return Figure(name, points, layout, words)
 
 
 def _point(run: Run, x: float, mean: Estimate, place: int) -> Json:
@@ -116,10 +99,9 @@ def _axis(compared: Compared) -> Json:
     means = compared.means.values()
     low = min(mean.value if mean.low is None else mean.low for mean in means)
     high = max(mean.value if mean.high is None else mean.high for mean in means)
-    if compared.measure.name == LOSS and low > 0 and _far_apart(compared):
+    if compared.measure.name == LOSS and (axis := loss_axis([low, high])):
         margin = (high / low) ** PADDING
-        ends = [math.log10(low / margin), math.log10(high * margin)]
-        return {"type": "log", "tickvals": TICKS, "ticktext": [f"{tick:g}" for tick in TICKS], "range": ends}
+        return {**axis, "range": [math.log10(low / margin), math.log10(high * margin)]}
     margin = PADDING * (high - low) or 0.05 * (abs(high) or 1.0)
     if compared.measure.shares:
         return {"tickformat": ".0%", "range": [max(0.0, low - margin), min(1.0, high + margin)]}
@@ -137,8 +119,3 @@ def _colour(place: int) -> str:
 
 def _symbol(place: int) -> tuple[str, str]:
     return SYMBOLS[place % len(SYMBOLS)]
-
-
-def _far_apart(compared: Compared) -> bool:
-    means = [mean.value for mean in compared.means.values()]
-    return min(means) > 0 and max(means) / min(means) > FURTHEST

@@ -14,6 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import rankdata
+
 from budgetsearch.core.errors import UsageError
 from budgetsearch.machine import child
 from budgetsearch.tools.simulate.curves import Curves, load
@@ -184,10 +186,8 @@ def _ranks(outcomes: Sequence[Outcome], methods: Sequence[str]) -> dict[str, lis
     ranks: dict[str, list[float]] = {method: [] for method in methods}
     for cell in cells.values():
         means = {method: statistics.fmean(regrets) for method, regrets in cell.items()}
-        for method, mean in means.items():
-            better = sum(1 for other in means.values() if other < mean - 1e-12)
-            equal = sum(1 for other in means.values() if abs(other - mean) <= 1e-12)
-            ranks[method].append(better + (equal + 1) / 2)
+        for method, rank in zip(means, rankdata(list(means.values())), strict=True):
+            ranks[method].append(float(rank))
     return ranks
 
 

@@ -7,70 +7,44 @@ security policy lets nothing run but the two scripts below, and nothing be fetch
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.space.space import Space
-from budgetsearch.views.intervals import CONFIDENCE, Estimate
+from budgetsearch.views.intervals import Estimate
 from budgetsearch.views.report import across_trials, over_time
 from budgetsearch.views.report.drawing import Figure, memory_unit
 from budgetsearch.views.report.facts import state_words
 from budgetsearch.views.report.numbers import ALPHA, Numbers
-from budgetsearch.views.report.offline import DRAW, plotly_library, policy, script_json
+from budgetsearch.views.report.offline import page_of
 from budgetsearch.views.report.peaks import CARD_PEAK, MEANING, PROCESS_PEAK
 from budgetsearch.views.words import cut, loss_text, params_text, value_text
 
 FIRST_TRIALS = 20
 """So many rows of a table are seen at once; the others are folded away."""
-TEMPLATE = "report.html.j2"
+TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 
 
 def html_text(numbers: Numbers) -> str:
     """The whole page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("budgetsearch.views.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FILTERS
-    figures = figures_of(numbers)
-    library = plotly_library()
-    return environment.get_template(TEMPLATE).render(
+    run = numbers.run
+    names = ("settings", "model", "data", "card", "versions", "space")
+    facts = {name: dict(getattr(run, name)) for name in names}
+    return page_of(
+        TEMPLATE,
+        figures_of(numbers),
+        FILTERS,
         n=numbers,
         alpha=ALPHA,
         process_peak=PROCESS_PEAK,
         card_peak=CARD_PEAK,
         peaks_mean=MEANING,
-        state=state_words(numbers.run.state, numbers.run.reason),
-        figures=figures,
-        figure_json=script_json({name: _drawable(figure) for name, figure in figures.items()}),
-        plotly=library,
-        draw=DRAW,
-        policy=policy([library, DRAW]),
-        confidence=f"{CONFIDENCE:.0%}",
-        knobs=_knobs(numbers),
+        state=state_words(run.state, run.reason),
+        knobs=Space.parse(run.space).searched if run.space else (),
         first_trials=FIRST_TRIALS,
-        facts=json.dumps(_facts(numbers), indent=2, default=str),
+        facts=json.dumps(facts, indent=2, default=str),
     )
-
-
-def _drawable(figure: Figure) -> dict[str, Any]:
-    return {"data": figure.data, "layout": figure.layout}
-
-
-def _knobs(numbers: Numbers) -> tuple[str, ...]:
-    """Name what the search could choose: the columns of the trials' table."""
-    return Space.parse(numbers.run.space).searched if numbers.run.space else ()
-
-
-def _facts(numbers: Numbers) -> dict[str, Any]:
-    run = numbers.run
-    names = ("settings", "model", "data", "card", "versions", "space")
-    return {name: dict(getattr(run, name)) for name in names}
 
 
 # ---------------------------------------------------------------------------- words
@@ -80,16 +54,10 @@ def _signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: Estimate, form: str = ".4f") -> str:
     if estimate.low is None or estimate.high is None:
         return "no interval"
-    return f"{estimate.low:.4f} to {estimate.high:.4f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _share_interval(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "no interval"
-    return f"{estimate.low:.1%} to {estimate.high:.1%}".replace("-", "\N{MINUS SIGN}")
+    return f"{estimate.low:{form}} to {estimate.high:{form}}".replace("-", "\N{MINUS SIGN}")
 
 
 def _duration(seconds: float) -> str:
@@ -121,29 +89,20 @@ def _value(value: object) -> str:
     return "-" if value is None else value_text(value)
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def _params(params: Mapping[str, Any]) -> str:
-    return params_text(params)
-
-
 def _capitalized(text: str) -> str:
     """Only the first letter: the others may be names."""
     return text[:1].upper() + text[1:]
 
 
-FILTERS = {
+FILTERS: Mapping[str, Callable[..., Any]] = {
     "capitalize_first": _capitalized,
     "signed": _signed,
     "interval": _interval,
-    "share_interval": _share_interval,
     "duration": _duration,
     "cut": cut,
     "memory": _memory,
-    "percent": _percent,
-    "params": _params,
+    "percent": "{:.1%}".format,
+    "params": params_text,
     "loss": loss_text,
     "value": _value,
     "name": _name,

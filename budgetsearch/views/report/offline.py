@@ -9,8 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from budgetsearch.views.intervals import CONFIDENCE
+from budgetsearch.views.report.drawing import Figure
 
 DRAW = """
 const figures = JSON.parse(document.getElementById("figures").textContent);
@@ -31,6 +35,36 @@ addEventListener("beforeprint", () => each(640));
 addEventListener("afterprint", () => each(0));
 """
 """Figures have a width of their own in pixels: on paper they get one that fits."""
+
+
+def page_of(
+    template: Path, figures: Mapping[str, Figure], filters: Mapping[str, Callable[..., Any]], **values: Any
+) -> str:
+    """A page from its template; everything that a run or a user named is escaped.
+
+    ``figures``: by the place in which they are drawn. ``values``: what else the template shows.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    library = plotly_library()
+    drawable = {name: {"data": one.data, "layout": one.layout} for name, one in figures.items()}
+    return environment.get_template(template.name).render(
+        figures=figures,
+        figure_json=script_json(drawable),
+        plotly=library,
+        draw=DRAW,
+        policy=policy([library, DRAW]),
+        confidence=f"{CONFIDENCE:.0%}",
+        **values,
+    )
 
 
 def plotly_library() -> str:
