@@ -43,7 +43,8 @@ def plan(
     Raises:
         UsageError: a setting, the model or the card cannot be used, nothing fits, or the hours are too few.
     """
-    from budgetsearch.tools.plan.preview import gather, preview
+    from budgetsearch.run.foresight import gather
+    from budgetsearch.tools.plan.preview import preview
     from budgetsearch.tools.plan.probe import probe_here
 
     if not 0.1 <= slow <= 100:

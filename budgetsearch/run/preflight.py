@@ -168,7 +168,7 @@ def check_room(resolved: Resolved, budget_seconds: float, cache: Path, say: Say)
     """
     settings = resolved.settings
     assert settings.out is not None
-    shape = _known_shape(settings, cache)
+    shape = known_shape(settings, cache)
     if shape is None:
         say("disk: the need is not known before the model is here; it is looked at then")
         return
@@ -283,7 +283,7 @@ def free_bytes(path: Path) -> int:
     return found.free if found.total else sys.maxsize  # /proc is no disk: making a folder there says so
 
 
-def _known_shape(settings: Settings, cache: Path) -> ModelShape | None:
+def known_shape(settings: Settings, cache: Path) -> ModelShape | None:
     """The shape of the model, if it is known without asking anybody."""
     model = settings.model
     here = Path(model).expanduser().exists() or model.startswith("pypi:") or model in known_models()

@@ -27,6 +27,7 @@ from budgetsearch.machine.clock import (
 )
 from budgetsearch.run.choose_engine import choose, moved
 from budgetsearch.run.failure import keep_traceback, marked
+from budgetsearch.run.foresight import check_hours
 from budgetsearch.run.permissions import check_permitted
 from budgetsearch.run.preflight import Resolved, anchored, card_of, check_room, resolve
 from budgetsearch.run.prepare import (
@@ -106,6 +107,7 @@ def start(settings: Settings, caller: Caller) -> Result:
         settings = settings.model_copy(update={"deadline": local_time(until)})
     run = resolve(settings)
     check_room(run, timing.budget_seconds, cache_folder(), caller.say)
+    check_hours(run, timing.budget_seconds, cache_folder())
     run = dataclasses.replace(run, settings=anchored(settings))
     assert settings.out is not None
     folder = RunFolder(settings.out)

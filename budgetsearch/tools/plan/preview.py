@@ -6,29 +6,25 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import DeviceError, ModelError
+from budgetsearch.core.errors import DeviceError
 from budgetsearch.core.policy.deadline import EXIT_SECONDS
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.records import Calibration
-from budgetsearch.core.resources.disk import CHECKPOINT_BYTES
-from budgetsearch.core.resources.memory import foresee
-from budgetsearch.core.space.space import Space
-from budgetsearch.machine.clock import deadline_of, timing_of_new
-from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.host import gib
 from budgetsearch.machine.memory import Training, estimate
-from budgetsearch.machine.profiles import profile
-from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
-from budgetsearch.run.preflight import cache_need, check_inputs, largest_adapter, run_need
-from budgetsearch.run.prepare import DataSize, request_for
+from budgetsearch.run.foresight import (
+    Inputs,
+    check_minimum,
+    guessed_calibrations,
+    guessed_request,
+    on_ray,
+)
+from budgetsearch.run.guesses import Guess, speed_guesses
+from budgetsearch.run.preflight import cache_need, largest_adapter, run_need
 from budgetsearch.run.settings import Settings
-from budgetsearch.run.spaces import load_space
-from budgetsearch.tools.plan.guesses import Guess, TrainedWith, guess_calibration, speed_guesses
-from budgetsearch.tools.plan.rehearsal import RAY_SECONDS, SETUP_SECONDS, Rehearsal, rehearse, slowed
-from budgetsearch.training.data.size import DataGuess, guess_data
+from budgetsearch.tools.plan.rehearsal import Rehearsal, rehearse, slowed
 
 
 @dataclass(frozen=True)
@@ -86,40 +82,6 @@ class Preview:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What is known before anything is guessed."""
-
-    settings: Settings
-    space: Space
-    card: Card
-    shape: ModelShape | None
-    shape_source: str
-    data: DataGuess
-
-
-def gather(settings: Settings, cache: Path, *, need_shape: bool = True) -> Inputs:
-    """Card, shape, space and data of the settings, without touching anything.
-
-    ``need_shape``: nothing else will tell what fits.
-
-    Raises:
-        UsageError: an input, the model or the card cannot be used.
-    """
-    space = load_space(settings.space)
-    check_inputs(settings, space)
-    shape, source = None, "unknown"
-    try:
-        config, source = find_config(settings.model, settings.revision, cache)
-        shape = shape_of(config, settings.model)
-        shape.check_targets(settings.targets)
-    except ModelError:
-        if need_shape:
-            raise
-    data = guess_data(settings.data, settings.max_rows)
-    return Inputs(settings, space, _card(settings), shape, source, data)
-
-
 def preview(
     inputs: Inputs, slow: float = 1.0, measured: tuple[PlanRequest, Mapping[str, Calibration]] | None = None
 ) -> Preview:
@@ -130,15 +92,15 @@ def preview(
         DeviceError: nothing of the search space fits into the card's memory.
         BudgetError: the hours are too few.
     """
-    request = measured[0] if measured else _request(inputs)
-    found = measured[1] if measured else _guessed(inputs, request, slow)
+    request = measured[0] if measured else guessed_request(inputs)
+    found = measured[1] if measured else guessed_calibrations(inputs, request, slow)
     if measured:
         found = {name: slowed(calibration, slow) for name, calibration in found.items()}
     if all(calibration.status != "ok" for calibration in found.values()):
         raise _nothing_works(inputs, found)
-    workers = inputs.settings.gpus or 1
-    setup = SETUP_SECONDS + (RAY_SECONDS if _on_ray(inputs.settings) else 0.0)
-    rehearsal = rehearse(request, found, setup * slow, workers)
+    setup = slow * inputs.setup_seconds
+    check_minimum(request, found, setup)
+    rehearsal = rehearse(request, found, setup, inputs.settings.gpus or 1)
     plan = rehearsal.plan
     writes = max(c.checkpoint_seconds for c in found.values() if c.status == "ok")
     return Preview(
@@ -167,79 +129,14 @@ def preview(
     )
 
 
-def _on_ray(settings: Settings) -> bool:
-    return settings.engine == "ray" or (settings.gpus or 1) > 1
-
-
 def _workers(settings: Settings) -> list[Guess]:
     """What the number of workers rests on; nothing for the one of the local engine."""
-    if not _on_ray(settings):
+    if not on_ray(settings):
         return []
     if settings.gpus is None:
         return [Guess("workers", "1", "without --gpus; a run takes every GPU that Ray sees")]
     takes = "" if settings.engine == "ray" else "; a run takes --engine ray for it"
     return [Guess("workers", str(settings.gpus), f"--gpus, one card like this each{takes}")]
-
-
-def _card(settings: Settings) -> Card:
-    """The card that is here, or a card as the profile of one that is not describes it."""
-    wanted = profile(settings.gpu)
-    try:
-        return detect(settings.gpu, settings.device)
-    except DeviceError:
-        if wanted.usable_bytes is None:
-            raise
-        here = f"{wanted.name} (not in this machine)"
-        return Card(wanted, "cuda:0", here, wanted.usable_bytes, wanted.usable_bytes)
-
-
-def _request(inputs: Inputs) -> PlanRequest:
-    settings, data = inputs.settings, inputs.data
-    deadline = deadline_of(settings.deadline) if settings.deadline else None
-    valid = 0 if settings.valid else max(1, round(data.rows * settings.valid_share))
-    if settings.valid:
-        valid = guess_data(settings.valid, None).rows
-    train = data.rows if settings.valid else max(1, data.rows - valid)
-    tokens = min(data.tokens_per_row, settings.max_length)
-    size = DataSize(max(1, round(train * tokens)), train, valid, settings.max_length)
-    budget_seconds = timing_of_new(settings.hours, deadline, 0.0).budget_seconds
-    request = request_for(settings, budget_seconds, inputs.card, inputs.space, size, _shape(inputs))
-    return dataclasses.replace(request, max_gang=1)  # what gangs gain is measured, never guessed
-
-
-def _guessed(inputs: Inputs, request: PlanRequest, slow: float) -> dict[str, Calibration]:
-    found = {}
-    for name in inputs.space.quantizations:
-        limit, rule, length = inputs.card.usable_bytes, request.footprints[name], request.longest
-        ahead = foresee(rule, limit, request.ranks, request.batch_size, length)
-        if ahead.refusal:
-            found[name] = Calibration(name, "out_of_memory", detail=ahead.refusal)
-            continue
-        needs = {rank: rule.bytes(rank=rank, tokens=length, recompute=True) for rank in request.ranks}
-        # What is only a little too large, the run tries all the same.
-        rank = max((r for r in request.ranks if needs[r] <= limit), default=min(request.ranks))
-        plain, again = (
-            rule.micro_batch(limit, rank=rank, length=length, most=request.batch_size, recompute=recompute)
-            for recompute in (False, True)
-        )
-        # Half the speed for the recomputed third: worth it only where next to nothing fits without.
-        recompute = plain == 0 or (plain == 1 and again >= 4)
-        found[name] = guess_calibration(
-            _shape(inputs),
-            inputs.card.profile,
-            TrainedWith(name, rank, max(1, again if recompute else plain), recompute),
-            cores=os.cpu_count() or 1,
-            tokens_per_row=request.train_tokens / request.train_rows,
-            adapter_bytes=CHECKPOINT_BYTES * rank * _shape(inputs).weights_per_rank(inputs.settings.targets),
-            slow=slow,
-        )
-    return found
-
-
-def _shape(inputs: Inputs) -> ModelShape:
-    """The shape, where everything else was refused before."""
-    assert inputs.shape is not None
-    return inputs.shape
 
 
 def _disk(inputs: Inputs, budget_seconds: float) -> Mapping[str, Any]:
@@ -266,7 +163,7 @@ def _fits(inputs: Inputs, request: PlanRequest) -> list[FitRow]:
 
 
 def _cell(inputs: Inputs, request: PlanRequest, name: str, rank: int, micro_batch: int) -> FitCell:
-    settings, shape = inputs.settings, _shape(inputs)
+    settings, shape = inputs.settings, inputs.known_shape
     plain, again = (
         estimate(
             shape,

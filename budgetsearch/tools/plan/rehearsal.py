@@ -27,17 +27,12 @@ from budgetsearch.core.resources.memory import problem
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import Result, SimulatorEngine, SyntheticWorld, VirtualClock
 from budgetsearch.run.driver import Driver
+from budgetsearch.run.foresight import measuring_seconds
 from budgetsearch.run.incumbent import NoExport
 from budgetsearch.storage.ledger import MemoryLedger
 
-PROBES = 6
-"""Sizes that a calibration tries, each for its time and two steps of warm-up."""
 FAILED_SECONDS = 60.0
 """What it takes to find out that a quantization does not fit."""
-SETUP_SECONDS = 20.0
-"""Imports, and tokenizing data that are on disk."""
-RAY_SECONDS = 15.0
-"""What Ray's own start adds to that (docs/scale.md)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class _World:
     """Jobs take what the calibrations say; losses are made up, for some trial must win."""
 
     calibrations: Mapping[str, Calibration]
-    step_tokens: float
+    request: PlanRequest
 
     def perform(self, job: Job) -> tuple[tuple[Result, ...], float]:
         """The results, and the seconds until they are there."""
@@ -103,8 +98,7 @@ class _World:
         if isinstance(job, CalibrateJob):
             if found.status != "ok":
                 return (found,), FAILED_SECONDS
-            step = self.step_tokens / found.tokens_per_second
-            return (found,), found.load_seconds + PROBES * (max(2 * step, job.probe_seconds) + step)
+            return (found,), measuring_seconds(found, self.request, job.limit_seconds)
         if isinstance(job, ScoreJob):
             losses = 2 * job.eval_examples * found.eval_seconds_per_example
             answers = min(2 * MAX_ANSWERS * found.answer_seconds, job.limit_seconds)
@@ -139,7 +133,7 @@ class _World:
 def rehearse(
     request: PlanRequest,
     calibrations: Mapping[str, Calibration],
-    setup_seconds: float = SETUP_SECONDS,
+    setup_seconds: float,
     workers: int = 1,
 ) -> Rehearsal:
     """Play the run in virtual time; ``workers`` are alike, one card each.
@@ -149,10 +143,9 @@ def rehearse(
         EngineError: no quantization fits.
     """
     clock, ledger = VirtualClock(setup_seconds), MemoryLedger()
-    step_tokens = request.batch_size * request.train_tokens / request.train_rows
     driver = Driver(
         ledger=ledger,
-        engine=_Leaps(_World(calibrations, step_tokens), clock, workers),
+        engine=_Leaps(_World(calibrations, request), clock, workers),
         sampler=PriorSampler(),
         exporter=NoExport(),
         clock=clock,

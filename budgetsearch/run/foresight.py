@@ -1,0 +1,184 @@
+"""What can be said of a run before anything is fetched, prepared or measured; ``plan`` shows all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from budgetsearch.core.errors import DeviceError, ModelError
+from budgetsearch.core.policy.jobs import OPTIONAL_SHARE, probe_seconds
+from budgetsearch.core.policy.planning import PlanRequest, minimum_seconds, too_small
+from budgetsearch.core.records import Calibration
+from budgetsearch.core.resources.disk import CHECKPOINT_BYTES
+from budgetsearch.core.resources.memory import foresee
+from budgetsearch.core.space.space import Space
+from budgetsearch.machine.clock import deadline_of, timing_of_new
+from budgetsearch.machine.detect import Card, detect
+from budgetsearch.machine.profiles import profile
+from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
+from budgetsearch.run.guesses import TrainedWith, guess_calibration
+from budgetsearch.run.preflight import Resolved, check_inputs, known_shape
+from budgetsearch.run.prepare import DataSize, request_for
+from budgetsearch.run.settings import Settings
+from budgetsearch.run.spaces import load_space
+from budgetsearch.training.data.size import DataGuess, guess_data
+
+SETUP_SECONDS = 20.0
+"""Imports, and tokenizing data that are on disk."""
+RAY_SECONDS = 15.0
+"""What Ray's own start adds to that (docs/scale.md)."""
+PROBES = 6
+"""Sizes that a calibration tries where it has the time, each for its time and a step of warm-up."""
+EVALUATED = 16
+"""Examples by which a calibration times an evaluation."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known before anything is guessed."""
+
+    settings: Settings
+    space: Space
+    card: Card
+    shape: ModelShape | None
+    shape_source: str
+    data: DataGuess
+
+    @property
+    def setup_seconds(self) -> float:
+        """Until the first calibration begins."""
+        return SETUP_SECONDS + (RAY_SECONDS if on_ray(self.settings) else 0.0)
+
+    @property
+    def known_shape(self) -> ModelShape:
+        """The shape, where everything else was refused before."""
+        assert self.shape is not None
+        return self.shape
+
+
+def on_ray(settings: Settings) -> bool:
+    """The run takes Ray, or would have to."""
+    return settings.engine == "ray" or (settings.gpus or 1) > 1
+
+
+def gather(settings: Settings, cache: Path, *, need_shape: bool = True) -> Inputs:
+    """Card, shape, space and data of the settings, without touching anything.
+
+    ``need_shape``: nothing else will tell what fits.
+
+    Raises:
+        UsageError: an input, the model or the card cannot be used.
+    """
+    space = load_space(settings.space)
+    check_inputs(settings, space)
+    shape, source = None, "unknown"
+    try:
+        config, source = find_config(settings.model, settings.revision, cache)
+        shape = shape_of(config, settings.model)
+        shape.check_targets(settings.targets)
+    except ModelError:
+        if need_shape:
+            raise
+    data = guess_data(settings.data, settings.max_rows)
+    return Inputs(settings, space, _card(settings), shape, source, data)
+
+
+def check_hours(run: Resolved, budget_seconds: float, cache: Path) -> None:
+    """Refuse what cannot even train one configuration, as far as that is known without fetching anything.
+
+    Raises:
+        BudgetError: the budget is below the minimum that the guesses come to.
+    """
+    shape = known_shape(run.settings, cache)
+    if run.card is None or shape is None:
+        return
+    data = guess_data(run.settings.data, run.settings.max_rows)
+    inputs = Inputs(run.settings, run.space, run.card, shape, "", data)
+    request = dataclasses.replace(guessed_request(inputs), budget_seconds=budget_seconds)
+    check_minimum(request, guessed_calibrations(inputs, request), inputs.setup_seconds)
+
+
+def check_minimum(request: PlanRequest, found: Mapping[str, Calibration], setup_seconds: float) -> None:
+    """Refuse a budget that does not suffice to measure the first quantization that fits and to train with it.
+
+    Raises:
+        BudgetError: the budget is below that minimum.
+    """
+    first = next((c for c in found.values() if c.status == "ok"), None)
+    if first is None:
+        return
+    spent = setup_seconds + measuring_seconds(first, request, 0.0)
+    minimum = minimum_seconds(request, {first.quantization: first}, spent)
+    if minimum > request.budget_seconds:
+        raise too_small(request.budget_seconds, minimum)
+
+
+def measuring_seconds(found: Calibration, request: PlanRequest, limit_seconds: float) -> float:
+    """What it takes to find out what a calibration says; what is optional in it ends after its share of the
+    limit."""
+    step = request.step_tokens / found.tokens_per_second
+    probe = step + max(2 * step, probe_seconds(request.budget_seconds))
+    optional = min((PROBES - 1) * probe, max(0.0, OPTIONAL_SHARE * limit_seconds - probe))
+    evaluated = EVALUATED * found.eval_seconds_per_example
+    return found.load_seconds + probe + optional + evaluated + found.checkpoint_seconds
+
+
+def guessed_request(inputs: Inputs) -> PlanRequest:
+    """What the plan would rest on, with a guess at the size of the data."""
+    settings, data = inputs.settings, inputs.data
+    deadline = deadline_of(settings.deadline) if settings.deadline else None
+    valid = 0 if settings.valid else max(1, round(data.rows * settings.valid_share))
+    if settings.valid:
+        valid = guess_data(settings.valid, None).rows
+    train = data.rows if settings.valid else max(1, data.rows - valid)
+    tokens = min(data.tokens_per_row, settings.max_length)
+    size = DataSize(max(1, round(train * tokens)), train, valid, settings.max_length)
+    budget_seconds = timing_of_new(settings.hours, deadline, 0.0).budget_seconds
+    request = request_for(settings, budget_seconds, inputs.card, inputs.space, size, inputs.known_shape)
+    return dataclasses.replace(request, max_gang=1)  # what gangs gain is measured, never guessed
+
+
+def guessed_calibrations(inputs: Inputs, request: PlanRequest, slow: float = 1.0) -> dict[str, Calibration]:
+    """What the calibrations may find, everything ``slow`` times slower."""
+    return {name: _guessed(inputs, request, name, slow) for name in inputs.space.quantizations}
+
+
+def _guessed(inputs: Inputs, request: PlanRequest, name: str, slow: float) -> Calibration:
+    limit, rule, length = inputs.card.usable_bytes, request.footprints[name], request.longest
+    ahead = foresee(rule, limit, request.ranks, request.batch_size, length)
+    if ahead.refusal:
+        return Calibration(name, "out_of_memory", detail=ahead.refusal)
+    needs = {rank: rule.bytes(rank=rank, tokens=length, recompute=True) for rank in request.ranks}
+    # What is only a little too large, the run tries all the same.
+    rank = max((r for r in request.ranks if needs[r] <= limit), default=min(request.ranks))
+    plain, again = (
+        rule.micro_batch(limit, rank=rank, length=length, most=request.batch_size, recompute=recompute)
+        for recompute in (False, True)
+    )
+    # Half the speed for the recomputed third: worth it only where next to nothing fits without.
+    recompute = plain == 0 or (plain == 1 and again >= 4)
+    weights = inputs.known_shape.weights_per_rank(inputs.settings.targets)
+    return guess_calibration(
+        inputs.known_shape,
+        inputs.card.profile,
+        TrainedWith(name, rank, max(1, again if recompute else plain), recompute),
+        cores=os.cpu_count() or 1,
+        tokens_per_row=request.train_tokens / request.train_rows,
+        adapter_bytes=CHECKPOINT_BYTES * rank * weights,
+        slow=slow,
+    )
+
+
+def _card(settings: Settings) -> Card:
+    """The card that is here, or a card as the profile of one that is not describes it."""
+    wanted = profile(settings.gpu)
+    try:
+        return detect(settings.gpu, settings.device)
+    except DeviceError:
+        if wanted.usable_bytes is None:
+            raise
+        here = f"{wanted.name} (not in this machine)"
+        return Card(wanted, "cuda:0", here, wanted.usable_bytes, wanted.usable_bytes)
