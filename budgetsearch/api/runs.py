@@ -18,7 +18,7 @@ from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.run import session
-from budgetsearch.run.result import Result, result_of
+from budgetsearch.run.result import Result, result_of, shortfalls_of
 from budgetsearch.run.session import Caller
 from budgetsearch.run.settings import (
     Changes,
@@ -30,6 +30,7 @@ from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.report.write import Reports, write_reports
 from budgetsearch.views.runs import Listed, runs_below
+from budgetsearch.views.shortfalls import shortfall_lines
 from budgetsearch.views.tables import TrialRow, final_lines, trial_rows
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class Run(Result):
         return f"<Run {self.path}: {self.state}{loss}>"
 
     def __str__(self) -> str:
-        lines = [f"{self.path}  {self.state}: {self.reason}", *final_lines(open_history(self.path))]
+        lines = [f"{self.path}  {self.state}: {self.reason}", *shortfall_lines(self.shortfalls)]
+        lines += final_lines(open_history(self.path))
         lines += [f"adapter  {self.adapter_path}"] if self.adapter_path is not None else []
         page = RunFolder(self.path).report_html
         return "\n".join([*lines, *([f"report  {page}"] if page.is_file() else [])])
@@ -257,7 +259,9 @@ def look(run: PathLike) -> tuple[History, dict[str, Any]]:
 
     folder, accounts = _folder_of(run), Accounts()
     history = _begun(folder, fold(accounted(read_entries(folder.ledger), accounts)))
-    found = status_dict(history, folder.goes(history.closed is not None))
+    going = folder.goes(history.closed is not None)
+    found = status_dict(history, going)
+    found["shortfalls"] = [asdict(one) for one in shortfalls_of(folder, history, going)]
     workers = worker_seconds(accounts)
     if workers.most_workers > 1:
         found["workers"] = asdict(workers)

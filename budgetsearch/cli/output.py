@@ -81,11 +81,14 @@ def console() -> Terminal:
 
 
 def show_run(history: History, found: Mapping[str, Any]) -> None:
-    """Print how a run stands; ``found``: its status."""
+    """Print how a run stands, what is missing first; ``found``: its status."""
     from budgetsearch.views.card import device_of
     from budgetsearch.views.report.workers import WorkerSeconds, workers_line
+    from budgetsearch.views.shortfalls import Shortfall, shortfall_lines
     from budgetsearch.views.tables import summary
 
+    for line in shortfall_lines(Shortfall(**one) for one in found["shortfalls"]):
+        echo(line)
     console().print(summary(history, found["phase"] != "stopped"))
     if "workers" in found:
         console().print(workers_line(WorkerSeconds(**found["workers"]), device_of(history)), soft_wrap=True)

@@ -13,6 +13,7 @@ from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Score
 from budgetsearch.machine.clock import Timing
 from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.views.shortfalls import Shortfall, shortfalls
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Result:
     budget_seconds: float
     signal: str = ""
     """The signal that interrupted it, such as SIGTERM."""
+    shortfalls: tuple[Shortfall, ...] = ()
+    """What it lost or never measured, and why; none while it goes."""
     left_seconds: float = math.inf
     """What the budget still held when this was made; infinite of a run that was over before."""
 
@@ -59,13 +62,25 @@ def _is_of(folder: RunFolder, best: TrialState | None) -> bool:
     return best is not None and told_by(folder.adapter).get("checkpoint") == best.best_checkpoint
 
 
+def shortfalls_of(folder: RunFolder, history: History, going: bool) -> tuple[Shortfall, ...]:
+    """What the ledger says is missing, and the reports of a run that is over which are not there."""
+    found = shortfalls(history, going)
+    reports = (folder.report_html, folder.report, folder.report_json)
+    unwritten = [path.name for path in reports if not path.is_file()]
+    if history.closed is None or history.closed.state != "finished" or not unwritten:
+        return found
+    what = f"{', '.join(unwritten)} {'is' if len(unwritten) == 1 else 'are'} not there"
+    return (*found, Shortfall("report", what, f"`budgetsearch report {folder.command_word}` writes it"))
+
+
 def result_of(folder: RunFolder, history: History, timing: Timing | None = None) -> Result:
     """What the run in a folder came to; ``timing``: of the search that has just ended, if one has."""
     best = history.incumbent
     closed = history.closed
     assert history.opened is not None
+    going = closed is None and folder.in_use()
     return Result(
-        state=closed.state if closed else "running" if folder.in_use() else "stopped",
+        state=closed.state if closed else "running" if going else "stopped",
         reason=closed.reason if closed else "the run has not ended",
         path=folder.path,
         best=(
@@ -79,5 +94,6 @@ def result_of(folder: RunFolder, history: History, timing: Timing | None = None)
         spent_seconds=history.spent,
         budget_seconds=history.opened.budget_seconds,
         signal=closed.signal if closed else "",
+        shortfalls=shortfalls_of(folder, history, going),
         left_seconds=timing.seconds_left() if timing else math.inf,
     )

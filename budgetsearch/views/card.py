@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Score, cost_class
+from budgetsearch.views.shortfalls import adapter_shortfalls
 from budgetsearch.views.words import printable
 
 FORMAT = 1
@@ -41,6 +43,7 @@ def adapter_manifest(
         "seed": state.trial.seed,
         "validation_loss": state.best_loss,
         "eval_examples": plan.eval_examples if plan else None,
+        "shortfalls": [asdict(one) for one in adapter_shortfalls(history)],
         "score": _score_dict(scored_for(history, state)),
         "budget_seconds": opened.budget_seconds if opened else None,
         "versions": dict(facts.get("versions", {})),
@@ -57,6 +60,7 @@ def adapter_card(
         f"# LoRA adapter for {base}\n",
         "Found by budgetsearch: many configurations got a little time each, the better ones more, and the "
         "best one a full run, all within one fixed budget.\n",
+        *_missing(history),
         _section("Result", _results(history, state)),
         _section("How to load it", ["```python", *load_snippet(model, quantization, ".", history), "```"]),
         _section("Training", _training(history, state, quantization)),
@@ -163,6 +167,11 @@ def _section(title: str, lines: Sequence[str]) -> str:
     return "\n".join([f"## {title}", "", *lines, ""])
 
 
+def _missing(history: History) -> list[str]:
+    lines = [f"- {one.what}: {one.why}." for one in adapter_shortfalls(history)]
+    return [_section("What is missing", lines)] if lines else []
+
+
 def _header(model: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: peft", "tags: [lora, budgetsearch]"]
     source = str(model.get("source") or "")
@@ -177,7 +186,7 @@ def _results(history: History, state: TrialState) -> list[str]:
     score = scored_for(history, state)
     if score is None or score.adapter_loss is None or score.base_loss is None:
         loss = "unknown" if state.best_loss is None else f"{state.best_loss:.4f}"
-        return [f"Validation loss (nats per completion token): {loss}. The final scores are not there yet."]
+        return [f"Validation loss (nats per completion token): {loss}."]
     lines = [
         "| | base | adapter |",
         "|---|---|---|",

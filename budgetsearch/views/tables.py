@@ -239,13 +239,12 @@ def final_lines(history: History) -> list[str]:
 
 
 def trial_counts(history: History) -> tuple[int, int, int]:
-    """Count the trials that have started, those that were promoted, and those that ran in full."""
-    goals = [state.goal for state in history.trials.values()]
-    top = history.plan.top_rung if history.plan else -1
+    """Count the trials that have started, those that were promoted, and those that ran in full to the end."""
+    states = history.trials.values()
     return (
-        sum(1 for goal in goals if goal >= 0),
-        sum(1 for goal in goals if goal > 0),
-        sum(1 for goal in goals if goal == top >= 0),
+        sum(1 for state in states if state.goal >= 0),
+        sum(1 for state in states if state.goal > 0),
+        sum(1 for state in states if history.ran_in_full(state)),
     )
 
 

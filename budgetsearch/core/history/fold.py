@@ -79,7 +79,7 @@ def _opened(history: History, event: Opened) -> None:
 
 
 def _resumed(history: History, event: Resumed) -> None:
-    history.closed = None
+    history.closed = history.finish = None
     history.unwritten.clear()
     for state in history.trials.values():
         state.unread = 0
@@ -120,6 +120,7 @@ def _trial_added(history: History, event: TrialAdded) -> None:
 def _decided(history: History, event: Decided) -> None:
     history.decisions += 1
     if isinstance(event.decision, Finish):
+        history.finish, history.finished_at = event.decision, event.now
         history.full_done += history.full_trials  # the time ended them
         history.full_trials.clear()
         history.ahead = None

@@ -6,10 +6,11 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from budgetsearch.core.decisions import Finish
 from budgetsearch.core.events import Closed, Exported, Opened, Scored
 from budgetsearch.core.history.measured import Measured
 from budgetsearch.core.history.retired import Retired
-from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.history.trial import TrialState, turned_worse
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.records import (
     Beat,
@@ -78,6 +79,10 @@ class History:
     scored: Scored | None = None
     """The last scores, of whichever checkpoint; its losses and its answers joined."""
     exported: Exported | None = None
+    finish: Finish | None = None
+    """The decision that the search is over, with its reason."""
+    finished_at: float = 0.0
+    """When it was taken, in active seconds of the run."""
     closed: Closed | None = None
     decisions: int = 0
     full_trials: list[int] = field(default_factory=list)
@@ -96,6 +101,8 @@ class History:
     """What the user should know, and when it was found."""
     uses: list[CardUse] = field(default_factory=list)
     """What the watcher saw, job by job."""
+    lost: list[tuple[str, str]] = field(default_factory=list)
+    """Checkpoints that turned out to be missing or damaged, and why."""
     dropped: set[int] = field(default_factory=set)
     """Trials whose checkpoints were given up: a later loser does not bring them back."""
     wall: float = 0.0
@@ -157,13 +164,18 @@ class History:
             found.send(changed[segment.trial_id], segment.rung)
         return found
 
+    def ran_in_full(self, state: TrialState) -> bool:
+        """Its full run came to its planned end, or was ended because its loss rose."""
+        top = self.plan is not None and state.rung == self.plan.top_rung
+        return top or turned_worse(state.full_losses)
+
     def standing(self, state: TrialState) -> str:
         """One word or two for where a trial stands."""
         over = self.closed is not None and self.closed.state == "finished"
         if state.dead:
             return state.dead
         if state.trial_id in self.full_done or (over and state.full_losses):
-            return "done"
+            return "done" if self.ran_in_full(state) else "cut short"
         if state.trial_id in self.full_trials:
             return "full run"
         if over:

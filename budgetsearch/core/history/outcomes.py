@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from budgetsearch.core.events import SegmentEnded
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import forget_after, lose
-from budgetsearch.core.history.trial import Checkpoint, TrialState, with_checkpoint
+from budgetsearch.core.history.trial import Checkpoint, TrialState, turned_worse, with_checkpoint
 from budgetsearch.core.records import Segment, SegmentResult, cost_class
 from budgetsearch.core.resources.memory import problem, taught
 
@@ -238,13 +238,3 @@ def is_infeasible(segment: Segment, result: SegmentResult) -> bool:
     if result.micro_batch is not None:  # the worker tried everything smaller
         return result.micro_batch <= 1
     return result.gang == 1 and segment.micro_batch <= 1
-
-
-def turned_worse(losses: list[float], window: int = 3, margin: float = 0.05) -> bool:
-    """The mean of the last ``window`` links is worse than the best earlier one by more than ``margin``.
-
-    Means, because the best of many noisy links is too good to be matched; and a clear margin, because
-    the cooldown still lowers the loss.
-    """
-    means = [sum(losses[i : i + window]) / window for i in range(len(losses) - window + 1)]
-    return len(means) > window and means[-1] > min(means[:-window]) * (1 + margin)

@@ -180,6 +180,7 @@ def lose(history: History, name: str, why: str, *, exported: bool = False) -> No
     """A checkpoint is no good any more; ``exported``: nor is the adapter that was made from it."""
     done = history.exported
     stands = done is not None and done.checkpoint == name and not exported
+    history.lost.append((name, why))
     said = [f"checkpoint {name} is lost ({why})"]
     for state in history.trials.values():
         mine = next((s for s in (*state.held, state.exported) if s and s.name == name), None)

@@ -164,3 +164,13 @@ def settle(state: TrialState) -> None:
         state.best_loss, state.best_checkpoint, state.best_tokens = best.loss, best.name, best.tokens
     elif state.held:
         state.best_loss, state.best_checkpoint = None, None
+
+
+def turned_worse(losses: list[float], window: int = 3, margin: float = 0.05) -> bool:
+    """The mean of the last ``window`` links is worse than the best earlier one by more than ``margin``.
+
+    Means, because the best of many noisy links is too good to be matched; and a clear margin, because
+    the cooldown still lowers the loss.
+    """
+    means = [sum(losses[i : i + window]) / window for i in range(len(losses) - window + 1)]
+    return len(means) > window and means[-1] > min(means[:-window]) * (1 + margin)

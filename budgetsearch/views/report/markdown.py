@@ -29,6 +29,10 @@ def text_of(numbers: Numbers) -> str:
 # -------------------------------------------------------------------------- sections
 
 
+def _shortfalls(numbers: Numbers) -> list[str]:
+    return [f"- **{one.what}**: {one.why}." for one in numbers.shortfalls]
+
+
 def _answer(numbers: Numbers) -> list[str]:
     lines = _score_table(numbers)
     best, budget, run = numbers.answer.best, numbers.budget, numbers.run
@@ -253,6 +257,7 @@ def _settings(numbers: Numbers) -> list[str]:
 
 
 SECTIONS: tuple[tuple[str, Callable[[Numbers], list[str]]], ...] = (
+    ("What is missing", _shortfalls),
     ("The answer", _answer),
     ("How to load the adapter", _loading),
     ("Trials", _trials),

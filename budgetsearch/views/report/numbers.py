@@ -22,6 +22,7 @@ from budgetsearch.views.report.facts import RunFacts, facts_of
 from budgetsearch.views.report.peaks import Peaks, peaks_of
 from budgetsearch.views.report.timeline import Timeline, timeline_of
 from budgetsearch.views.report.workers import WorkerSeconds, worker_seconds_of
+from budgetsearch.views.shortfalls import Shortfall, shortfalls
 from budgetsearch.views.tables import CardRow, card_row, rank_correlations, trial_rows
 from budgetsearch.views.words import rung_names
 
@@ -153,6 +154,8 @@ class Numbers:
     schema: str
     schema_version: int
     run: RunFacts
+    shortfalls: tuple[Shortfall, ...]
+    """What the run lost or never measured, and why; none while it goes."""
     answer: Answer
     budget: Budget
     workers: WorkerSeconds
@@ -195,6 +198,7 @@ def numbers_of(
         schema=SCHEMA,
         schema_version=SCHEMA_VERSION,
         run=facts_of(entries, history, going),
+        shortfalls=shortfalls(history, going),
         answer=answer_of(history),
         budget=budget_of(history),
         workers=worker_seconds_of(entries),

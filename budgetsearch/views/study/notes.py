@@ -9,6 +9,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.machine.host import gib
+from budgetsearch.views.shortfalls import shortfalls
 from budgetsearch.views.study.shown_trial import values
 from budgetsearch.views.words import loss_text, markdown_table, params_text, phase_of, rung_names
 
@@ -31,7 +32,14 @@ def finalists(history: History) -> list[TrialState]:
 
 def study_note(history: History) -> str:
     """Describe the run: the answer, the rungs with their units, the trials, what to know."""
-    parts = [_title(history), *_answer(history), *_rungs(history), *_trials(history), *_notices(history)]
+    parts = [
+        _title(history),
+        *_missing(history),
+        *_answer(history),
+        *_rungs(history),
+        *_trials(history),
+        *_notices(history),
+    ]
     return _note(parts)
 
 
@@ -66,6 +74,11 @@ def _title(history: History) -> str:
     total = history.opened.budget_seconds if history.opened else 0.0
     reason = f" ({history.closed.reason})" if history.closed else ""
     return f"# {phase_of(history).capitalize()}{reason}: {history.spent:.0f} of {total:.0f} s spent"
+
+
+def _missing(history: History) -> list[str]:
+    lines = [f"- {without_secrets(str(one))}" for one in shortfalls(history, going=True)]
+    return ["## What is missing", "\n".join(lines)] if lines else []
 
 
 def _answer(history: History) -> list[str]:

@@ -1,0 +1,183 @@
+"""What a run lost or never measured, and why: it stands before the run's results wherever they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from budgetsearch.core.history.history import History
+from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.policy.deadline import exit_seconds, seconds_left
+from budgetsearch.core.records import Score
+from budgetsearch.views.words import printable
+
+IDLE_SHARE = 0.05
+"""Of the budget: less that is left over, or was lost in crashes, is not worth a line."""
+ENDINGS = {
+    "crashed": "its worker crashed",
+    "timeout": "it was stopped at its time limit",
+    "cancelled": "it was stopped",
+    "diverged": "it diverged",
+    "out_of_memory": "memory ran out",
+    "lost": "its checkpoint was lost",
+    "unread": "its checkpoint cannot be read",
+    "unwritten": "its checkpoint could not be written",
+    "stranded": "its worker went away",
+}
+"""How a segment ended that did not end well."""
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """One thing that is missing of what a run is for."""
+
+    kind: str
+    """adapter, full run, loss, base, accuracy, answers, comparison, checkpoints, crashes, time or report."""
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}"
+
+
+def shortfalls(history: History, going: bool = False) -> tuple[Shortfall, ...]:
+    """All of a run, the gravest first; none of one that goes, for it may still come to everything.
+
+    ``going``: a process works on it. It counts only where the ledger does not say that the run is over.
+    """
+    if history.opened is None or (going and history.closed is None):
+        return ()
+    if history.incumbent is None:
+        found = [Shortfall("adapter", "There is no adapter", _why(history))]
+    else:
+        found = [*_full_run(history), *_unmeasured(history), *_scores(history), *_comparison(history)]
+    return (*found, *_losses_on_the_way(history), *_unused(history))
+
+
+def shortfall_lines(some: Iterable[Shortfall]) -> list[str]:
+    """A line of a terminal for each."""
+    return [f"MISSING  {printable(str(one))}" for one in some]
+
+
+def adapter_shortfalls(history: History) -> tuple[Shortfall, ...]:
+    """Those that say something of the adapter itself, also while the run still goes."""
+    return tuple(one for one in shortfalls(history) if one.kind not in ("crashes", "time"))
+
+
+def _why(history: History) -> str:
+    if history.closed is not None:
+        return history.closed.reason
+    return history.finish.reason if history.finish is not None else "the run had not come to it"
+
+
+# ---------------------------------------------------------------------------- the parts
+
+
+def _full_run(history: History) -> Iterator[Shortfall]:
+    """Nobody ran in full, or nobody to the end."""
+    top = history.plan.top_rung if history.plan else 0
+    sent = [state for state in history.trials.values() if state.goal == top]
+    if not sent:
+        yield Shortfall("full run", "No trial ran in full", _why(history))
+    elif not any(map(history.ran_in_full, sent)):
+        state = max(sent, key=lambda one: one.tokens)
+        end = f" of {state.full_stop_tokens}" if state.full_stop_tokens else ""
+        others = f" (and {len(sent) - 1} more)" if len(sent) > 1 else ""
+        what = f"The full run of trial {state.trial_id}{others} was cut short at {state.tokens}{end} tokens"
+        yield Shortfall("full run", what, _why_cut(history, state))
+
+
+def _why_cut(history: History, state: TrialState) -> str:
+    """How the trial's last segment ended, if it did not end well; else why the search did."""
+    last = next((r for _, r in reversed(history.results) if r.trial_id == state.trial_id), None)
+    if last is None or last.status == "ok":
+        return _why(history)
+    return ENDINGS[last.status] + (f" ({last.detail})" if last.detail else "")
+
+
+def _unmeasured(history: History) -> Iterator[Shortfall]:
+    """Training of the best trial, or in a full run, after which no loss was measured."""
+    top = history.plan.top_rung if history.plan else 0
+    for state in history.trials.values():
+        tokens = state.tokens - state.evaluated_tokens
+        if tokens > 0 and (state is history.incumbent or state.goal == top):
+            what = (
+                f"The last {tokens} tokens of trial {state.trial_id}{_seconds(history, state)} are in no "
+                "adapter, for no loss was measured after them"
+            )
+            yield Shortfall("loss", what, _why_cut(history, state))
+
+
+def _seconds(history: History, state: TrialState) -> str:
+    parts = [
+        result.seconds.get("train", 0.0)
+        for _, result in history.results
+        if result.trial_id == state.trial_id and result.tokens > state.evaluated_tokens
+    ]
+    return f" ({sum(parts):.0f} s of training)" if sum(parts) else ""
+
+
+def _scores(history: History) -> Iterator[Shortfall]:
+    """Base and adapter were not compared, or in fewer answers than asked for."""
+    score, asked = history.score, _asked(history)
+    if score is None or score.base_loss is None or score.adapter_loss is None:
+        what = "The losses of base and adapter were never compared"
+        yield Shortfall("base", what, _why_unscored(history, score))
+    if not asked:
+        return
+    if score is None or score.adapter_accuracy is None:
+        what = f"The task accuracy is not known: of {asked} answers none was graded"
+        yield Shortfall("accuracy", what, _why_unscored(history, score))
+    elif score.task_examples < asked:
+        what = f"The task accuracy rests on {score.task_examples} of {asked} answers"
+        yield Shortfall("answers", what, _why_unscored(history, score))
+
+
+def _asked(history: History) -> int:
+    """Answers that can be graded: as many as were asked for, no more than there are validation rows."""
+    rows = history.opened.facts.get("data", {}).get("valid", {}).get("rows") if history.opened else None
+    asked = history.plan.task_examples if history.plan else 0
+    return asked if rows is None else min(asked, rows)
+
+
+def _why_unscored(history: History, score: Score | None) -> str:
+    if score is not None and (score.detail or score.status != "ok"):
+        return score.detail or f"the scoring ended with {score.status}"
+    over = history.closed is not None and history.closed.state != "finished"
+    return _why(history) if over or history.finish is None else "the time was over"
+
+
+def _comparison(history: History) -> Iterator[Shortfall]:
+    measured = sum(1 for state in history.trials.values() if state.losses or state.best_loss is not None)
+    if measured == 1:
+        tried = sum(1 for state in history.trials.values() if state.started)
+        what = f"Only one configuration of {tried} tried has a loss, so nothing was compared"
+        yield Shortfall("comparison", what, "no other got so far" if tried > 1 else _why(history))
+
+
+def _losses_on_the_way(history: History) -> Iterator[Shortfall]:
+    if history.lost:
+        names = f"{len(history.lost)} checkpoints were" if len(history.lost) > 1 else "A checkpoint was"
+        name, why = history.lost[-1]
+        yield Shortfall("checkpoints", f"{names} lost, the last {name}", why)
+    budget, gone = _budget(history), history.charged.get("crash", 0.0)
+    if gone > IDLE_SHARE * budget:
+        failed = [result for _, result in history.results if result.status in ENDINGS]
+        why = f"{len(failed)} segments did not end well" if failed else "the process of the run was killed"
+        yield Shortfall("crashes", f"{gone:.0f} of {budget:.0f} s came to nothing", why)
+
+
+def _unused(history: History) -> Iterator[Shortfall]:
+    if history.closed is None or history.closed.state != "finished" or history.plan is None:
+        return
+    budget = _budget(history)
+    unused = budget - history.spent - exit_seconds(budget)
+    if unused > IDLE_SHARE * budget:
+        kept = unused - max(0.0, seconds_left(history.plan, history.finished_at))
+        scores = f"; {kept:.0f} s of it had been kept for the scores" if kept > IDLE_SHARE * budget else ""
+        what = f"{unused:.0f} of {budget:.0f} s were not used"
+        yield Shortfall("time", what, f"{history.closed.reason}{scores}")
+
+
+def _budget(history: History) -> float:
+    return history.opened.budget_seconds if history.opened else 0.0
