@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from budgetsearch.core.errors import SettingsError, UntrustedCode, nearest
+from budgetsearch.core.secrets import without_secrets
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import detect
 from budgetsearch.machine.nvml import Driver
@@ -399,4 +400,4 @@ def _validate(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings
 def _explain(key: str, value: Any, sources: Mapping[str, str]) -> str:
     source = sources.get(key, FLAGS)
     where = flag_of(key) if source == FLAGS else f"{source}: {key} ({flag_of(key)})"
-    return f"{where} must be {takes_of(Settings.model_fields[key])}; it is {value!r}."
+    return f"{where} must be {takes_of(Settings.model_fields[key])}; it is {without_secrets(repr(value))}."

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from budgetsearch.core.errors import RunFolderError
-from budgetsearch.core.secrets import without_secrets
+from budgetsearch.core.secrets import shown_url
 from budgetsearch.storage.files import open_own, unwritable
 
 QUIET_SECONDS = 120.0
@@ -50,10 +50,10 @@ class Owner:
     @classmethod
     def this_process(cls) -> Owner:
         """Of the process that asks, with the passwords of its command hidden."""
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        shown = without_secrets(command)[:COMMAND_LENGTH]
+        words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        command = shlex.join(map(_shown_argument, words))[:COMMAND_LENGTH]
         began = psutil.Process().create_time()
-        return cls(os.getpid(), socket.gethostname(), _boot(), began, time.time(), shown)
+        return cls(os.getpid(), socket.gethostname(), _boot(), began, time.time(), command)
 
     def to_json(self) -> str:
         """What the lock file holds."""
@@ -75,6 +75,11 @@ class Owner:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} ({self.command}) since {_moment(self.taken)}"
+
+
+def _shown_argument(word: str) -> str:
+    flag, is_set, value = word.partition("=")
+    return f"{flag}={shown_url(value)}" if is_set and flag.startswith("--") else shown_url(word)
 
 
 def read_owner(text: str) -> Owner | None:

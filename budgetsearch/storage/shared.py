@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import DiskError, SettingsError
-from budgetsearch.core.secrets import without_secrets
+from budgetsearch.core.secrets import shown_url
 from budgetsearch.storage.checkpoint_store import (
     ONCE,
     CheckpointStore,
@@ -52,7 +52,7 @@ def check_shared(shared: str) -> None:
     Raises:
         SettingsError: a password stands in the URL, or nobody here knows its protocol.
     """
-    shown = without_secrets(shared)
+    shown = shown_url(shared)
     if shown != shared:
         raise SettingsError(
             f"--shared {shown} holds a password, and everybody could read it in the list of processes. Leave "

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, quote_plus
 
 from budgetsearch.core.errors import SettingsError
 from budgetsearch.core.events import Opened
-from budgetsearch.core.secrets import HIDDEN, without_secrets
+from budgetsearch.core.secrets import password_in, remember, shown_url, without_secrets
 from budgetsearch.storage.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -54,10 +53,15 @@ def check_url(url: str) -> None:
     """
     import sqlalchemy
 
+    if "@" in password_in(url):
+        raise SettingsError(f"--storage {shown(url)!r} has more than one @: write that in a password as %40.")
     try:
-        dialect = _parsed(url).get_dialect()
+        found = _parsed(url)
+        remember(_password(url))
+        remember(os.environ.get(PASSWORD, ""))
+        dialect = found.get_dialect()
         dialect.import_dbapi()
-    except sqlalchemy.exc.ArgumentError as error:
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         raise SettingsError(
             f"--storage {shown(url)!r} is no database that Optuna can use "
             f"({hidden(str(error), url)}). Use something like sqlite:///study.sqlite, or leave it out."
@@ -74,15 +78,13 @@ def check_url(url: str) -> None:
 
 def shown(url: str) -> str:
     """The URL as it may stand in a log."""
-    return without_secrets(url)
+    return shown_url(url)
 
 
 def hidden(text: str, url: str) -> str:
     """An error's text without the password of the URL that it came from, however it is spelled there."""
-    secret = _password(url)
-    for form in {secret, quote(secret, safe=""), quote_plus(secret)} - {""}:
-        text = text.replace(form, HIDDEN)
-    return without_secrets(text)
+    remember(_password(url))
+    return without_secrets(text.replace(url, shown(url)))
 
 
 def without_password(url: str) -> str:
