@@ -34,11 +34,12 @@ from budgetsearch.core.records import (
 )
 from budgetsearch.core.results import crashed_results, stranded_results
 from budgetsearch.core.space.space import Space
-from budgetsearch.engines.simulator import Change, Result, SimulatorEngine, SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import Result, VirtualClock
 from budgetsearch.run.driver import Driver
 from budgetsearch.run.incumbent import NoExport
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import MemoryLedger
+from tests.support.worlds import Change, ChangingEngine, SyntheticWorld
 
 DAY = 86_400.0
 
@@ -513,7 +514,7 @@ def _driver(
     changes = [change for change in setup.changes if change.at > clock.now()]
     return Driver(
         ledger=ledger,
-        engine=SimulatorEngine(machine, clock, setup.workers, changes),
+        engine=ChangingEngine(machine, clock, setup.workers, changes),
         sampler=OptunaSampler() if setup.optuna else Chance(),
         exporter=disk,
         clock=clock,

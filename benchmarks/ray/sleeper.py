@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from budgetsearch.core.records import Beat, Job, JobEnded, TrainJob, WorkerSetup
-from budgetsearch.engines.simulator import Result, SyntheticWorld
+from budgetsearch.engines.simulator import Result
 from budgetsearch.engines.worker import Inbox, Pipe, die_with_parent
+from tests.support.worlds import SyntheticWorld
 
 TOKENS_PER_SECOND = 1000.0
 OVERHEAD_SECONDS = 0.3

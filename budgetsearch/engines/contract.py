@@ -25,9 +25,8 @@ from budgetsearch.core.records import (
     SegmentResult,
     TrainJob,
 )
-from budgetsearch.training.tiny import make_tiny_model
 
-__all__ = ["EngineContract", "Harness", "await_end", "make_tiny_model", "segment", "train_job"]
+__all__ = ["EngineContract", "Harness", "await_end", "segment", "train_job"]
 
 MAX_POLLS = 1200
 _NUMBERS = itertools.count()

@@ -28,10 +28,11 @@ from budgetsearch.core.records import (
     TrainJob,
 )
 from budgetsearch.core.resources.memory import DOUBT, foresee, problem
-from budgetsearch.engines.simulator import Result, SyntheticWorld
+from budgetsearch.engines.simulator import Result
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import MemoryLedger
 from tests.support.simulation import RandomSampler, make_driver, request
+from tests.support.worlds import SyntheticWorld
 
 RULE = Footprint(fixed=1000.0, per_rank=10.0, per_token=2.0, per_token_recompute=1.0)
 

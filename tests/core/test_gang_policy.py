@@ -22,11 +22,11 @@ from budgetsearch.core.policy.jobs import probe_seconds
 from budgetsearch.core.policy.planning import gang_gains, make_plan
 from budgetsearch.core.records import Calibration, Job, Probe, Segment, Status, TrainJob
 from budgetsearch.core.schedule import rate_factor
-from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.tools.simulate.invariants import check
 from tests.support.simulation import SMALL_DATA, Killed, Killer, make_driver, request, run
+from tests.support.worlds import SyntheticWorld
 
 GAINS = {2: 1.6, 4: 2.4}
 

@@ -30,7 +30,6 @@ from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.outcomes import MAX_STRANDED
 from budgetsearch.core.records import Segment, SegmentResult
-from budgetsearch.engines.simulator import Change, SyntheticWorld
 from budgetsearch.run.driver import Driver
 from budgetsearch.run.preflight import run_need
 from budgetsearch.run.settings import Settings
@@ -39,6 +38,7 @@ from budgetsearch.tools.simulate.invariants import check
 from budgetsearch.views.report.workers import account
 from tests.support.factories import Story
 from tests.support.simulation import make_driver
+from tests.support.worlds import Change, SyntheticWorld
 
 HOUR = 3600.0
 

@@ -20,10 +20,11 @@ from budgetsearch.core.ladders import DEEP, FULL_RUNS, SCOUTS, USUAL, ladders_fo
 from budgetsearch.core.policy.costs import CostModel
 from budgetsearch.core.policy.evidence import entry_rung, indistinguishable
 from budgetsearch.core.records import Calibration, Segment, SegmentResult
-from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import read_entries, read_history
 from tests.support.simulation import SMALL_DATA, Killed, Killer, check_invariants, make_driver, run
+from tests.support.worlds import SyntheticWorld
 
 
 @dataclass

@@ -19,12 +19,12 @@ from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import Checkpoint, best_of, with_checkpoint
 from budgetsearch.core.records import Segment
 from budgetsearch.core.resources.disk import SPARES, most_checkpoints, most_held, need_of
-from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.invariants import check
 from tests.support.factories import Story, params
 from tests.support.simdisk import SimDisk, driver_on
 from tests.support.simulation import make_driver
+from tests.support.worlds import SyntheticWorld
 
 GAINS = {1: 1.0, 2: 1.5, 4: 2.0, 8: 2.2}
 

@@ -18,8 +18,9 @@ from budgetsearch.engines import local as local_engine
 from budgetsearch.engines import worker
 from budgetsearch.engines.contract import EngineContract, Harness, await_end, segment, train_job
 from budgetsearch.engines.local import LocalEngine
-from budgetsearch.engines.simulator import SimulatorEngine, SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import SimulatorEngine, VirtualClock
 from tests.support.processes import check_gone
+from tests.support.worlds import SyntheticWorld
 
 
 class TestSimulator(EngineContract):

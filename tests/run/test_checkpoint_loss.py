@@ -19,7 +19,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import contenders, needed_checkpoints
 from budgetsearch.core.records import Segment
 from budgetsearch.core.results import untrained
-from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.storage.ledger import MemoryLedger, read_entries
 from budgetsearch.tools.simulate.invariants import check
 from budgetsearch.training import sums
@@ -30,6 +30,7 @@ from tests.support.factories import Story, paused
 from tests.support.simdisk import SimDisk, driver_on
 from tests.support.simulation import SMALL_DATA
 from tests.support.training import base, make_segment
+from tests.support.worlds import SyntheticWorld
 
 
 def lose(story: Story, trial_id: int, rung: int) -> Segment:

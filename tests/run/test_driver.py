@@ -19,11 +19,12 @@ from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.policy.situation import RULED_OUT
 from budgetsearch.core.records import Segment
 from budgetsearch.core.resources.disk import RUNNERS_UP
-from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import Ledger, read_entries, read_history
 from budgetsearch.storage.seals import FORMAT
 from tests.support.simulation import Killed, Killer, check_invariants, make_driver, run
+from tests.support.worlds import SyntheticWorld
 
 
 def test_a_run_searches_promotes_and_trains_one_trial_in_full(tmp_path: Path) -> None:

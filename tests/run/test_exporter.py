@@ -189,8 +189,8 @@ def test_the_snippet_loads_what_was_exported(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from budgetsearch.training.tiny import make_tiny_model
     from budgetsearch.views.card import load_snippet
+    from tests.support.tiny import make_tiny_model
 
     base_path = make_tiny_model(tmp_path / "model")
     story = Story.planned()

@@ -12,11 +12,12 @@ from budgetsearch.core.events import Resumed, Scored
 from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Score, ScoreJob, SegmentResult
-from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.run.driver import Driver
 from budgetsearch.run.jobs import limit_of
 from budgetsearch.storage.ledger import read_entries
 from tests.support.simulation import make_driver
+from tests.support.worlds import SyntheticWorld
 
 
 def scored(path: Path) -> list[Scored]:

@@ -9,10 +9,11 @@ import pytest
 
 from budgetsearch.core.policy.deadline import EXIT_SECONDS, landing_seconds
 from budgetsearch.core.records import CalibrateJob, Job, ScoreJob, TrainJob
-from budgetsearch.engines.simulator import SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.run.driver import Driver
 from tests.support.factories import plan
 from tests.support.simulation import make_driver
+from tests.support.worlds import SyntheticWorld
 
 
 class Deaf(SyntheticWorld):

@@ -19,7 +19,6 @@ from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import MAX_UNREAD
 from budgetsearch.core.policy.decide import decide
 from budgetsearch.core.results import untrained
-from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.run import export
 from budgetsearch.run.incumbent import Incumbent
 from budgetsearch.storage.ledger import read_entries
@@ -31,6 +30,7 @@ from tests.support.exporting import House, best
 from tests.support.factories import Story, paused
 from tests.support.simdisk import SimDisk, driver_on
 from tests.support.training import base, make_segment
+from tests.support.worlds import SyntheticWorld
 
 NOW = (errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE, errno.ENOMEM)
 """What says that the system could not look."""

@@ -12,9 +12,9 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Segment
-from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.run.driver import Driver
 from tests.support.simulation import make_driver
+from tests.support.worlds import SyntheticWorld
 
 
 class SimDisk:

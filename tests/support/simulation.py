@@ -13,10 +13,11 @@ from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.core.space.space import Space
-from budgetsearch.engines.simulator import Change, SimulatorEngine, SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.run.driver import Driver
 from budgetsearch.storage.ledger import Ledger, MemoryLedger, read_entries
 from budgetsearch.tools.simulate.invariants import check
+from tests.support.worlds import Change, ChangingEngine, SyntheticWorld
 
 SPACE = {
     "name": "test",
@@ -130,7 +131,7 @@ def make_driver(
     ledger = Ledger(path) if path is not None else MemoryLedger()
     return Driver(
         ledger=ledger,
-        engine=SimulatorEngine(world or SyntheticWorld(), clock, slots, node_changes),
+        engine=ChangingEngine(world or SyntheticWorld(), clock, slots, node_changes),
         sampler=sampler or RandomSampler(),
         exporter=NoExporter(),
         clock=clock,

@@ -804,7 +804,7 @@ def test_a_tokenizer_without_a_chat_template_uses_the_plain_one(tmp_path: Path) 
     """That is no fault; the line says what rows look like instead, and training agrees."""
     from budgetsearch.training.data.examples import Example
     from budgetsearch.training.data.tokens import load_tokenizer, render_prompt
-    from budgetsearch.training.tiny import make_tiny_model
+    from tests.support.tiny import make_tiny_model
 
     path = make_tiny_model(tmp_path / "plain", chat_template=False)
     found = model.chat_template(facts_of(path, tmp_path))

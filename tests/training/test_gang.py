@@ -22,7 +22,7 @@ from budgetsearch.training.data.tokens import PreparedData
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import LOSS_SCALE, Member, Shop
 from budgetsearch.training.recipe import GangTraining, train_gang
-from budgetsearch.training.tiny import make_tiny_model
+from tests.support.tiny import make_tiny_model
 
 EXACT = 1e-10
 STOP = 900

@@ -13,7 +13,7 @@ from budgetsearch.core.errors import ModelError
 from budgetsearch.storage.files import fresh_folder
 from budgetsearch.training.data import models as sources
 from budgetsearch.training.data.models import BaseModel, check_source, resolve_model
-from budgetsearch.training.tiny import make_tiny_model
+from tests.support.tiny import make_tiny_model
 
 
 @pytest.fixture(scope="module")

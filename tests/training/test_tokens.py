@@ -21,7 +21,7 @@ from budgetsearch.training.data.tokens import (
     prepare,
     render_prompt,
 )
-from budgetsearch.training.tiny import CHAT_TEMPLATE, make_tiny_model
+from tests.support.tiny import CHAT_TEMPLATE, make_tiny_model
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(20)]
 CHAT = Example(({"role": "user", "content": "q1"},), "a1")

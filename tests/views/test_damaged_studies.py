@@ -22,7 +22,6 @@ from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Segment, Status
-from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.views.study import mirror, storage
 from budgetsearch.views.study.content import StudyContent
 from budgetsearch.views.study.mirror import StudyMirror
@@ -30,6 +29,7 @@ from budgetsearch.views.study.showcase import Showcase
 from tests.support.factories import Story, params, whole_run
 from tests.support.simulation import make_driver
 from tests.support.studies import Watching, snapshot, study, url
+from tests.support.worlds import SyntheticWorld
 
 Spoil = Callable[[Path], object]
 

@@ -13,7 +13,7 @@ from budgetsearch.cli import app
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
-from budgetsearch.engines.simulator import Change, VirtualClock
+from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.storage.ledger import MemoryLedger, read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.progress import Crew
@@ -23,6 +23,7 @@ from budgetsearch.views.report.over_time import progress, timeline
 from budgetsearch.views.report.workers import worker_seconds_of, workers_line
 from budgetsearch.views.tables import clock
 from tests.support.simulation import Killed, Killer, make_driver
+from tests.support.worlds import Change
 
 BUDGET = 1800.0
 

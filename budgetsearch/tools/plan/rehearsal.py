@@ -25,7 +25,7 @@ from budgetsearch.core.records import (
 )
 from budgetsearch.core.resources.memory import problem
 from budgetsearch.core.space.space import Space
-from budgetsearch.engines.simulator import Result, SimulatorEngine, SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import Result, SimulatorEngine, VirtualClock, lora_like_loss
 from budgetsearch.run.driver import Driver
 from budgetsearch.run.foresight import measuring_seconds
 from budgetsearch.run.incumbent import NoExport
@@ -117,7 +117,7 @@ class _World:
             "evaluate": examples * found.eval_seconds_per_example if segment.evaluate else 0.0,
             "checkpoint": found.checkpoint_seconds,
         }
-        loss = SyntheticWorld().loss(segment, segment.stop_tokens) if segment.evaluate else None
+        loss = lora_like_loss(segment, segment.stop_tokens) if segment.evaluate else None
         return SegmentResult(
             segment.trial_id,
             segment.rung,

@@ -49,7 +49,6 @@ from budgetsearch.core.records import (
 from budgetsearch.core.results import untrained
 from budgetsearch.engines import local
 from budgetsearch.engines.local import LocalEngine
-from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.machine import clock
 from budgetsearch.machine.clock import RunClock
 from budgetsearch.run import process as leaving
@@ -57,6 +56,7 @@ from budgetsearch.training import checkpoints, workshop
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.checkpoints import Progress
+from tests.support.worlds import SyntheticWorld
 
 HOURS = 0.2
 """Budget of a fast run: 720 s, most of them leapt over."""
@@ -331,8 +331,8 @@ class Place:
     def make(self) -> Place:
         """Write everything that a run needs and warm its caches."""
         from budgetsearch.training.data.tokens import Sources, prepare
-        from budgetsearch.training.tiny import make_tiny_model
         from tests.support.rows import write_rows
+        from tests.support.tiny import make_tiny_model
 
         self.path.mkdir(parents=True, exist_ok=True)
         make_tiny_model(self.model)

@@ -30,7 +30,7 @@ class Workplace:
 
     def make(self) -> Workplace:
         """Write what runs need."""
-        from budgetsearch.training.tiny import make_tiny_model
+        from tests.support.tiny import make_tiny_model
 
         self.path.mkdir(parents=True, exist_ok=True)
         make_tiny_model(self.path / "model")

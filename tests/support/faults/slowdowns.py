@@ -33,11 +33,12 @@ from budgetsearch.core.records import (
     Status,
     TrainJob,
 )
-from budgetsearch.engines.simulator import Result, SimulatorEngine, SyntheticWorld, VirtualClock
+from budgetsearch.engines.simulator import Result, SimulatorEngine, VirtualClock
 from budgetsearch.run.driver import Driver
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.invariants import check
 from tests.support.simulation import SPACE, RandomSampler
+from tests.support.worlds import SyntheticWorld
 
 MOODS = ("calm", "slow", "throttled", "rough", "hostile")
 """How bad the world is; a run has one. Slow is each job for itself; throttled is the whole machine, from
