@@ -12,12 +12,13 @@ from budgetsearch.core.events import Noticed
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import CalibrateJob, Job
 from budgetsearch.core.space.space import Space
-from budgetsearch.engines.simulator import Result, SyntheticWorld
+from budgetsearch.engines.simulator import Result
 from budgetsearch.run.driver import Driver
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.views.report.numbers import numbers_of
 from budgetsearch.views.tables import final_lines
 from tests.support.simulation import check_invariants, make_driver
+from tests.support.worlds import SyntheticWorld
 
 SINGLE = "too little time for a search: one configuration"
 

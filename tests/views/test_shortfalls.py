@@ -15,7 +15,6 @@ from budgetsearch.core.decisions import Finish
 from budgetsearch.core.events import Charged, CheckpointLost, Closed, Decided, Scored, SegmentEnded
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Score, SegmentResult
-from budgetsearch.engines.simulator import SyntheticWorld
 from budgetsearch.views.report.html import html_text
 from budgetsearch.views.report.markdown import text_of
 from budgetsearch.views.report.numbers import as_json, numbers_of
@@ -24,6 +23,7 @@ from budgetsearch.views.tables import final_lines
 from tests.support.comparable import write_run
 from tests.support.factories import Story, best_scored, params, paused
 from tests.support.simulation import make_driver
+from tests.support.worlds import SyntheticWorld
 
 REASON = "no further segment fits into the time that is left"
 SCORE = Score("ok", "fp32", 2.0, 0.9, base_accuracy=0.25, adapter_accuracy=0.75, task_examples=4)
