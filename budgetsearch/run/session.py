@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.errors import RunFolderError, SettingsError, UsageError
-from budgetsearch.core.events import Opened
+from budgetsearch.core.events import Entry, Opened
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.deadline import closing_seconds
@@ -172,10 +172,13 @@ def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool
     lock.sign()
     try:
         with marked(folder.path):
-            history = _mended(folder, caller.say)
+            entries = _mended(folder, caller.say)
+            history = fold(entries)
+            if history.opened is None:
+                raise folder.never_began()
             if history.closed is not None and history.closed.state == "finished":
                 _make_up(folder, history, changes, caller.say)
-                conclude(folder, caller.say)
+                conclude(folder, caller.say, entries=entries)
                 return result_of(folder, history)
             session = _gone_on_with(folder, lock, history, changes, caller)
             search(session)
@@ -184,15 +187,12 @@ def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool
         lock.release()
 
 
-def _mended(folder: RunFolder, say: Say) -> History:
-    """The history of a run that has begun, after what can be mended is."""
+def _mended(folder: RunFolder, say: Say) -> list[Entry]:
+    """The events of a run, after what can be mended is."""
     folder.check_no_links()
     if (mended := repair.mend(folder.ledger)) is not None:
         say(mended.line)
-    history = read_history(folder.ledger)
-    if history.opened is None:
-        raise folder.never_began()
-    return history
+    return list(read_entries(folder.ledger))
 
 
 def _gone_on_with(
@@ -346,14 +346,17 @@ def exporter_of(folder: RunFolder, opened: Opened, tokenizer: Path) -> AdapterEx
     return exporter_for(inner, opened.settings.get("shared"))
 
 
-def conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> None:
+def conclude(
+    folder: RunFolder, say: Say, timing: Timing | None = None, entries: Sequence[Entry] = ()
+) -> None:
     """Write manifest and reports within what is left of the time; what cannot be written is said.
 
-    A signal ends it: the run is over, and reports can be written at any time.
+    A signal ends it: the run is over, and reports can be written at any time. ``entries``: the ledger's,
+    of whoever has read them.
     """
     command = f"budgetsearch report {folder.command_word}"
     try:
-        _write(folder, say, timing)
+        _write(folder, say, timing, entries or list(read_entries(folder.ledger)))
     except KeyboardInterrupt:
         say(f"stopped before the reports were written; `{command}` writes them")
     except OSError as error:
@@ -365,10 +368,9 @@ def conclude(folder: RunFolder, say: Say, timing: Timing | None = None) -> None:
         say(f"the reports could not be written: {what}{where}; `{command}` writes them")
 
 
-def _write(folder: RunFolder, say: Say, timing: Timing | None) -> None:
+def _write(folder: RunFolder, say: Say, timing: Timing | None, entries: Sequence[Entry]) -> None:
     from budgetsearch.run.manifest import write_manifest
 
-    entries = list(read_entries(folder.ledger))
     history = fold(entries)
     write_manifest(folder, history)
     left = timing.seconds_left() if timing else AMPLE_SECONDS

@@ -60,12 +60,12 @@ def _begun(pieces: Sequence[bytes], found: Sequence[Row | None]) -> int:
     behind it. One line that a changed byte broke in two is one. A number alone says nothing: one digit of it
     may have changed."""
     seals = [GENESIS, *(row.seal if row is not None else "" for row in found)]
-    places = [place for place, row in enumerate(found) if row is not None and follows(seals[place], row)]
-    last = places[-1] if places else -1
+    backwards = ((place, found[place]) for place in reversed(range(len(found))))
+    whole = ((place, row.seq) for place, row in backwards if row is not None and follows(seals[place], row))
+    last, known = next(whole, (-1, 0))
     behind = pieces[last + 1 :]
     unread = max(1, sum(piece.startswith(b"[") for piece in behind)) if behind else 0
-    known = found[last] if places else None
-    return (known.seq if known is not None else 0) + unread
+    return known + unread
 
 
 def last_seq(path: Path) -> int:

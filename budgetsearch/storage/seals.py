@@ -48,9 +48,7 @@ def row_of(values: Any) -> Row | None:
     """The row that a database or a line of JSON holds; None if the values cannot be one."""
     if not isinstance(values, (list, tuple)) or len(values) != len(KINDS):
         return None
-    if not all(isinstance(value, kind) for value, kind in zip(values, KINDS, strict=True)):
-        return None
-    return Row(*values)
+    return Row(*values) if all(map(isinstance, values, KINDS)) else None
 
 
 def follows(previous: str, row: Row) -> bool:
@@ -66,9 +64,9 @@ def longest(*copies: Iterable[Row]) -> list[Row]:
             found.setdefault(row.seq, []).append(row)
     kept: list[Row] = []
     seal = GENESIS
-    while whole := [row for row in found.get(len(kept) + 1, ()) if follows(seal, row)]:
-        kept.append(whole[0])
-        seal = whole[0].seal
+    while whole := next((row for row in found.get(len(kept) + 1, ()) if follows(seal, row)), None):
+        kept.append(whole)
+        seal = whole.seal
     return kept
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import random
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Beat
 from budgetsearch.views.card import load_snippet
 from budgetsearch.views.progress import LiveProgress, PlainProgress
+from budgetsearch.views.report.drawing import above
 from budgetsearch.views.report.markdown import text_of
 from budgetsearch.views.report.numbers import numbers_of
 from budgetsearch.views.tables import (
@@ -109,6 +111,37 @@ def test_scoring_is_seen_from_its_heartbeats() -> None:
     story.train(story.trial(), 1.0)
     story.add(Heartbeat(Beat(9, None, "answers")))
     assert phase_of(story.history) == "score"
+
+
+class Compared(float):
+    """A number that counts how often any such number is compared with another."""
+
+    times = 0
+
+    def __lt__(self, other: float) -> bool:
+        Compared.times += 1
+        return float(self) < float(other)
+
+    def __gt__(self, other: float) -> bool:
+        Compared.times += 1
+        return float(self) > float(other)
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return float(self) == other
+
+    __hash__ = float.__hash__
+
+
+@pytest.mark.parametrize("count", [200, 3200])
+def test_the_figures_of_many_trials_compare_losses_as_often_as_sorting_them_does(count: int) -> None:
+    """Ranks and what a figure leaves out: a few dozen comparisons for each loss, however many there are."""
+    rng = random.Random(0)
+    losses = [Compared(rng.random()) for _ in range(count)]
+    Compared.times = 0
+    above(losses)
+    spearman(losses, losses)
+    assert 0 < Compared.times < 100 * count
 
 
 def test_spearman_of_known_samples() -> None:

@@ -40,7 +40,7 @@ def ladder(numbers: Numbers) -> Figure | None:
         return None
     colours = trial_colours(numbers)
     behind = [t for t in trials if colours.get(t.trial_id, OTHER) == OTHER]
-    ahead = [t for t in trials if t not in behind]
+    ahead = [t for t in trials if colours.get(t.trial_id, OTHER) != OTHER]
     data = [_stayed(behind)] if behind else []
     # The best is drawn last, so that it lies on top; before it what also ran in full.
     ahead = sorted(ahead, key=lambda t: (colours[t.trial_id] == BEST, colours[t.trial_id] != SOFT))

@@ -175,5 +175,6 @@ def highest_shown(losses: Sequence[float]) -> float:
 
 def above(losses: Sequence[float]) -> str:
     """Say how many losses a figure leaves out."""
-    count = sum(1 for loss in losses if loss > highest_shown(losses))
+    high = highest_shown(losses) if losses else 0.0
+    count = sum(1 for loss in losses if loss > high)
     return f" {count} {'loss lies' if count == 1 else 'losses lie'} above the picture." if count else ""
