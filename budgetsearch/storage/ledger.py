@@ -33,7 +33,7 @@ from budgetsearch.core.events import (
     Scored,
     SegmentEnded,
 )
-from budgetsearch.core.history.fold import apply
+from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Clock, Watcher
 from budgetsearch.storage.backup import Backup, Copy, backup_of, last_seq, read_copy
@@ -96,10 +96,7 @@ def _entry(row: Row, path: Path) -> Entry:
 
 def read_history(path: Path) -> History:
     """The history that the ledger at ``path`` tells."""
-    history = History()
-    for entry in read_entries(path):
-        apply(history, entry)
-    return history
+    return fold(read_entries(path))
 
 
 def survey(path: Path) -> Survey:

@@ -177,31 +177,30 @@ def deleted(path: Path) -> None:
     path.unlink()
 
 
+def change(path: Path, statement: str) -> None:
+    """Do what the triggers refuse; they are there again afterwards."""
+    with closing(sqlite3.connect(path)) as connection:
+        for trigger in ("no_update", "no_delete"):
+            connection.execute(f"DROP TRIGGER {trigger}")
+        connection.execute(statement)
+        for made in SCHEMA[1:]:
+            connection.execute(made)
+        connection.commit()
+
+
 def altered(path: Path) -> None:
     """Somebody changed a row."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TRIGGER no_update")
-        connection.execute("UPDATE events SET at = 0.5 WHERE seq = 200")
-        connection.execute(SCHEMA[1])
-        connection.commit()
+    change(path, "UPDATE events SET at = 0.5 WHERE seq = 200")
 
 
 def holed(path: Path) -> None:
     """Rows in the middle are missing."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TRIGGER no_delete")
-        connection.execute("DELETE FROM events WHERE seq BETWEEN 100 AND 120")
-        connection.execute(SCHEMA[2])
-        connection.commit()
+    change(path, "DELETE FROM events WHERE seq BETWEEN 100 AND 120")
 
 
 def beheaded(path: Path) -> None:
     """Its end is missing."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TRIGGER no_delete")
-        connection.execute("DELETE FROM events WHERE seq > 350")
-        connection.execute(SCHEMA[2])
-        connection.commit()
+    change(path, "DELETE FROM events WHERE seq > 350")
 
 
 def renumbered(path: Path) -> None:
@@ -473,11 +472,7 @@ def test_where_both_lost_the_same_the_longest_beginning_is_kept_and_the_loss_sai
     run = tmp_path / "run"
     shutil.copytree(closed, run)
     path = run / "ledger.sqlite"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TRIGGER no_update")
-        connection.execute("UPDATE events SET body = body || ' ' WHERE seq >= 200")
-        connection.execute(SCHEMA[1])
-        connection.commit()
+    change(path, "UPDATE events SET body = body || ' ' WHERE seq >= 200")
     cut_lines(run / "ledger.jsonl", keep)
     kept = keep  # neither has the event behind it, so nothing carries the chain on
     with caplog.at_level(logging.WARNING):
@@ -629,11 +624,7 @@ def test_a_run_whose_ledger_was_mended_goes_on_to_its_end(tmp_path: Path, both: 
     driver.ledger.close()
     before = entries_of(path)
     hit = rng.randrange(10, len(before) - 5)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TRIGGER no_update")
-        connection.execute("UPDATE events SET wall = wall + 1 WHERE seq >= ?", (hit + 1,))
-        connection.execute(SCHEMA[1])
-        connection.commit()
+    change(path, f"UPDATE events SET wall = wall + 1 WHERE seq > {hit}")
     if both:
         cut_lines(backup_of(path), hit, garbage=rng.random() < 0.5)
     mended = mend(path)
