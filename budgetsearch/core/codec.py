@@ -7,11 +7,24 @@ pickling is needed anywhere: not on the worker's pipes and not in the ledger.
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Union
+
+
+def read_json(text: str | bytes) -> Any:
+    """What a JSON text holds, whoever wrote it.
+
+    Raises:
+        ValueError: it is none, or its brackets are nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
 
 
 def encode(value: Any) -> Any:

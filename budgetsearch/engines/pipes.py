@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any
 
-from budgetsearch.core.codec import decode
+from budgetsearch.core.codec import decode, read_json
 
 
 class Outbox:
@@ -47,7 +47,7 @@ def listen(pipe: IO[str], kind: Any, tell: Callable[[Any], None], name: str) -> 
     def read() -> None:
         try:
             for line in pipe:
-                tell(decode(kind, json.loads(line)))
+                tell(decode(kind, read_json(line)))
         except ValueError:
             pass  # half a line: the process ended while writing it
         finally:

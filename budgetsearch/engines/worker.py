@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from budgetsearch.core.codec import decode, encode
+from budgetsearch.core.codec import decode, encode, read_json
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
@@ -112,7 +112,7 @@ class Inbox:
 
     def _read(self) -> None:
         for line in sys.stdin:
-            order = decode(Order, json.loads(line))
+            order = decode(Order, read_json(line))
             if isinstance(order, Cancel):
                 self._cancelled.add(order.job_id)
             else:

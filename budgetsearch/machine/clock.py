@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -119,9 +120,9 @@ def deadline_of(text: str) -> float:
     """
     if text.strip().lower() == "slurm":
         end = os.environ.get(SLURM_END, "")
-        if not end.isdigit():
+        if not re.fullmatch("[0-9]{1,12}", end):
             raise SettingsError(
-                f"--deadline slurm: {SLURM_END} is not set, so this is no Slurm job, or an old Slurm. "
+                f"--deadline slurm: {SLURM_END} is not set, or no time: no Slurm job, or an old Slurm. "
                 "Give the time itself, like --deadline 2026-11-24T18:00."
             )
         return float(end)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError, SettingsError
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -195,7 +195,7 @@ def shape_of(config: Mapping[str, Any], name: str = "the model") -> ModelShape:
 def known_models() -> Mapping[str, Mapping[str, Any]]:
     """Config values that ship with the package, by the name that ``--model`` takes."""
     text = files("budgetsearch.machine").joinpath("models.json").read_text(encoding="utf-8")
-    found: dict[str, Mapping[str, Any]] = json.loads(text)
+    found: dict[str, Mapping[str, Any]] = read_json(text)
     return found
 
 
@@ -207,7 +207,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
     """
     file = path / "config.json" if path.is_dir() else path
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read ({error}). Name the folder of a base model.") from error
     if not isinstance(found, dict):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError, UsageError
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
@@ -158,7 +159,7 @@ class AdapterExporter:
         that the history does not know."""
         content = sums.patiently((self.target / MANIFEST_FILE).read_bytes, f"The adapter in {self.target}")
         try:
-            manifest = json.loads(content)
+            manifest = read_json(content)
         except ValueError:
             return None
         return manifest.get("checkpoint") if isinstance(manifest, dict) else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import UsageError
 from budgetsearch.storage.runfolder import RunFolder
 
@@ -186,7 +187,7 @@ def read(where: Path) -> Found:
             "when it stops; `budgetsearch resume RUN` finishes one that was killed."
         )
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = read_json(path.read_text(encoding="utf-8"))
         if isinstance(body, dict) and int(body.get("format", 0)) > FORMAT:
             raise UsageError(f"{path} was written by a newer budgetsearch (format {body['format']}).")
         return Found(path, Manifest.model_validate(body), str(body.get("sha256")), digest(body))

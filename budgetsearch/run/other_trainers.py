@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.space.space import KNOBS
 
 SEARCHED: Mapping[str, str] = {
@@ -110,7 +110,7 @@ def said_here(name: str, value: str | None = None) -> str | None:
 
 def _scalar(text: str) -> str | int | float:
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except ValueError:
         return text
     return value if isinstance(value, (int, float)) else text

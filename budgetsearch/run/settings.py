@@ -34,6 +34,8 @@ CONFIG_NAME = "budgetsearch.yaml"
 PLACEHOLDERS: Mapping[str, Any] = {"model": "-", "data": "-", "space": "-", "batch_size": 1, "max_length": 8}
 """What the card's profile fills in; until it is known, these stand there."""
 FLAGS = "the flags"
+TEN_YEARS = 87_660.0
+"""In hours."""
 
 
 class Settings(BaseModel):
@@ -96,6 +98,7 @@ class Settings(BaseModel):
         source="the NeurIPS challenge",
         takes="a time above 0: hours as a number, such as 0.5 or 24, or one with units: 90s, 30m, 1h30m, 1d",
         gt=0,
+        le=TEN_YEARS,
     )
     deadline: str | None = setting(
         None,

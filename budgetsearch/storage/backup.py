@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.storage.files import open_own, replace_file, sync
 from budgetsearch.storage.seals import GENESIS, Row, follows, row_of
 
@@ -146,6 +147,6 @@ def _line(row: Row) -> bytes:
 
 def _row(line: bytes) -> Row | None:
     try:
-        return row_of(json.loads(line))
+        return row_of(read_json(line))
     except (ValueError, RecursionError):
         return None

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.storage.files import fresh_folder, remedy, sha256_of
@@ -221,7 +222,7 @@ class CheckpointStore:
         except Exception as error:
             raise unreadable(f"{where} cannot be read", error, self.url) from error
         try:
-            listed: Mapping[str, Mapping[str, Any]] = json.loads(text)["files"]
+            listed: Mapping[str, Mapping[str, Any]] = read_json(text)["files"]
             for file, facts in listed.items():
                 if not (_is_plain(file) and _is_plain(facts["object"]) and len(facts["sha256"]) == 64):
                     raise CheckpointError(f"{where} is damaged: {MARKER} names {file[:80]!r}.")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from budgetsearch.core.codec import decode, encode
+from budgetsearch.core.codec import decode, encode, read_json
 from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import (
     Calibrated,
@@ -86,7 +86,7 @@ def read_entries(path: Path, after: int = 0) -> Iterator[Entry]:
 
 def _entry(row: Row, path: Path) -> Entry:
     try:
-        return Entry(row.seq, row.at, row.wall, decode(Event, json.loads(row.body)))
+        return Entry(row.seq, row.at, row.wall, decode(Event, read_json(row.body)))
     except ValueError as error:
         raise LedgerError(
             f"Entry {row.seq} of the ledger {path} cannot be understood ({error}): another version of "

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import RunFolderError
 from budgetsearch.core.secrets import shown_url
 from budgetsearch.storage.files import open_own, unwritable
@@ -85,7 +86,7 @@ def _shown_argument(word: str) -> str:
 def read_owner(text: str) -> Owner | None:
     """Who the content of a lock file names; None if it names nobody."""
     try:
-        found = json.loads(text)
+        found = read_json(text)
         return Owner(
             *(int(found["pid"]), str(found["host"]), str(found["boot"])),
             *(float(found["started"]), float(found["taken"]), str(found["command"])),

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import CheckpointError
 from budgetsearch.storage.files import fresh_folder
 from budgetsearch.training import sums
@@ -86,7 +87,7 @@ def load(folder: Path) -> Saved:
 
 def _read(folder: Path, meta: Mapping[str, Any]) -> Saved:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         progress = Progress(int(meta["tokens"]), int(meta["steps"]))
         with safe_open(folder / ADAPTER_FILE, framework="pt"):
             pass  # PEFT reads it when it is scored

@@ -8,13 +8,13 @@ a file that the system cannot read now may be whole.
 from __future__ import annotations
 
 import errno
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import CheckpointError, UnreadableError
 from budgetsearch.storage.files import sha256_of
 
@@ -76,7 +76,7 @@ def read_meta(folder: Path) -> Mapping[str, Any]:
     """
     content = patiently((folder / META_FILE).read_bytes, f"The checkpoint {folder}")
     try:
-        meta: Mapping[str, Any] = json.loads(content.decode("utf-8"))
+        meta: Mapping[str, Any] = read_json(content.decode("utf-8"))
         if (
             not set(meta["sha256"]) == set(meta["bytes"]) == set(SUMMED)
         ):  # names of a stranger's choice are no files to open

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Score, cost_class
@@ -148,7 +148,7 @@ def told_by(adapter: Path) -> Mapping[str, Any]:
     After a ledger lost its end, the adapter may come from an event that the ledger does not hold.
     """
     try:
-        found = json.loads((adapter / MANIFEST_FILE).read_text(encoding="utf-8"))
+        found = read_json((adapter / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

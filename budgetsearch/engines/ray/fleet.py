@@ -6,7 +6,6 @@ stay away from the driver: whatever happens to Ray, the driver goes on.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -14,7 +13,7 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from budgetsearch.core.codec import decode, encode
+from budgetsearch.core.codec import decode, encode, read_json
 from budgetsearch.engines.ray.messages import Down, FleetSpec
 from budgetsearch.engines.worker import Pipe, die_with_parent
 
@@ -42,7 +41,7 @@ def main() -> None:
     """Read what to start, then run the fleet until the input ends."""
     die_with_parent()
     pipe = Pipe()
-    spec = decode(FleetSpec, json.loads(sys.stdin.readline()))
+    spec = decode(FleetSpec, read_json(sys.stdin.readline()))
     os.environ.update(ENVIRONMENT if spec.address else {**ENVIRONMENT, **ALONE})
     inbox = Inbox()
     # Ray reads its environment while it is imported, and that takes seconds.
@@ -76,7 +75,7 @@ class Inbox:
         for line in sys.stdin:
             self._reached.wait()  # orders are for lanes
             assert self._cluster is not None
-            self._cluster.order(json.loads(line))
+            self._cluster.order(read_json(line))
         if self._cluster is not None:
             self._cluster.end()
         else:

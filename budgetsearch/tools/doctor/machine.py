@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DeviceError
 from budgetsearch.machine import child
 from budgetsearch.machine.detect import Card, detect
@@ -117,7 +117,7 @@ def ask_libraries(card: Card | None, seconds: float = PROBE_SECONDS) -> dict[str
         printed, problem = error.stdout or b"", f"no answer within {seconds:.0f} s"
     answers: dict[str, Answer] = {}
     for text in printed.decode("utf-8").splitlines():
-        answers |= json.loads(text)
+        answers |= read_json(text)
     for name in QUESTIONS:
         if name not in answers:
             answers[name] = {"problem": problem}

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DataError
 from budgetsearch.core.records import Params
 
@@ -184,7 +185,7 @@ def load(path: Path) -> CurveTable:
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}; docs/curves.md describes the format.")
     try:
-        dimensions, meta = json.loads(str(parts["space"])), json.loads(str(parts["meta"]))
+        dimensions, meta = read_json(str(parts["space"])), read_json(str(parts["meta"]))
     except ValueError as error:
         raise DataError(f"{path}: space and meta must be JSON: {error}") from error
     return _checked(str(path), path.stem, parts, dimensions, str(meta.get("direction", "")))

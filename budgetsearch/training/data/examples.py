@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DataError, nearest
 from budgetsearch.core.ports import Say
 from budgetsearch.training.data.rows import EXTENSIONS, Row, files_of, read_rows
@@ -249,7 +250,7 @@ def _gym_dataset(source: str) -> tuple[str, dict[str, Any], Any]:
 
 def _literal(text: str) -> Any:
     try:
-        return json.loads(text)
+        return read_json(text)
     except ValueError:
         return text
 
@@ -288,7 +289,7 @@ def _unpack(value: Any) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _grader(task: str, config: str) -> Any:
-    return _gym().create_dataset(task, **json.loads(config)).score_answer
+    return _gym().create_dataset(task, **read_json(config)).score_answer
 
 
 def _hub_parts(source: str) -> tuple[str, str, str | None]:

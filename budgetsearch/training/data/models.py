@@ -23,6 +23,7 @@ from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError, UntrustedCode, UsageError, nearest
 from budgetsearch.core.ports import Say
 from budgetsearch.machine import child
@@ -111,7 +112,12 @@ def _check_folder(path: Path) -> None:
 
 def _check_weights(path: Path) -> None:
     index = path / "model.safetensors.index.json"
-    shards = set(_read_json(index).get("weight_map", {}).values()) if index.exists() else set()
+    named = _read_json(index).get("weight_map", {}) if index.exists() else {}
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ModelError(f"{index}: its weight_map names no files; copy it again")
+    shards = {name for name in named.values() if name == Path(name).name}
+    if outside := sorted(set(named.values()) - shards):
+        raise ModelError(f"{index} names {outside[0][:80]!r}, which is no file of its folder")
     if missing := sorted(name for name in shards if not (path / name).exists()):
         raise ModelError(f"{path} lacks {missing[0]}, which {index.name} names; copy it there")
     weights = sorted(path.glob("*.safetensors"))
@@ -123,11 +129,23 @@ def _check_weights(path: Path) -> None:
         with file.open("rb") as handle:
             if handle.read(24).startswith(b"version https://git-lfs"):
                 raise ModelError(f"{file} is a Git LFS pointer, not weights; run git lfs pull")
+        _check_header(file)
+
+
+def _check_header(file: Path) -> None:
+    """Look at names, types and sizes of the tensors: no worker has to fail on them later."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(f"{file} is damaged or incomplete ({error}); copy or fetch it again") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
@@ -361,7 +379,7 @@ def file_hashes(files: list[Path], cache: Path, folder: Path) -> dict[str, str]:
     store = cache / "hashes.json"
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
-        known = json.loads(store.read_text(encoding="utf-8"))
+        known = read_json(store.read_text(encoding="utf-8"))
     before, hashes = len(known), {}
     for file in files:
         stat = file.stat()

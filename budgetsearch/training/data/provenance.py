@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.storage.files import sha256_of
 from budgetsearch.training.data.examples import source_file
 from budgetsearch.training.data.models import ORIGIN, BaseModel
@@ -78,4 +78,4 @@ def driver_version() -> str | None:
 def _origin(path: Path) -> dict[str, Any] | None:
     """What a converted model was made of."""
     note = path / ORIGIN
-    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
+    return read_json(note.read_text(encoding="utf-8")) if note.exists() else None

@@ -24,6 +24,10 @@ KINDS: Mapping[str, str] = {
 EXTENSIONS = tuple(KINDS)
 DELIMITERS: Mapping[str, str] = {",": "commas", ";": "semicolons", "\t": "tabs"}
 SHOWN_NAMES = 20
+MAX_UNFOLDED = 2 << 30
+"""Bytes of a Parquet file's rows: a value that a million rows share stands there once."""
+MAX_BATCH = 1 << 29
+"""... of the rows that are in memory at once."""
 
 
 def files_of(path: Path) -> list[Path]:
@@ -111,7 +115,14 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
+            unfolded = 0
+            for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
+                unfolded += batch.nbytes
+                if unfolded > MAX_UNFOLDED:
+                    raise DataError(
+                        f"{path} unfolds to more than {MAX_UNFOLDED >> 20} MiB by row {number}; keep "
+                        "fewer rows"
+                    )
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
@@ -119,6 +130,12 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise DataError(
             f"{path} cannot be read as Parquet after row {number}: {error}; write it again as JSONL"
         ) from error
+
+
+def _batch_rows(facts: Any) -> int:
+    """So many rows that they fit into memory though each repeats the largest value of its row group."""
+    largest = max((facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)), default=0)
+    return max(1, min(256, MAX_BATCH // max(1, largest)))
 
 
 def _text(path: Path) -> str:

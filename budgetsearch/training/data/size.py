@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DataError
 from budgetsearch.training.data.rows import files_of
 
@@ -72,7 +72,7 @@ def _count(path: Path) -> tuple[int, float]:
             groups = (table.row_group(k).total_byte_size for k in range(table.num_row_groups))
             return max(1, table.num_rows), float(sum(groups))
         if size <= WHOLE_BYTES and path.suffix == ".json":
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path.read_text(encoding="utf-8"))
             return (len(found) if isinstance(found, list) else 1), float(size)
         if size <= WHOLE_BYTES and path.suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8", newline="") as lines:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DataError, SettingsError, UntrustedCode
 from budgetsearch.core.ports import Say
 from budgetsearch.storage.files import fresh_folder, locked, sha256_of
@@ -158,7 +159,7 @@ def open_prepared(folder: Path) -> PreparedData:
     from safetensors import SafetensorError
 
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json((folder / "meta.json").read_text(encoding="utf-8"))
         lines = (folder / "valid.jsonl").read_text(encoding="utf-8").split("\n")
         return PreparedData(
             folder=folder,
@@ -225,14 +226,12 @@ def _begins(tokenizer: Any) -> bool:
 
 
 def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], place: str, **options: Any) -> str:
-    from jinja2 import TemplateError
-
     chat = [dict(message) for message in messages]
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, **TEMPLATE_VALUES, **options))
-    except (TemplateError, ValueError, TypeError) as error:
+    except Exception as error:  # a template is a stranger's program: it may divide by zero or call itself
         raise DataError(
-            f"{place}: the model's chat template does not take these messages: {error}"
+            f"{place}: the model's chat template does not take these messages: {error!r}"
         ) from error
 
 
@@ -371,7 +370,7 @@ def _as_json(example: Example) -> str:
 
 
 def _from_json(line: str) -> Example:
-    value = json.loads(line)
+    value = read_json(line)
     return Example(tuple(value["prompt"]), value["completion"], value["check"], value["place"])
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import UntrustedCode
 
 NAMES_CODE = ("config.json", "tokenizer_config.json")
@@ -43,7 +43,7 @@ def code_files(path: Path) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # whoever loads it says what is wrong with it
     return value if isinstance(value, dict) else {}
