@@ -47,6 +47,8 @@ def plain(event: dict[str, Any]) -> dict[str, Any]:
         return {**event, "reason": ""}
     if event["is"] == "Decided" and event["decision"]["is"] == "Finish":
         return {**event, "decision": {"is": "Finish"}}
+    if event["is"] == "Decided" and event["decision"]["is"] == "Run":
+        return {**event, "decision": {**event["decision"], "reasons": []}}
     return event
 
 

@@ -52,7 +52,12 @@ def everything_at_once() -> Story:
 
 def test_the_order_of_the_rules_is_the_order_of_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all of them could answer the first decides; without it the next one does, and so on."""
-    due = ["rung 0 goes on", "scout", "promotion: place 3 of 7 at rung 0", "full run starts"]
+    due = [
+        "rung 0 goes on",
+        "scout",
+        "promotion: place 3 of 7 at rung 0, 0.100 ahead of place 4",
+        "full run starts",
+    ]
     free = ["new trial", "promotion: place 1 of 1 at rung 0", "runner-up starts|full run starts"]
     # While somebody has earned more nobody enters, so the lower rules meet in a situation of their own.
     calm = trained([1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -272,6 +273,9 @@ def test_a_tie_goes_to_a_rank_or_quantization_that_nobody_has_carried_up(tmp_pat
     history = run(tmp_path / "l.sqlite", Tied(), budget=5000.0, sampler=OptunaSampler(), max_epochs=1)
     reasons = [d.reason for d in decisions(tmp_path / "l.sqlite") if d.reason.startswith("tie")]
     assert reasons
+    told = r"tie: place \d+ of \d+ at rung \d, (-?[\d.]+) from place \d+ with a standard error of ([\d.]+), "
+    for gap, error in (re.match(told, reason).groups() for reason in reasons):  # type: ignore[union-attr]
+        assert abs(float(gap)) <= float(error)
     promoted = [t.trial.params for t in history.trials.values() if t.goal >= 1]
     assert {p["quantization"] for p in promoted} == {"fp32", "nf4"}
     assert {p["rank"] for p in promoted} == {4, 8, 16}

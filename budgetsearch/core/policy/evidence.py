@@ -44,17 +44,23 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def indistinguishable(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Two trials' losses on the same validation examples differ by less than a standard error.
+    """Two trials' losses on the same validation examples differ by less than a standard error."""
+    if len(first) != len(second) or len(first) < MIN_EXAMPLES:
+        return False
+    mean, error = paired_difference(first, second)
+    return abs(mean) <= error
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """How much more the second loses on the same examples, two at least, and the standard error of that.
 
     The differences are paired, for what an example costs varies far more than what two trials make of it.
     """
-    if len(first) != len(second) or len(first) < MIN_EXAMPLES:
-        return False
     count = len(first)
     differences = [b - a for a, b in zip(first, second, strict=True)]
     mean = math.fsum(differences) / count
     variance = math.fsum((d - mean) ** 2 for d in differences) / (count - 1)
-    return abs(mean) <= math.sqrt(variance / count)
+    return mean, math.sqrt(variance / count)
 
 
 def _distances(losses: Sequence[float]) -> list[float]:

@@ -11,7 +11,7 @@ from budgetsearch.core.history.retention import contenders
 from budgetsearch.core.history.retired import STRATA, has_competed, has_entered
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.policy.evidence import indistinguishable
+from budgetsearch.core.policy.evidence import indistinguishable, paired_difference
 from budgetsearch.core.records import ParamValue
 
 
@@ -113,14 +113,27 @@ class Rungs:
         Ahead of them comes a trial that the validation examples cannot tell from the first, if it carries up
         a rank or a quantization that is new there.
         """
-        best, entered = self.best(rung), self.competed(rung)
-        found = [Promotable(s, f"promotion: place {place} of {entered} at rung {rung}") for place, s in best]
+        best = self.best(rung)
+        found = [
+            Promotable(s, f"promotion: {self._standing(s, rung)}{self._margin(s, rung)}") for _, s in best
+        ]
         for name, value in self._missing(rung, best[0][1]) if best else ():
             tie = self._tie(rung, best[0][1], name, value)
             if tie is not None:
-                where = f"place {self.history.place(tie, rung)} of {entered} at rung {rung}"
-                return [Promotable(tie, f"tie: {where}, the first with {name} {value} to go on"), *found]
+                gap, error = paired_difference(*(s.example_losses[rung] for s in (best[0][1], tie)))
+                why = f"{gap:.3f} from place {best[0][0]} with a standard error of {error:.3f}"
+                first = f"the first with {name} {value} to go on"
+                return [Promotable(tie, f"tie: {self._standing(tie, rung)}, {why}, {first}"), *found]
         return found
+
+    def _standing(self, state: TrialState, rung: int) -> str:
+        return f"place {self.history.place(state, rung)} of {self.competed(rung)} at rung {rung}"
+
+    def _margin(self, state: TrialState, rung: int) -> str:
+        """How much lower its loss is than that of the next place, in nats per token."""
+        place = self.history.place(state, rung)
+        behind = self.history.ranks[rung][place:]
+        return f", {behind[0][0] - state.losses[rung]:.3f} ahead of place {place + 1}" if behind else ""
 
     def finalists(self) -> list[TrialState]:
         """Trials that may run in full, best first: those that got furthest, then the rest by rung."""
