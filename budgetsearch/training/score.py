@@ -173,8 +173,15 @@ def answer_batch(micro_batch: int) -> int:
 
 
 def _sample(example: Example, before: str, after: str) -> dict[str, Any]:
-    question = example.prompt[-1]["content"]
-    return {"prompt": question, "reference": example.completion, "base": before, "adapter": after}
+    from budgetsearch.training.data.examples import grading_of
+
+    return {
+        "prompt": example.prompt[-1]["content"],
+        "reference": example.completion,
+        "base": before,
+        "adapter": after,
+        "grading": grading_of(example),
+    }
 
 
 def _answer_length(shop: Shop) -> int:

@@ -12,7 +12,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Score, cost_class
 from budgetsearch.views.shortfalls import adapter_shortfalls
-from budgetsearch.views.words import printable
+from budgetsearch.views.words import accuracy_of, printable
 
 FORMAT = 1
 MANIFEST_FILE = "budgetsearch.json"
@@ -194,7 +194,7 @@ def _results(history: History, state: TrialState) -> list[str]:
     ]
     if score.base_accuracy is not None and score.adapter_accuracy is not None:
         lines.append(
-            f"| task accuracy (n = {score.task_examples}) | {score.base_accuracy:.1%} "
+            f"| task accuracy ({accuracy_of(score)}) | {score.base_accuracy:.1%} "
             f"| {score.adapter_accuracy:.1%} |"
         )
     return [*lines, "", f"Base and adapter were both scored under {score.quantization}."]

@@ -21,6 +21,7 @@ from budgetsearch.views.card import adapter_path
 from budgetsearch.views.fitted import Column, Fitted
 from budgetsearch.views.words import (
     CUT_OFF,
+    accuracy_of,
     loss_text,
     params_text,
     rung_names,
@@ -261,7 +262,7 @@ def answer_lines(history: History) -> list[str]:
     if score.base_accuracy is not None and score.adapter_accuracy is not None:
         lines.append(
             f"task accuracy    base {score.base_accuracy:.1%} -> adapter {score.adapter_accuracy:.1%}"
-            f"  (n = {score.task_examples})"
+            f"  ({accuracy_of(score)})"
         )
     return lines
 

@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from budgetsearch.core.history.history import History
-from budgetsearch.core.records import Params
+from budgetsearch.core.records import Params, Score
 
 SCORING = ("score", "answers")
 """What a worker says of itself while it scores base and adapter."""
+
+
+GRADINGS = {
+    "task": "reasoning-gym's own grading",
+    "final": "exact match of what follows ####",
+    "text": "exact match of the text",
+}
+"""How answers are graded."""
+
+
+def accuracy_of(score: Score) -> str:
+    """What the task accuracy is: how many answers, and how they were graded where the score says."""
+    known = dict.fromkeys(GRADINGS.get(sample.get("grading", "")) for sample in score.samples)
+    return ", ".join([f"n = {score.task_examples}", *filter(None, known)])
 
 
 def phase_of(history: History) -> str:

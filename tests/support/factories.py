@@ -195,7 +195,7 @@ class Story:
             base_accuracy=0.25,
             adapter_accuracy=0.75,
             task_examples=4,
-            samples=({"prompt": "1 + 1?", "reference": "2", "base": "3", "adapter": "2"},),
+            samples=({"prompt": "1 + 1?", "reference": "2", "base": "3", "adapter": "2", "grading": "text"},),
         )
         best = self.history.incumbent
         assert best is not None

@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 
 from budgetsearch.core.errors import DataError
+from budgetsearch.core.records import Score
 from budgetsearch.training.data.examples import (
     FIRST_ROWS,
     Example,
     answer_is_right,
     check_data,
+    grading_of,
     load_examples,
     prompt_key,
     split,
 )
 from budgetsearch.training.data.provenance import source_facts
 from budgetsearch.training.data.size import guess_data
+from budgetsearch.views.words import accuracy_of
 
 
 def write(path: Path, text: str | bytes) -> str:
@@ -346,3 +349,13 @@ def test_one_prompt_cannot_be_split() -> None:
 def test_answers_are_compared_without_their_dress(reference: str, answer: str, grade: float) -> None:
     """Case, spacing, closing punctuation and thousands separators do not count."""
     assert grade == answer_is_right(example("q", reference), answer)
+
+
+def test_how_answers_are_graded_is_told() -> None:
+    """By the task where it has a check, else by what follows ####, else by the whole text."""
+    checked = example("q", "so\n#### 7", {"task": "chain_sum"})
+    rows = [checked, example("q", "so\n#### 7"), example("q", "Paris")]
+    assert ["task", "final", "text"] == [grading_of(row) for row in rows]
+    samples = tuple({"grading": grading_of(row)} for row in rows[1:])
+    told = accuracy_of(Score("ok", "nf4", task_examples=9, samples=samples))
+    assert "n = 9, exact match of what follows ####, exact match of the text" == told

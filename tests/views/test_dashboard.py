@@ -250,7 +250,7 @@ def test_the_notes_give_the_answer_and_the_places() -> None:
     text = notes.study_note(story.history)
     assert text.startswith("# Finished (the budget is used): ")
     assert "| validation loss | 2.0000 | 0.9000 |" in text
-    assert "| task accuracy (n = 4) | 25.0% | 75.0% |" in text
+    assert "| task accuracy (n = 4, exact match of the text) | 25.0% | 75.0% |" in text
     assert "| rung 0 (10 s) | 1000 | 500 | 4 | 1.0000 |" in text
     assert "| dropped | 3 |" in text
     (finalist,) = notes.finalists(story.history)
@@ -660,7 +660,12 @@ def test_a_finished_run_in_the_browser(page: Page, site: Site) -> None:
         "trial 3, the best", "adapter_model.safetensors", "report.md",
     )  # fmt: skip
     page.open(site.page("finished", "/note"))
-    page.wait_for_text("Finished (the budget is used)", "task accuracy (n = 4)", "75.0%", "full run (90 s)")
+    page.wait_for_text(
+        "Finished (the budget is used)",
+        "task accuracy (n = 4, exact match of the text)",
+        "75.0%",
+        "full run (90 s)",
+    )
     assert "2.0000" in page.run("[...document.querySelectorAll('td')].map(cell => cell.innerText)")
     page.open(site.page("finished", "/trials?numbers=3"))
     text = page.wait_for_text("Trial 3: done, its adapter is exported", "status done")

@@ -170,7 +170,7 @@ def test_the_report_begins_with_the_answer() -> None:
     lines = text_of(numbers_of(story.entries, story.history)).splitlines()
     assert lines[2] == "## The answer"
     assert "| validation loss | 2.0000 | 0.9000 |" in lines
-    assert "| task accuracy (n = 4) | 25.0% | 75.0% |" in lines
+    assert "| task accuracy (n = 4, exact match of the text) | 25.0% | 75.0% |" in lines
     assert "715.0 of 720 s were spent; the deadline was kept." in lines
     heads = [line for line in lines if line.startswith("## ")]
     assert heads == [
@@ -241,7 +241,7 @@ def test_the_final_lines_tell_base_against_adapter() -> None:
     """Loss, accuracy with its n, the configuration, the budget, the counts."""
     lines = final_lines(whole_run().history)
     assert lines[0] == "validation loss  base 2.0000 -> adapter 0.9000  (under fp32)"
-    assert lines[1] == "task accuracy    base 25.0% -> adapter 75.0%  (n = 4)"
+    assert lines[1] == "task accuracy    base 25.0% -> adapter 75.0%  (n = 4, exact match of the text)"
     assert lines[3] == "budget  13 of 720 s spent, deadline kept"
     assert lines[4] == "trials  6 tried, 2 promoted, 1 in full"
 

@@ -168,7 +168,7 @@ def test_the_numbers_stand_in_the_text_too(page_text: str) -> None:
         "The adapter's validation loss is",
         f"{low:.4f}".replace("-", "−"),
         "n = 12 validation examples",
-        "n = 32 answers",
+        "Accuracy: n = 32",
         "promotion: place 1 of 6 at rung 0",
         "full run starts",
         "loss is not finite",

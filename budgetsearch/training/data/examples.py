@@ -323,6 +323,13 @@ def _hub_file(source: str) -> Path:
     return path
 
 
+def grading_of(example: Example) -> str:
+    """How answers are graded: by the ``task``, or against the ``final`` or all ``text`` of the completion."""
+    if example.check is not None:
+        return "task"
+    return "final" if "####" in example.completion else "text"
+
+
 def answer_is_right(example: Example, answer: str) -> float:
     """Grade of an answer, 0 to 1: the task's own check, the number after ``####``, or equal text."""
     if example.check is not None:
@@ -332,7 +339,7 @@ def answer_is_right(example: Example, answer: str) -> float:
         except Exception:  # graders parse free text: whatever they choke on is no right answer
             return 0.0
         return min(1.0, max(0.0, float(grade)))
-    if "####" in example.completion:
+    if grading_of(example) == "final":
         return float("####" in answer and _final(example.completion) == _final(answer))
     return float(_normal(example.completion) == _normal(answer))
 

@@ -21,6 +21,7 @@ from budgetsearch.views.intervals import (
     wilson,
 )
 from budgetsearch.views.tables import padding_share, phase_rows, trial_counts
+from budgetsearch.views.words import accuracy_of
 
 CAVEAT = (
     "The validation examples also chose the trial, so its numbers are a little optimistic; data that the "
@@ -59,6 +60,8 @@ class AccuracyAnswer:
     adapter: Estimate
     difference: Estimate
     answers: int
+    what: str
+    """How many answers, and how they were graded."""
     method: str
 
 
@@ -180,11 +183,12 @@ def _accuracy(score: Score | None) -> AccuracyAnswer | None:
     if score is None or score.base_accuracy is None or score.adapter_accuracy is None:
         return None
     count, before, after = score.task_examples, score.base_accuracy, score.adapter_accuracy
+    what = accuracy_of(score)
     if min(count, len(score.base_grades)) < MIN_ANSWERS:
         plain = (Estimate(before), Estimate(after), Estimate(after - before))
-        return AccuracyAnswer(*plain, count, FEW_ANSWERS)
+        return AccuracyAnswer(*plain, count, what, FEW_ANSWERS)
     paired = paired_shares(score.base_grades, score.adapter_grades)
-    return AccuracyAnswer(wilson(before, count), wilson(after, count), paired, count, PAIRED)
+    return AccuracyAnswer(wilson(before, count), wilson(after, count), paired, count, what, PAIRED)
 
 
 def _best(history: History) -> BestTrial | None:

@@ -64,7 +64,7 @@ def _score_table(numbers: Numbers) -> list[str]:
     ]
     notes = [_sureness("loss", loss.difference_nats_per_token, ".4f", loss.method)]
     if accuracy is not None:
-        name = f"task accuracy (n = {accuracy.answers})"
+        name = f"task accuracy ({accuracy.what})"
         rows.append([name, f"{accuracy.base.value:.1%}", f"{accuracy.adapter.value:.1%}"])
         notes.append(_sureness("accuracy", accuracy.difference, ".1%", accuracy.method))
     under = (

@@ -11,7 +11,7 @@ from budgetsearch.core.secrets import without_secrets
 from budgetsearch.machine.host import gib
 from budgetsearch.views.shortfalls import shortfalls
 from budgetsearch.views.study.shown_trial import values
-from budgetsearch.views.words import loss_text, markdown_table, params_text, phase_of, rung_names
+from budgetsearch.views.words import accuracy_of, loss_text, markdown_table, params_text, phase_of, rung_names
 
 SIGNATURE = "*budgetsearch wrote this note and writes it again when something changes.*"
 NOTICES = 5
@@ -92,7 +92,7 @@ def _answer(history: History) -> list[str]:
     if score is not None and score.base_loss is not None and score.adapter_loss is not None:
         rows = [["validation loss", loss_text(score.base_loss), loss_text(score.adapter_loss)]]
         if score.base_accuracy is not None and score.adapter_accuracy is not None:
-            name = f"task accuracy (n = {score.task_examples})"
+            name = f"task accuracy ({accuracy_of(score)})"
             rows.append([name, f"{score.base_accuracy:.1%}", f"{score.adapter_accuracy:.1%}"])
         parts.append(markdown_table([f"under {score.quantization}", "base", "adapter"], rows))
     return parts
