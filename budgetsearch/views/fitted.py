@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,20 @@ class Fitted:
         for cells in zip(*(column.cells for column in columns), strict=True):
             table.add_row(*cells)
         return table
+
+
+def table_of(
+    title: str, heads: Sequence[str], rows: Iterable[Sequence[str | Text]], left: Collection[str] = ()
+) -> Table:
+    """A table of texts: the first column and those ``left`` stand at the left, numbers at the right."""
+    table = Table(
+        title=Text(title, style="bold") if title else None, title_justify="left", box=None, pad_edge=False
+    )
+    for place, head in enumerate(heads):
+        words = place == 0 or head in left
+        table.add_column(
+            Text(head), justify="left" if words else "right", overflow="fold" if words else "ellipsis"
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table

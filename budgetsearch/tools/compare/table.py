@@ -11,6 +11,7 @@ from rich.text import Text
 from budgetsearch.machine.host import gib
 from budgetsearch.tools.compare.comparison import CAVEATS, Compared, Comparison
 from budgetsearch.tools.compare.pairing import Apart, Run
+from budgetsearch.views.fitted import table_of
 from budgetsearch.views.intervals import Estimate
 from budgetsearch.views.report.peaks import PROCESS_PEAK
 
@@ -37,23 +38,15 @@ def show(found: Comparison) -> Group:
 
 def runs_table(found: Comparison) -> Table:
     """Everyone in one table: what they reached and what they cost."""
-    table = _table("Runs")
-    table.add_column("")
-    for name in headings(found):
-        table.add_column(Text(name), justify="right")
     apart = "\n[" if len(found.compared) > WIDE else " ["
-    for name, cells in rows(found):
-        table.add_row(Text(name, overflow="fold"), *[Text(cell.replace(" [", apart)) for cell in cells])
-    return table
+    shown = [[name, *(cell.replace(" [", apart) for cell in cells)] for name, cells in rows(found)]
+    return table_of("Runs", ["", *headings(found)], shown)
 
 
 COSTS: Sequence[tuple[str, Callable[[Run], str]]] = (
     ("device\nseconds", lambda run: f"{run.costs.device_seconds:.0f}"),
     ("energy", lambda run: energy_text(run.costs.watt_hours)),
-    (
-        PROCESS_PEAK.replace("of ", "of\n"),
-        lambda run: peak_text(run.costs.peak_bytes),
-    ),
+    (PROCESS_PEAK.replace("of ", "of\n"), lambda run: peak_text(run.costs.peak_bytes)),
     ("space", lambda run: run.space or "-"),
 )
 STATE = "state"
@@ -97,11 +90,9 @@ def pairs_table(compared: Compared) -> Table:
     """Each pair with its difference, interval, p-value and verdict."""
     measure = compared.measure
     better = "more" if measure.higher_is_better else "less"
-    table = _table(f"Paired differences of {measure.name}, {measure.examples} examples ({better} is better)")
-    for name, justify in (("", "left"), ("difference", "right"), ("p (Holm)", "right"), ("better", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for cells in pair_rows(compared)[:SHOWN_PAIRS]:
-        table.add_row(*[Text(cell) for cell in cells])
+    title = f"Paired differences of {measure.name}, {measure.examples} examples ({better} is better)"
+    shown = pair_rows(compared)[:SHOWN_PAIRS]
+    table = table_of(title, ["", "difference", "p (Holm)", "better"], shown, left=("better",))
     captions = list(measure.notes)
     if len(compared.pairs) > SHOWN_PAIRS:
         captions.append(f"{len(compared.pairs) - SHOWN_PAIRS} more pairs stand in compare.html")
@@ -126,15 +117,12 @@ def pair_rows(compared: Compared) -> list[list[str]]:
 
 def winnings_table(found: Comparison) -> Table:
     """The challenge's score."""
-    table = _table("Score as in the NeurIPS LLM Efficiency Challenge (geometric mean of win rates)")
-    table.add_column("")
-    scenarios = list(found.winnings[0].rates)
-    for name in (*scenarios, "mean win rate", "score"):
-        table.add_column(Text(name), justify="right")
-    for winning in found.winnings:
-        values = [*[winning.rates[name] for name in scenarios], winning.mean, winning.score]
-        table.add_row(Text(winning.name), *[f"{value:.3f}" for value in values])
-    return table
+    title = "Score as in the NeurIPS LLM Efficiency Challenge (geometric mean of win rates)"
+    shown = [
+        [one.name, *(f"{value:.3f}" for value in (*one.rates.values(), one.mean, one.score))]
+        for one in found.winnings
+    ]
+    return table_of(title, ["", *found.winnings[0].rates, "mean win rate", "score"], shown)
 
 
 def apart_text(apart: Apart) -> str:
@@ -165,7 +153,3 @@ def peak_text(peak_bytes: int | None) -> str:
 def energy_text(watt_hours: float | None) -> str:
     """In Wh, or that nobody measured it."""
     return NOT_MEASURED if watt_hours is None else f"{watt_hours:.1f} Wh"
-
-
-def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", box=None, pad_edge=False)

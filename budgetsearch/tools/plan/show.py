@@ -8,6 +8,7 @@ from rich.text import Text
 
 from budgetsearch.machine.host import GIB
 from budgetsearch.tools.plan.preview import FitCell, Preview
+from budgetsearch.views.fitted import table_of
 
 
 def show(found: Preview) -> Group:
@@ -64,40 +65,29 @@ def _head(found: Preview) -> str:
 def _ladder(found: Preview) -> Table:
     plan = found.rehearsal.plan
     rates = plan.reference_rates
-    table = _table("The ladder")
-    table.add_column("rung")
-    table.add_column("training", justify="right")
-    for name in rates:
-        table.add_column(f"tokens, {name}", justify="right")
-    table.add_column("trials expected", justify="right")
+    rows = []
     for rung, seconds in enumerate(plan.ladder):
         name = "full run" if rung == plan.top_rung else f"rung {rung}"
         tokens = [f"{seconds * rate:,.0f}" for rate in rates.values()]
-        table.add_row(name, clock(seconds), *tokens, str(found.rehearsal.trials[rung]))
-    return table
+        rows.append([name, clock(seconds), *tokens, str(found.rehearsal.trials[rung])])
+    tokens = [f"tokens, {name}" for name in rates]
+    return table_of("The ladder", ["rung", "training", *tokens, "trials expected"], rows)
 
 
 def _phases(found: Preview) -> Table:
-    table = _table("When each part begins")
-    for name in ("part", "begins after", "takes"):
-        table.add_column(name, justify="left" if name == "part" else "right")
-    for phase in found.rehearsal.phases:
-        table.add_row(phase.name, clock(phase.start), clock(phase.seconds))
-    left = found.rehearsal.plan.budget_seconds - found.rehearsal.spent_seconds
-    table.add_row("deadline", clock(found.rehearsal.plan.budget_seconds), f"{clock(left)} before it")
-    return table
+    rows = [[phase.name, clock(phase.start), clock(phase.seconds)] for phase in found.rehearsal.phases]
+    budget = found.rehearsal.plan.budget_seconds
+    rows.append(["deadline", clock(budget), f"{clock(budget - found.rehearsal.spent_seconds)} before it"])
+    return table_of("When each part begins", ["part", "begins after", "takes"], rows)
 
 
 def _fits(found: Preview) -> list[RenderableType]:
     if not found.fits:
         return [Text("What fits was measured, for this shape cannot be foreseen.")]
-    table = _table(f"What fits, with rows of {found.longest} tokens")
-    table.add_column("quantization")
-    table.add_column("rank", justify="right")
-    for cell in found.fits[0].cells:
-        table.add_column(f"micro-batch {cell.micro_batch}", justify="right")
-    for row in found.fits:
-        table.add_row(row.quantization, str(row.rank), *map(_cell, row.cells))
+    heads = ["quantization", "rank", *(f"micro-batch {cell.micro_batch}" for cell in found.fits[0].cells)]
+    rows: list[list[str | Text]]
+    rows = [[row.quantization, str(row.rank), *map(_cell, row.cells)] for row in found.fits]
+    table = table_of(f"What fits, with rows of {found.longest} tokens", heads, rows)
     legend = "GiB at the peak of a step; green fits, (c): with gradient checkpointing, red does not."
     return [table, Text(legend)]
 
@@ -109,16 +99,19 @@ def _cell(cell: FitCell) -> Text:
 
 
 def _speed(found: Preview) -> Table:
-    table = _table("How it would train")
-    table.add_column("quantization")
-    for name in ("largest rank", "micro-batch", "checkpointing", "tokens/s"):
-        table.add_column(name, justify="right")
-    for c in found.calibrations.values():
-        if c.status == "ok":
-            again = "yes" if c.recompute else "no"
-            rate = f"{c.tokens_per_second:,.0f}"
-            table.add_row(c.quantization, str(c.rank), str(c.micro_batch), again, rate)
-    return table
+    rows = [
+        [
+            c.quantization,
+            str(c.rank),
+            str(c.micro_batch),
+            "yes" if c.recompute else "no",
+            f"{c.tokens_per_second:,.0f}",
+        ]
+        for c in found.calibrations.values()
+        if c.status == "ok"
+    ]
+    heads = ["quantization", "largest rank", "micro-batch", "checkpointing", "tokens/s"]
+    return table_of("How it would train", heads, rows)
 
 
 def _refused(found: Preview) -> list[Text]:
@@ -127,12 +120,9 @@ def _refused(found: Preview) -> list[Text]:
 
 
 def _reserve(found: Preview) -> Table:
-    table = _table(f"The reserve, {clock(found.rehearsal.plan.reserve_seconds)}: kept until the end")
-    table.add_column("for")
-    table.add_column("seconds", justify="right")
-    for name, seconds in found.reserve.items():
-        table.add_row(name, f"{seconds:.1f}")
-    return table
+    title = f"The reserve, {clock(found.rehearsal.plan.reserve_seconds)}: kept until the end"
+    rows = [[name, f"{seconds:.1f}"] for name, seconds in found.reserve.items()]
+    return table_of(title, ["for", "seconds"], rows)
 
 
 def _disk(found: Preview) -> str:
@@ -147,13 +137,5 @@ def _disk(found: Preview) -> str:
 
 
 def _guesses(found: Preview) -> Table:
-    table = _table("What this rests on")
-    for name in ("what", "assumed", "from"):
-        table.add_column(name)
-    for guess in found.guesses:
-        table.add_row(guess.what, guess.value, guess.source)
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    rows = [[guess.what, guess.value, guess.source] for guess in found.guesses]
+    return table_of("What this rests on", ["what", "assumed", "from"], rows, left=("assumed", "from"))

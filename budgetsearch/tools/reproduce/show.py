@@ -11,6 +11,7 @@ from rich.text import Text
 from budgetsearch.tools.reproduce.compare import Row
 from budgetsearch.tools.reproduce.replay import Reproduced
 from budgetsearch.tools.reproduce.verify import Verified
+from budgetsearch.views.fitted import table_of
 
 VERDICTS = {True: "yes", False: "NO", None: "-"}
 
@@ -37,13 +38,12 @@ def show_verified(outcome: Verified) -> RenderableType:
 
 
 def _table(rows: Iterable[Row]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "then", "now", "difference", "tolerance", "agrees"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        cells = (row.what, row.expected, row.found, row.difference, row.tolerance, VERDICTS[row.agrees])
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+    heads = ("", "then", "now", "difference", "tolerance", "agrees")
+    cells = [
+        (row.what, row.expected, row.found, row.difference, row.tolerance, VERDICTS[row.agrees])
+        for row in rows
+    ]
+    return table_of("", heads, cells, left=heads)
 
 
 def _reasons(reasons: Sequence[str]) -> list[Text]:

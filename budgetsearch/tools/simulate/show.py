@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from budgetsearch.tools.simulate.contest import MOMENTS, Outcome, standings
+from budgetsearch.views.fitted import table_of
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
@@ -18,14 +19,13 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     multiples = list(found[0].regrets)
     seeds, tables = len({o.seed for o in outcomes}), len({o.curves for o in outcomes})
     caption = f"normalised regret x 100 (standard error over {seeds} seeds; {tables} tables); lower is better"
-    shown = Table(caption=caption)
-    shown.add_column("method")
-    for multiple in multiples:
-        shown.add_column(f"{multiple:g}x", justify="right")
-    shown.add_column("average rank", justify="right")
-    for standing in found:
-        cells = [_cell(*standing.regrets[multiple]) for multiple in multiples]
-        shown.add_row(standing.method, *cells, f"{standing.rank:.2f}")
+    heads = ["method", *(f"{multiple:g}x" for multiple in multiples), "average rank"]
+    cells = [
+        [one.method, *(_cell(*one.regrets[multiple]) for multiple in multiples), f"{one.rank:.2f}"]
+        for one in found
+    ]
+    shown = table_of("", heads, cells)
+    shown.caption = caption
     return shown
 
 
