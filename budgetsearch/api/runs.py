@@ -254,15 +254,16 @@ def look(run: PathLike) -> tuple[History, dict[str, Any]]:
     Raises:
         RunFolderError: there is no run in the folder, or it has not begun.
     """
-    from budgetsearch.views.report.workers import Accounts, accounted, worker_seconds
+    from budgetsearch.views.report.workers import worker_seconds_of
     from budgetsearch.views.tables import status_dict
 
-    folder, accounts = _folder_of(run), Accounts()
-    history = _begun(folder, fold(accounted(read_entries(folder.ledger), accounts)))
+    folder = _folder_of(run)
+    entries = list(read_entries(folder.ledger))
+    history = _begun(folder, fold(entries))
     going = folder.goes(history.closed is not None)
     found = status_dict(history, going)
     found["shortfalls"] = [asdict(one) for one in shortfalls_of(folder, history, going)]
-    workers = worker_seconds(accounts)
+    workers = worker_seconds_of(entries)
     if workers.most_workers > 1:
         found["workers"] = asdict(workers)
     reports = (folder.report_html, folder.report, folder.report_json)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
@@ -13,13 +12,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from budgetsearch.storage.files import replace_text
+from budgetsearch.storage.files import replace_text, sha256_of
 from budgetsearch.tools.compare.pairing import TaskResult
 from budgetsearch.tools.compare.tasks import key_of
+from budgetsearch.training.sums import ADAPTER_FILES
 
 FOLDER = "answers"
 FORMAT = 1
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 """Any of them may change an answer."""
 
@@ -35,14 +34,10 @@ def versions(grader: str) -> dict[str, str | None]:
 
 def adapter_hash(folder: Path) -> str | None:
     """Hash of an exported adapter; None where there is none."""
-    digest = hashlib.sha256()
     try:
-        for name in ADAPTER_FILES:
-            with (folder / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return key_of([sha256_of(folder / name) for name in ADAPTER_FILES])
     except OSError:
         return None
-    return digest.hexdigest()
 
 
 def load(runs: Iterable[Path], about: Mapping[str, Any]) -> TaskResult | None:

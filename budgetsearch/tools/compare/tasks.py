@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budgetsearch.core.errors import DataError, UsageError
+from budgetsearch.storage.files import sha256_of
 from budgetsearch.tools.compare.gather import shown
 from budgetsearch.tools.compare.pairing import TaskResult, unique
 from budgetsearch.training.data.examples import GYM, HUB, check_data, load_examples, prompt_key
@@ -121,15 +122,10 @@ def content_hash(task: Task, folder: Path | None) -> str:
     """What the task's rows are, as far as files of the user say: another content is another task."""
     if task.ours:
         path = Path(task.source).expanduser()
-        return _file_hash(path) if path.is_file() else ""
+        return sha256_of(path) if path.is_file() else ""
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
-    parts = [f"{path.relative_to(folder or path)} {_file_hash(path)}" for path in files]
+    parts = [f"{path.relative_to(folder or path)} {sha256_of(path)}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else ""
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def key_of(value: object) -> str:

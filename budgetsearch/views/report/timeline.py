@@ -136,8 +136,6 @@ class _Walk:
     """Charges that belong to one moment."""
     phases: list[PhaseSpan] = field(default_factory=list)
     losses: list[LossPoint] = field(default_factory=list)
-    fresh: list[LossPoint] = field(default_factory=list)
-    """Losses whose job is not charged yet."""
     best: float = math.inf
     memory: list[MemorySample] = field(default_factory=list)
     accounts: Accounts = field(default_factory=Accounts)
@@ -169,7 +167,8 @@ class _Walk:
         if result.loss is not None and math.isfinite(result.loss) and result.checkpoint_out:
             self.best = min(self.best, result.loss)
             where = (result.trial_id, result.rung, result.tokens)
-            self.fresh.append(LossPoint(at, 0.0, *where, result.loss, self.best, self.accounts.total))
+            # Charged seconds add up to those of the wall, whatever runs at once.
+            self.losses.append(LossPoint(at, at, *where, result.loss, self.best, self.accounts.total))
 
     def _settle(self) -> None:
         """A moment's charges are complete: in the order of the phases, for a gang's members alternate."""
@@ -178,8 +177,6 @@ class _Walk:
             if seconds:
                 self._extend(phase, seconds)
         self.batch.clear()
-        self.losses += [replace(point, charged_seconds=self.charged) for point in self.fresh]
-        self.fresh.clear()
 
     def _extend(self, phase: str, seconds: float) -> None:
         start, self.charged = self.charged, self.charged + seconds

@@ -6,7 +6,7 @@ these add up to the time of all workers together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from budgetsearch.core.events import (
@@ -117,16 +117,9 @@ class Accounts:
 def account(entries: Iterable[Entry]) -> Accounts:
     """The accounts of a ledger."""
     found = Accounts()
-    for _ in accounted(entries, found):
-        pass
-    return found
-
-
-def accounted(entries: Iterable[Entry], accounts: Accounts) -> Iterator[Entry]:
-    """The same entries, while the accounts take them in: a long ledger is read once for all its folds."""
     for entry in entries:
-        accounts.apply(entry)
-        yield entry
+        found.apply(entry)
+    return found
 
 
 LEAST_SECONDS = 1e-3
@@ -150,11 +143,7 @@ class WorkerSeconds:
 
 def worker_seconds_of(entries: Iterable[Entry]) -> WorkerSeconds:
     """The account of a run, finished or not."""
-    return worker_seconds(account(entries))
-
-
-def worker_seconds(found: Accounts) -> WorkerSeconds:
-    """What the accounts come to."""
+    found = account(entries)
     parts = sorted(found.worker_seconds().items(), key=lambda one: -one[1])
     return WorkerSeconds(
         most_workers=found.most_workers,

@@ -162,9 +162,7 @@ class StudyContent:
         import optuna
 
         known, end = self._known[state.trial_id], shown_trial.end_of(state, winning)
-        value = state.best_loss if end == "COMPLETE" else None
-        if end == "PRUNED" and known.values:
-            value = known.values[max(known.values)]
+        value = shown_trial.value_of(end, state, known.values)
         self.study._storage.set_trial_state_values(
             known.storage_id, optuna.trial.TrialState[end], None if value is None else [value]
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from budgetsearch.core.history.history import History
@@ -155,7 +156,7 @@ def whole_trial(state: TrialState, history: History) -> Any:
     losses = values(state, history)
     found = optuna.trial.create_trial(
         state=optuna.trial.TrialState[how],
-        value=_value(how, state, losses),
+        value=value_of(how, state, losses),
         params={name: trial.params[name] for name in distributions},
         distributions=distributions,
         user_attrs={
@@ -175,7 +176,7 @@ def whole_trial(state: TrialState, history: History) -> Any:
     return found
 
 
-def _value(how: str, state: TrialState, losses: dict[int, float]) -> float | None:
+def value_of(how: str, state: TrialState, losses: Mapping[int, float]) -> float | None:
     """As ``Study.tell`` decides it: a pruned trial's value is its last loss."""
     if how == "COMPLETE":
         return state.best_loss
