@@ -15,7 +15,7 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -86,7 +86,10 @@ def read_entries(path: Path, after: int = 0) -> Iterator[Entry]:
 
 def _entry(row: Row, path: Path) -> Entry:
     try:
-        return Entry(row.seq, row.at, row.wall, decode(Event, read_json(row.body)))
+        event = decode(Event, read_json(row.body))
+        if isinstance(event, Exported):  # the run may have been moved since
+            event = replace(event, path=str(path.parent.absolute() / Path(event.path).name))
+        return Entry(row.seq, row.at, row.wall, event)
     except ValueError as error:
         raise LedgerError(
             f"Entry {row.seq} of the ledger {path} cannot be understood ({error}): another version of "

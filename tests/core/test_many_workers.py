@@ -103,6 +103,14 @@ def test_the_finalists_run_in_full_beside_each_other(workers: int) -> None:
     assert (best.trial_id, True) == (history.exported.trial_id, history.exported.final)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_early_end_says_what_would_not_fit(workers: int) -> None:
+    """On a short budget one full run each, and the rest is too short for another."""
+    history, _ = played(workers, 216.0)
+    assert history.closed is not None
+    assert history.closed.reason.startswith("the full run is over: another full run needs ")
+
+
 def test_a_straggler_holds_nobody_up() -> None:
     """While one trial needs half of the budget for its first rung the others are promoted past it."""
     world = SyntheticWorld(slowdown=lambda s: 30.0 if s.trial_id == 1 else 1.0)

@@ -15,6 +15,7 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import budgetsearch as bs
 from budgetsearch import api
 from budgetsearch.cli import app
 from budgetsearch.core.errors import UsageError
@@ -631,6 +632,26 @@ def test_verify_passes_on_a_run_and_on_its_adapter(made: MadeRun, tmp_path: Path
     places = ("--model", made.place / "base", "--data", made.place / "train.jsonl")
     code, output = invoke("verify", tmp_path / "travelled", "--no-score", *places)
     assert (0, True) == (code, output.strip().endswith("verified"))
+
+
+def test_a_run_that_was_moved_finds_its_adapter(copy: Path, made: MadeRun, tmp_path: Path) -> None:
+    """Status, reports, the Python API and verify name the place where it lies now, and no other. What
+    ``resume`` exports again after somebody has deleted it is the same adapter."""
+    copy.parents[1].rename(tmp_path / "elsewhere")
+    run = tmp_path / "elsewhere" / "runs" / "mine"
+    adapter = run / "adapter"
+    study = f"sqlite:///{tmp_path / 'study.sqlite'}"
+    shutil.rmtree(adapter)
+    assert bs.open(run).adapter_path is None
+    assert adapter == bs.resume(run, progress=False, storage=study).adapter_path
+    assert adapter == bs.open(run).adapter_path
+    assert str(adapter) == bs.open(run).status["best"]["adapter_path"]
+    answer = json.loads(bs.open(run).report().json.read_text(encoding="utf-8"))["answer"]
+    assert str(adapter) == answer["best"]["adapter_path"]
+    assert any(str(adapter) in line for line in answer["loading"])
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (made.folder.adapter / name).read_bytes() == (adapter / name).read_bytes()
+    assert api.verify(run).passes
 
 
 @pytest.fixture

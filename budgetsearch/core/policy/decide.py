@@ -21,6 +21,7 @@ from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy import rules
 from budgetsearch.core.policy.answers import Answer, Refusal, first
+from budgetsearch.core.policy.forecast import no_other_full_run
 from budgetsearch.core.policy.gangs import gather
 from budgetsearch.core.policy.situation import Situation
 
@@ -53,7 +54,7 @@ def decide(
 
     ``Wait`` is returned only while something runs.
     """
-    refusal: Refusal | None = None
+    why: Refusal | None = None
     if free_slots > 0:
         situation = Situation.of(plan, history, candidates, now, free_slots)
         answer = answer_of(situation)
@@ -61,8 +62,8 @@ def decide(
             return gather(situation, answer, answer_of)
         if isinstance(answer, NeedCandidates):
             return answer
-        refusal = answer
-    return Wait() if history.running else Finish(_why_finished(history, refusal))
+        why = answer or no_other_full_run(situation)
+    return Wait() if history.running else Finish(_why_finished(plan, history, why))
 
 
 def answer_of(situation: Situation) -> Answer:
@@ -70,12 +71,16 @@ def answer_of(situation: Situation) -> Answer:
     return first(rule.answer(situation) for rule in RULES if rule.applies(situation))
 
 
-def _why_finished(history: History, refusal: Refusal | None) -> str:
+def _why_finished(plan: Plan, history: History, refusal: Refusal | None) -> str:
     why = "no trial finished a segment"
     if history.full_done:
-        why = "the full run is over"
+        ended = [history.trials[number] for number in history.full_done]
+        at_the_end = any(state.tokens >= state.trial.max_tokens for state in ended)
+        why = "the full run is over" + (", at the end of its data (--max-epochs)" if at_the_end else "")
     elif history.incumbent is not None:
         why = "no further segment fits into the time that is left"
     elif history.trials and all(s.dead == "infeasible" for s in history.trials.values()):
         why = "nothing of the search space fits into memory"
+    if len(history.trials) >= plan.max_trials:
+        why += ", and --max-trials allows no further one"
     return f"{why}: {refusal}" if refusal else why

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from budgetsearch.core.ladders import FEW_TRIALS
 from budgetsearch.core.policy.answers import Refusal
+from budgetsearch.core.policy.costs import PESSIMISM
 from budgetsearch.core.policy.full_run import full_run_seconds
 from budgetsearch.core.policy.situation import Situation
 
@@ -21,6 +22,12 @@ def no_room(situation: Situation) -> Refusal | None:
         return None
     workers = ", on all workers together," if situation.several else ""
     return Refusal(f"another trial and all that is due behind it{workers}", search, situation.work_left)
+
+
+def no_other_full_run(situation: Situation) -> Refusal | None:
+    """Why nobody else runs in full; None where another full run would fit."""
+    needed = full_run_seconds(situation) * PESSIMISM
+    return Refusal("another full run", needed, situation.left) if needed > situation.left else None
 
 
 def second_full_run_fits(situation: Situation) -> bool:
