@@ -17,8 +17,8 @@ from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Beat
 from budgetsearch.views.card import load_snippet
+from budgetsearch.views.drawing import above
 from budgetsearch.views.progress import LiveProgress, PlainProgress
-from budgetsearch.views.report.drawing import above
 from budgetsearch.views.report.markdown import text_of
 from budgetsearch.views.report.numbers import numbers_of
 from budgetsearch.views.tables import (

@@ -12,8 +12,8 @@ from html import escape
 
 from budgetsearch.tools.compare.comparison import Compared, Comparison
 from budgetsearch.tools.compare.pairing import LOSS, Run
+from budgetsearch.views.drawing import Figure, Json, Key, dots_of, layout_of, loss_axis
 from budgetsearch.views.intervals import Estimate
-from budgetsearch.views.report.drawing import Figure, Json, Key, dots_of, layout_of, loss_axis
 from budgetsearch.views.report.peaks import PROCESS_PEAK
 
 Cost = Callable[[Run], float | None]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-from budgetsearch.views.report.drawing import (
+from budgetsearch.views.drawing import (
     BEST,
     BLUE,
-    FINALISTS,
     INK,
     OTHER,
-    SOFT,
     Figure,
     Json,
     Key,
@@ -21,10 +19,8 @@ from budgetsearch.views.report.drawing import (
     layout_of,
     line_of,
     memory_unit,
-    trial_colours,
-    trial_legend,
-    trial_words,
 )
+from budgetsearch.views.report.colours import FINALISTS, SOFT, trial_colours, trial_legend, trial_words
 from budgetsearch.views.report.numbers import Numbers, TrialNumbers
 from budgetsearch.views.report.peaks import PROCESS_PEAK
 from budgetsearch.views.words import rung_ticks

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.space.space import Space
+from budgetsearch.views.drawing import Figure, memory_unit
 from budgetsearch.views.intervals import Estimate
 from budgetsearch.views.report import across_trials, over_time
-from budgetsearch.views.report.drawing import Figure, memory_unit
 from budgetsearch.views.report.facts import state_words
 from budgetsearch.views.report.numbers import ALPHA, Numbers
 from budgetsearch.views.report.offline import page_of

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.views.drawing import Figure
 from budgetsearch.views.intervals import CONFIDENCE
-from budgetsearch.views.report.drawing import Figure
 
 DRAW = """
 const figures = JSON.parse(document.getElementById("figures").textContent);

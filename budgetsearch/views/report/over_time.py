@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from budgetsearch.views.report.drawing import (
+from budgetsearch.views.drawing import (
     BEST,
     BLUE,
     GRID,
@@ -21,11 +21,9 @@ from budgetsearch.views.report.drawing import (
     line_of,
     memory_unit,
     note,
-    time_unit,
-    trial_colours,
-    trial_legend,
     unit_of,
 )
+from budgetsearch.views.report.colours import time_unit, trial_colours, trial_legend
 from budgetsearch.views.report.numbers import Numbers
 from budgetsearch.views.report.timeline import Span
 

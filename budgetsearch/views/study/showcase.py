@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.history.history import History
+from budgetsearch.views.drawing import Figure
 from budgetsearch.views.study import artifacts, notes, plots
 
 LOGGER = logging.getLogger("budgetsearch.study")
@@ -73,8 +74,8 @@ class Showcase:
                 key = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
                 trial = optuna.trial.Trial(study, key)
                 yield partial(self._note, trial, notes.trial_note(state, history))
-        for name, draw in plots.PLOTS.items():
-            yield partial(self._plot, study, name, draw(history))
+        for draw in plots.PLOTS:
+            yield partial(self._plot, study, draw(history))
         if self._run is not None:
             yield partial(self._attach, study, self._run, history)
 
@@ -90,13 +91,13 @@ class Showcase:
             save_note(about, text)
         self._written[key] = text
 
-    def _plot(self, study: Any, name: str, figure: plots.Figure) -> None:
+    def _plot(self, study: Any, figure: Figure) -> None:
         from optuna_dashboard import save_plotly_graph_object
 
         text = figure.to_json()
-        if self._written.get(name) != text:
-            save_plotly_graph_object(study, figure, graph_object_id=name)
-            self._written[name] = text
+        if self._written.get(figure.name) != text:
+            save_plotly_graph_object(study, figure, graph_object_id=figure.name)
+            self._written[figure.name] = text
 
     def _attach(self, study: Any, run: Path, history: History) -> None:
         """A folder in which nothing can be made costs the links to the files, nothing else."""

@@ -1,4 +1,4 @@
-"""What the figures of report.html share: colours, units, and a layout that a phone and a printer can show.
+"""What all figures share: colours, units, and a layout that a phone and a printer can show.
 
 A figure is plotly's JSON, data and layout, drawn by plotly.js in the reader's browser. They are plain dicts:
 building them through plotly's classes costs seconds at the end of a budget. The tests hold every one of them
@@ -7,21 +7,14 @@ against those classes.
 
 from __future__ import annotations
 
-import html
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from budgetsearch.views.report.numbers import Numbers, TrialNumbers
-from budgetsearch.views.words import params_text
-
 Json = dict[str, Any]
 BEST, OTHER, INK, GRID = "#0B7A5E", "#B4BCC6", "#1B2530", "#E3E8EE"
-SOFT = "#B9A8E0"
-FINALISTS = ("#6A3FB5", "#C2569B", "#2E9FB5", "#A0622D", "#6B8E23")
-"""What became the adapter is BEST; others that ran in full take turns with these; what was promoted less far
-is SOFT, and what stayed behind OTHER."""
 BLUE, RED = "#1F5FA8", "#D64545"
 LOG_FROM = 4.0
 """Losses that differ by more than this factor stand on a logarithmic axis."""
@@ -51,40 +44,14 @@ class Figure:
     words: str
     legend: tuple[Key, ...] = ()
 
-
-def trial_colours(numbers: Numbers) -> dict[int, str]:
-    """The colour of each promoted trial, the same in every figure; of the best one in any case."""
-    colours = {promotion.trial_id: SOFT for promotion in numbers.promotions}
-    colours |= {number: FINALISTS[k % len(FINALISTS)] for k, number in enumerate(_finalists(numbers))}
-    best = numbers.answer.best
-    return {**colours, **({best.trial_id: BEST} if best else {})}
-
-
-def _finalists(numbers: Numbers) -> list[int]:
-    top, best = len(numbers.rungs) - 1, numbers.answer.best
-    found = dict.fromkeys(p.trial_id for p in numbers.promotions if p.to_rung == top)
-    return [number for number in found if best is None or number != best.trial_id]
-
-
-def trial_legend(numbers: Numbers, mark: str) -> list[Key]:
-    """Explain the trials' colours, as far as they occur."""
-    best, colours = numbers.answer.best, trial_colours(numbers)
-    keys = [Key(mark, BEST, f"trial {best.trial_id}, the adapter")] if best else []
-    finalists = _finalists(numbers)[: len(FINALISTS)]
-    keys += [Key(mark, colours[number], f"trial {number}, in full too") for number in finalists]
-    keys += [Key(mark, SOFT, "promoted")] if SOFT in colours.values() else []
-    behind = any(t.trial_id not in colours for t in numbers.trials)
-    return keys + ([Key(mark, OTHER, "not promoted")] if behind else [])
+    def to_json(self) -> str:
+        """As plotly reads it, without a space."""
+        return json.dumps({"data": self.data, "layout": self.layout}, separators=(",", ":"), allow_nan=False)
 
 
 def memory_unit(count: int) -> tuple[str, int]:
     """In what so many bytes are best told."""
     return ("MiB", MIB) if count < 2 * GIB else ("GiB", GIB)
-
-
-def time_unit(numbers: Numbers) -> tuple[str, float]:
-    """In what a run of this length is best told: (s, min or h; seconds of one)."""
-    return unit_of(max(numbers.budget.budget_seconds or 0.0, numbers.budget.wall_seconds))
 
 
 def unit_of(longest: float) -> tuple[str, float]:
@@ -94,22 +61,17 @@ def unit_of(longest: float) -> tuple[str, float]:
     return ("min", 60.0) if longest <= 3 * 3600 else ("h", 3600.0)
 
 
-def trial_words(trial: TrialNumbers) -> str:
-    """A trial and its configuration, for where one points at it."""
-    return f"trial {trial.trial_id}: {html.escape(params_text(trial.params))}"
-
-
 def line_of(name: str, x: Sequence[float], y: Sequence[Any], style: Json, **more: Any) -> Json:
     """A line; ``more``: whatever else plotly's schema has."""
     return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": style, **more}
 
 
 def dots_of(
-    name: str, x: Sequence[float], y: Sequence[Any], marker: Json, text: list[str], hover: str
+    name: str, x: Sequence[float], y: Sequence[Any], marker: Json, text: list[Any], hover: str, **more: Any
 ) -> Json:
     """Points; ``hover``: what is told of one, in plotly's template of x, y and text."""
     trace = {"type": "scatter", "mode": "markers", "name": name, "x": x, "y": y, "marker": marker}
-    return {**trace, "text": text, "hovertemplate": f"{hover}<extra></extra>"}
+    return {**trace, "text": text, "hovertemplate": f"{hover}<extra></extra>", **more}
 
 
 def bars_of(name: str, y: list[Any], x: list[float], **more: Any) -> Json:
