@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -256,12 +257,14 @@ def look(run: PathLike) -> tuple[History, dict[str, Any]]:
     """
     from budgetsearch.views.report.workers import worker_seconds_of
     from budgetsearch.views.tables import status_dict
+    from budgetsearch.views.under_way import under_way
 
     folder = _folder_of(run)
     entries = list(read_entries(folder.ledger))
     history = _begun(folder, fold(entries))
     going = folder.goes(history.closed is not None)
     found = status_dict(history, going)
+    found["now"] = under_way(history, time.time()) if going else None
     found["shortfalls"] = [asdict(one) for one in shortfalls_of(folder, history, going)]
     workers = worker_seconds_of(entries)
     if workers.most_workers > 1:

@@ -86,10 +86,13 @@ def show_run(history: History, found: Mapping[str, Any]) -> None:
     from budgetsearch.views.report.workers import WorkerSeconds, workers_line
     from budgetsearch.views.shortfalls import Shortfall, shortfall_lines
     from budgetsearch.views.tables import summary
+    from budgetsearch.views.under_way import under_way_lines
 
     for line in shortfall_lines(Shortfall(**one) for one in found["shortfalls"]):
         echo(line)
     console().print(summary(history, found["phase"] != "stopped"))
+    for line in under_way_lines(found["now"]) if found["now"] else ():
+        echo(line)
     if "workers" in found:
         console().print(workers_line(WorkerSeconds(**found["workers"]), device_of(history)), soft_wrap=True)
 

@@ -18,7 +18,7 @@ from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderEr
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.storage.files import remove_empty, replace_file, unwritable
 from budgetsearch.storage.ledger import read_entries
-from budgetsearch.storage.lock import RunLock, held
+from budgetsearch.storage.lock import RunLock, held, read_owner
 from budgetsearch.storage.ownership import claim, give_back, is_unused
 
 OWN = (
@@ -186,7 +186,15 @@ class RunFolder:
 
     def being_prepared(self) -> RunFolderError:
         """What to say of a run that has not begun yet."""
-        return RunFolderError(f"{self.path} is still being prepared. Try again in a moment.")
+        try:
+            owner = read_owner((self.path / "lock").read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            owner = None
+        by = f" by {owner}" if owner is not None else ""
+        return RunFolderError(
+            f"{self.path} is still being prepared{by}: its model is fetched, its data are tokenized. Try "
+            "again in a moment."
+        )
 
     def never_began(self) -> BudgetsearchError:
         """What a ledger without an event means: beside what only a search can have left it has lost them."""

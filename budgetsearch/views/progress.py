@@ -205,8 +205,9 @@ def _event_text(event: Event, history: History) -> str | None:
     if isinstance(event, Exported):
         return f"adapter of trial {event.trial_id} in {event.path}" + (" (final)" if event.final else "")
     if isinstance(event, Closed):
-        refused = event.state == "failed" and history.plan is None  # the error itself says why, once
-        return None if refused else f"{event.state}: {event.reason}"
+        # The error or the result that follows says why, once; of what was refused also that it failed.
+        refused = event.state == "failed" and history.plan is None
+        return f"finished: {event.reason}" if event.state == "finished" else None if refused else event.state
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from pathlib import Path
 
@@ -191,9 +192,10 @@ def test_a_run_in_preparation_has_no_status_yet(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "out")
     folder.path.mkdir()
     lock = RunLock(folder.path)
+    lock.sign()
     code, text = invoke("status", str(folder.path))
     assert code == 2
-    assert "being prepared" in text
+    assert f"still being prepared by process {os.getpid()}" in text
     lock.release()
 
 

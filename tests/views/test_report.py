@@ -16,6 +16,7 @@ from budgetsearch.core.events import Charged, Closed, Heartbeat
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Beat
+from budgetsearch.storage.files import local_time
 from budgetsearch.views.card import load_snippet
 from budgetsearch.views.drawing import above
 from budgetsearch.views.progress import LiveProgress, PlainProgress
@@ -32,6 +33,7 @@ from budgetsearch.views.tables import (
     trial_rows,
     trial_table,
 )
+from budgetsearch.views.under_way import under_way, under_way_lines
 from budgetsearch.views.words import phase_of
 from tests.support.factories import MODEL, Story, params, tell_run, whole_run
 
@@ -103,6 +105,21 @@ def test_the_phase_follows_the_ledger() -> None:
     phases = [phase_of(fold(entries[:cut])) for cut in range(len(entries) + 1)]
     order = list(dict.fromkeys(phases))
     assert order == ["setup", "calibrate", "search", "full run", "score", "finished"]
+
+
+def test_a_going_run_says_what_it_does_now() -> None:
+    """Who trains towards what since when, how fast, the last sign of life, and the latest end."""
+    story = Story.planned()
+    segment = story.start(story.trial())
+    job = next(iter(story.history.running))
+    story.add(Charged("train", 1.0), Heartbeat(Beat(job, 0, "train", tokens=segment.start_tokens + 250)))
+    wall, spent = story.history.wall, story.history.spent
+    found = under_way(story.history, wall + 9.0)
+    assert json.loads(json.dumps(found)) == found
+    now, ends = under_way_lines(found)
+    expected = "trial 0 trains towards rung 0 (10 s) since 10 s, 250 tokens/s; last heartbeat 9 s ago"
+    assert f"now     {expected}" == now
+    assert f"ends    {local_time(wall + 720.0 - spent)} at the latest" == ends
 
 
 def test_scoring_is_seen_from_its_heartbeats() -> None:
@@ -235,6 +252,23 @@ def test_the_table_of_trials_fits_the_terminal(width: int) -> None:
     assert "done" == best[-1]
     assert ("1.1000" in " ".join(lines)) and "infeasible" in " ".join(lines)
     assert (width == 120) == ("seconds" in " ".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("state", "planned", "line"),
+    [
+        ("finished", True, ["finished: the end"]),
+        ("interrupted", True, ["interrupted"]),
+        ("failed", True, ["failed"]),
+        ("failed", False, []),
+    ],
+)
+def test_the_reason_of_an_end_is_told_once(state: str, planned: bool, line: list[str]) -> None:
+    """Progress leaves it to the error or the result, which come next and tell it."""
+    story, lines = Story.planned() if planned else Story(), list[str]()
+    story.watchers.append(PlainProgress(lines.append))
+    story.add(Closed(state, "the end"))  # type: ignore[arg-type]
+    assert line == [text.partition("] ")[2] for text in lines]
 
 
 def test_the_final_lines_tell_base_against_adapter() -> None:
