@@ -54,7 +54,7 @@ class ScalarLogger:
         self._handed: queue.Queue[tuple[Mapping[str, float], int] | None] = queue.Queue(HELD)
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
-        self._taken = self._left_out = 0
+        self._left_out = 0
 
     def see(self, entry: Entry, history: History) -> None:
         """Hand over what an event is worth."""

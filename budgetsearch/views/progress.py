@@ -105,7 +105,6 @@ class LiveProgress:
     """A display that stays in place: phase, time left, the rung table, the best so far, memory."""
 
     def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._now = console, now
         self._narrator, self._crew = Narrator(), Crew()
         self._screen = _Screen(now=now, seen_at=now())
         self._live = Live(self._screen, console=console, refresh_per_second=2, transient=True)

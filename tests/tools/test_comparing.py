@@ -352,13 +352,6 @@ def test_a_zero_is_warned_of_by_name() -> None:
     assert warnings_of(challenge({"y": tied})) == []
 
 
-def test_win_rates_need_two_entrants_in_every_scenario() -> None:
-    """Who did not answer one scenario cannot be ranked over all."""
-    for scores in ({"x": {"a": 1.0}}, {"x": {"a": 1.0, "b": 0.0}, "y": {"a": 1.0, "c": 0.0}}, {}):
-        with pytest.raises(UsageError, match="two entrants"):
-            challenge(scores)
-
-
 # ------------------------------------------------------------------------------ tasks
 
 

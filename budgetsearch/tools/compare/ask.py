@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetsearch.core.errors import ModelError, RunFolderError
+from budgetsearch.core.errors import ModelError
 from budgetsearch.core.plan import Plan
 from budgetsearch.run.settings import Settings
 from budgetsearch.storage.ledger import read_history
@@ -46,21 +46,11 @@ class Subject:
 
     @classmethod
     def of(cls, run: Run) -> Subject:
-        """From its folder.
-
-        Raises:
-            RunFolderError: another version of budgetsearch wrote its settings.
-        """
+        """From its folder."""
         folder = RunFolder(Path(run.path))
         history = read_history(folder.ledger)
         assert history.opened is not None
-        try:
-            settings = Settings.model_validate(dict(history.opened.settings))
-        except ValueError as error:
-            raise RunFolderError(
-                f"The settings of {run.path} are those of another version of budgetsearch, so its adapter "
-                f"cannot be asked: {error}. Compare it without --tasks."
-            ) from error
+        settings = Settings.model_validate(dict(history.opened.settings))
         best = history.incumbent
         return cls(run, settings, history.plan, folder.adapter, best.best_checkpoint if best else None)
 

@@ -31,7 +31,9 @@ def compare(
     """
     tasks.check()
     runs = gather([*paths, *([baseline] if baseline else [])])
-    against = next((run.name for run in runs if baseline and _same(Path(run.path), baseline)), None)
+    against = next(
+        (run.name for run in runs if baseline and Path(run.path).resolve() == baseline.resolve()), None
+    )
     if tasks.names is None:
         return compare_runs(runs, baseline=against)
     return _asked(runs, against, Asking(parse_tasks(tasks.names), tasks, cache, tick, say))
@@ -45,7 +47,3 @@ def _asked(runs: Sequence[Run], against: str | None, asking: Asking) -> Comparis
         interrupted = True
     answers = {task: found for task, found in asking.answers.items() if found}
     return compare_runs(runs, answers, baseline=against, notes=asking.notes, interrupted=interrupted)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()

@@ -11,8 +11,6 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from budgetsearch.core.errors import UsageError
-
 Scores = Mapping[str, Mapping[str, float]]
 """By scenario and entrant; more is better."""
 
@@ -35,14 +33,7 @@ class Winning:
 
 
 def challenge(scores: Scores) -> list[Winning]:
-    """All entrants, the best first.
-
-    Raises:
-        UsageError: there are not two entrants, or the scenarios have different ones.
-    """
-    entrants = {frozenset(by_name) for by_name in scores.values()}
-    if len(entrants) != 1 or len(next(iter(entrants))) < 2:
-        raise UsageError("Win rates need two entrants at least, the same ones in every scenario.")
+    """All entrants, two or more and the same in every scenario; the best first."""
     rates = {scenario: win_rates(by_name) for scenario, by_name in scores.items()}
     found = [_winning(name, rates) for name in next(iter(scores.values()))]
     return sorted(found, key=lambda winning: (-winning.score, -winning.mean, winning.name))

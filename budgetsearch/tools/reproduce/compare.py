@@ -28,14 +28,6 @@ class Row:
     """None: shown, but nothing depends on it."""
 
 
-@dataclass(frozen=True)
-class Losses:
-    """One side of an evaluation."""
-
-    mean: float | None
-    examples: Sequence[float]
-
-
 def agree(rows: Sequence[Row]) -> bool:
     """Whether no comparison fails."""
     return all(row.agrees is not False for row in rows)
@@ -90,11 +82,10 @@ def examples_row(what: str, expected: Sequence[float], found: Sequence[float], *
     return Row(what, f"{len(expected)} losses", f"{len(found)} losses", difference, _limit(exact), agrees)
 
 
-def equal_row(what: str, expected: object, found: object, *, binding: bool = True) -> Row:
-    """Two values that must be equal, or are only shown."""
+def equal_row(what: str, expected: str, found: str) -> Row:
+    """Two values that must be equal."""
     same = expected == found
-    agrees = same if binding else None
-    return Row(what, str(expected), str(found), "none" if same else "differs", _limit(binding), agrees)
+    return Row(what, expected, found, "none" if same else "differs", "equal", same)
 
 
 def accuracy_row(
