@@ -43,6 +43,9 @@ def plain(event: dict[str, Any]) -> dict[str, Any]:
         return {**event, "result": _plain_result(event["result"])}
     if event["is"] == "Planned" and not event["plan"].get("single"):
         return {**event, "plan": {key: value for key, value in event["plan"].items() if key != "single"}}
+    if event["is"] == "Calibrated":
+        found = event["calibration"]
+        return {**event, "calibration": {key: value for key, value in found.items() if key != "measured"}}
     if event["is"] == "Closed":
         return {**event, "reason": ""}
     if event["is"] == "Decided" and event["decision"]["is"] == "Finish":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from budgetsearch.core.events import Entry
-from budgetsearch.core.records import Job, Params, Report
+from budgetsearch.core.records import Calibration, Job, Params, Report
 
 if TYPE_CHECKING:
     from budgetsearch.core.history.history import History
@@ -82,6 +82,18 @@ class Watcher(Protocol):
 
     def see(self, entry: Entry, history: History) -> None:
         """Called after every event, with the history that includes it."""
+        ...
+
+
+class Calibrations(Protocol):
+    """What earlier runs measured on this machine."""
+
+    def find(self, quantization: str) -> Calibration | None:
+        """What holds for this run too; None if it must be measured."""
+        ...
+
+    def keep(self, found: Calibration) -> None:
+        """Keep what this run has measured, if that can be."""
         ...
 
 

@@ -295,18 +295,23 @@ class Calibration:
     peak_bytes: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
+    measured: str = ""
+    """When an earlier run measured it, as local time; empty: this run did."""
 
     @property
     def sound(self) -> bool:
-        """A plan can rest on it: what must have taken time did, and nothing took forever."""
-        some = (
-            self.tokens_per_second,
-            self.eval_seconds_per_example,
-            *(p.tokens_per_second for p in self.probes),
+        """A plan can rest on it: what must have taken time did, nothing took forever, and sizes are sizes."""
+        rates = [self.tokens_per_second, *(probe.tokens_per_second for probe in self.probes)]
+        times = (self.checkpoint_seconds, self.load_seconds, self.answer_seconds)
+        largest = max((probe.members for probe in self.probes), default=1)
+        return (
+            self.status == "ok"
+            and all(0 < value < math.inf for value in (*rates, self.eval_seconds_per_example))
+            and all(0 <= value < math.inf for value in times)
+            and min(self.micro_batch, self.gang) >= 1
+            and self.gang <= largest
+            and min(self.rank, self.peak_bytes) >= 0
         )
-        any_ = (self.checkpoint_seconds, self.load_seconds, self.answer_seconds)
-        positive = all(math.isfinite(value) and value > 0 for value in some)
-        return self.status == "ok" and positive and all(math.isfinite(value) and value >= 0 for value in any_)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The memory of this machine, or of the container that holds this process."""
+"""The memory of this machine, or of the container that holds this process; its processor."""
 
 from __future__ import annotations
 
@@ -51,3 +51,13 @@ def host_memory(cgroup: Path = CGROUP) -> HostMemory:
 def gib(size: int) -> str:
     """Bytes as a person reads them: ``39.35 GiB``."""
     return f"{size / GIB:.2f} GiB"
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as Linux knows it."""
+    try:
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else "unknown"

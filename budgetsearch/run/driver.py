@@ -32,7 +32,7 @@ from budgetsearch.core.policy.deadline import grace_seconds, landing_seconds, se
 from budgetsearch.core.policy.decide import decide
 from budgetsearch.core.policy.jobs import new_trial, score_jobs
 from budgetsearch.core.policy.planning import SINGLE, PlanRequest, make_plan
-from budgetsearch.core.ports import Clock, Engine, Exporter, Sampler
+from budgetsearch.core.ports import Calibrations, Clock, Engine, Exporter, Sampler
 from budgetsearch.core.records import (
     Beat,
     Calibration,
@@ -51,6 +51,7 @@ from budgetsearch.run.jobs import (
     Calibrator,
     Charges,
     JobsInFlight,
+    NothingKept,
     Scorer,
     check_usable,
     limit_of,
@@ -86,6 +87,8 @@ class Driver:
     """The name of the signal that asked the run to stop, or nothing."""
     down_seconds: float = 0.0
     """What passed since the last process of this run, where that counts."""
+    kept: Calibrations = NothingKept()  # noqa: RUF009
+    """What earlier runs measured."""
     grace_seconds: float = 30.0
     """A job that was told to stop has so long to checkpoint, two optimizer steps at the least."""
 
@@ -169,6 +172,7 @@ class Driver:
             self._note_calibration,
             waiting,
             lambda: self.history.calibrations,
+            self.kept,
         )
         while measuring.waiting or self._in_flight:
             self._obey_stop()

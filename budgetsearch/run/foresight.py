@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from budgetsearch.core.errors import DeviceError, ModelError
@@ -19,6 +18,7 @@ from budgetsearch.machine.clock import deadline_of, timing_of_new
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.profiles import profile
 from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
+from budgetsearch.run.calibrations import calibrations_of
 from budgetsearch.run.guesses import TrainedWith, guess_calibration
 from budgetsearch.run.preflight import Resolved, check_inputs, known_shape
 from budgetsearch.run.prepare import DataSize, request_for
@@ -97,7 +97,7 @@ def check_hours(run: Resolved, budget_seconds: float, cache: Path) -> None:
         return
     data = guess_data(run.settings.data, run.settings.max_rows)
     inputs = Inputs(run.settings, run.space, run.card, shape, "", data)
-    request = dataclasses.replace(guessed_request(inputs), budget_seconds=budget_seconds)
+    request = replace(guessed_request(inputs), budget_seconds=budget_seconds)
     check_minimum(request, guessed_calibrations(inputs, request), inputs.setup_seconds)
 
 
@@ -117,13 +117,27 @@ def check_minimum(request: PlanRequest, found: Mapping[str, Calibration], setup_
 
 
 def measuring_seconds(found: Calibration, request: PlanRequest, limit_seconds: float) -> float:
-    """What it takes to find out what a calibration says; what is optional in it ends after its share of the
-    limit."""
+    """What it takes to find out what a calibration says, if that is not known already; what is optional in it
+    ends after its share of the limit."""
+    if found.measured:
+        return 0.0
     step = request.step_tokens / found.tokens_per_second
     probe = step + max(2 * step, probe_seconds(request.budget_seconds))
     optional = min((PROBES - 1) * probe, max(0.0, OPTIONAL_SHARE * limit_seconds - probe))
     evaluated = EVALUATED * found.eval_seconds_per_example
     return found.load_seconds + probe + optional + evaluated + found.checkpoint_seconds
+
+
+def slowed(calibration: Calibration, slow: float) -> Calibration:
+    """A measured calibration on a machine that turns out so many times slower."""
+    return replace(
+        calibration,
+        tokens_per_second=calibration.tokens_per_second / slow,
+        eval_seconds_per_example=calibration.eval_seconds_per_example * slow,
+        checkpoint_seconds=calibration.checkpoint_seconds * slow,
+        load_seconds=calibration.load_seconds * slow,
+        answer_seconds=calibration.answer_seconds * slow,
+    )
 
 
 def guessed_request(inputs: Inputs) -> PlanRequest:
@@ -138,12 +152,17 @@ def guessed_request(inputs: Inputs) -> PlanRequest:
     size = DataSize(max(1, round(train * tokens)), train, valid, settings.max_length)
     budget_seconds = timing_of_new(settings.hours, deadline, 0.0).budget_seconds
     request = request_for(settings, budget_seconds, inputs.card, inputs.space, size, inputs.known_shape)
-    return dataclasses.replace(request, max_gang=1)  # what gangs gain is measured, never guessed
+    return replace(request, max_gang=1)  # what gangs gain is measured, never guessed
 
 
 def guessed_calibrations(inputs: Inputs, request: PlanRequest, slow: float = 1.0) -> dict[str, Calibration]:
-    """What the calibrations may find, everything ``slow`` times slower."""
-    return {name: _guessed(inputs, request, name, slow) for name in inputs.space.quantizations}
+    """What earlier runs measured, and else what the calibrations may find; all ``slow`` times slower."""
+    kept = calibrations_of(inputs.settings, inputs.space, inputs.card, request.budget_seconds)
+    found = {name: kept.find(name) for name in inputs.space.quantizations}
+    return {
+        name: slowed(known, slow) if known else _guessed(inputs, request, name, slow)
+        for name, known in found.items()
+    }
 
 
 def _guessed(inputs: Inputs, request: PlanRequest, name: str, slow: float) -> Calibration:

@@ -11,7 +11,7 @@ from budgetsearch.core.events import Charged, Event
 from budgetsearch.core.policy.deadline import EXIT_SECONDS
 from budgetsearch.core.policy.jobs import calibration_job
 from budgetsearch.core.policy.planning import PlanRequest, another_pays, too_small
-from budgetsearch.core.ports import Clock, Engine
+from budgetsearch.core.ports import Calibrations, Clock, Engine
 from budgetsearch.core.records import Calibration, Job, JobEnded, Phase, Score, SegmentResult, TrainJob
 
 # -------------------------------------------------------------------------------- in flight
@@ -132,6 +132,17 @@ def check_usable(known: Mapping[str, Calibration], budget_seconds: float) -> Non
     raise EngineError(f"No quantization of the base model can be trained here. {why}")
 
 
+class NothingKept:
+    """Every run measures anew; see the port ``Calibrations``."""
+
+    def find(self, quantization: str) -> Calibration | None:
+        """Nothing was kept."""
+        return None
+
+    def keep(self, found: Calibration) -> None:
+        """It is gone with the run."""
+
+
 @dataclass
 class Calibrator:
     """Measures one quantization after the other, on as many workers as there are."""
@@ -146,6 +157,8 @@ class Calibrator:
     """Quantizations still to be measured, in this order."""
     known: Callable[[], Mapping[str, Calibration]]
     """What was found up to now."""
+    kept: Calibrations
+    """What earlier runs found."""
     _attempts: Counter[str] = field(init=False)
     _jobs: int = 0
     _last: float = 0.0
@@ -155,13 +168,15 @@ class Calibrator:
         self._attempts = Counter(self.waiting)
 
     def begin(self) -> None:
-        """Begin with the next quantization, unless it is foreseen that nothing of it fits, or what is known
-        leaves no time to compare it with anything."""
+        """Begin with the next quantization, unless an earlier run measured it, or it is foreseen that nothing
+        of it fits, or what is known leaves no time to compare it with anything."""
         limit = FALLBACK_LIMIT * (self.request.budget_seconds - self.clock.now())
         name = self.waiting.pop(0)
         job = calibration_job(self.request, name, -1 - self._jobs, limit)
         if isinstance(job, Calibration):
             self.note(job)
+        elif (kept := self.kept.find(name)) is not None:
+            self.note(kept)
         elif limit <= 0 or not another_pays(self.request, self.known(), self.clock.now(), self._last):
             self.note(Calibration(name, "timeout", detail=ONE_IS_ENOUGH))
         else:
@@ -177,6 +192,7 @@ class Calibrator:
         if landing.seconds > limit and not found.sound:
             found = Calibration(found.quantization, "timeout", detail=f"took more than {limit:.0f} s")
         self.note(found)
+        self.kept.keep(found)
         if found.status == "crashed" and self._attempts[found.quantization] < ATTEMPTS:
             self._attempts[found.quantization] += 1
             self.waiting.insert(0, found.quantization)

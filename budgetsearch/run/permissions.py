@@ -38,6 +38,7 @@ TAKEN: Mapping[str, str] = {
     "seed max_length batch_size eta first_rung full_share max_epochs valid_share max_rows": "numbers",
     "max_trials max_gang eval_share task_examples optimizer torch_compile targets": "how it trains",
     "keep_checkpoints": "nothing is removed",
+    "fresh_calibration": "what is measured instead of remembered",
 }
 """The other settings, and why they may come from anywhere."""
 

@@ -25,6 +25,7 @@ from budgetsearch.machine.clock import (
     timing_of_new,
     timing_of_resumed,
 )
+from budgetsearch.run.calibrations import calibrations_of
 from budgetsearch.run.choose_engine import choose, moved
 from budgetsearch.run.failure import keep_traceback, marked
 from budgetsearch.run.foresight import check_hours
@@ -298,6 +299,7 @@ def driver_of(session: Session, prepared: Prepared, engine: Engine) -> Driver:
         request=request,
         opened=opened,
         quantizations=space.quantizations,
+        kept=calibrations_of(settings, space, session.run.card, timing.budget_seconds),
         grace_seconds=settings.grace_seconds,
     )
 

@@ -166,6 +166,9 @@ class Settings(BaseModel):
         ge=1,
         le=64,
     )
+    fresh_calibration: bool = setting(
+        False, "Measure this machine anew, whatever an earlier run measured here in the last 14 days."
+    )
     optimizer: Literal["adamw", "adamw8bit"] = setting(
         "adamw",
         "adamw keeps its state in fp32; adamw8bit saves 6 bytes per adapter weight, one trial at a time.",
@@ -263,6 +266,7 @@ class RunSettings(Changes, total=False):
     max_rows: int | None
     max_trials: int | None
     max_gang: int | None
+    fresh_calibration: bool | None
     optimizer: str | None
     torch_compile: bool | None
     eval_share: float | None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
+
+from budgetsearch.machine.host import processor
 
 FLAGS = (
     "ATEN_CPU_CAPABILITY",
@@ -39,13 +40,3 @@ def computed_on(device: str) -> dict[str, str]:
         found["CUDA"] = str(torch.version.cuda)
         found["cuDNN"] = str(torch.backends.cudnn.version())
     return found
-
-
-def processor(info: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name, as Linux knows it."""
-    try:
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else "unknown"

@@ -44,6 +44,7 @@ LIVE_TRIALS = 10
 MAX_LINES = 4
 """Latest lines that stand below the live table."""
 QUIET = (Decided, Heartbeat)
+REUSED = "measured on {}, used again; --fresh-calibration measures anew"
 
 
 class Narrator:
@@ -216,6 +217,7 @@ def _calibrated_text(found: Calibration) -> str:
     return (
         f"{found.quantization}: {found.tokens_per_second:.0f} tokens/s at micro-batch {found.micro_batch}"
         f"{_gang_text(found)}, loaded in {found.load_seconds:.1f} s, peak {gib(found.peak_bytes)}"
+        + (f"; {REUSED.format(found.measured)}" if found.measured else "")
     )
 
 

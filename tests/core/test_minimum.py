@@ -10,7 +10,7 @@ import pytest
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.events import Noticed
 from budgetsearch.core.history.history import History
-from budgetsearch.core.records import CalibrateJob, Job
+from budgetsearch.core.records import CalibrateJob, Calibration, Job
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import Result
 from budgetsearch.run.driver import Driver
@@ -78,7 +78,7 @@ def test_where_time_is_too_short_for_a_search_one_configuration_is_trained() -> 
     plan = history.plan
     assert plan is not None
     assert plan.single
-    assert (plan.max_trials, len(plan.ladder), plan.task_examples) == (1, 1, 0)
+    assert (plan.max_trials, len(plan.ladder), plan.task_examples) == (1, 2, 0)
     assert plan.eval_examples <= 16
     assert [Space.parse(plan.space).default()] == [dict(s.trial.params) for s in history.trials.values()]
     entries = list(driver.ledger.entries)  # type: ignore[attr-defined]
@@ -86,6 +86,35 @@ def test_where_time_is_too_short_for_a_search_one_configuration_is_trained() -> 
     assert [f"{SINGLE} is trained"] == told
     assert f"{SINGLE} was trained" in final_lines(history)
     assert numbers_of(entries, history).answer.caveat == f"{SINGLE.capitalize()} was trained."
+
+
+class Kept:
+    """Calibrations of an earlier run; see the port."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Calibration] = {}
+
+    def find(self, quantization: str) -> Calibration | None:
+        """See the port."""
+        known = self.found.get(quantization)
+        return known and dataclasses.replace(known, measured="yesterday")
+
+    def keep(self, found: Calibration) -> None:
+        """See the port."""
+        self.found[found.quantization] = found
+
+
+def test_the_next_try_uses_what_the_last_one_measured() -> None:
+    """It is written down as always, with its date, costs nothing, and the decisions can be replayed."""
+    kept = Kept()
+    first, second = (make_driver(None, budget=720.0, sampler=OptunaSampler()) for _ in range(2))
+    first.kept = second.kept = kept
+    before, after = first.run(), second.run()
+    assert {"fp32": "", "nf4": ""} == {n: c.measured for n, c in before.calibrations.items()}
+    assert {"fp32": "yesterday", "nf4": "yesterday"} == {n: c.measured for n, c in after.calibrations.items()}
+    assert before.charged["calibrate"] > 0
+    assert after.charged.get("calibrate", 0.0) == 0
+    check_invariants(list(second.ledger.entries), after, 720.0)  # type: ignore[attr-defined]
 
 
 def test_a_search_says_nothing_of_the_kind() -> None:

@@ -324,7 +324,7 @@ def test_the_command_refuses_bad_data_before_it_makes_anything(
 FLAGS = sorted(
     name
     for name in Settings.model_fields
-    if name not in ("trust_remote_code", "keep_checkpoints", "torch_compile")
+    if name not in ("trust_remote_code", "keep_checkpoints", "torch_compile", "fresh_calibration")
 )
 PRINTABLE = st.text(string.printable.replace("\x0b", "").replace("\x0c", ""), max_size=16)
 FLAG_VALUES = st.one_of(

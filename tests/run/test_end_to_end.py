@@ -122,6 +122,22 @@ def test_a_run_ends_before_its_deadline_with_a_loadable_adapter(finished: tuple[
     assert "adapter" in output
 
 
+def test_the_least_budget_ends_with_an_adapter_and_the_next_try_measures_nothing(workplace: Path) -> None:
+    """What is refused names the hours that suffice; half as much again, for this machine is busy, yields a
+    scored adapter, twice, and the second time what was measured the first time is used again."""
+    words, _ = command(workplace, "run", "--hours", "0.001", "--out", "runs/no").communicate(timeout=60)
+    hours = 1.5 * float(words.split("--hours ")[1].split()[0])
+    said = ""
+    for name in ("least", "again"):
+        process = command(workplace, "run", "--hours", f"{hours:.4f}", "--out", f"runs/{name}")
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+        check_finished(workplace / "runs" / name)
+    assert "used again; --fresh-calibration measures anew" in said
+    history = read_history(workplace / "runs" / "again" / "ledger.sqlite")
+    assert any(found.measured for found in history.calibrations.values())
+
+
 def test_a_killed_worker_is_replaced_and_its_segment_issued_again(
     finished: tuple[Path, str, float],
 ) -> None:

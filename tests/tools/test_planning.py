@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import budgetsearch
@@ -20,7 +22,7 @@ from budgetsearch.core.resources.memory import DOUBT
 from budgetsearch.machine.profiles import PROFILES
 from budgetsearch.machine.shapes import find_config, known_models, shape_of
 from budgetsearch.tools.plan.preview import Preview
-from budgetsearch.tools.plan.show import clock
+from budgetsearch.tools.plan.show import clock, show
 from budgetsearch.training.data.size import guess_data
 from tests.support.fake_nvml import FakeNvml, card
 from tests.support.rows import write_rows
@@ -97,6 +99,25 @@ def test_too_few_hours_are_refused_with_the_minimum() -> None:
     """As the run would, but before it has cost anything."""
     with pytest.raises(BudgetError, match="--hours"):
         plan(hours=0.02)
+
+
+def test_few_hours_are_no_search_and_many_do_not_help() -> None:
+    """The plan says from when on configurations are compared, and from when on nothing is gained."""
+    few, more = plan(hours=0.1), plan(hours=24)
+    assert few.rehearsal.trials[0] == 1
+    assert 0.1 < few.search_hours < 1
+    assert plan(hours=few.search_hours).rehearsal.trials[0] > 1
+    assert more.enough_hours is not None
+    ample = plan(hours=1.1 * more.enough_hours).rehearsal
+    assert ample.trials[0] == 200
+    rate = max(ample.plan.reference_rates.values())
+    assert ample.plan.full_seconds * rate == pytest.approx(ample.plan.max_tokens, rel=0.01)
+    screen = Console(file=io.StringIO(), width=200)
+    for found in (few, more):
+        screen.print(show(found))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert f"One configuration, no comparison (from {few.search_hours:.2g} hours on it is a search)" in text
+    assert f"More than {more.enough_hours:.2g} hours will hardly help with these 15011 rows." in text
 
 
 @pytest.mark.parametrize(

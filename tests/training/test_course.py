@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from budgetsearch.core.records import Schedule, Segment, SegmentResult, Stint
+from budgetsearch.machine.host import processor
 from budgetsearch.training import checkpoints
 from budgetsearch.training.bases import load_base
-from budgetsearch.training.machine import computed_on, processor
+from budgetsearch.training.machine import computed_on
 from budgetsearch.training.members import OWN, Shop
 from budgetsearch.training.recipe import train_gang
 

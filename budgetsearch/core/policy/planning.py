@@ -261,8 +261,8 @@ def _search(request: PlanRequest, measured: _Measured) -> _Layout | None:
     score, reserve = _reserve(request, examples, measured)
     evaluated = examples * measured.example + measured.write
     first = ladder[0] + evaluated
-    if len(ladder) == 1:
-        first = _start_seconds(1, evaluated, measured)
+    if len(ladder) == 1:  # of a full run one step, and two and another evaluation in case it is stopped
+        first = (3.0 + FULL_EVAL_SHARE) * measured.step + 2 * evaluated
     if measured.spent + measured.load + PESSIMISM * first + reserve > request.budget_seconds:
         return None
     scouts = scouts_for(shares, _multiple(request, ladder[-1], measured))
@@ -270,7 +270,7 @@ def _search(request: PlanRequest, measured: _Measured) -> _Layout | None:
 
 
 def _single(request: PlanRequest, measured: _Measured) -> _Layout:
-    """One configuration that gets all the time there is.
+    """One configuration that gets all the time there is: first a few steps, so that there is an adapter.
 
     Raises:
         BudgetError: that is not enough for a handful of steps, an evaluation and the export.
@@ -281,9 +281,10 @@ def _single(request: PlanRequest, measured: _Measured) -> _Layout:
         raise too_small(request.budget_seconds, min(needs.values()))
     examples = affordable[0]
     free = request.budget_seconds - needs[examples]
-    full = min(measured.data, MIN_RUNG_STEPS * measured.step + free / PLANNING_MARGIN)
+    first = MIN_RUNG_STEPS * measured.step
+    full = max(first, min(measured.data, first + free / PLANNING_MARGIN))
     score, reserve = _single_reserve(request, examples, measured)
-    return _Layout((full,), examples, score, reserve, single=True)
+    return _Layout((first, full), examples, score, reserve, single=True)
 
 
 def _likeliest(request: PlanRequest, usable: Mapping[str, Calibration]) -> dict[str, Calibration]:
@@ -299,16 +300,10 @@ def _single_examples(request: PlanRequest) -> list[int]:
 
 def _single_seconds(request: PlanRequest, examples: int, measured: _Measured) -> float:
     """The least budget for one configuration."""
-    evaluated = examples * measured.example + measured.write
+    steps = MIN_RUNG_STEPS * measured.step
+    evaluated = examples * measured.example + 2 * measured.write  # the adapter is written too
     _, reserve = _single_reserve(request, examples, measured)
-    start = evaluated + _start_seconds(MIN_RUNG_STEPS, evaluated, measured)
-    return measured.spent + measured.load + PESSIMISM * start + reserve
-
-
-def _start_seconds(steps: int, evaluated: float, measured: _Measured) -> float:
-    """What must be left for the policy to start a full run of so many steps: also for an evaluation and two
-    steps in case it has to be stopped."""
-    return (steps * (1.0 + FULL_EVAL_SHARE) + 2) * measured.step + 2 * evaluated
+    return measured.spent + measured.load + PESSIMISM * (steps + evaluated) + reserve
 
 
 def _single_reserve(request: PlanRequest, examples: int, measured: _Measured) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from budgetsearch.core.errors import DeviceError
@@ -20,11 +21,13 @@ from budgetsearch.run.foresight import (
     guessed_calibrations,
     guessed_request,
     on_ray,
+    slowed,
 )
 from budgetsearch.run.guesses import Guess, speed_guesses
 from budgetsearch.run.preflight import cache_need, largest_adapter, run_need
 from budgetsearch.run.settings import Settings
-from budgetsearch.tools.plan.rehearsal import Rehearsal, rehearse, slowed
+from budgetsearch.tools.plan.bounds import enough_from, search_from
+from budgetsearch.tools.plan.rehearsal import Rehearsal, rehearse
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class Preview:
     """Seconds of the reserve, by what they are for."""
     measured: bool
     """Whether real steps were measured, instead of guessed."""
+    search_hours: float
+    """From here on, or from the given hours on, more than one configuration is tried."""
+    enough_hours: float | None
+    """From here on more hours change next to nothing; None: far from the given ones."""
     slow: float
     guesses: tuple[Guess, ...]
     disk: Mapping[str, Any] = field(default_factory=dict)
@@ -100,8 +107,11 @@ def preview(
         raise _nothing_works(inputs, found)
     setup = slow * inputs.setup_seconds
     check_minimum(request, found, setup)
-    rehearsal = rehearse(request, found, setup, inputs.settings.gpus or 1)
+    play = partial(rehearse, calibrations=found, setup_seconds=setup, workers=inputs.settings.gpus or 1)
+    rehearsal = play(request)
+    real = measured is not None or all(c.measured for c in found.values() if c.status == "ok")
     plan = rehearsal.plan
+    enough = enough_from(request, found, setup)
     writes = max(c.checkpoint_seconds for c in found.values() if c.status == "ok")
     return Preview(
         model=inputs.settings.model,
@@ -122,9 +132,11 @@ def preview(
             "two checkpoints": 2 * writes,
             "export and exit": plan.reserve_seconds - plan.score_seconds - 2 * writes,
         },
-        measured=measured is not None,
+        measured=real,
+        search_hours=search_from(request, rehearsal, play) / 3600,
+        enough_hours=None if enough is None else enough / 3600,
         slow=slow,
-        guesses=tuple(_guesses(inputs, measured is not None)),
+        guesses=tuple(_guesses(inputs, found, real)),
         disk=_disk(inputs, plan.budget_seconds),
     )
 
@@ -196,7 +208,7 @@ def _nothing_works(inputs: Inputs, found: Mapping[str, Calibration]) -> DeviceEr
     )
 
 
-def _guesses(inputs: Inputs, measured: bool) -> list[Guess]:
+def _guesses(inputs: Inputs, found: Mapping[str, Calibration], measured: bool) -> list[Guess]:
     data = inputs.data
     weights = f"{inputs.shape.weights / 1e9:.2f}B weights" if inputs.shape else "not foreseen"
     known = [
@@ -204,12 +216,20 @@ def _guesses(inputs: Inputs, measured: bool) -> list[Guess]:
         Guess("shape of the model", weights, inputs.shape_source),
         Guess("memory of the card", gib(inputs.card.usable_bytes), inputs.card.profile.source),
     ]
+    earlier = [
+        Guess(
+            f"speed of {c.quantization}", f"{c.tokens_per_second:,.0f} tokens/s", f"measured on {c.measured}"
+        )
+        for c in found.values()
+        if c.measured
+    ]
     if measured:
-        return [*known, Guess("speed and memory", "measured", "real steps on this machine")]
+        return [*known, *(earlier or [Guess("speed and memory", "measured", "real steps on this machine")])]
     return [
         *known,
         Guess("memory of training", "counted", "docs/memory.md; a run measures it first"),
         Guess("data", f"{data.rows} rows of {data.tokens_per_row:.0f} tokens", data.source),
+        *earlier,
         *speed_guesses(inputs.card.profile, os.cpu_count() or 1),
         Guess("trials at once", "1", "whether more pay is measured when the run begins"),
         Guess("leaving", f"{EXIT_SECONDS:.0f} s or 0.5% of the budget", "measured on a CPU"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from budgetsearch.core.events import Calibrated, Entry, Opened, Planned, Scored, SegmentStarted
 from budgetsearch.core.history.history import History
@@ -189,15 +189,3 @@ def _phases(entries: Sequence[Entry], plan: Plan, end: float) -> list[Phase]:
     names = list(marks)
     stops = [*list(marks.values())[1:], end]
     return [Phase(name, marks[name], stop - marks[name]) for name, stop in zip(names, stops, strict=True)]
-
-
-def slowed(calibration: Calibration, slow: float) -> Calibration:
-    """A measured calibration on a machine that turns out so many times slower."""
-    return replace(
-        calibration,
-        tokens_per_second=calibration.tokens_per_second / slow,
-        eval_seconds_per_example=calibration.eval_seconds_per_example * slow,
-        checkpoint_seconds=calibration.checkpoint_seconds * slow,
-        load_seconds=calibration.load_seconds * slow,
-        answer_seconds=calibration.answer_seconds * slow,
-    )

@@ -57,9 +57,25 @@ def _head(found: Preview) -> str:
         + (f"{found.note}\n" if found.note else "")
         + f"{found.data}: {found.rows} rows of {found.tokens_per_row:.0f} tokens\n"
         f"This is {basis}.{slower}\n"
-        f"About {rehearsal.trials[0]} configurations are tried; the best trains for "
-        f"{rehearsal.full_tokens / 1e6:.3g}M tokens, {passes:.1f} times the data."
+        f"{_tried(found)}; the best trains for "
+        f"{rehearsal.full_tokens / 1e6:.3g}M tokens, {passes:.1f} times the data." + _enough(found)
     )
+
+
+def _tried(found: Preview) -> str:
+    trials, hours = found.rehearsal.trials[0], found.search_hours
+    if trials > 1:
+        return f"About {trials} configurations are tried"
+    later = hours * 3600 > found.rehearsal.plan.budget_seconds
+    return "One configuration, no comparison" + (
+        f" (from {hours:.2g} hours on it is a search)" if later else ""
+    )
+
+
+def _enough(found: Preview) -> str:
+    if found.enough_hours is None:
+        return ""
+    return f"\nMore than {found.enough_hours:.2g} hours will hardly help with these {found.rows} rows."
 
 
 def _ladder(found: Preview) -> Table:
