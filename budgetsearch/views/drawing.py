@@ -103,8 +103,8 @@ def layout_of(x: str, y: str, *, height: int, losses: Sequence[float] = ()) -> J
         "hovermode": "closest",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
         "margin": {"l": 10, "r": 14, "t": 10, "b": 10, "pad": 2},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
+        "paper_bgcolor": "rgba(0, 0, 0, 0)",  # the page's own, light or dark
+        "plot_bgcolor": "rgba(0, 0, 0, 0)",
         "showlegend": False,
         "xaxis": {**axis, "title": {"text": x, "standoff": 8}},
         "yaxis": {**axis, "title": {"text": y, "standoff": 8}},

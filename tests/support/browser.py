@@ -20,6 +20,18 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 INSTALL_SECONDS = 300
+CONTRASTS = """(() => {
+  const light = (colour) => {
+    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(c => c / 255);
+    const linear = parts.map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  return [...document.querySelectorAll("%s")].map(one => {
+    const text = light(getComputedStyle(one).color);
+    return (Math.max(text, page) + 0.05) / (Math.min(text, page) + 0.05);
+  });
+})()"""
 WAIT_SECONDS = 60.0
 """A page on a busy machine may take so long."""
 
@@ -134,6 +146,15 @@ class Page:
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
         return path
+
+    def like_dark(self, wanted: bool) -> None:
+        """Be on a machine whose user likes pages dark, or not."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if wanted else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def contrasts(self, selector: str) -> list[float]:
+        """The contrast of each of these elements' text with the page, 1 to 21 (WCAG)."""
+        return list(self.run(CONTRASTS % selector))
 
     def print_pdf(self, path: Path) -> Path:
         """On A4, with backgrounds."""

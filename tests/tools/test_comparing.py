@@ -576,7 +576,8 @@ def test_an_axis_of_accuracies_ends_at_0_and_at_100_percent() -> None:
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_fits_a_phone(width: int, tmp_path: Path) -> None:
-    """Nothing scrolls sideways, every plot is drawn, long names are whole in the legend and in no plot."""
+    """Nothing scrolls sideways, every plot is drawn, long names are whole in the legend and in no plot; it is
+    readable light and dark."""
     names = [f"a-run-with-a-rather-long-name-number-{number}" for number in range(8)]
     runs = [replace(graded(name, 20 + k, 32), costs=Costs(720.0, 600.0 + k, 500.0, 5.0, 2**30 + k))
             for k, name in enumerate(names)]  # fmt: skip
@@ -601,6 +602,14 @@ def test_the_page_fits_a_phone(width: int, tmp_path: Path) -> None:
         assert "rather-long" not in in_plots
         first = browser.run("document.querySelector('td').getBoundingClientRect()['width']")
         assert first >= 100, "a name is not squeezed into a column of letters"
+        for dark in (False, True):
+            browser.like_dark(dark)
+            browser.open(path, width=width)
+            assert min(browser.contrasts("body, .quiet, td, th, h2, li")) >= 4.5
+            turned = browser.run(
+                "[...document.querySelectorAll('.plot, .keys i')].map(p => getComputedStyle(p).filter)"
+            )
+            assert {"invert(1) hue-rotate(180deg)" if dark else "none"} == set(turned)
         assert browser.complaints() == []
         assert [url for url in browser.requests() if not url.startswith(("file:", "data:", "blob:"))] == []
 

@@ -494,6 +494,21 @@ def test_the_page_fits_the_screen_and_draws_every_figure(browser: Page, page_fil
     assert outside == []
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_is_readable_light_and_dark(browser: Page, page_file: Path, dark: bool) -> None:
+    """All text stands out from the page (WCAG AA), and figures, drawn dark on light, turn with it."""
+    browser.like_dark(dark)
+    browser.open(page_file, width=1280)
+    paper, filters = browser.run(
+        "[getComputedStyle(document.body).backgroundColor, "
+        "[...document.querySelectorAll('.plot, .keys i')].map(p => getComputedStyle(p).filter)]"
+    )
+    assert (paper == "rgb(255, 255, 255)") is not dark
+    assert {"invert(1) hue-rotate(180deg)" if dark else "none"} == set(filters)
+    assert min(browser.contrasts("body, .soft, .bad, a, td, th, strong, summary")) >= 4.5
+    browser.like_dark(False)
+
+
 def test_it_prints_on_paper(browser: Page, page_file: Path, tmp_path: Path) -> None:
     """Several pages of A4, figures no wider than the paper, and back on the screen they are as before."""
     browser.open(page_file, width=1280)
