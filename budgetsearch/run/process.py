@@ -93,26 +93,31 @@ would do."""
 
 @contextmanager
 def ended_in_time(
-    timing: Timing, engine: RunEngine, folder: RunFolder, planned: Callable[[], bool]
+    timing: Timing,
+    engine: RunEngine,
+    folder: RunFolder,
+    planned: Callable[[], bool],
+    patience: float = PREPARATION_SECONDS,
 ) -> Iterator[None]:
     """End this process before its time is over, whatever hangs inside: a download, a disk, a lock.
 
     The driver keeps the deadline by itself; this is for what it cannot see. ``planned``: whether the run has
-    a plan.
+    a plan; before that the process gets so much ``patience`` in any case.
     """
+    resumed = folder.has_ledger()
     over = threading.Event()
 
     def watch() -> None:
         while True:
             left = timing.seconds_left() - ENDING["exit"]
             if not planned():
-                left = max(left, PREPARATION_SECONDS - timing.clock.now())
+                left = max(left, patience - timing.clock.now())
             if left <= 0:
                 break
             if over.wait(min(left, WATCH_SECONDS)):
                 return
         engine.end()
-        _give_up(folder)
+        _give_up(folder, resumed or planned())
 
     threading.Thread(target=watch, name="last-resort", daemon=True).start()
     try:
@@ -121,12 +126,18 @@ def ended_in_time(
         over.set()
 
 
-def _give_up(folder: RunFolder) -> NoReturn:
-    """Say where the run lies, and end this process."""
-    message = (
-        f"error: the time is over and the process hangs, so it ends here. What was earned is safe in "
-        f"{folder.path}; `budgetsearch status {folder.command_word}` shows it.\n"
-    )
+def _give_up(folder: RunFolder, begun: bool) -> NoReturn:
+    """Say where the run lies if it has begun, and end this process."""
+    if begun:
+        left = (
+            f"What was earned is safe in {folder.path}; `budgetsearch status {folder.command_word}` shows it."
+        )
+    else:
+        left = (
+            "It was still preparing model and data, so nothing was earned; the folder "
+            f"{folder.path} may be used again."
+        )
+    message = f"error: the time is over and the process hangs, so it ends here. {left}\n"
     # Perhaps it hangs because nobody reads what it prints.
     words = threading.Thread(target=os.write, args=(2, message.encode()), daemon=True)
     words.start()

@@ -41,7 +41,7 @@ from budgetsearch.run.prepare import (
     run_id_of,
     worker_setup,
 )
-from budgetsearch.run.process import ended_in_time, stop_signals
+from budgetsearch.run.process import PREPARATION_SECONDS, ended_in_time, stop_signals
 from budgetsearch.run.result import Result, result_of
 from budgetsearch.run.settings import Changes, Settings, revised
 from budgetsearch.run.spaces import load_space
@@ -252,7 +252,9 @@ def search(session: Session) -> None:
     def planned() -> bool:
         return any(driver.history.plan is not None for driver in drivers)
 
-    in_time = ended_in_time(session.timing, engine, folder, planned)
+    # A time on the wall is kept whatever happens; too few hours are to be refused with what would do.
+    patience = 0.0 if settings.deadline else PREPARATION_SECONDS
+    in_time = ended_in_time(session.timing, engine, folder, planned, patience)
     with stop_signals() as signals, in_time if session.caller.last_resort else nullcontext():
         try:
             engine.warm_up()

@@ -20,6 +20,7 @@ from budgetsearch.core.errors import DataError, SettingsError, UntrustedCode
 from budgetsearch.core.ports import Say
 from budgetsearch.storage.files import fresh_folder, locked, sha256_of
 from budgetsearch.training.data.examples import Example, load_examples, prompt_key, split
+from budgetsearch.training.data.limit import Limit
 from budgetsearch.training.data.trust import FLAG, code_files, uses_code
 from budgetsearch.training.quiet import quiet
 
@@ -30,6 +31,8 @@ TOKENIZER_FILES = ("*token*", "chat_template*", "vocab.*", "merges.txt", "*.mode
 # Fixed values for what some chat templates fill in by themselves: today's date, a thinking block.
 TEMPLATE_VALUES: Mapping[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 PLAIN_HEADS = {"system": "### Context", "user": "### Instruction", "assistant": "### Response"}
+TEMPLATE_LIMIT = Limit(10.0)
+"""Seconds in which a chat template renders a row; a loop in a loop would go on for ever."""
 PROBE = "budgetsearch probe"
 
 
@@ -228,7 +231,9 @@ def _begins(tokenizer: Any) -> bool:
 def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], place: str, **options: Any) -> str:
     chat = [dict(message) for message in messages]
     try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, **TEMPLATE_VALUES, **options))
+        return TEMPLATE_LIMIT.call(
+            lambda: str(tokenizer.apply_chat_template(chat, tokenize=False, **TEMPLATE_VALUES, **options))
+        )
     except Exception as error:  # a template is a stranger's program: it may divide by zero or call itself
         raise DataError(
             f"{place}: the model's chat template does not take these messages: {error!r}"
