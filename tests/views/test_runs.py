@@ -46,7 +46,7 @@ def test_runs_are_listed_newest_first_and_what_is_broken_is_named(place: Path) -
     found = runs_below(place)
     second, first = found.runs
     assert [str(place / "deeper" / "second"), str(place / "first")] == [second.path, first.path]
-    assert ("finished", "org/tiny", 0.9, 2.0, 0.75, 0.25, 720.0, "runs/a/adapter") == (
+    assert ("finished", "org/tiny", 0.9, 2.0, 0.75, 0.25, 720.0, str(place / "first" / "adapter")) == (
         first.state, first.model, first.loss, first.base_loss, first.accuracy, first.base_accuracy,
         first.budget_seconds, first.adapter_path,
     )  # fmt: skip
