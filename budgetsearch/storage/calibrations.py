@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.records import Calibration
 from budgetsearch.storage.files import local_time, replace_text
 
@@ -94,7 +95,7 @@ class KeptCalibrations:
         return self.budget_seconds <= kept.budget_seconds or cost > AGAIN_SHARE * self.budget_seconds
 
     def _whole(self, quantization: str) -> dict[str, Any]:
-        return json.loads(json.dumps({**self.of, "quantization": quantization}))  # type: ignore[no-any-return]
+        return read_json(json.dumps({**self.of, "quantization": quantization}))  # type: ignore[no-any-return]
 
     def _path(self, quantization: str) -> Path:
         text = json.dumps(self._whole(quantization), sort_keys=True)
