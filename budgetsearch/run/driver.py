@@ -96,7 +96,7 @@ class Driver:
         self._incumbent = Incumbent(self.exporter, self._append, lambda: self.history)
         self._in_flight = JobsInFlight(self.engine, self.clock, self._patience)
         self._charges = Charges(self.clock, self._append)
-        self._improved = self._untidy = False
+        self._improved = self._untidy = self._fresh = False
         self._last_append = 0.0
 
     # -------------------------------------------------------------------- the phases
@@ -339,8 +339,11 @@ class Driver:
                 late = result.status == "cancelled" and ended.told is not None
                 self._append(SegmentEnded(report.job_id, _as_timeout(result) if late else result))
                 self._charges.result(result)
+        fresh, self._fresh = self._fresh, any(_has_crashed(r) for r in report.results)
         if not self._in_flight:  # else it belongs to those that still run
-            self._charges.rest("idle" if all(_is_well(r) for r in report.results) else "crash")
+            # A crash costs its job, and the start of the worker that takes the next one.
+            well = not fresh and all(_is_well(r) for r in report.results)
+            self._charges.rest("idle" if well else "crash")
         best = self.history.incumbent
         self._improved |= best is not None and best.best_checkpoint != previous
         self._untidy = True
@@ -397,6 +400,10 @@ class Driver:
 
 def _as_timeout(result: SegmentResult) -> SegmentResult:
     return replace(result, status="timeout", detail=result.detail or "stopped at its time limit")
+
+
+def _has_crashed(result: object) -> bool:
+    return getattr(result, "status", "") == "crashed"
 
 
 def _is_well(result: object) -> bool:

@@ -17,9 +17,9 @@ from budgetsearch.core.events import Charged, Decided, SegmentStarted
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.policy.situation import RULED_OUT
-from budgetsearch.core.records import Segment
+from budgetsearch.core.records import Job, Segment
 from budgetsearch.core.resources.disk import RUNNERS_UP
-from budgetsearch.engines.simulator import VirtualClock
+from budgetsearch.engines.simulator import Result, VirtualClock
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import Ledger, read_entries, read_history
 from budgetsearch.storage.seals import FORMAT
@@ -46,6 +46,29 @@ def test_a_run_searches_promotes_and_trains_one_trial_in_full(tmp_path: Path) ->
     assert winner.tokens >= 0.95 * winner.trial.rung_tokens[plan.top_rung]
     assert history.incumbent is winner
     assert history.spent > 0.7 * 720, "the budget was left unused"
+
+
+class Respawning(SyntheticWorld):
+    """Where a worker has died, the next one takes 30 s to start, before its segment begins."""
+
+    crashed = False
+
+    def perform(self, job: Job) -> tuple[tuple[Result, ...], float]:
+        """See ``World``."""
+        results, seconds = super().perform(job)
+        start = 30.0 if self.crashed else 0.0
+        self.crashed = any(result.status == "crashed" for result in results)
+        return results, seconds + start
+
+
+def test_the_start_of_a_worker_after_a_crash_is_no_cost_of_every_segment(tmp_path: Path) -> None:
+    """On a short budget with few segments it would make each of them look too dear to begin."""
+    world = Respawning(fate=lambda s: "crashed" if (s.trial_id, s.attempt, s.rung) == (1, 0, 0) else "ok")
+    history = run(tmp_path / "ledger.sqlite", world, budget=400.0)
+    assert history.charged["crash"] >= 30.0
+    assert history.charged.get("idle", 0.0) < 5.0
+    assert history.plan is not None
+    assert history.plan.top_rung in [history.trials[number].rung for number in history.full_done]
 
 
 def test_promotions_are_the_best_of_their_rung(tmp_path: Path) -> None:
