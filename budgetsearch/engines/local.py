@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from budgetsearch.core.codec import encode
-from budgetsearch.core.errors import DiskError, EngineError
+from budgetsearch.core.errors import EngineError
 from budgetsearch.core.policy.deadline import ENDING
 from budgetsearch.core.records import (
     Cancel,
@@ -19,10 +19,8 @@ from budgetsearch.core.records import (
     WorkerSetup,
 )
 from budgetsearch.core.results import crashed_results, stranded_results
-from budgetsearch.engines.pipes import listen
+from budgetsearch.engines.pipes import arrived, listen, start
 from budgetsearch.engines.worker import EXIT_DEVICE
-from budgetsearch.machine import child
-from budgetsearch.storage.files import append_to, remedy
 
 MAX_DEATHS = 5
 """A worker that died so often without finishing a job is not started again."""
@@ -52,12 +50,11 @@ class LocalEngine:
         that the process runs."""
         self._worker = worker
         self._setup, self._log, self._keep_open = setup, log, tuple(keep_open)
-        self._environment = child.environment({"PYTHONUNBUFFERED": "1", **(environment or {})})
+        self._environment = {"PYTHONUNBUFFERED": "1", **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
-        self._reports: queue.Queue[tuple[int, Report | None]] = queue.Queue()
+        self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._job: Job | None = None
         self._deaths = self._losses = 0
-        self._generation = 0
         self._introduced = False
 
     def warm_up(self) -> None:
@@ -83,19 +80,7 @@ class LocalEngine:
 
     def poll(self, timeout: float) -> list[Report]:
         """Reports that have arrived; see the port."""
-        found: list[Report] = []
-        wait = timeout
-        while True:
-            try:
-                generation, report = self._reports.get(timeout=wait)
-            except queue.Empty:
-                return found
-            wait = 0.0
-            if generation != self._generation:
-                continue
-            found += self._digest(report)
-            if self._reports.empty():
-                return found
+        return [report for said in arrived(self._reports, timeout) for report in self._digest(said)]
 
     def cancel(self, job_id: int) -> None:
         """Ask a job to checkpoint and stop."""
@@ -119,7 +104,7 @@ class LocalEngine:
         self._job = None
         if process is None:
             return
-        self._generation += 1
+        self._reports = queue.SimpleQueue()
         if process.stdin is not None:
             try:
                 process.stdin.close()
@@ -147,30 +132,11 @@ class LocalEngine:
                 f"The worker process died {self._deaths} times without finishing a job. Its last words:\n"
                 f"{self._last_words()}\nThe whole log is {self._log}."
             )
-        self._generation += 1
         self._introduced = False
-        try:
-            log = append_to(self._log)
-        except OSError as error:
-            raise DiskError(
-                f"The worker's log {self._log} cannot be written ({error.strerror}); {remedy(error)}, then "
-                "go on with `budgetsearch resume`."
-            ) from error
-        with log:
-            self._process = subprocess.Popen(
-                child.python(self._worker),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                encoding="utf-8",
-                pass_fds=self._keep_open,
-                env=self._environment,
-                cwd=child.NEUTRAL,
-            )
-        assert self._process.stdout is not None
-        generation = self._generation
-        listen(self._process.stdout, Report, lambda said: self._reports.put((generation, said)), "reports")
+        self._process = start(
+            self._worker, self._log, keep_open=self._keep_open, environment=self._environment
+        )
+        self._reports = listen(self._process, Report, "reports")
 
     def _write(self, message: object) -> None:
         assert self._process is not None and self._process.stdin is not None

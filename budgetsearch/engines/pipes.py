@@ -1,14 +1,59 @@
-"""Lines between two processes: sent without waiting, heard by a thread of their own."""
+"""Processes of ours: started with pipes, told JSON lines without waiting, heard by a thread of their own."""
 
 from __future__ import annotations
 
 import json
 import queue
+import subprocess
 import threading
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 from budgetsearch.core.codec import decode, read_json
+from budgetsearch.core.errors import DiskError
+from budgetsearch.machine import child
+from budgetsearch.storage.files import append_to, remedy
+
+Said = TypeVar("Said")
+
+
+def start(
+    module: str,
+    log: Path,
+    *,
+    keep_open: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+    folder: str = child.NEUTRAL,
+    new_session: bool = False,
+) -> subprocess.Popen[str]:
+    """Start a Python that runs a module of ours; what it and its libraries print is added to its ``log``.
+
+    ``keep_open``: file descriptors that it inherits. ``folder``: its working folder.
+
+    Raises:
+        DiskError: the log cannot be written.
+    """
+    try:
+        errors = append_to(log)
+    except OSError as error:
+        raise DiskError(
+            f"The log {log} cannot be written ({error.strerror}); {remedy(error)}, then go on with "
+            "`budgetsearch resume`."
+        ) from error
+    with errors:
+        return subprocess.Popen(
+            child.python(module),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            pass_fds=tuple(keep_open),
+            env=child.environment(environment),
+            cwd=folder,
+            start_new_session=new_session,
+        )
 
 
 class Outbox:
@@ -41,16 +86,30 @@ class Outbox:
                 pass
 
 
-def listen(pipe: IO[str], kind: Any, tell: Callable[[Any], None], name: str) -> None:
-    """Decode each JSON line as a ``kind`` and tell it, in a thread of that name; None at the output's end."""
+def listen(process: subprocess.Popen[str], kind: Any, name: str) -> queue.SimpleQueue[Any]:
+    """What a process says, each line decoded as a ``kind`` by a thread of that name; None at its end."""
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    output = process.stdout
+    assert output is not None
 
     def read() -> None:
         try:
-            for line in pipe:
-                tell(decode(kind, read_json(line)))
+            for line in output:
+                heard.put(decode(kind, read_json(line)))
         except ValueError:
             pass  # half a line: the process ended while writing it
         finally:
-            tell(None)
+            heard.put(None)
 
     threading.Thread(target=read, daemon=True, name=name).start()
+    return heard
+
+
+def arrived(heard: queue.SimpleQueue[Said], timeout: float) -> Iterator[Said]:
+    """All that has been heard; waits so many seconds for the first."""
+    try:
+        yield heard.get(timeout=timeout) if timeout > 0 else heard.get_nowait()
+        while True:
+            yield heard.get_nowait()
+    except queue.Empty:
+        return

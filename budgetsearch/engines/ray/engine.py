@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from budgetsearch.core.codec import encode
-from budgetsearch.core.errors import DiskError, EngineError, SettingsError
+from budgetsearch.core.errors import EngineError, SettingsError
 from budgetsearch.core.records import Job, JobEnded, Notice, Report, WorkerSetup
-from budgetsearch.engines.pipes import Outbox, listen
+from budgetsearch.engines.pipes import Outbox, arrived, listen, start
 from budgetsearch.engines.ray.messages import Down, FleetSpec, Hello, Said, ToDriver, Up
 from budgetsearch.engines.ray.table import Table
-from budgetsearch.machine import child
 from budgetsearch.machine.detect import Card
-from budgetsearch.storage.files import append_to, remedy
 
 MAX_FALLS = 3
 """A fleet that fell so often without a job that ended is not started again. A cluster that was there and
@@ -59,9 +57,9 @@ class RayEngine:
         self._table = Table(spec.lanes, clock)
         self._process: subprocess.Popen[str] | None = None
         self._outbox: Outbox | None = None
-        self._heard: queue.Queue[tuple[int, ToDriver | None]] = queue.Queue()
+        self._heard: queue.SimpleQueue[ToDriver | None] = queue.SimpleQueue()
         self._ready: list[Report] = []
-        self._generation = self._falls = 0
+        self._falls = 0
         self._started = self._manned = False
         self._fell_at = -RETRY_SECONDS
         self._down = Down("")
@@ -109,7 +107,9 @@ class RayEngine:
         """Reports that have arrived; see the port."""
         until = time.monotonic() + timeout
         while True:
-            self._listen(max(0.0, min(TICK_SECONDS, until - time.monotonic())) if not self._ready else 0.0)
+            wait = 0.0 if self._ready else min(TICK_SECONDS, until - time.monotonic())
+            for message in arrived(self._heard, wait):
+                self._digest(message)
             if self._started and not self._ready:
                 self._look_after()
             self._send()
@@ -136,7 +136,7 @@ class RayEngine:
     def close(self) -> None:
         """End the lanes and a cluster of our own; safe to call twice."""
         process, self._process = self._process, None
-        self._generation += 1
+        self._heard = queue.SimpleQueue()
         self._started = False
         self._table = Table(self._spec.lanes, self._table.clock)
         self._ready = []
@@ -169,49 +169,22 @@ class RayEngine:
                 f"Ray cannot be used: {self._down.reason or 'its process ended'}. What it said is in "
                 f"{self.log}. Everything so far is kept, and `budgetsearch resume RUN` goes on."
             )
-        self._generation += 1
         self._started, self._manned = True, False
         Path(self._spec.folder).mkdir(parents=True, exist_ok=True)
-        try:
-            log = append_to(self.log)
-        except OSError as error:
-            raise DiskError(
-                f"Ray's log {self.log} cannot be written ({error.strerror}); {remedy(error)}, then go on "
-                "with `budgetsearch resume`."
-            ) from error
-        with log:
-            self._process = subprocess.Popen(
-                child.python("budgetsearch.engines.ray.fleet"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                encoding="utf-8",
-                pass_fds=self._keep_open,
-                env=child.environment(),
-                cwd=self._spec.folder,  # Ray adds it to the path of its workers' imports: nothing is in it
-                start_new_session=True,  # Ctrl-C and a scheduler's SIGTERM are for the driver alone
-            )
-        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process = start(
+            "budgetsearch.engines.ray.fleet",
+            self.log,
+            keep_open=self._keep_open,
+            folder=self._spec.folder,  # Ray adds it to the path of its workers' imports: nothing is in it
+            new_session=True,  # Ctrl-C and a scheduler's SIGTERM are for the driver alone
+        )
+        assert self._process.stdin is not None
         self._outbox = Outbox(self._process.stdin)
         self._outbox.say(encode(self._spec))
-        generation = self._generation
-        listen(self._process.stdout, ToDriver, lambda said: self._heard.put((generation, said)), "fleet")
+        self._heard = listen(self._process, ToDriver, "fleet")
 
     def _gives_up(self) -> bool:
         return self._down.final or self._falls >= MAX_FALLS
-
-    def _listen(self, timeout: float) -> None:
-        """Take in what has arrived."""
-        wait = timeout
-        while True:
-            try:
-                generation, message = self._heard.get(timeout=wait) if wait > 0 else self._heard.get_nowait()
-            except queue.Empty:
-                return
-            wait = 0.0
-            if generation == self._generation:
-                self._digest(message)
 
     def _digest(self, message: ToDriver | None) -> None:
         if message is None:

@@ -47,7 +47,7 @@ from budgetsearch.core.records import (
     WorkerSetup,
 )
 from budgetsearch.core.results import untrained
-from budgetsearch.engines import local
+from budgetsearch.engines import local, pipes
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.machine import clock
 from budgetsearch.machine.clock import RunClock
@@ -311,7 +311,7 @@ class FastEngine(LocalEngine):
 
 def install(*, workshop_too: bool = True) -> None:
     """From now on runs of this process are fast ones. For processes that do nothing else."""
-    local.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
+    pipes.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
         Popen=ForkedProcess, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
     )
     local.LocalEngine = FastEngine  # type: ignore[misc]
