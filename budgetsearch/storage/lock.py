@@ -20,7 +20,7 @@ import psutil
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import RunFolderError
 from budgetsearch.core.secrets import shown_url
-from budgetsearch.storage.files import open_own, unwritable
+from budgetsearch.storage.files import local_time, open_own, unwritable
 
 QUIET_SECONDS = 120.0
 """A run of another machine counts as ended when nothing in its folder was written for so long: a job writes
@@ -75,7 +75,7 @@ class Owner:
         return abs(began - self.started) < 2.0
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} ({self.command}) since {_moment(self.taken)}"
+        return f"process {self.pid} on {self.host} ({self.command}) since {local_time(self.taken)}"
 
 
 def _shown_argument(word: str) -> str:
@@ -154,20 +154,6 @@ def _boot() -> str:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def _moment(seconds: float) -> str:
-    """A moment with its age, like ``2026-11-24 18:00:05 (12 minutes ago)``."""
-    shown = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-    return f"{shown} ({_age(max(0.0, time.time() - seconds))} ago)"
-
-
-def _age(seconds: float) -> str:
-    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        if seconds >= size or size == 1:
-            number = int(seconds // size)
-            return f"{number} {name}{'' if number == 1 else 's'}"
-    raise AssertionError
 
 
 class InUse(RunFolderError):
