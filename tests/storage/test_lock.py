@@ -320,10 +320,3 @@ def test_without_locks_the_record_decides(folder: RunFolder, who: Callable[[], O
     else:
         with pytest.raises(RunFolderError, match="If it has ended, remove"):
             RunLock(folder.path)
-
-
-def test_ages_are_told_in_the_largest_unit() -> None:
-    """Nobody wants to read 7200 seconds."""
-    assert ["0 seconds", "59 seconds", "1 minute", "2 hours", "3 days"] == [
-        owner._age(seconds) for seconds in (0.2, 59.9, 61, 7300, 86400 * 3.5)
-    ]
