@@ -211,7 +211,7 @@ def test_a_run_survives_a_killed_driver_a_stop_and_a_lost_node(
     seen = check_after_kill(run, seen)
     closed = read_history(run / "ledger.sqlite").closed
     assert closed is not None and ("interrupted", "SIGTERM") == (closed.state, closed.signal)
-    third = place.start("resume", str(run), log=log)
+    third = place.start("resume", str(run), *where, log=log)
     until_events(run, SegmentStarted, 1 + started(seen))
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
     assert 0 == third.wait(timeout=2 * RUN_SECONDS), log.read_text(encoding="utf-8")[-3000:]
