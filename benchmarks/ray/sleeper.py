@@ -11,7 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from budgetsearch.core.records import Beat, Job, JobEnded, TrainJob, WorkerSetup
+from budgetsearch.core.records import Job, TrainJob, WorkerSetup
+from budgetsearch.core.reports import Beat, JobEnded
 from budgetsearch.engines.simulator import Result
 from budgetsearch.engines.worker import Inbox, Pipe, die_with_parent
 from tests.support.worlds import SyntheticWorld

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.records import Job, Report
+from budgetsearch.core.records import Job
+from budgetsearch.core.reports import Report
 from budgetsearch.engines.simulator import SimulatorEngine
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.invariants import check

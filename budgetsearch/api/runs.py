@@ -19,14 +19,10 @@ from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.run import session
+from budgetsearch.run.configuration import load_settings, names_out
 from budgetsearch.run.result import Result, result_of, shortfalls_of
 from budgetsearch.run.session import Caller
-from budgetsearch.run.settings import (
-    Changes,
-    RunSettings,
-    load_settings,
-    names_out,
-)
+from budgetsearch.run.settings import Changes, RunSettings
 from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.report.write import Reports, write_reports

@@ -12,7 +12,8 @@ from budgetsearch.api.display import log
 from budgetsearch.api.explained import explained
 from budgetsearch.api.runs import open_history
 from budgetsearch.core.errors import UsageError
-from budgetsearch.run.settings import RunSettings, load_settings
+from budgetsearch.run.configuration import load_settings
+from budgetsearch.run.settings import RunSettings
 from budgetsearch.storage.files import cache_folder
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.compare.tasks import Tasks

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from budgetsearch.core.decisions import Decision
 from budgetsearch.core.plan import Plan, Trial
-from budgetsearch.core.records import Beat, Calibration, CardUse, Phase, Score, Segment, SegmentResult
+from budgetsearch.core.records import Calibration, Phase, Score, Segment, SegmentResult
+from budgetsearch.core.reports import Beat, CardUse
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from budgetsearch.core.events import Entry
-from budgetsearch.core.records import Calibration, Job, Params, Report
+from budgetsearch.core.records import Calibration, Job, Params
+from budgetsearch.core.reports import Report
 
 if TYPE_CHECKING:
     from budgetsearch.core.history.history import History

@@ -1,7 +1,7 @@
-"""Orders, results and what is told on the way between driver and workers, as frozen, JSON-able dataclasses.
+"""Orders and results between driver and workers, as frozen, JSON-able dataclasses.
 
-They are JSON-able by ``core.codec``; what happens to them is told by ``core.events``. The plan of a run is in
-``core.plan``, what the policy answers in ``core.decisions``.
+They are JSON-able by ``core.codec``; what workers tell on the way is in ``core.reports``, what happens to all
+of them in ``core.events``, the plan of a run in ``core.plan``, what the policy answers in ``core.decisions``.
 
 Units: seconds, bytes and tokens throughout. A token is one position of a training row, prompt and
 completion alike, padding excluded.
@@ -26,18 +26,9 @@ Status = Literal[
 start from is missing or damaged (``lost``), is there and could not be read (``unread``), the new one could
 not be written (``unwritten``), or the worker went away with its card or its node (``stranded``)."""
 Phase = Literal[
-    "setup",
-    "calibrate",
-    "load",
-    "train",
-    "evaluate",
-    "checkpoint",
-    "score",
-    "export",
-    "idle",
-    "crash",
-    "down",
-]
+    "setup", "calibrate", "load", "train", "evaluate", "checkpoint", "score", "export",
+    "idle", "crash", "down",
+]  # fmt: skip
 """``down``: with a deadline, what passed between two processes of the run."""
 PHASES: tuple[Phase, ...] = typing.get_args(Phase)
 
@@ -355,59 +346,3 @@ class Score:
             seconds={**self.seconds, **answers.seconds},
             detail=answers.detail,
         )
-
-
-@dataclass(frozen=True)
-class Beat:
-    """A sign of life from a running job, every two seconds at most."""
-
-    job_id: int
-    trial_id: int | None
-    activity: str
-    tokens: int = 0
-    loss: float | None = None
-    used_bytes: int = 0
-    """Memory in use now: of the card, by all processes; without a card of the worker process."""
-    utilization: float | None = None
-    """Share of the time that the card computed, 0 to 1; None where nobody can say."""
-    watts: float | None = None
-    celsius: float | None = None
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something that the user should know of a running job, in a sentence."""
-
-    job_id: int
-    text: str
-
-
-@dataclass(frozen=True)
-class CardUse:
-    """What the watcher saw of the card while a job ran; without a card, of the worker process."""
-
-    samples: int
-    peak_bytes: int
-    """The most memory that was in use, by all processes together."""
-    others_bytes: int = 0
-    """The most that other processes held."""
-    utilization: float | None = None
-    """Mean share of the time that the card computed, 0 to 1."""
-    joules: float | None = None
-    """Energy of the whole card."""
-    celsius: float | None = None
-    """The hottest sample."""
-    throttled: Mapping[str, float] = field(default_factory=dict)
-    """By reason: share of the samples in which the card was slowed down."""
-
-
-@dataclass(frozen=True)
-class JobEnded:
-    """The job is over; the engine has a free slot again."""
-
-    job_id: int
-    results: tuple[SegmentResult | Calibration | Score, ...]
-    use: CardUse | None = None
-
-
-Report = Beat | Notice | JobEnded

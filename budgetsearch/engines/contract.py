@@ -18,13 +18,12 @@ from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
     Job,
-    JobEnded,
-    Report,
     Schedule,
     Segment,
     SegmentResult,
     TrainJob,
 )
+from budgetsearch.core.reports import JobEnded, Report
 
 __all__ = ["EngineContract", "Harness", "await_end", "segment", "train_job"]
 

@@ -11,13 +11,8 @@ from pathlib import Path
 from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import EngineError
 from budgetsearch.core.policy.deadline import ENDING
-from budgetsearch.core.records import (
-    Cancel,
-    Job,
-    JobEnded,
-    Report,
-    WorkerSetup,
-)
+from budgetsearch.core.records import Cancel, Job, WorkerSetup
+from budgetsearch.core.reports import JobEnded, Report
 from budgetsearch.core.results import crashed_results, stranded_results
 from budgetsearch.engines.pipes import arrived, listen, start
 from budgetsearch.engines.worker import EXIT_DEVICE

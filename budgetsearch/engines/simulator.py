@@ -12,15 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from budgetsearch.core.errors import EngineError
-from budgetsearch.core.records import (
-    Calibration,
-    Job,
-    JobEnded,
-    Report,
-    Score,
-    Segment,
-    SegmentResult,
-)
+from budgetsearch.core.records import Calibration, Job, Score, Segment, SegmentResult
+from budgetsearch.core.reports import JobEnded, Report
 from budgetsearch.core.results import crashed_results
 
 Result = SegmentResult | Calibration | Score

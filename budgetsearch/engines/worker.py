@@ -24,15 +24,14 @@ from budgetsearch.core.records import (
     Calibration,
     Cancel,
     Job,
-    JobEnded,
     Order,
-    Report,
     Score,
     SegmentResult,
     Status,
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.core.reports import JobEnded, Report
 from budgetsearch.core.results import failed_results
 
 PR_SET_PDEATHSIG = 1

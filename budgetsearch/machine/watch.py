@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import psutil
 
-from budgetsearch.core.records import CardUse
+from budgetsearch.core.reports import CardUse
 from budgetsearch.machine.host import MIB, gib, host_memory
 from budgetsearch.machine.nvml import CardLost, Driver, Reading
 

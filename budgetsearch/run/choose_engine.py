@@ -98,7 +98,7 @@ def moved(settings: Settings, changes: Changes) -> Settings:
     Raises:
         SettingsError: a value that a setting does not take.
     """
-    from budgetsearch.run.settings import revised
+    from budgetsearch.run.configuration import revised
 
     if changes.get("engine") == "local" and settings.engine == "ray":
         settings = settings.model_copy(update={"gpus": None, "address": None})

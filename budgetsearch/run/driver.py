@@ -33,27 +33,22 @@ from budgetsearch.core.policy.decide import decide
 from budgetsearch.core.policy.jobs import new_trial, score_jobs
 from budgetsearch.core.policy.planning import SINGLE, PlanRequest, make_plan
 from budgetsearch.core.ports import Calibrations, Clock, Engine, Exporter, Sampler
-from budgetsearch.core.records import (
-    Beat,
-    Calibration,
-    Job,
-    JobEnded,
-    Notice,
-    Report,
-    Score,
-    SegmentResult,
-    TrainJob,
-)
+from budgetsearch.core.records import Calibration, Job, Score, SegmentResult, TrainJob
+from budgetsearch.core.reports import Beat, JobEnded, Notice, Report
 from budgetsearch.core.results import untrained
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.run.incumbent import Incumbent
 from budgetsearch.run.jobs import (
     Calibrator,
     Charges,
+    Interrupted,
     JobsInFlight,
     NothingKept,
     Scorer,
+    as_timeout,
     check_usable,
+    has_crashed,
+    is_well,
     limit_of,
     to_measure,
 )
@@ -63,10 +58,6 @@ POLL_SECONDS = 0.5
 """How long the loop waits for a report before it looks at the clock again."""
 SILENCE_SECONDS = 5.0
 """While a job is silent (loading, evaluating) the driver itself notes so often that time passes."""
-
-
-class Interrupted(Exception):
-    """Somebody asked the run to stop; everything is recorded."""
 
 
 @dataclass
@@ -337,12 +328,12 @@ class Driver:
         for result in report.results:
             if isinstance(result, SegmentResult):
                 late = result.status == "cancelled" and ended.told is not None
-                self._append(SegmentEnded(report.job_id, _as_timeout(result) if late else result))
+                self._append(SegmentEnded(report.job_id, as_timeout(result) if late else result))
                 self._charges.result(result)
-        fresh, self._fresh = self._fresh, any(_has_crashed(r) for r in report.results)
+        fresh, self._fresh = self._fresh, any(has_crashed(r) for r in report.results)
         if not self._in_flight:  # else it belongs to those that still run
             # A crash costs its job, and the start of the worker that takes the next one.
-            well = not fresh and all(_is_well(r) for r in report.results)
+            well = not fresh and all(is_well(r) for r in report.results)
             self._charges.rest("idle" if well else "crash")
         best = self.history.incumbent
         self._improved |= best is not None and best.best_checkpoint != previous
@@ -396,15 +387,3 @@ class Driver:
 
     def _append(self, event: Event) -> None:
         self._last_append = self.ledger.append(event, self.clock).at
-
-
-def _as_timeout(result: SegmentResult) -> SegmentResult:
-    return replace(result, status="timeout", detail=result.detail or "stopped at its time limit")
-
-
-def _has_crashed(result: object) -> bool:
-    return getattr(result, "status", "") == "crashed"
-
-
-def _is_well(result: object) -> bool:
-    return getattr(result, "status", "") == "ok"

@@ -20,13 +20,23 @@ from pathlib import Path
 from typing import Any, Self
 
 from budgetsearch.core.codec import read_json
-from budgetsearch.core.errors import CheckpointError, DiskError, UnreadableError, UsageError
+from budgetsearch.core.errors import (
+    CheckpointError,
+    DiskError,
+    UnreadableError,
+    UsageError,
+)
+from budgetsearch.core.events import Opened
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import TrialState
+from budgetsearch.run.prepare import (
+    run_id_of,
+)
 from budgetsearch.storage.checkpoint_store import ONCE, CheckpointStore
 from budgetsearch.storage.files import exchange, remedy, sha256_of, sync
 from budgetsearch.storage.ownership import TORN, checkpoint_in, is_known, remove_checkpoints
+from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import folder_of, open_store, place_name, url_of
 from budgetsearch.training import sums
 from budgetsearch.training.sums import ADAPTER_FILES
@@ -320,3 +330,17 @@ class SharedExporter(AdapterExporter):
         except DiskError as error:
             self.unswept_until = self.clock() + PAUSE_SECONDS
             LOGGER.warning("Checkpoints that nothing needs are still there. %s", error)
+
+
+# --------------------------------------------------------------------------------- the end
+
+
+def exporter_of(folder: RunFolder, opened: Opened, tokenizer: Path) -> AdapterExporter:
+    """What exports the adapters of a run; ``tokenizer``: a folder with the files of its tokenizer."""
+    from budgetsearch.run.export import AdapterExporter, exporter_for
+
+    keep = bool(opened.settings.get("keep_checkpoints"))
+    model, data = opened.facts.get("model", {}), opened.facts.get("data", {})
+    owner = run_id_of(opened)
+    inner = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, tokenizer, keep, owner)
+    return exporter_for(inner, opened.settings.get("shared"))

@@ -7,12 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from budgetsearch.core.errors import DeviceError, EngineError
-from budgetsearch.core.events import Charged, Event
-from budgetsearch.core.policy.deadline import EXIT_SECONDS
+from budgetsearch.core.events import (
+    Charged,
+    Event,
+)
+from budgetsearch.core.policy.deadline import (
+    EXIT_SECONDS,
+)
 from budgetsearch.core.policy.jobs import calibration_job
 from budgetsearch.core.policy.planning import PlanRequest, another_pays, too_small
 from budgetsearch.core.ports import Calibrations, Clock, Engine
-from budgetsearch.core.records import Calibration, Job, JobEnded, Phase, Score, SegmentResult, TrainJob
+from budgetsearch.core.records import Calibration, Job, Phase, Score, SegmentResult, TrainJob
+from budgetsearch.core.reports import JobEnded
 
 # -------------------------------------------------------------------------------- in flight
 
@@ -35,6 +41,10 @@ class Landing:
     report: JobEnded
     seconds: float
     """How long it took."""
+
+
+class Interrupted(Exception):
+    """Somebody asked the run to stop; everything is recorded."""
 
 
 @dataclass
@@ -299,3 +309,18 @@ class Charges:
         if seconds > 0:
             self.until += seconds
             self.append(Charged(phase, seconds, trial_id))
+
+
+def as_timeout(result: SegmentResult) -> SegmentResult:
+    """The result of a segment that the watchdog stopped."""
+    return replace(result, status="timeout", detail=result.detail or "stopped at its time limit")
+
+
+def has_crashed(result: object) -> bool:
+    """Its worker died with it."""
+    return getattr(result, "status", "") == "crashed"
+
+
+def is_well(result: object) -> bool:
+    """It ended as it should."""
+    return getattr(result, "status", "") == "ok"

@@ -22,8 +22,9 @@ from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.shared import check_shared, folder_of, own_place
 from budgetsearch.training.data.examples import check_data
-from budgetsearch.training.data.models import BIG_MODEL, check_source
+from budgetsearch.training.data.models import BIG_MODEL
 from budgetsearch.training.data.size import guess_data
+from budgetsearch.training.data.sources import check_source
 from budgetsearch.views.study.storage import anchored_storage, check_url, shown
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from budgetsearch.core.errors import RunFolderError, SettingsError, UsageError
-from budgetsearch.core.events import Entry, Opened
+from budgetsearch.core.errors import RunFolderError, UsageError
+from budgetsearch.core.events import Entry
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.deadline import closing_seconds
 from budgetsearch.core.ports import Say, Watcher
-from budgetsearch.core.secrets import without_secrets
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.clock import (
     Timing,
@@ -27,7 +25,10 @@ from budgetsearch.machine.clock import (
 )
 from budgetsearch.run.calibrations import calibrations_of
 from budgetsearch.run.choose_engine import choose, moved
-from budgetsearch.run.failure import keep_traceback, marked
+from budgetsearch.run.conclusion import conclude, make_up
+from budgetsearch.run.configuration import revised
+from budgetsearch.run.export import exporter_of
+from budgetsearch.run.failure import marked
 from budgetsearch.run.foresight import check_hours
 from budgetsearch.run.permissions import check_permitted
 from budgetsearch.run.preflight import Resolved, anchored, card_of, check_room, resolve
@@ -43,7 +44,7 @@ from budgetsearch.run.prepare import (
 )
 from budgetsearch.run.process import PREPARATION_SECONDS, ended_in_time, stop_signals
 from budgetsearch.run.result import Result, result_of
-from budgetsearch.run.settings import Changes, Settings, revised
+from budgetsearch.run.settings import Changes, Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage import repair
 from budgetsearch.storage.files import cache_folder, local_time
@@ -52,18 +53,14 @@ from budgetsearch.storage.lock import RunLock, lock_in_time
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import begin_place, find_place, leave_place
 from budgetsearch.views.loggers import ScalarLogger
-from budgetsearch.views.report.write import write_in_time
 from budgetsearch.views.study.storage import resumed_storage
 
 if TYPE_CHECKING:
     from budgetsearch.core.ports import Engine
     from budgetsearch.run.driver import Driver
-    from budgetsearch.run.export import AdapterExporter
     from budgetsearch.views.study.follower import Follower
 
 LOGGER = logging.getLogger("budgetsearch.run.session")
-AMPLE_SECONDS = 600.0
-"""For the reports of a run that was over before this process began."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,7 @@ def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool
             if history.opened is None:
                 raise folder.never_began()
             if history.closed is not None and history.closed.state == "finished":
-                _make_up(folder, history, changes, caller.say)
+                make_up(folder, history, changes, caller.say)
                 conclude(folder, caller.say, entries=entries)
                 return result_of(folder, history)
             session = _gone_on_with(folder, lock, history, changes, caller)
@@ -334,88 +331,3 @@ def _await_views(watchers: Sequence[Watcher], follower: Follower | None, timing:
             watcher.close(closing_seconds("loggers", timing.seconds_left()))
     if follower is not None:
         follower.close(closing_seconds("study", timing.seconds_left()))
-
-
-# --------------------------------------------------------------------------------- the end
-
-
-def exporter_of(folder: RunFolder, opened: Opened, tokenizer: Path) -> AdapterExporter:
-    """What exports the adapters of a run; ``tokenizer``: a folder with the files of its tokenizer."""
-    from budgetsearch.run.export import AdapterExporter, exporter_for
-
-    keep = bool(opened.settings.get("keep_checkpoints"))
-    model, data = opened.facts.get("model", {}), opened.facts.get("data", {})
-    owner = run_id_of(opened)
-    inner = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, tokenizer, keep, owner)
-    return exporter_for(inner, opened.settings.get("shared"))
-
-
-def conclude(
-    folder: RunFolder, say: Say, timing: Timing | None = None, entries: Sequence[Entry] = ()
-) -> None:
-    """Write manifest and reports within what is left of the time; what cannot be written is said.
-
-    A signal ends it: the run is over, and reports can be written at any time. ``entries``: the ledger's,
-    of whoever has read them.
-    """
-    command = f"budgetsearch report {folder.command_word}"
-    try:
-        _write(folder, say, timing, entries or list(read_entries(folder.ledger)))
-    except KeyboardInterrupt:
-        say(f"stopped before the reports were written; `{command}` writes them")
-    except OSError as error:
-        say(f"the reports cannot be written ({error}); make room, then: {command}")
-    except Exception as error:
-        kept = keep_traceback(error, folder.path)
-        where = f" (the traceback is in {kept})" if kept else ""
-        what = without_secrets(f"{type(error).__name__}: {error}")
-        say(f"the reports could not be written: {what}{where}; `{command}` writes them")
-
-
-def _write(folder: RunFolder, say: Say, timing: Timing | None, entries: Sequence[Entry]) -> None:
-    from budgetsearch.run.manifest import write_manifest
-
-    history = fold(entries)
-    write_manifest(folder, history)
-    left = timing.seconds_left() if timing else AMPLE_SECONDS
-    if untold := write_in_time(folder, entries, history, left):
-        say(untold)
-
-
-def _make_up(folder: RunFolder, history: History, changes: Changes, say: Say) -> None:
-    """What the process of a run that is over may not have come to, if it was killed right then: the study's
-    last lines, and removing what nobody needs any more. An adapter that was damaged since is written again.
-    """
-    from budgetsearch.run.export import mend
-    from budgetsearch.views.study.mirror import mirror_of
-
-    opened = history.opened
-    assert opened is not None
-    try:
-        check_permitted(opened.settings, changes)
-    except UsageError as error:
-        say(f"nothing of the finished run is made up: {error}")
-        return
-    try:
-        mirror = mirror_of(resumed_storage(opened, changes.get("storage")), folder, opened)
-        mirror.catch_up(history)
-        mirror.close()
-    except SettingsError as error:
-        LOGGER.warning("The Optuna study is not looked at. %s", error)
-    exporter = exporter_of(folder, opened, folder.adapter)
-    mend(exporter, history, say, lambda: _tokenizer(opened.settings, say))
-    exporter.sweep(history)
-    folder.tidy()
-
-
-def _tokenizer(known: Mapping[str, Any], say: Say) -> Path:
-    """A folder that holds the base model's tokenizer; ``known``: the settings of the run."""
-    from budgetsearch.training.data.models import resolve_model
-
-    return resolve_model(
-        known["model"],
-        cache_folder(),
-        revision=known.get("revision"),
-        trust_remote_code=bool(known.get("trust_remote_code")),
-        say=say,
-    ).path

@@ -10,18 +10,16 @@ from pathlib import Path
 import torch
 
 from budgetsearch.core.records import (
-    Beat,
     CalibrateJob,
     Calibration,
-    CardUse,
     Job,
-    Notice,
     Score,
     ScoreJob,
     SegmentResult,
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.core.reports import Beat, CardUse, Notice
 from budgetsearch.machine.memory import CONTEXT_BYTES
 from budgetsearch.machine.watch import LIMIT_SHARE, CardWatcher
 from budgetsearch.training import memory

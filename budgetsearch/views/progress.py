@@ -30,7 +30,8 @@ from budgetsearch.core.events import (
     SegmentStarted,
 )
 from budgetsearch.core.history.history import History
-from budgetsearch.core.records import Beat, Calibration, Score, SegmentResult
+from budgetsearch.core.records import Calibration, Score, SegmentResult
+from budgetsearch.core.reports import Beat
 from budgetsearch.machine.host import gib
 from budgetsearch.views.card import device_of
 from budgetsearch.views.fitted import Fitted

@@ -19,7 +19,8 @@ from budgetsearch.api.callbacks import METHODS, watcher_of
 from budgetsearch.core import errors
 from budgetsearch.core.events import Entry, SegmentEnded
 from budgetsearch.core.history.history import History
-from budgetsearch.run.settings import Settings, load_settings
+from budgetsearch.run.configuration import load_settings
+from budgetsearch.run.settings import Settings
 from tests.support.faults import fastrun
 from tests.support.faults.kills import preload
 

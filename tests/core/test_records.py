@@ -12,18 +12,8 @@ from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import Decided, Event
 from budgetsearch.core.history.fold import ON
 from budgetsearch.core.history.outcomes import OUTCOMES
-from budgetsearch.core.records import (
-    Beat,
-    Job,
-    JobEnded,
-    Report,
-    Schedule,
-    Score,
-    Segment,
-    SegmentResult,
-    Status,
-    TrainJob,
-)
+from budgetsearch.core.records import Job, Schedule, Score, Segment, SegmentResult, Status, TrainJob
+from budgetsearch.core.reports import Beat, JobEnded, Report
 
 SEGMENT = Segment(1, {"rank": 8, "quantization": "nf4", "flag": True}, 5, 0, 0, 100, Schedule(10, 100), 8, 4)
 JOB = TrainJob(3, (SEGMENT, SEGMENT), 32, 60.5)

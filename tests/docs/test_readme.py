@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from budgetsearch.run.settings import load_settings
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.spaces import load_space
 from tests.support.rows import write_rows
 

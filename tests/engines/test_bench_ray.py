@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.ray import sleeper
 from benchmarks.ray.efficiency import Slept, compare, gaps, seconds_until, slept
-from budgetsearch.core.records import JobEnded, SegmentResult, TrainJob, WorkerSetup
+from budgetsearch.core.records import SegmentResult, TrainJob, WorkerSetup
+from budgetsearch.core.reports import JobEnded
 from budgetsearch.engines.local import LocalEngine
 from tests.support.training import make_segment
 

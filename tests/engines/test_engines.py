@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from budgetsearch.core.errors import EngineError
-from budgetsearch.core.records import Beat, SegmentResult, WorkerSetup
+from budgetsearch.core.records import SegmentResult, WorkerSetup
+from budgetsearch.core.reports import Beat
 from budgetsearch.engines import local as local_engine
 from budgetsearch.engines import worker
 from budgetsearch.engines.contract import EngineContract, Harness, await_end, segment, train_job

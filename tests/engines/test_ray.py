@@ -17,7 +17,8 @@ import pytest
 
 from budgetsearch.core.codec import encode
 from budgetsearch.core.events import Entry, SegmentEnded, SegmentStarted
-from budgetsearch.core.records import Beat, JobEnded, SegmentResult, WorkerSetup
+from budgetsearch.core.records import SegmentResult, WorkerSetup
+from budgetsearch.core.reports import Beat, JobEnded
 from budgetsearch.engines.contract import EngineContract, Harness, await_end, segment, train_job
 from budgetsearch.engines.ray import table
 from budgetsearch.engines.ray.engine import RayEngine

@@ -20,17 +20,8 @@ import pytest
 
 from budgetsearch.core.codec import decode, encode
 from budgetsearch.core.errors import EngineError, SettingsError
-from budgetsearch.core.records import (
-    Beat,
-    CalibrateJob,
-    Calibration,
-    Job,
-    JobEnded,
-    Notice,
-    Report,
-    SegmentResult,
-    WorkerSetup,
-)
+from budgetsearch.core.records import CalibrateJob, Calibration, Job, SegmentResult, WorkerSetup
+from budgetsearch.core.reports import Beat, JobEnded, Notice, Report
 from budgetsearch.engines.contract import await_end, segment, train_job
 from budgetsearch.engines.ray import cluster
 from budgetsearch.engines.ray import engine as ray_tune
@@ -60,7 +51,8 @@ from budgetsearch.engines.ray.table import (
     Table,
 )
 from budgetsearch.run import choose_engine as execution
-from budgetsearch.run.settings import Settings, load_settings
+from budgetsearch.run.configuration import load_settings
+from budgetsearch.run.settings import Settings
 
 SETUP = WorkerSetup("model", "model", "data", "checkpoints", "cpu", "all-linear", 0)
 

@@ -109,7 +109,8 @@ def test_a_forward_pass_that_sleeps_cannot_hold_the_device(place: fastrun.Place,
     job has a new process."""
 
     def work() -> None:
-        from budgetsearch.core.records import JobEnded, WorkerSetup
+        from budgetsearch.core.records import WorkerSetup
+        from budgetsearch.core.reports import JobEnded
         from budgetsearch.engines.contract import await_end, segment, train_job
         from budgetsearch.training.data.tokens import Sources, prepare
 

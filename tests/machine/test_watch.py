@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from budgetsearch.core.records import CardUse
+from budgetsearch.core.reports import CardUse
 from budgetsearch.machine.host import GIB, MIB, HostMemory
 from budgetsearch.machine.nvml import Driver, NvmlCard, Reading
 from budgetsearch.machine.watch import CardWatcher

@@ -19,9 +19,10 @@ from budgetsearch.engines.local import LocalEngine
 from budgetsearch.machine.clock import RunClock, Timing
 from budgetsearch.run import process as stopping
 from budgetsearch.run import session as compose
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.preflight import anchored
 from budgetsearch.run.prepare import check_same_inputs
-from budgetsearch.run.settings import Settings, load_settings
+from budgetsearch.run.settings import Settings
 from budgetsearch.storage.lock import RunLock
 from budgetsearch.storage.runfolder import RunFolder
 from tests.support.processes import check_gone

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from budgetsearch.core.errors import DeviceError, SettingsError, SpaceError
+from budgetsearch.run.configuration import default_out, load_settings
 from budgetsearch.run.fields import default_of, takes_of
 from budgetsearch.run.prepare import prepare_inputs
-from budgetsearch.run.settings import RunSettings, Settings, default_out, load_settings
+from budgetsearch.run.settings import RunSettings, Settings
 from tests.support.fake_nvml import FakeNvml, card
 
 CPU = {"gpu": "cpu"}

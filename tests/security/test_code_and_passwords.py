@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import budgetsearch
 from budgetsearch.cli import app
 from budgetsearch.core.errors import CheckpointError, ModelError, SettingsError, SpaceError, UntrustedCode
-from budgetsearch.run.settings import load_settings
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.training import checkpoints
 from budgetsearch.training.data.models import resolve_model

@@ -16,7 +16,7 @@ import budgetsearch
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DataError, ModelError, SettingsError
 from budgetsearch.machine.clock import SLURM_END, deadline_of
-from budgetsearch.run.settings import load_settings
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.training.data import rows
 from budgetsearch.training.data.models import resolve_model
 from budgetsearch.training.data.tokens import Sources, load_tokenizer, prepare, render_prompt

@@ -10,8 +10,9 @@ import pytest
 from budgetsearch.core.errors import SettingsError, UntrustedCode
 from budgetsearch.core.events import Closed, Opened
 from budgetsearch.run import session
+from budgetsearch.run.configuration import CONFIG_NAME, load_settings
 from budgetsearch.run.permissions import ASKED, TAKEN, check_permitted, flags_again
-from budgetsearch.run.settings import CONFIG_NAME, Changes, Settings, load_settings
+from budgetsearch.run.settings import Changes, Settings
 from budgetsearch.storage.ledger import Ledger
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.reproduce.inputs import settings_of

@@ -21,7 +21,7 @@ from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import Charged, Closed, Entry, Heartbeat, Noticed, Opened
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
-from budgetsearch.core.records import Beat
+from budgetsearch.core.reports import Beat
 from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.storage import database
 from budgetsearch.storage import ledger as ledger_module

@@ -24,8 +24,6 @@ from budgetsearch.core.events import Opened
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
-    CardUse,
-    JobEnded,
     Score,
     ScoreJob,
     Segment,
@@ -33,15 +31,17 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.core.reports import CardUse, JobEnded
 from budgetsearch.core.resources.disk import DiskNeed
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.shared import LOCK, PREFIX, Copies, Courier, Mounted
 from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.run import manifest
 from budgetsearch.run import preflight as room
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.export import AdapterExporter, SharedExporter, exporter_for, mend
 from budgetsearch.run.incumbent import Incumbent
-from budgetsearch.run.settings import Settings, load_settings
+from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.checkpoint_store import MARKER, CheckpointStore, Patience
 from budgetsearch.storage.ledger import Ledger, read_history

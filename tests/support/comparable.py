@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.events import CardWatched, Closed, Event, Exported, Opened
-from budgetsearch.core.records import CardUse, Score
+from budgetsearch.core.records import Score
+from budgetsearch.core.reports import CardUse
 from budgetsearch.storage.ledger import Ledger
 from tests.support.factories import FACTS, Story, best_scored, params
 

@@ -13,7 +13,6 @@ from budgetsearch.core.records import (
     Calibration,
     Job,
     Probe,
-    Report,
     Score,
     ScoreJob,
     Segment,
@@ -21,6 +20,7 @@ from budgetsearch.core.records import (
     Status,
     TrainJob,
 )
+from budgetsearch.core.reports import Report
 from budgetsearch.core.results import stranded_results, untrained
 from budgetsearch.engines.simulator import Result, SimulatorEngine, VirtualClock, World, lora_like_loss
 

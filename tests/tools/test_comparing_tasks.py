@@ -13,7 +13,7 @@ import torch
 
 from budgetsearch import api
 from budgetsearch.core.errors import BudgetsearchError, ModelError, UsageError
-from budgetsearch.run.settings import load_settings
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.storage.ledger import read_history
 from budgetsearch.tools.compare import ask, kept
 from budgetsearch.tools.compare.comparison import Comparison

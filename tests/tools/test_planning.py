@@ -335,7 +335,8 @@ def test_a_probe_measures_instead_of_guessing(
 
 def test_a_probe_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker is killed, and the plan says that it took too long."""
-    from budgetsearch.core.records import Calibration, JobEnded
+    from budgetsearch.core.records import Calibration
+    from budgetsearch.core.reports import JobEnded
     from budgetsearch.tools.plan import probe as probing
     from tests.support.simulation import request
 

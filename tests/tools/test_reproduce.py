@@ -31,24 +31,16 @@ from budgetsearch.core.events import (
 )
 from budgetsearch.core.policy.jobs import new_trial
 from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import (
-    Beat,
-    JobEnded,
-    Schedule,
-    Score,
-    ScoreJob,
-    Segment,
-    SegmentResult,
-    TrainJob,
-)
+from budgetsearch.core.records import Schedule, Score, ScoreJob, Segment, SegmentResult, TrainJob
+from budgetsearch.core.reports import Beat, JobEnded
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.machine.detect import detect
 from budgetsearch.run import session as compose
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.manifest import _chain, _path, write_manifest
 from budgetsearch.run.manifest_schema import Manifest, Scores, digest, read
 from budgetsearch.run.prepare import PACKAGES, Prepared, facts_of, prepare_inputs, worker_setup
-from budgetsearch.run.settings import load_settings
 from budgetsearch.storage.ledger import Ledger, read_history
 from budgetsearch.storage.lock import RunLock
 from budgetsearch.storage.runfolder import RunFolder

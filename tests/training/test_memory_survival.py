@@ -16,18 +16,8 @@ import torch
 import budgetsearch
 from budgetsearch.core.events import Entry, SegmentEnded, SegmentStarted
 from budgetsearch.core.history.history import History
-from budgetsearch.core.records import (
-    Beat,
-    Job,
-    JobEnded,
-    Notice,
-    Report,
-    Schedule,
-    Segment,
-    SegmentResult,
-    TrainJob,
-    WorkerSetup,
-)
+from budgetsearch.core.records import Job, Schedule, Segment, SegmentResult, TrainJob, WorkerSetup
+from budgetsearch.core.reports import Beat, JobEnded, Notice, Report
 from budgetsearch.engines.worker import execute
 from budgetsearch.machine.detect import Card
 from budgetsearch.machine.memory import CONTEXT_BYTES

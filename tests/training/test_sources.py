@@ -12,7 +12,8 @@ import pytest
 from budgetsearch.core.errors import ModelError
 from budgetsearch.storage.files import fresh_folder
 from budgetsearch.training.data import models as sources
-from budgetsearch.training.data.models import BaseModel, check_source, resolve_model
+from budgetsearch.training.data.models import BaseModel, resolve_model
+from budgetsearch.training.data.sources import check_source
 from tests.support.tiny import make_tiny_model
 
 

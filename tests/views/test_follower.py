@@ -206,7 +206,7 @@ def test_pauses_grow_to_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_signs_of_life_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heartbeats of hours of outage take no memory."""
     from budgetsearch.core.events import Heartbeat
-    from budgetsearch.core.records import Beat
+    from budgetsearch.core.reports import Beat
 
     monkeypatch.setattr(Follower, "_work", lambda self: None)
     one = followed(tmp_path)

@@ -15,7 +15,7 @@ from rich.console import Console
 from budgetsearch.core.events import Charged, Closed, Heartbeat
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
-from budgetsearch.core.records import Beat
+from budgetsearch.core.reports import Beat
 from budgetsearch.storage.files import local_time
 from budgetsearch.views.card import load_snippet
 from budgetsearch.views.drawing import above

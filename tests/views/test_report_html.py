@@ -26,7 +26,8 @@ from budgetsearch.core.events import CardWatched, Closed, Heartbeat, Opened
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.deadline import ENDING
-from budgetsearch.core.records import PHASES, Beat, CardUse, Score
+from budgetsearch.core.records import PHASES, Score
+from budgetsearch.core.reports import Beat, CardUse
 from budgetsearch.storage.ledger import Ledger, read_entries
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.report import numbers as numbers_module

@@ -28,7 +28,8 @@ from budgetsearch.core.events import (
     SegmentStarted,
 )
 from budgetsearch.core.history.fold import fold
-from budgetsearch.core.records import Beat, Calibration, CardUse, Params, Score, TrainJob
+from budgetsearch.core.records import Calibration, Params, Score, TrainJob
+from budgetsearch.core.reports import Beat, CardUse
 from budgetsearch.core.space.space import Space
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.compare.gather import run_of

@@ -12,16 +12,8 @@ from budgetsearch.core.history.measured import Measured
 from budgetsearch.core.history.retired import Retired
 from budgetsearch.core.history.trial import TrialState, turned_worse
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.records import (
-    Beat,
-    Calibration,
-    CardUse,
-    Params,
-    Score,
-    Segment,
-    SegmentResult,
-    TrainJob,
-)
+from budgetsearch.core.records import Calibration, Params, Score, Segment, SegmentResult, TrainJob
+from budgetsearch.core.reports import Beat, CardUse
 
 
 @dataclass(frozen=True)

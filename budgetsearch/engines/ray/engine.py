@@ -11,7 +11,8 @@ from pathlib import Path
 
 from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import EngineError, SettingsError
-from budgetsearch.core.records import Job, JobEnded, Notice, Report, WorkerSetup
+from budgetsearch.core.records import Job, WorkerSetup
+from budgetsearch.core.reports import JobEnded, Notice, Report
 from budgetsearch.engines.pipes import Outbox, arrived, listen, start
 from budgetsearch.engines.ray.messages import Down, FleetSpec, Hello, Said, ToDriver, Up
 from budgetsearch.engines.ray.table import Table

@@ -22,7 +22,8 @@ from ray.util import metrics
 
 from budgetsearch.core.codec import decode, encode
 from budgetsearch.core.errors import BudgetsearchError, DeviceError
-from budgetsearch.core.records import Beat, JobEnded, Report, SegmentResult, WorkerSetup
+from budgetsearch.core.records import SegmentResult, WorkerSetup
+from budgetsearch.core.reports import Beat, JobEnded, Report
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.engines.ray.messages import Alive, Gone, Halt, Hello, Said, Strike, Take, ToDriver, ToLane
 from budgetsearch.machine.detect import Card, detect

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from budgetsearch.core.records import Job, Report, WorkerSetup
+from budgetsearch.core.records import Job, WorkerSetup
+from budgetsearch.core.reports import Report
 from budgetsearch.machine.detect import Card
 
 

@@ -7,17 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from budgetsearch.core.errors import EngineError
-from budgetsearch.core.records import (
-    Calibration,
-    Job,
-    JobEnded,
-    Notice,
-    Report,
-    Score,
-    SegmentResult,
-    TrainJob,
-    WorkerSetup,
-)
+from budgetsearch.core.records import Calibration, Job, Score, SegmentResult, TrainJob, WorkerSetup
+from budgetsearch.core.reports import JobEnded, Notice, Report
 from budgetsearch.core.results import crashed_results, stranded_results
 from budgetsearch.engines.local import MAX_DEATHS
 from budgetsearch.engines.ray.messages import Alive, Gone, Halt, Hello, Said, Strike, Take, ToLane

@@ -11,8 +11,9 @@ from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import detect
 from budgetsearch.machine.host import gib
 from budgetsearch.machine.profiles import profile
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.preflight import INPUTS, largest_adapter, run_need
-from budgetsearch.run.settings import Settings, load_settings
+from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.shared import folder_of, url_of
 from budgetsearch.tools.doctor import card, host, hub, machine, model

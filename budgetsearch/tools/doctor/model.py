@@ -18,7 +18,8 @@ from budgetsearch.machine.host import gib
 from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
 from budgetsearch.tools.doctor.check import SETTLE, Check, ok, warn
 from budgetsearch.tools.doctor.hub import Repository, files_to_fetch
-from budgetsearch.training.data.models import BIG_MODEL, ORIGIN, check_source
+from budgetsearch.training.data.models import BIG_MODEL, ORIGIN
+from budgetsearch.training.data.sources import check_source
 from budgetsearch.training.data.tokens import PLAIN_HEADS
 
 PIP_SECONDS = 30.0

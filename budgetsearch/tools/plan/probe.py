@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from budgetsearch.core.policy.jobs import OPTIONAL_SHARE, calibration_job
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Engine, Say
-from budgetsearch.core.records import CalibrateJob, Calibration, JobEnded
+from budgetsearch.core.records import CalibrateJob, Calibration
+from budgetsearch.core.reports import JobEnded
 from budgetsearch.machine.detect import detect
 from budgetsearch.run.preflight import resolve
 from budgetsearch.run.prepare import Prepared, prepare_inputs, request_of, worker_setup

@@ -13,16 +13,8 @@ from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.jobs import MAX_ANSWERS
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import (
-    CalibrateJob,
-    Calibration,
-    Job,
-    Report,
-    Score,
-    ScoreJob,
-    Segment,
-    SegmentResult,
-)
+from budgetsearch.core.records import CalibrateJob, Calibration, Job, Score, ScoreJob, Segment, SegmentResult
+from budgetsearch.core.reports import Report
 from budgetsearch.core.resources.memory import problem
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import Result, SimulatorEngine, VirtualClock, lora_like_loss

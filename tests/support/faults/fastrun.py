@@ -31,14 +31,9 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.policy import deadline
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.records import (
-    Beat,
     CalibrateJob,
     Calibration,
-    CardUse,
     Job,
-    JobEnded,
-    Notice,
-    Report,
     Score,
     ScoreJob,
     Segment,
@@ -46,6 +41,7 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.core.reports import Beat, CardUse, JobEnded, Notice, Report
 from budgetsearch.core.results import untrained
 from budgetsearch.engines import local, pipes
 from budgetsearch.engines.local import LocalEngine

@@ -1,0 +1,144 @@
+"""The settings of a run from where they come: flags over a file over the card's profile over defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from budgetsearch.core.errors import SettingsError, UntrustedCode, nearest
+from budgetsearch.core.secrets import without_secrets
+from budgetsearch.core.space.space import Space
+from budgetsearch.machine.detect import detect
+from budgetsearch.machine.nvml import Driver
+from budgetsearch.machine.profiles import CardProfile, profile
+from budgetsearch.run.fields import (
+    flag_of,
+    takes_of,
+)
+from budgetsearch.run.other_trainers import said_here
+from budgetsearch.run.settings import Settings
+from budgetsearch.run.spaces import find_space, load_space, read_yaml
+
+CONFIG_NAME = "budgetsearch.yaml"
+PLACEHOLDERS: Mapping[str, Any] = {"model": "-", "data": "-", "space": "-", "batch_size": 1, "max_length": 8}
+"""What the card's profile fills in; until it is known, these stand there."""
+FLAGS = "the flags"
+
+
+def load_settings(
+    overrides: Mapping[str, Any],
+    config: Path | None = None,
+    cwd: Path | None = None,
+    nvml: Driver | None = None,
+) -> Settings:
+    """The settings of a run: ``overrides`` over the file over the card's profile over defaults.
+
+    Args:
+        overrides: the flags that were given; None counts as not given.
+        config: a YAML file; None: ``budgetsearch.yaml`` in the working folder, if there is one.
+        cwd: the working folder; None: the process's own.
+        nvml: the driver that ``gpu: auto`` asks; None: the real one.
+
+    Raises:
+        SettingsError: an unknown key or a value that a setting does not take; names key and file.
+        DeviceError: ``gpu`` names no profile.
+        SpaceError: there is no such search space.
+    """
+    origin, written = _read_config(config, cwd or Path.cwd())
+    given = {key: _plain(value) for key, value in overrides.items() if value is not None}
+    for source, values in ((FLAGS, given), (origin, written)):
+        _check_keys(values, source)
+    chosen = {**{key: value for key, value in written.items() if value is not None}, **given}
+    sources = {key: FLAGS if key in given else origin for key in chosen}
+    checked = _validate({**PLACEHOLDERS, **chosen}, sources)
+    if config is None and checked.trust_remote_code and "trust_remote_code" not in given:
+        raise UntrustedCode(
+            f"{origin} lets code of a base model run, and it was not named: such a file comes with a folder. "
+            f"Allow it with --trust-remote-code, or name the file with --config."
+        )
+    card = _profile(checked, nvml)
+    missing = {key: getattr(card, key) for key in PLACEHOLDERS if key not in chosen}
+    if "model" not in chosen and "revision" not in chosen:
+        missing["revision"] = card.revision
+    settings = checked.model_copy(update=missing)
+    load_space(settings.space) if isinstance(settings.space, dict) else find_space(settings.space)
+    if settings.out is None:
+        return settings.model_copy(update={"out": default_out(settings.model)})
+    return settings
+
+
+def revised(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The same settings with some of them changed; None counts as not given.
+
+    Raises:
+        SettingsError: a value that a setting does not take.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    return _validate({**settings.model_dump(mode="json"), **given}, {}) if given else settings
+
+
+def names_out(config: Path | None, cwd: Path | None = None) -> bool:
+    """Whether the settings file names a run folder."""
+    return bool(_read_config(config, cwd or Path.cwd())[1].get("out"))
+
+
+def default_out(model: str, now: datetime | None = None) -> Path:
+    """``runs/MODEL-YYYYmmdd-HHMMSS``, with the short name of the model; ``now`` is local time."""
+    bare = re.sub(r"^\w+:|==.*$", "", model).rstrip("/\\")
+    last = re.split(r"[/\\]", bare)[-1].removesuffix(".gguf")
+    short = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
+    return Path("runs") / f"{short}-{now or datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _read_config(config: Path | None, cwd: Path) -> tuple[str, Mapping[str, Any]]:
+    path = config if config is not None else cwd / CONFIG_NAME
+    if config is None and not path.is_file():
+        return "", {}
+    return str(path), read_yaml(path, SettingsError)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Space):
+        return value.to_dict()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _check_keys(values: Mapping[str, Any], source: str) -> None:
+    known = Settings.model_fields
+    for key in values:
+        if key in known:
+            continue
+        if (instead := said_here(str(key), str(values[key]))) is not None:
+            raise SettingsError(f"{source}: {key}: {instead}")
+        hint = nearest(str(key), known)
+        close = re.search(r"'(\w+)'", hint)
+        flag = f"; its flag is {flag_of(close[1])}" if close else ""
+        raise SettingsError(
+            f"{source}: unknown setting {key!r}{hint}{flag}. The settings are {', '.join(known)}."
+        )
+
+
+def _profile(settings: Settings, nvml: Driver | None) -> CardProfile:
+    """The profile that fills in what nobody decided; only ``auto`` looks at the machine."""
+    found = profile(settings.gpu)
+    return detect("auto", settings.device, nvml).profile if found.name == "auto" else found
+
+
+def _validate(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as problem:
+        lines = [_explain(str(error["loc"][0]), error["input"], sources) for error in problem.errors()]
+    raise SettingsError("\n".join(dict.fromkeys(lines)))
+
+
+def _explain(key: str, value: Any, sources: Mapping[str, str]) -> str:
+    source = sources.get(key, FLAGS)
+    where = flag_of(key) if source == FLAGS else f"{source}: {key} ({flag_of(key)})"
+    return f"{where} must be {takes_of(Settings.model_fields[key])}; it is {without_secrets(repr(value))}."
