@@ -14,7 +14,6 @@ from budgetsearch.core.records import Calibration
 from budgetsearch.core.resources.disk import CHECKPOINT_BYTES
 from budgetsearch.core.resources.memory import foresee
 from budgetsearch.core.space.space import Space
-from budgetsearch.machine.clock import deadline_of, timing_of_new
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.profiles import profile
 from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
@@ -97,7 +96,7 @@ def check_hours(run: Resolved, budget_seconds: float, cache: Path) -> None:
         return
     data = guess_data(run.settings.data, run.settings.max_rows)
     inputs = Inputs(run.settings, run.space, run.card, shape, "", data)
-    request = replace(guessed_request(inputs), budget_seconds=budget_seconds)
+    request = guessed_request(inputs, budget_seconds)
     check_minimum(request, guessed_calibrations(inputs, request), inputs.setup_seconds)
 
 
@@ -140,17 +139,15 @@ def slowed(calibration: Calibration, slow: float) -> Calibration:
     )
 
 
-def guessed_request(inputs: Inputs) -> PlanRequest:
+def guessed_request(inputs: Inputs, budget_seconds: float) -> PlanRequest:
     """What the plan would rest on, with a guess at the size of the data."""
     settings, data = inputs.settings, inputs.data
-    deadline = deadline_of(settings.deadline) if settings.deadline else None
     valid = 0 if settings.valid else max(1, round(data.rows * settings.valid_share))
     if settings.valid:
         valid = guess_data(settings.valid, None).rows
     train = data.rows if settings.valid else max(1, data.rows - valid)
     tokens = min(data.tokens_per_row, settings.max_length)
     size = DataSize(max(1, round(train * tokens)), train, valid, settings.max_length)
-    budget_seconds = timing_of_new(settings.hours, deadline, 0.0).budget_seconds
     request = request_for(settings, budget_seconds, inputs.card, inputs.space, size, inputs.known_shape)
     return replace(request, max_gang=1)  # what gangs gain is measured, never guessed
 

@@ -13,6 +13,7 @@ from budgetsearch.core.errors import DeviceError
 from budgetsearch.core.policy.deadline import EXIT_SECONDS
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.records import Calibration
+from budgetsearch.machine.clock import deadline_of, timing_of_new
 from budgetsearch.machine.host import gib
 from budgetsearch.machine.memory import Training, estimate
 from budgetsearch.run.foresight import (
@@ -99,7 +100,7 @@ def preview(
         DeviceError: nothing of the search space fits into the card's memory.
         BudgetError: the hours are too few.
     """
-    request = measured[0] if measured else guessed_request(inputs)
+    request = measured[0] if measured else guessed_request(inputs, _budget_seconds(inputs.settings))
     found = measured[1] if measured else guessed_calibrations(inputs, request, slow)
     if measured:
         found = {name: slowed(calibration, slow) for name, calibration in found.items()}
@@ -139,6 +140,12 @@ def preview(
         guesses=tuple(_guesses(inputs, found, real)),
         disk=_disk(inputs, plan.budget_seconds),
     )
+
+
+def _budget_seconds(settings: Settings) -> float:
+    """What a run that began now would have."""
+    deadline = deadline_of(settings.deadline) if settings.deadline else None
+    return timing_of_new(settings.hours, deadline, 0.0).budget_seconds
 
 
 def _workers(settings: Settings) -> list[Guess]:
