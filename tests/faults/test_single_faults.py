@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from budgetsearch import api
 from budgetsearch.cli import app
 from budgetsearch.core.errors import LedgerError, RunFolderError
-from budgetsearch.core.events import Charged, SegmentEnded, SegmentStarted
+from budgetsearch.core.events import Charged, Entry, Exported, SegmentEnded, SegmentStarted
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.records import Segment
@@ -412,11 +413,21 @@ def test_power_that_fails_while_the_ledger_writes_costs_the_last_events_alone(
     tear_log(run, share)
     (run / "ledger.jsonl").unlink()
     kept = list(read_entries(_copy(run, "torn") / "ledger.sqlite"))
-    assert whole[: len(kept)] == kept
+    assert _anywhere(whole[: len(kept)]) == _anywhere(kept)
     if share > 0.3:
         assert kept
     assert place.whole_life(run, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]
     check_end(run, mended=True)
+
+
+def _anywhere(entries: list[Entry]) -> list[Entry]:
+    """The same, wherever the run's folder lies: that is where its adapter is."""
+    return [
+        replace(e, event=replace(e.event, path=Path(e.event.path).name))
+        if isinstance(e.event, Exported)
+        else e
+        for e in entries
+    ]
 
 
 def test_what_a_torn_log_lost_comes_back_from_the_backup(place: fastrun.Place, run: Path) -> None:
@@ -452,14 +463,9 @@ def test_events_that_both_files_lost_are_said_and_done_again(place: fastrun.Plac
     lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     lines[kept] = lines[kept].replace(b"1", b"2")
     (run / "ledger.jsonl").write_bytes(b"".join(lines))
-    with closing(sqlite3.connect(run / "study.sqlite")) as connection:
-        connection.execute("CREATE TABLE stale (x)")
-        connection.commit()
     before = place.log.stat().st_size
     assert place.whole_life(run, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]
     check_end(run, mended=True)
-    with closing(sqlite3.connect(run / "study.sqlite")) as connection:
-        assert ("stale",) not in connection.execute("SELECT name FROM sqlite_master").fetchall()
     assert list(read_entries(run / "ledger.sqlite"))[:kept] == whole[:kept]
     lost = f"At least {len(lines) - kept} later events are lost"
     assert lost in place.log.read_bytes()[before:].decode()
