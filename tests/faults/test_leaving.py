@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from budgetsearch import api, cli
+from budgetsearch.run import conclusion as concluding_module
 from budgetsearch.run import session as compose
-from budgetsearch.run import session as concluding_module
 from budgetsearch.run.process import EXIT_OVERDUE
 from budgetsearch.storage.runfolder import RunFolder
 from tests.support.faults import fastrun

@@ -9,7 +9,7 @@ import pytest
 
 from budgetsearch.core.errors import SettingsError, UntrustedCode
 from budgetsearch.core.events import Closed, Opened
-from budgetsearch.run import session
+from budgetsearch.run import conclusion, session
 from budgetsearch.run.configuration import CONFIG_NAME, load_settings
 from budgetsearch.run.permissions import ASKED, TAKEN, check_permitted, flags_again
 from budgetsearch.run.settings import Changes, Settings
@@ -66,6 +66,13 @@ def ledger(folder: Path, settings: dict[str, Any], *, finished: bool) -> None:
     found.close()
 
 
+TOUCHING = (
+    *((session, name) for name in ("search", "resumed_storage", "find_place")),
+    *((conclusion, name) for name in ("resumed_storage", "exporter_of", "_tokenizer")),
+)
+"""What reads or reaches something that a run names."""
+
+
 @pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_strangers_run_does_not_decide_what_is_run_and_reached(
@@ -74,8 +81,8 @@ def test_a_strangers_run_does_not_decide_what_is_run_and_reached(
     """``resume`` names the flag, before the search, the study, the store or the model is touched."""
     theirs, _, flag = WANTED[wanted]
     ledger(tmp_path / "theirs", {**settings, **theirs}, finished=finished)
-    for name in ("search", "resumed_storage", "exporter_of", "find_place", "_tokenizer"):
-        monkeypatch.setattr(session, name, lambda *given, it=name, **more: pytest.fail(it))
+    for room, name in TOUCHING:
+        monkeypatch.setattr(room, name, lambda *given, it=name, **more: pytest.fail(it))
     monkeypatch.setattr(session, "conclude", lambda *given, **more: None)
     said: list[str] = []
     try:
