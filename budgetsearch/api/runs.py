@@ -51,7 +51,8 @@ class Trials(tuple[TrialRow, ...]):
             import pandas
         except ImportError as error:
             raise ImportError("Trials.to_pandas needs pandas: pip install pandas") from error
-        return pandas.DataFrame(map(_columns, self)).set_index("trial_id")
+        rows = [_columns(row) for row in self]
+        return pandas.DataFrame(rows, columns=None if rows else ["trial_id"]).set_index("trial_id")
 
 
 def _columns(row: TrialRow) -> dict[str, Any]:

@@ -178,3 +178,8 @@ def test_the_function_run_stays_one_whatever_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 0 == done.returncode, done.stderr
+
+
+def test_a_run_without_trials_has_an_empty_table() -> None:
+    """A run that has only begun is a table as well, with no line in it."""
+    assert 0 == len(bs.Trials().to_pandas())
