@@ -47,6 +47,22 @@ def test_a_template_without_end_is_a_data_error(
     assert "a" in tokens.render_prompt(tokenizer, row)
 
 
+def test_a_word_that_is_swallowed_is_said_again() -> None:
+    """A destructor or a careless library may catch whatever comes: the next word ends it."""
+    caught = []
+
+    def deaf() -> None:
+        try:
+            _busy(time.monotonic() + 20)
+        except BaseException as error:
+            caught.append(error)
+        _busy(time.monotonic() + 20)
+
+    with pytest.raises(Overlong):
+        Limit(0.1).call(deaf)
+    assert 1 == len(caught)
+
+
 def test_what_returns_in_time_is_left_alone() -> None:
     """Many calls at the edge of their time: each returns, or raises Overlong, and nothing comes later."""
     limit = Limit(0.01)

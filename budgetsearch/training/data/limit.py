@@ -55,7 +55,8 @@ class Limit:
             finally:
                 with self._lock:
                     self._watched = None
-                while self._sent:
+                until = time.monotonic() + LOOK_SECONDS  # a destructor may have swallowed it
+                while self._sent and time.monotonic() < until:
                     time.sleep(0)
         except _Over:
             raise Overlong(f"it takes more than {self.seconds:g} s") from None
@@ -66,10 +67,10 @@ class Limit:
         while True:
             time.sleep(LOOK_SECONDS)
             with self._lock:
-                if self._watched is None or self._sent:
+                if self._watched is None:
                     continue
                 thread, began = self._watched
                 if time.monotonic() - began > self.seconds:
-                    self._sent = True
+                    self._sent = True  # again and again: whatever swallows one does not go on for ever
                     send = ctypes.pythonapi.PyThreadState_SetAsyncExc
                     send(ctypes.c_ulong(thread), ctypes.py_object(_Over))
