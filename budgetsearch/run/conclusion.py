@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from budgetsearch.core.errors import SettingsError, UsageError
 from budgetsearch.core.events import Entry
@@ -13,9 +13,7 @@ from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Say
 from budgetsearch.core.secrets import without_secrets
-from budgetsearch.machine.clock import (
-    Timing,
-)
+from budgetsearch.machine.clock import Timing
 from budgetsearch.run.export import exporter_of
 from budgetsearch.run.failure import keep_traceback
 from budgetsearch.run.permissions import check_permitted
@@ -26,8 +24,6 @@ from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.report.write import write_in_time
 from budgetsearch.views.study.storage import resumed_storage
 
-if TYPE_CHECKING:
-    pass
 LOGGER = logging.getLogger("budgetsearch.run.conclusion")
 AMPLE_SECONDS = 600.0
 """For the reports of a run that was over before this process began."""

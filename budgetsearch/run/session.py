@@ -53,7 +53,7 @@ from budgetsearch.storage.lock import RunLock, lock_in_time
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import begin_place, find_place, leave_place
 from budgetsearch.views.loggers import ScalarLogger
-from budgetsearch.views.study.storage import resumed_storage
+from budgetsearch.views.study.storage import forget_file, resumed_storage
 
 if TYPE_CHECKING:
     from budgetsearch.core.ports import Engine
@@ -190,6 +190,7 @@ def _mended(folder: RunFolder, say: Say) -> list[Entry]:
     folder.check_no_links()
     if (mended := repair.mend(folder.ledger)) is not None:
         say(mended.line)
+        forget_file(folder.study)  # it may know more than the ledger does now
     return list(read_entries(folder.ledger))
 
 

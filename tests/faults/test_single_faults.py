@@ -463,9 +463,14 @@ def test_events_that_both_files_lost_are_said_and_done_again(place: fastrun.Plac
     lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     lines[kept] = lines[kept].replace(b"1", b"2")
     (run / "ledger.jsonl").write_bytes(b"".join(lines))
+    with closing(sqlite3.connect(run / "study.sqlite")) as connection:
+        connection.execute("CREATE TABLE stale (x)")
+        connection.commit()
     before = place.log.stat().st_size
     assert place.whole_life(run, **TRIALS) == 0, place.log.read_text(encoding="utf-8")[-2000:]
     check_end(run, mended=True)
+    with closing(sqlite3.connect(run / "study.sqlite")) as connection:
+        assert ("stale",) not in connection.execute("SELECT name FROM sqlite_master").fetchall()
     assert list(read_entries(run / "ledger.sqlite"))[:kept] == whole[:kept]
     lost = f"At least {len(lines) - kept} later events are lost"
     assert lost in place.log.read_bytes()[before:].decode()

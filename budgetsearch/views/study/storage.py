@@ -195,7 +195,7 @@ def fresh_file(path: Path) -> Iterator[Any]:
         OSError: it cannot be put in its place.
     """
     fresh = path.with_name(f"{path.name}.new")
-    _remove(fresh, ("", *BESIDE))
+    forget_file(fresh)
     try:
         storage = open_storage(file_url(fresh))
         try:
@@ -205,7 +205,12 @@ def fresh_file(path: Path) -> Iterator[Any]:
         _remove(path, BESIDE)
         os.replace(fresh, path)
     finally:
-        _remove(fresh, ("", *BESIDE))
+        forget_file(fresh)
+
+
+def forget_file(path: Path) -> None:
+    """Remove a study and what SQLite keeps beside it: it is made again from the ledger."""
+    _remove(path, ("", *BESIDE))
 
 
 def _remove(path: Path, ends: Iterable[str]) -> None:
