@@ -101,6 +101,8 @@ def test_an_outage_costs_a_warning_and_is_made_up_for(
     lines = [record.getMessage() for record in caplog.records]
     assert [0] == [at for at, line in enumerate(lines) if "The search goes on without it" in line]
     assert "level with the ledger again" in lines[-1]
+    # The folder may come back between a failure and the try to make the study anew.
+    assert all("is made again from the ledger" in line for line in lines[1:-1])
 
 
 def test_a_storage_that_never_comes_back_is_told_at_the_end(
