@@ -129,7 +129,8 @@ def _asha(field_: Field) -> None:
 
     def promotion() -> tuple[Contender, int] | None:
         for rung in range(top - 1, -1, -1):
-            ranked = sorted(at[rung], key=lambda c, r=field_.rungs[rung]: c.values[r])
+            seen = field_.rungs[rung]
+            ranked = sorted(at[rung], key=lambda c: c.values[seen])
             for contender in ranked[: len(ranked) // ETA]:
                 if id(contender) not in promoted[rung]:
                     promoted[rung].add(id(contender))

@@ -3,9 +3,10 @@
     python -m benchmarks.policy.decisions --out FILE.jsonl.gz       play them and write every event down
     python -m benchmarks.policy.decisions --against FILE.jsonl.gz   play them again and compare
 
-The runs are those of ``rough.py``. Whatever stands in an event is compared, floats to the last bit, and when
-it happened on the run's own clock; the time on the wall is not even recorded. Record and compare on one
-machine and with the same packages: elsewhere the real sampler's Gaussian process may round differently.
+The runs are those of ``setups.py``, played by ``rough.py``. Whatever stands in an event is compared, floats
+to the last bit, and when it happened on the run's own clock; the time on the wall is not even recorded.
+Record and compare on one machine and with the same packages: elsewhere the real sampler's Gaussian process
+may round differently.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.policy.rough import Setup, play, setup_of
+from benchmarks.policy.rough import play
+from benchmarks.policy.setups import Setup, setup_of
 from budgetsearch.core.codec import encode
 from budgetsearch.core.events import Entry
 

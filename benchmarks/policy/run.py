@@ -78,7 +78,9 @@ def one(task: Task) -> list[dict[str, Any]]:
     where = {"family": Path(task.path).parent.name, "table": Path(task.path).stem}
     rows = [{**where, "method": task.method, "seed": task.seed, "multiple": x} for x in task.multiples]
     try:
-        found = [{"regret": round(o.regret, 5)} for o in outcomes_of(curves_of(task.path), task)]
+        found: list[dict[str, float | str]] = [
+            {"regret": round(o.regret, 5)} for o in outcomes_of(curves_of(task.path), task)
+        ]
     except Exception as error:  # a peer that fails on one table is reported, not hidden
         if task.method == OURS:
             raise

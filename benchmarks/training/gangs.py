@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.training.common import device_name, fetch, say, write
-from budgetsearch.core.records import Schedule, Segment
+from budgetsearch.core.records import Params, Schedule, Segment
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.calibrate import saturated
 from budgetsearch.training.data.tokens import TokenSet
@@ -112,7 +112,7 @@ class Bench:
         marks: list[float] = []
         begun = time.monotonic()
 
-        class Watch(TrainerCallback):
+        class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
             """Notes when each step ends; the last one comes when the time is up."""
 
             def on_step_end(watch, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: N805
@@ -189,7 +189,7 @@ def _example(ids: list[int], prompt: int) -> dict[str, list[int]]:
 
 
 def _segment(number: int, quantization: str, micro: int) -> Segment:
-    params = {"quantization": quantization, "rank": RANK, "learning_rate": RATE}
+    params: Params = {"quantization": quantization, "rank": RANK, "learning_rate": RATE}
     schedule = Schedule(0, 10**12)
     return Segment(number, params, number, 0, 0, 10**12, schedule, batch_size=micro, micro_batch=micro)
 
