@@ -23,13 +23,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from benchmarks.training.common import device_name, fetch, say, write
 from budgetsearch.core.records import Params, Schedule, Segment
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.calibrate import saturated
-from budgetsearch.training.data.tokens import TokenSet
+from budgetsearch.training.data.store import TokenSet, writing
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
 from budgetsearch.training.memory import free, is_memory_error, peak_bytes, start_peak
@@ -82,15 +81,12 @@ def random_model(shape: str, folder: Path) -> Path:
 def rows_of(length: int, count: int, vocabulary: int) -> TokenSet:
     """Random rows of one length; the second half of each is its completion."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(10, vocabulary, (count * length,), generator=generator, dtype=torch.int32)
+    tokens = torch.randint(10, vocabulary, (count, length), generator=generator, dtype=torch.int32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.safetensors"
-        tensors = {
-            "tokens": tokens,
-            "offsets": torch.arange(0, count * length + 1, length, dtype=torch.int64),
-            "prompt_lengths": torch.full((count,), length // 2, dtype=torch.int32),
-        }
-        save_file(tensors, path)
+        with writing(path) as writer:
+            for row in tokens.tolist():
+                writer.add(row, [index >= length // 2 for index in range(length)])
         return TokenSet(path)
 
 
@@ -140,7 +136,7 @@ class Bench:
             examples = [_example(*data.row(index)) for index in range(len(data))]
             Trainer(model=adapted, args=arguments, train_dataset=examples, callbacks=[Watch()]).train()
         wall = time.monotonic() - begun
-        return self._measured(marks, micro * data.lengths[0], wall)
+        return self._measured(marks, micro * int(data.lengths[0]), wall)
 
     def gang(self, quantization: str, data: TokenSet, micro: int, members: int) -> Measured:
         """The same trials at once on a resident base."""
@@ -157,7 +153,7 @@ class Bench:
                 training.step_on(gang, training.members)
                 marks.append(time.monotonic())
         wall = (time.monotonic() - begun) / members
-        return self._measured(marks, members * micro * data.lengths[0], wall)
+        return self._measured(marks, members * micro * int(data.lengths[0]), wall)
 
     def _measured(self, marks: list[float], tokens: int, wall: float) -> Measured:
         step = statistics.median(b - a for a, b in pairwise(marks))
@@ -184,8 +180,9 @@ def done(marks: list[float], seconds: float) -> bool:
     return len(marks) >= 4 and marks[-1] - marks[0] >= seconds
 
 
-def _example(ids: list[int], prompt: int) -> dict[str, list[int]]:
-    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * prompt + ids[prompt:]}
+def _example(ids: Any, trained: Any) -> dict[str, list[int]]:
+    labels = [token if flag else -100 for token, flag in zip(ids.tolist(), trained, strict=True)]
+    return {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": labels}
 
 
 def _segment(number: int, quantization: str, micro: int) -> Segment:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy
 import torch
 
 if TYPE_CHECKING:
-    from budgetsearch.training.data.tokens import TokenSet
+    from numpy.typing import ArrayLike, NDArray
+
+    from budgetsearch.training.data.store import TokenSet
 
 WINDOW = 16
 """So many batches are drawn at random and then grouped by length, so that little is padding."""
@@ -22,11 +25,11 @@ class Batch:
     ids: torch.Tensor
     """(rows, length), int64."""
     places: torch.Tensor
-    """(targets,): the positions before the completion tokens, counted through all rows."""
+    """(targets,): the positions before the trained tokens, counted through all rows."""
     labels: torch.Tensor
-    """(targets,): the completion tokens themselves."""
+    """(targets,): the trained tokens themselves."""
     targets: tuple[int, ...]
-    """Completion tokens of each member."""
+    """Trained tokens of each member."""
     rows: tuple[int, ...]
     """Rows of each member."""
     lengths: tuple[int, ...]
@@ -50,11 +53,11 @@ class DataOrder:
     again, so that a step's rows need little padding.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: ArrayLike, batch_size: int, seed: int) -> None:
         """``lengths`` of all rows, in tokens."""
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.lengths, self.batch_size, self.seed = numpy.asarray(lengths), batch_size, seed
         self._epoch = -1
-        self._order: list[int] = []
+        self._order = numpy.empty(0, dtype=numpy.int64)
 
     def step_rows(self, step: int) -> list[int]:
         """The rows of optimizer step ``step`` (from 0), longest first."""
@@ -66,37 +69,36 @@ class DataOrder:
         epoch, offset = divmod(position, len(self.lengths))
         if epoch != self._epoch:
             self._order, self._epoch = self._shuffled(epoch), epoch
-        return self._order[offset]
+        return int(self._order[offset])
 
-    def _shuffled(self, epoch: int) -> list[int]:
+    def _shuffled(self, epoch: int) -> NDArray[numpy.int64]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        rows = torch.randperm(len(self.lengths), generator=generator).tolist()
-        order: list[int] = []
+        rows = torch.randperm(len(self.lengths), generator=generator).numpy()
+        order: list[NDArray[numpy.int64]] = []
         for start in range(0, len(rows), WINDOW * self.batch_size):
-            window = sorted(rows[start : start + WINDOW * self.batch_size], key=self.lengths.__getitem__)
+            window = rows[start : start + WINDOW * self.batch_size]
+            window = window[numpy.argsort(self.lengths[window], kind="stable")]
             batches = [window[i : i + self.batch_size] for i in range(0, len(window), self.batch_size)]
-            for index in torch.randperm(len(batches), generator=generator).tolist():
-                order += batches[index]
-        return order
+            order += [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+        return numpy.concatenate(order)
 
 
 def collate(data: TokenSet, groups: Sequence[Sequence[int]], pad: int) -> Batch:
     """The rows of each member as one batch, as wide as the longest of them all."""
     encoded = [data.row(row) for rows in groups for row in rows]
     width = max(len(ids) for ids, _ in encoded)
-    ids = torch.full((len(encoded), width), pad, dtype=torch.long)
-    places: list[int] = []
-    labels: list[int] = []
-    for i, (tokens, prompt) in enumerate(encoded):
-        ids[i, : len(tokens)] = torch.as_tensor(tokens, dtype=torch.long)
-        places += range(i * width + prompt - 1, i * width + len(tokens) - 1)
-        labels += tokens[prompt:]
+    ids = numpy.full((len(encoded), width), pad, dtype=numpy.int64)
+    trained = numpy.zeros((len(encoded), width), dtype=bool)
+    for i, (row, mask) in enumerate(encoded):
+        ids[i, : len(row)] = row
+        trained[i, 1 : len(row)] = mask[1:]  # nothing foretells the first token
+    places = numpy.flatnonzero(trained)
     return Batch(
-        ids=ids,
-        places=torch.tensor(places, dtype=torch.long),
-        labels=torch.tensor(labels, dtype=torch.long),
+        ids=torch.from_numpy(ids),
+        places=torch.from_numpy(places - 1),
+        labels=torch.from_numpy(ids.reshape(-1)[places]),
         targets=tuple(sum(data.targets(row) for row in rows) for rows in groups),
         rows=tuple(len(rows) for rows in groups),
-        lengths=tuple(max(data.lengths[row] for row in rows) for rows in groups),
-        tokens=tuple(sum(data.lengths[row] for row in rows) for rows in groups),
+        lengths=tuple(int(max(data.lengths[row] for row in rows)) for rows in groups),
+        tokens=tuple(int(sum(data.lengths[row] for row in rows)) for rows in groups),
     )

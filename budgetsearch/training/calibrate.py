@@ -226,7 +226,7 @@ class _Bench:
         if (members > 1 or micro > 1) and (why := self.shop.pressed()):  # it would shrink at once
             raise MemoryError(why)
         rate, self._step_seconds = (self._tokens(training) - tokens) / passed, passed / step
-        longest = self.shop.data.train.lengths[self._longest[0]]
+        longest = int(self.shop.data.train.lengths[self._longest[0]])
         peak = max(0, self.shop.peak_bytes() - self.shop.other_bases())
         return Probe(members, micro, recompute, longest, rate, peak)
 

@@ -13,7 +13,7 @@ from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import target_losses
 
 if TYPE_CHECKING:
-    from budgetsearch.training.data.tokens import TokenSet
+    from budgetsearch.training.data.store import TokenSet
 
 EVAL_BATCH = 8
 """Sequences per evaluation pass, or the micro-batch where less fits."""
@@ -52,7 +52,7 @@ def example_losses(
 
 
 def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> float:
-    """Mean cross-entropy per completion token over all examples."""
+    """Mean cross-entropy per trained token over all examples."""
     return sum(loss * number for loss, number in zip(losses, targets, strict=True)) / sum(targets)
 
 

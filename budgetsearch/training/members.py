@@ -130,7 +130,7 @@ class Member:
     def skip_to(self, tokens: int) -> None:
         """Go to a place in the data without training."""
         while self.tokens < tokens:
-            self.tokens += sum(self.order.lengths[row] for row in self.order.step_rows(self.steps))
+            self.tokens += int(self.order.lengths[self.order.step_rows(self.steps)].sum())
             self.steps += 1
 
     # ------------------------------------------------------------------------- a step
@@ -147,11 +147,11 @@ class Member:
         self._pending = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
         self._losses = []
         self._targets = sum(self.shop.data.train.targets(row) for row in rows)
-        self._tokens = sum(self.shop.data.train.lengths[row] for row in rows)
+        self._tokens = int(self.shop.data.train.lengths[rows].sum())
 
     @property
     def step_targets(self) -> int:
-        """Completion tokens of the step: the loss is their mean, whatever the micro-batches are."""
+        """Trained tokens of the step: the loss is their mean, whatever the micro-batches are."""
         return self._targets
 
     @property

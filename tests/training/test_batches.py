@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from budgetsearch.training.batches import DataOrder, collate
+from budgetsearch.training.data.store import TokenSet, writing
 from budgetsearch.training.members import Shop
 
 
@@ -63,7 +65,25 @@ def test_batches_of_one_length_do_not_come_in_the_order_of_their_lengths() -> No
     assert max(means[:8]) - min(means[:8]) > 100
 
 
-def test_a_batch_holds_every_member_and_only_completion_labels(shop: Shop) -> None:
+def test_several_answers_of_a_row_are_trained_and_what_stands_between_is_not(tmp_path: Path) -> None:
+    """Labels are the trained tokens wherever they stand; the first token of a row has nothing before it."""
+    rows = [([1, 2, 3, 4, 5, 6], "011001"), ([7, 8], "11"), ([9, 1, 2], "010")]
+    with writing(tmp_path / "rows.safetensors") as writer:
+        for ids, mask in rows:
+            writer.add(ids, [flag == "1" for flag in mask])
+    data = TokenSet(tmp_path / "rows.safetensors")
+    batch = collate(data, [[0], [1, 2]], pad=0)
+    assert [2, 3, 6, 8, 1] == batch.labels.tolist()
+    assert [0, 1, 4, 6, 12] == batch.places.tolist()
+    assert (3, 2) == batch.targets
+    assert [rows[i] for i in range(3)] == [
+        (ids.tolist(), "".join("01"[int(flag)] for flag in trained))
+        for ids, trained in map(data.row, range(3))
+    ]
+    assert ["rows.safetensors"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_a_batch_holds_every_member_and_only_trained_labels(shop: Shop) -> None:
     """Places point at the position before each completion token, through all rows of all members."""
     data, groups = shop.data.train, [[3, 11], [20], [41, 5, 6]]
     batch = collate(data, groups, pad=7)
@@ -71,10 +91,10 @@ def test_a_batch_holds_every_member_and_only_completion_labels(shop: Shop) -> No
     assert batch.ids.shape == (6, max(data.lengths[row] for rows in groups for row in rows))
     flat, expected = batch.ids.flatten(), []
     for i, row in enumerate(row for rows in groups for row in rows):
-        ids, prompt = data.row(row)
-        assert ids == batch.ids[i, : len(ids)].tolist()
+        ids, trained = data.row(row)
+        assert ids.tolist() == batch.ids[i, : len(ids)].tolist()
         assert {7} >= set(batch.ids[i, len(ids) :].tolist())
-        expected += ids[prompt:]
+        expected += ids[trained].tolist()
     assert expected == batch.labels.tolist()
     assert expected == flat[batch.places + 1].tolist()
     assert sum(batch.targets) == len(expected)

@@ -89,11 +89,11 @@ def plain_peft(base: Any, segment: Segment, data: PreparedData, tokens: int | No
             break
         rows = [data.train.row(row) for row in order.step_rows(step)]
         width = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
+        ids = torch.tensor([ids.tolist() + [0] * (width - len(ids)) for ids, _ in rows])
         mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows])
         labels = torch.full_like(ids, -100)
-        for i, (row, prompt) in enumerate(rows):
-            labels[i, prompt : len(row)] = ids[i, prompt : len(row)]
+        for i, (row, trained) in enumerate(rows):
+            labels[i, : len(row)] = torch.where(torch.tensor(trained), ids[i, : len(row)], -100)
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
         loss.backward()
@@ -177,10 +177,10 @@ def test_gradients_equal_those_of_peft(base: Any, shop: Shop) -> None:
         rows = member.order.step_rows(0)
         total, targets = torch.zeros((), dtype=torch.float64), 0
         for row in rows:  # one at a time, so there is no padding at all
-            ids, prompt = shop.data.train.row(row)
-            logits = model(input_ids=torch.tensor([ids])).logits[0, prompt - 1 : -1]
-            total = total + cross_entropy(logits, torch.tensor(ids[prompt:]), reduction="sum")
-            targets += len(ids) - prompt
+            ids, trained = map(torch.tensor, shop.data.train.row(row))
+            logits = model(input_ids=ids[None].long()).logits[0, :-1][trained[1:]]
+            total = total + cross_entropy(logits, ids[trained].long(), reduction="sum")
+            targets += int(trained.sum())
         (total / targets).backward()
         for name, parameter in parameters.items():
             layer = name.removeprefix("base_model.model.").split(".lora_")[0]
@@ -283,10 +283,10 @@ def test_every_member_exports_a_peft_adapter_with_its_reported_losses(
         model = PeftModel.from_pretrained(fresh, shop.checkpoint_path / str(result.checkpoint_out)).double()
         losses = []
         for index in range(6):
-            ids, prompt = shop.data.valid.row(index)
+            ids, trained = map(torch.tensor, shop.data.valid.row(index))
             with torch.no_grad():
-                logits = model(input_ids=torch.tensor([ids])).logits[0, prompt - 1 : -1]
-            losses.append(float(cross_entropy(logits, torch.tensor(ids[prompt:]))))
+                logits = model(input_ids=ids[None].long()).logits[0, :-1][trained[1:]]
+            losses.append(float(cross_entropy(logits, ids[trained].long())))
         assert losses == pytest.approx(list(result.example_losses), abs=EXACT)
 
 

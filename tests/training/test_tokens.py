@@ -12,6 +12,7 @@ import pytest
 from budgetsearch.core.errors import DataError, SettingsError
 from budgetsearch.training.data import tokens
 from budgetsearch.training.data.examples import Example
+from budgetsearch.training.data.store import TokenSet
 from budgetsearch.training.data.tokens import (
     PreparedData,
     Sources,
@@ -54,11 +55,19 @@ def prepared(model: Path, folder: Path, rows: list[dict[str, Any]] = ROWS, **opt
     return prepare(model, Sources(write(folder / "x.jsonl", rows), **chosen), **settings)
 
 
+def split_row(data: TokenSet, index: int) -> tuple[list[int], int]:
+    """The ids of a row of one prompt and one completion, and the length of the prompt."""
+    ids, trained = data.row(index)
+    prompt = trained.tolist().index(True)
+    assert trained[prompt:].all()
+    return ids.tolist(), prompt
+
+
 def test_a_row_is_the_rendered_prompt_and_the_completion_with_its_end(tiny: Path, tmp_path: Path) -> None:
     """The prompt ids are an exact prefix, and the last id is the end of turn."""
     data, tokenizer = prepared(tiny, tmp_path), load_tokenizer(tiny)
     for index, example in enumerate(data.valid_examples):
-        ids, prompt = data.valid.row(index)
+        ids, prompt = split_row(data.valid, index)
         assert render_prompt(tokenizer, example) == tokenizer.decode(ids[:prompt])
         assert f"{example.completion}<|im_end|>" == tokenizer.decode(ids[prompt:])
         assert tokenizer.eos_token_id == ids[-1]
@@ -74,7 +83,7 @@ def test_the_chat_template_is_used_as_it_is(tiny: Path) -> None:
 def test_without_a_chat_template_a_plain_one_serves(plain: Path, tmp_path: Path) -> None:
     """Headings mark the turns; the eos token ends the completion."""
     data, tokenizer = prepared(plain, tmp_path), load_tokenizer(plain)
-    ids, prompt = data.valid.row(0)
+    ids, prompt = split_row(data.valid, 0)
     assert "plain" == data.template
     assert "### Instruction\nq1\n\n### Response\n" == render_prompt(tokenizer, CHAT)
     assert f"{data.valid_examples[0].completion}<|im_end|>" == tokenizer.decode(ids[prompt:])
@@ -138,7 +147,7 @@ def test_statistics_count_what_happened(tiny: Path, tmp_path: Path) -> None:
     held_out = write(tmp_path / "valid.jsonl", [{"question": "v", "answer": "v"}])
     rows = [{"question": "q", "answer": "abc"}, {"question": "r", "answer": "x" * 400}]
     data = prepared(tiny, tmp_path, rows, valid=held_out, max_length=64)
-    stats, (_, prompt) = data.train_stats, data.train.row(0)
+    stats, (_, prompt) = data.train_stats, split_row(data.train, 0)
     short = prompt + len("abc") + 1
     assert (2, short + 64, short + 64 - 2 * prompt) == (stats.rows, stats.tokens, stats.target_tokens)
     assert (1, 0, 64, (short + 64) / 2) == (
@@ -173,7 +182,7 @@ def test_the_second_call_reads_the_cache(tiny: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(tokens, "load_tokenizer", lambda *_, **__: pytest.fail("tokenized again"))
     second = prepared(tiny, tmp_path)
     assert first.folder == second.folder
-    assert [first.train.row(i) for i in range(3)] == [second.train.row(i) for i in range(3)]
+    assert [split_row(first.train, i) for i in range(3)] == [split_row(second.train, i) for i in range(3)]
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"max_length": 64}, {"rows": ROWS[:-1]}, {"max_rows": 10}])

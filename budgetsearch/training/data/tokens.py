@@ -21,10 +21,11 @@ from budgetsearch.core.ports import Say
 from budgetsearch.storage.files import fresh_folder, locked, sha256_of
 from budgetsearch.training.data.examples import Example, load_examples, prompt_key, split
 from budgetsearch.training.data.limit import Limit
+from budgetsearch.training.data.store import TokenSet, writing
 from budgetsearch.training.data.trust import FLAG, code_files, uses_code
 from budgetsearch.training.quiet import quiet
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same rows would give other tokens: old caches are then left alone."""
 MIN_LENGTH = 8
 TOKENIZER_FILES = ("*token*", "chat_template*", "vocab.*", "merges.txt", "*.model", "*.tiktoken")
@@ -49,38 +50,6 @@ class TokenStats:
     """Rows without a single completion token."""
     max_row_tokens: int
     mean_row_tokens: float
-
-
-class TokenSet:
-    """Tokenized rows, read-only: a flat ``tokens`` (int32), ``offsets`` (int64), ``prompt_lengths``."""
-
-    def __init__(self, path: Path) -> None:
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
-        self._tokens, self._prompts = tensors["tokens"], tensors["prompt_lengths"].tolist()
-        self._offsets: list[int] = tensors["offsets"].tolist()
-        self.lengths: Sequence[int] = [b - a for a, b in zip(self._offsets, self._offsets[1:], strict=False)]
-        if len(self.lengths) != len(self._prompts) or self._offsets[-1] != len(self._tokens):
-            raise ValueError("offsets and tokens do not match")
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def row(self, index: int) -> tuple[list[int], int]:
-        """Ids of a row, and how many of them are prompt; only the others are labels."""
-        ids: list[int] = self._tokens[self._offsets[index] : self._offsets[index + 1]].tolist()
-        return ids, self._prompts[index]
-
-    def targets(self, index: int) -> int:
-        """Completion tokens of a row: those with a loss."""
-        return int(self.lengths[index] - self._prompts[index])
-
-    def sha256(self) -> str:
-        """Hash of the ids and of where rows and prompts end: which rows these are, in which order."""
-        digest = hashlib.sha256(self._tokens.numpy().tobytes())
-        digest.update(json.dumps([self._offsets, self._prompts]).encode())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -330,25 +299,14 @@ def _write(
             rows, kept, stats = _tokenize(tokenizer, examples, max_length)
             if not rows:
                 raise DataError(f"no {name} row is left: every completion was empty after tokenization")
-            _save_rows(fresh / f"{name}.safetensors", rows)
+            with writing(fresh / f"{name}.safetensors") as writer:
+                for ids, prompt in rows:
+                    writer.add(ids, [False] * prompt + [True] * (len(ids) - prompt))
             meta[name] = dataclasses.asdict(stats)
             if name == "valid":
                 lines = [_as_json(example) + "\n" for example in kept]
                 (fresh / "valid.jsonl").write_text("".join(lines), encoding="utf-8")
         (fresh / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
-
-
-def _save_rows(path: Path, rows: Sequence[tuple[list[int], int]]) -> None:
-    import numpy
-    from safetensors.numpy import save_file
-
-    lengths = [len(ids) for ids, _ in rows]
-    tensors = {
-        "tokens": numpy.concatenate([numpy.array(ids, dtype=numpy.int32) for ids, _ in rows]),
-        "offsets": numpy.cumsum([0, *lengths], dtype=numpy.int64),
-        "prompt_lengths": numpy.array([prompt for _, prompt in rows], dtype=numpy.int32),
-    }
-    save_file(tensors, path)
 
 
 def _split_sources(sources: Sources, say: Say) -> tuple[list[Example], list[Example]]:
