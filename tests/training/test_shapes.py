@@ -1,0 +1,141 @@
+# ruff: noqa: E501 (tables of rows)
+"""Every shape of a row becomes the same conversation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from budgetsearch.core.errors import SettingsError
+from budgetsearch.training.data.conversation import Conversation, Skip, Text, Turn, from_json, to_json
+from budgetsearch.training.data.shapes import parse_columns, sample_of
+
+PLAIN = [Turn("user", "Q"), Turn("assistant", "A")]
+KIND = [Turn("system", "S"), *PLAIN]
+MESSAGES = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+CALLED = [Turn("user", "Q"), Turn("assistant", tool_calls=(CALL,)), Turn("tool", "R"), Turn("assistant", "A")]
+CONTEXT = [
+    Turn("user", "Q"),
+    Turn("assistant", "B", trained=False),
+    Turn("user", "C"),
+    Turn("assistant", "A"),
+]
+
+
+def called(call: Any) -> dict[str, Any]:
+    """A row with this message in the place of a call."""
+    return {"messages": [MESSAGES[0], call, {"role": "tool", "content": "R"}, MESSAGES[1]]}
+
+
+def sharegpt(*pairs: tuple[str, str], **beside: Any) -> dict[str, Any]:
+    """A row of conversations."""
+    return {"conversations": [{"from": who, "value": text} for who, text in pairs], **beside}
+
+
+SHAPES = [
+    ({"messages": MESSAGES}, {}, PLAIN),
+    ({"messages": json.dumps(MESSAGES)}, {}, PLAIN),
+    ({"conversation": MESSAGES, "system": "S"}, {}, KIND),
+    ({"talk": MESSAGES}, {"messages": "talk"}, PLAIN),
+    (sharegpt(("Human ", "Q"), (" GPT", "A")), {}, PLAIN),
+    (sharegpt(("system", " "), ("human", "Q"), ("gpt", "A"), system="S"), {}, KIND),
+    (
+        sharegpt(("human", "Q"), ("function_call", json.dumps(CALL["function"])), ("observation", "R"), ("gpt", "A")),
+        {},
+        CALLED,
+    ),
+    (called({"role": "assistant", "content": None, "tool_calls": [CALL]}), {}, CALLED),
+    (called({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]}), {}, CALLED),
+    (called({"role": "assistant", "function_call": {"name": "f", "arguments": '{"a": 1}'}}), {}, CALLED),
+    (called({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1, "b": None}}}]}), {}, CALLED),
+    ({"prompt": "Q", "completion": "A"}, {}, PLAIN),
+    ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:], "system": ""}, {}, PLAIN),
+    ({"prompt": [*MESSAGES[:1], {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}], "completion": "A"}, {}, CONTEXT),
+    ({"instruction": "Q", "input": "", "output": "A", "system": "S"}, {}, KIND),
+    ({"instruction": "Q", "input": "I", "output": "A"}, {}, [Turn("user", "Q\n\nI"), PLAIN[1]]),
+    ({"instruction": "C", "output": "A", "history": [["Q", "B"]]}, {}, [PLAIN[0], Turn("assistant", "B"), Turn("user", "C"), PLAIN[1]]),
+    ({"question": "Q", "answer": "A", "id": 3}, {}, PLAIN),
+    ({"input": "Q", "target": "A"}, {}, PLAIN),
+    ({"ask": "Q", "reply": "A", "who": "S"}, {"prompt": "ask", "completion": "reply", "system": "who"}, KIND),
+    ({"prompt": "Q", "chosen": "A", "rejected": "B"}, {"completion": "chosen"}, PLAIN),
+    ({"prompt": "Q", "chosen": MESSAGES, "rejected": []}, {"completion": "chosen"}, PLAIN),
+    ({"chosen": MESSAGES, "rejected": []}, {"completion": "chosen"}, PLAIN),
+    ({"question": 1, "answer": False}, {}, [Turn("user", "1"), Turn("assistant", "false")]),
+    ({"question": 0.5, "answer": 0}, {}, [Turn("user", "0.5"), Turn("assistant", "0")]),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}, MESSAGES[1]]},
+     {}, [Turn("user", "a b"), PLAIN[1]]),
+    ({"messages": [MESSAGES[0], {**MESSAGES[1], "reasoning_content": "T"}]}, {}, [PLAIN[0], Turn("assistant", "A", "T")]),
+    ({"messages": [*MESSAGES, *MESSAGES[:1], {**MESSAGES[1], "weight": 0}]}, {}, [*PLAIN, PLAIN[0], Turn("assistant", "A", trained=False)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "columns", "turns"), SHAPES, ids=range(len(SHAPES)))
+def test_a_row_of_any_shape_is_a_conversation(
+    row: dict[str, Any], columns: dict[str, str], turns: list[Turn]
+) -> None:
+    """Which also goes through JSON and comes back."""
+    sample, used = sample_of(row, "x.jsonl:1", columns)
+    assert Conversation(tuple(turns)) == sample.body
+    assert used <= {*row}
+    assert sample == from_json(json.loads(json.dumps(to_json(sample))))
+
+
+def test_functions_and_other_columns_are_told_apart() -> None:
+    """Functions reach the conversation wrapped, from a list or from its JSON; what is not used can be named."""
+    bare = {"name": "f", "parameters": {"x": None}}
+    sample, used = sample_of({"messages": MESSAGES, "tools": json.dumps([bare]), "id": 1})
+    assert isinstance(sample.body, Conversation)
+    assert ({"type": "function", "function": {"name": "f", "parameters": {}}},) == sample.body.tools
+    assert {"messages", "tools"} == used
+
+
+def test_raw_text_has_to_be_asked_for() -> None:
+    """It is no conversation, and the message says how."""
+    row = {"text": "Once."}
+    assert Text("Once.") == sample_of(row, "", parse_columns("text=text"))[0].body
+    with pytest.raises(Skip, match="--columns text=text"):
+        sample_of(row)
+
+
+SKIPS = [
+    ({"prompt": "Q", "completion": None}, "'completion' is empty"),
+    ({"prompt": " ", "completion": "A"}, "'prompt' is empty"),
+    ({"prompt": "Q", "completion": float("nan")}, "'completion' is empty"),
+    ({"prompt": "Q", "completion": {"a": 1}}, "'completion' is no text"),
+    ({"prompt": "\ud800", "completion": "A"}, "half a character"),
+    ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "--columns completion=chosen"),
+    ({"body": "Q", "label": 1}, "found: body, label; .*--columns"),
+    ({"messages": []}, "'messages' is empty"),
+    ({"messages": "hello"}, "no JSON"),
+    ({"messages": MESSAGES[:1]}, "no turn of the assistant"),
+    ({"messages": [{"role": "narrator", "content": "Q"}, MESSAGES[1]]}, "'narrator'"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}, MESSAGES[1]]}, "the kind 'image'"),
+    (called({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}), "no JSON"),
+    ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0.5}]}, "neither 0 nor 1"),
+    ({"instruction": "Q", "output": "A", "history": [["Q"]]}, "no list of pairs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "reason"), SKIPS, ids=range(len(SKIPS)))
+def test_a_row_that_cannot_be_used_says_why(row: dict[str, Any], reason: str) -> None:
+    """The reason names no row, so that rows can be counted by it; the exception does."""
+    with pytest.raises(Skip, match=reason) as caught:
+        sample_of(row, "x.jsonl:1")
+    assert "x.jsonl" not in caught.value.reason
+    assert str(caught.value).startswith("x.jsonl:1: ")
+
+
+@pytest.mark.parametrize("text", ["question", "ask=question", "prompt=", "text=a,prompt=b"])
+def test_columns_that_cannot_be_meant_are_refused(text: str) -> None:
+    """The message shows how they are written."""
+    with pytest.raises(SettingsError, match="--columns"):
+        parse_columns(text)
+
+
+def test_a_column_that_is_not_there_is_named() -> None:
+    """With those that are."""
+    with pytest.raises(Skip, match=r"no column 'reply'.*found: ask"):
+        sample_of({"ask": "Q"}, "", parse_columns("prompt=ask,completion=reply"))
