@@ -223,7 +223,8 @@ class Driver:
     def _pause(self) -> None:
         self._tidy()
         self._wait()
-        if not self._several:  # else the free workers come first
+        # Else the free workers come first, but for the first adapter: until it stands there is none.
+        if not self._several or self.history.exported is None:
             self._tidy()
 
     def _propose(self, plan: Plan, count: int) -> None:

@@ -19,8 +19,11 @@ from budgetsearch.core.errors import BudgetError, EngineError
 from budgetsearch.core.events import (
     Calibrated,
     Charged,
+    Decided,
     Entry,
     Event,
+    Exported,
+    Heartbeat,
     Opened,
     SegmentEnded,
     SegmentStarted,
@@ -37,6 +40,7 @@ from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.invariants import check
 from budgetsearch.views.report.workers import account
 from tests.support.factories import Story
+from tests.support.faults.proofs import may_stand
 from tests.support.simulation import make_driver
 from tests.support.worlds import Change, SyntheticWorld
 
@@ -203,6 +207,19 @@ def test_a_score_whose_node_goes_away_is_taken_again() -> None:
     history, _ = played(2, node_changes=[Change(scoring - 1.0, 1)])
     assert history.score is not None and "ok" == history.score.status
     assert history.score.base_loss is not None and history.score.base_accuracy is not None
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_whenever_a_run_is_killed_its_best_adapter_stands(workers: int) -> None:
+    """The first one before anything else is decided; a better one at the latest before anybody hears of the
+    jobs that were handed out meanwhile."""
+    _, entries = played(workers, 720.0)
+    standing = None
+    for count, entry in enumerate(entries, start=1):
+        if isinstance(entry.event, Exported):
+            standing = entry.event.trial_id, int(entry.event.checkpoint.split("tokens")[1].split("-")[0])
+        if isinstance(entry.event, (Decided, Heartbeat, Exported)):
+            assert standing in may_stand(entries[:count])
 
 
 def test_more_workers_than_planned_are_used() -> None:

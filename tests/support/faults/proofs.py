@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.events import Charged, Decided, Entry
+from budgetsearch.core.events import Charged, Decided, Entry, Heartbeat
 from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
@@ -61,18 +61,33 @@ def check_after_kill(run: Path, before: Sequence[Entry]) -> list[Entry]:
 
 def check_standing(run: Path, entries: Sequence[Entry]) -> None:
     """The best adapter stands whole, from the decision after the first segment that finished well."""
-    history, known = History(), set[tuple[int, int] | None]()
-    for entry in entries:
-        if isinstance(entry.event, Decided):
-            known = set()  # whatever was found before it stands by now
-        apply(history, entry)
-        best = history.incumbent
-        known.add((best.trial_id, best.best_tokens) if best else None)
-    if None in known or not known:
+    allowed = may_stand(entries)
+    if None in allowed or not allowed:
         return
     assert (run / "adapter").is_dir(), "there is no adapter, though a segment has finished well"
     manifest = check_adapter(run / "adapter")
-    assert (manifest["trial_id"], manifest["tokens"]) in known, "another adapter stands than the best"
+    assert (manifest["trial_id"], manifest["tokens"]) in allowed, "another adapter stands than the best"
+
+
+def may_stand(entries: Sequence[Entry]) -> set[tuple[int, int] | None]:
+    """Trial and tokens of whichever adapter may stand after these entries; None: there need not be any.
+
+    On one worker the best stands before the next decision. On several the free ones get their jobs before a
+    better adapter takes the place of the one that stands, but nobody hears of the jobs before it has; the
+    first adapter of a run waits for no job.
+    """
+    history, known, decided = History(), set[tuple[int, int] | None](), False
+    for entry in entries:
+        several = history.plan is not None and history.plan.workers > 1
+        if isinstance(entry.event, Decided):
+            decided = True
+            known = known - {None} if several else set()
+        elif decided and isinstance(entry.event, Heartbeat):
+            known, decided = set(), False
+        apply(history, entry)
+        best = history.incumbent
+        known.add((best.trial_id, best.best_tokens) if best else None)
+    return known
 
 
 def check_charges(entries: Sequence[Entry]) -> None:
