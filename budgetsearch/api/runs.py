@@ -20,14 +20,14 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Watcher
 from budgetsearch.run import session
 from budgetsearch.run.configuration import load_settings, names_out
-from budgetsearch.run.result import Result, result_of, shortfalls_of
+from budgetsearch.run.result import Result, result_of
 from budgetsearch.run.session import Caller
 from budgetsearch.run.settings import Changes, RunSettings
 from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.report.write import Reports, write_reports
 from budgetsearch.views.runs import Listed, runs_below
-from budgetsearch.views.shortfalls import shortfall_lines
+from budgetsearch.views.shortfalls import shortfall_lines, shortfalls_of
 from budgetsearch.views.tables import TrialRow, final_lines, trial_rows
 
 if TYPE_CHECKING:
@@ -261,6 +261,9 @@ def look(run: PathLike) -> tuple[History, dict[str, Any]]:
     history = _begun(folder, fold(entries))
     going = folder.goes(history.closed is not None)
     found = status_dict(history, going)
+    best = history.incumbent
+    if best is not None and not folder.holds_adapter(best.best_checkpoint):
+        found["best"]["adapter_path"] = None
     found["now"] = under_way(history, time.time()) if going else None
     found["shortfalls"] = [asdict(one) for one in shortfalls_of(folder, history, going)]
     workers = worker_seconds_of(entries)

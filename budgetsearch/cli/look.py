@@ -13,6 +13,7 @@ import typer
 from budgetsearch.cli.errors import EXIT_INTERRUPTED, errors
 from budgetsearch.cli.options import JsonOption, RunArgument, TrustAgain, with_options
 from budgetsearch.cli.output import asking, console, heard, show_run
+from budgetsearch.views.shortfalls import shortfall_lines
 from budgetsearch.views.terminal import echo
 
 commands = typer.Typer()
@@ -78,6 +79,8 @@ def report(
         from budgetsearch import api
 
         written = api.report(run, out=out)
+        for line in shortfall_lines(written.shortfalls):
+            echo(line, err=True)
         for path in (written.html, written.markdown, written.json):
             echo(path)
         if show:

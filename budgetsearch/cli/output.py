@@ -91,6 +91,8 @@ def show_run(history: History, found: Mapping[str, Any]) -> None:
     for line in shortfall_lines(Shortfall(**one) for one in found["shortfalls"]):
         echo(line)
     console().print(summary(history, found["phase"] != "stopped"))
+    if found["best"] and found["best"]["adapter_path"]:
+        echo(f"adapter  {found['best']['adapter_path']}")
     for line in under_way_lines(found["now"]) if found["now"] else ():
         echo(line)
     if "workers" in found:
@@ -108,8 +110,6 @@ def conclude(result: Any) -> None:
     if math.isfinite(result.left_seconds):
         leave_within(result.left_seconds - ENDING["exit"], code)
     show_run(*look(result.path))
-    if result.adapter_path is not None:
-        echo(f"adapter  {result.adapter_path}")
     if result.state == "finished":
         page = result.path / "report.html"
         echo(f"report   {page if page.is_file() else result.path / 'report.md'}")

@@ -78,6 +78,7 @@ def make_up(folder: RunFolder, history: History, changes: Changes, say: Say) -> 
     try:
         mirror = mirror_of(resumed_storage(opened, changes.get("storage")), folder, opened)
         mirror.catch_up(history)
+        folder.note_study(mirror.level)
         mirror.close()
     except SettingsError as error:
         LOGGER.warning("The Optuna study is not looked at. %s", error)

@@ -36,11 +36,11 @@ from budgetsearch.run.prepare import (
 from budgetsearch.storage.checkpoint_store import ONCE, CheckpointStore
 from budgetsearch.storage.files import exchange, remedy, sha256_of, sync
 from budgetsearch.storage.ownership import TORN, checkpoint_in, is_known, remove_checkpoints
-from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.storage.runfolder import MANIFEST_FILE, RunFolder
 from budgetsearch.storage.shared import folder_of, open_store, place_name, url_of
 from budgetsearch.training import sums
 from budgetsearch.training.sums import ADAPTER_FILES
-from budgetsearch.views.card import CARD_FILE, MANIFEST_FILE, adapter_card, adapter_manifest
+from budgetsearch.views.card import CARD_FILE, adapter_card, adapter_manifest
 
 LOGGER = logging.getLogger("budgetsearch.storage.shared")
 COPIED = (*sums.ADAPTER_FILES, sums.META_FILE)
@@ -260,7 +260,8 @@ def mend(
     except UnreadableError as error:
         say(str(error))
         return
-    say(f"the adapter in {exporter.target} is damaged or another trial's; it is written again")
+    wrong = "damaged or another trial's" if exporter.target.is_dir() else "missing"
+    say(f"the adapter in {exporter.target} is {wrong}; it is written again")
     try:
         exporter.with_tokenizer(tokenizer()).export(history, best, final=True)
     except (CheckpointError, DiskError, UsageError) as error:

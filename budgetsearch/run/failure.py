@@ -19,8 +19,7 @@ from budgetsearch.core.secrets import without_secrets
 from budgetsearch.run.permissions import flags_again
 from budgetsearch.storage.files import append_to, local_time
 from budgetsearch.storage.ledger import read_entries
-from budgetsearch.storage.runfolder import RunFolder
-from budgetsearch.views.card import told_by
+from budgetsearch.storage.runfolder import RunFolder, told_by
 
 MARK = "budgetsearch_run"
 """The attribute of an exception that names the run that it ended."""

@@ -32,10 +32,9 @@ from budgetsearch.run.manifest_schema import (
     to_text,
 )
 from budgetsearch.storage.files import replace_text
-from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.storage.runfolder import RunFolder, told_by
 from budgetsearch.storage.shared import url_of
 from budgetsearch.training.data.provenance import file_facts
-from budgetsearch.views.card import told_by
 
 LOGGER = logging.getLogger("budgetsearch.reproduction")
 UNSUMMED = (MANIFEST, "README.md")

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.history.history import History
-from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Score
 from budgetsearch.machine.clock import Timing
 from budgetsearch.storage.runfolder import RunFolder
-from budgetsearch.views.shortfalls import Shortfall, shortfalls
+from budgetsearch.views.shortfalls import Shortfall, shortfalls_of
 
 
 @dataclass(frozen=True)
@@ -54,25 +53,6 @@ class Result:
     """What the budget still held when this was made; infinite of a run that was over before."""
 
 
-def _is_of(folder: RunFolder, best: TrialState | None) -> bool:
-    """Whether the adapter in the folder is the best trial's: after a failure or a damaged ledger it may be
-    that of another one."""
-    from budgetsearch.views.card import told_by
-
-    return best is not None and told_by(folder.adapter).get("checkpoint") == best.best_checkpoint
-
-
-def shortfalls_of(folder: RunFolder, history: History, going: bool) -> tuple[Shortfall, ...]:
-    """What the ledger says is missing, and the reports of a run that is over which are not there."""
-    found = shortfalls(history, going)
-    reports = (folder.report_html, folder.report, folder.report_json)
-    unwritten = [path.name for path in reports if not path.is_file()]
-    if history.closed is None or history.closed.state != "finished" or not unwritten:
-        return found
-    what = f"{', '.join(unwritten)} {'is' if len(unwritten) == 1 else 'are'} not there"
-    return (*found, Shortfall("report", what, f"`budgetsearch report {folder.command_word}` writes it"))
-
-
 def result_of(folder: RunFolder, history: History, timing: Timing | None = None) -> Result:
     """What the run in a folder came to; ``timing``: of the search that has just ended, if one has."""
     best = history.incumbent
@@ -88,7 +68,9 @@ def result_of(folder: RunFolder, history: History, timing: Timing | None = None)
             if best is not None and best.best_loss is not None
             else None
         ),
-        adapter_path=folder.adapter if _is_of(folder, best) else None,
+        adapter_path=(
+            folder.adapter if best is not None and folder.holds_adapter(best.best_checkpoint) else None
+        ),
         score=history.score,
         ledger=folder.ledger,
         spent_seconds=history.spent,

@@ -320,15 +320,16 @@ def _drive(driver: Driver, session: Session) -> None:
         driver.engine.close()
         if driver.history.closed is not None:
             planned = driver.history.plan is not None
-            _await_views(session.caller.watchers, follower if planned else None, session.timing)
+            _await_views(session, follower if planned else None)
         follower.close()
         driver.ledger.close()
 
 
-def _await_views(watchers: Sequence[Watcher], follower: Follower | None, timing: Timing) -> None:
+def _await_views(session: Session, follower: Follower | None) -> None:
     """Give loggers and study, where there is one, what time there is to take the last events."""
-    for watcher in watchers:
+    timing = session.timing
+    for watcher in session.caller.watchers:
         if isinstance(watcher, ScalarLogger):
             watcher.close(closing_seconds("loggers", timing.seconds_left()))
     if follower is not None:
-        follower.close(closing_seconds("study", timing.seconds_left()))
+        session.folder.note_study(follower.close(closing_seconds("study", timing.seconds_left())))

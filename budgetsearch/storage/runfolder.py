@@ -9,11 +9,12 @@ import platform
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.storage.files import remove_empty, replace_file, unwritable
@@ -27,12 +28,15 @@ OWN = (
         "ledger.jsonl",
         "traceback.log",
         "ray",
+        "study.behind",
         ".settings.json.new",
         ".versions.lock.new",
         ".ledger.jsonl.new",
     ),
 )
 """What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
+MANIFEST_FILE = "budgetsearch.json"
+"""In an exported adapter: where it comes from and how it is loaded."""
 RAY_OWN = re.compile(r"ray\.log|worker-\d+\.log|lanes-[\w-]+")
 """What it may have left in Ray's folder."""
 
@@ -58,6 +62,8 @@ class RunFolder:
     """The same once more, in a file that only grows."""
     study = _Inside("study.sqlite")
     """The Optuna study: a view of the ledger."""
+    study_behind = _Inside("study.behind")
+    """There while the study is known to lack something that the ledger has."""
     settings = _Inside("settings.json")
     """Every setting, defaults included; without passwords."""
     versions = _Inside("versions.lock")
@@ -184,6 +190,23 @@ class RunFolder:
         """Whether there is what only a search can have left."""
         return self.adapter.exists() or any(self.checkpoints.glob("trial*"))
 
+    def holds_adapter(self, checkpoint: str | None) -> bool:
+        """Whether an adapter is there that says that it was made from this checkpoint; after a failure or a
+        damaged ledger it may be another one's, or somebody has moved it."""
+        weights = self.adapter / "adapter_model.safetensors"
+        made_from = told_by(self.adapter).get("checkpoint")
+        return checkpoint is not None and made_from == checkpoint and weights.is_file()
+
+    def note_study(self, level: bool) -> None:
+        """Keep in mind whether the study has all that the ledger has; nothing else can tell without it."""
+        try:
+            if level:
+                self.study_behind.unlink(missing_ok=True)
+            else:
+                self.study_behind.touch()
+        except OSError:
+            pass  # a note that cannot be kept is no reason to end a run
+
     def being_prepared(self) -> RunFolderError:
         """What to say of a run that has not begun yet."""
         try:
@@ -275,6 +298,18 @@ class RunFolder:
                 remove_empty(path)
             elif not path.is_dir():
                 path.unlink(missing_ok=True)
+
+
+def told_by(adapter: Path) -> Mapping[str, Any]:
+    """Read what an exported adapter itself says of where it comes from; nothing if that cannot be read.
+
+    After a ledger lost its end, the adapter may come from an event that the ledger does not hold.
+    """
+    try:
+        found = read_json((adapter / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_own(name: str) -> bool:

@@ -41,7 +41,7 @@ def patiently(read: Callable[[], T], what: str) -> T:
     """The result of ``read``, which is tried again while the system cannot read a file.
 
     Raises:
-        CheckpointError: a file is missing; ``what`` it belongs to is damaged.
+        CheckpointError: a file is missing of ``what`` it belongs to, or all of that.
         UnreadableError: a file cannot be read now.
     """
     for pause in (*PAUSES, None):
@@ -49,7 +49,7 @@ def patiently(read: Callable[[], T], what: str) -> T:
             return read()
         except OSError as error:
             if error.errno in GONE:
-                raise CheckpointError(f"{what} cannot be read: {error}") from error
+                raise CheckpointError(f"{what} is missing: {error}") from error
             if pause is None:
                 raise UnreadableError(
                     f"{what} cannot be read now ({error}). It may be whole, so it stays as it is. Mend its "

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.codec import read_json
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Score, cost_class
@@ -15,7 +13,6 @@ from budgetsearch.views.shortfalls import adapter_shortfalls
 from budgetsearch.views.words import accuracy_of, printable
 
 FORMAT = 1
-MANIFEST_FILE = "budgetsearch.json"
 CARD_FILE = "README.md"
 
 
@@ -140,18 +137,6 @@ def adapter_path(history: History) -> str | None:
     """Path of the exported adapter, if it is the best trial's: one that was exported before is not."""
     best, done = history.incumbent, history.exported
     return done.path if best and done and done.checkpoint == best.best_checkpoint else None
-
-
-def told_by(adapter: Path) -> Mapping[str, Any]:
-    """Read what an exported adapter itself says of where it comes from; nothing if that cannot be read.
-
-    After a ledger lost its end, the adapter may come from an event that the ledger does not hold.
-    """
-    try:
-        found = read_json((adapter / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def scored_for(history: History, state: TrialState) -> Score | None:

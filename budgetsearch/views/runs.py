@@ -15,7 +15,7 @@ from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.card import adapter_path
 from budgetsearch.views.fitted import Column, Fitted
-from budgetsearch.views.words import loss_text, state_of
+from budgetsearch.views.words import STATE_MEANS, loss_text, state_of
 
 DEPTH = 4
 """Folders below the named one are looked through so far down."""
@@ -96,14 +96,14 @@ def _row(folder: RunFolder) -> RunRow:
         base_accuracy=score.base_accuracy if score else None,
         spent_seconds=history.spent,
         budget_seconds=opened.budget_seconds,
-        adapter_path=adapter_path(history),
+        adapter_path=adapter_path(history) if best and folder.holds_adapter(best.best_checkpoint) else None,
     )
 
 
 def runs_table(rows: Sequence[RunRow]) -> Fitted:
     """Where it is too wide first the adapter goes, then what else a run can be asked for."""
     run = Column("run", [row.path for row in rows], right=False)
-    state = Column("state", [row.state for row in rows], right=False)
+    state = Column("state", [_state(row) for row in rows], right=False)
     loss = Column("loss", [_of_base(loss_text(row.loss), loss_text(row.base_loss)) for row in rows])
     when = Column("began", [f"{datetime.fromtimestamp(row.began):%Y-%m-%d %H:%M}" for row in rows])
     model = Column("model", [row.model.rstrip("/").rsplit("/", 1)[-1] for row in rows], right=False)
@@ -115,6 +115,11 @@ def runs_table(rows: Sequence[RunRow]) -> Fitted:
     for gone in (adapter, spent, model, right, when):
         choices.append([column for column in choices[-1] if column is not gone])
     return Fitted(choices, caption="loss and accuracy: the best adapter's, and the base's behind the bar")
+
+
+def _state(row: RunRow) -> str:
+    """That there is no adapter is told of a run that is over before anything it found."""
+    return f"{row.state}, no adapter" if row.state in STATE_MEANS and not row.adapter_path else row.state
 
 
 def _of_base(found: str, base: str) -> str:

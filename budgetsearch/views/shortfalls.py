@@ -9,6 +9,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.policy.deadline import exit_seconds, seconds_left
 from budgetsearch.core.records import Score
+from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.words import printable
 
 IDLE_SHARE = 0.05
@@ -32,7 +33,8 @@ class Shortfall:
     """One thing that is missing of what a run is for."""
 
     kind: str
-    """adapter, full run, loss, base, accuracy, answers, comparison, checkpoints, crashes, time or report."""
+    """adapter, full run, loss, base, accuracy, answers, comparison, checkpoints, crashes, time, study or
+    report."""
     what: str
     why: str
 
@@ -52,6 +54,39 @@ def shortfalls(history: History, going: bool = False) -> tuple[Shortfall, ...]:
     else:
         found = [*_full_run(history), *_unmeasured(history), *_scores(history), *_comparison(history)]
     return (*found, *_losses_on_the_way(history), *_unused(history))
+
+
+def shortfalls_of(folder: RunFolder, history: History, going: bool) -> tuple[Shortfall, ...]:
+    """The same with what the run's folder lacks: the adapter first, then what else there is, the study and
+    the reports last."""
+    if going:
+        return shortfalls(history, going)
+    return (*_adapter(folder, history), *shortfalls(history), *_study(folder), *_reports(folder, history))
+
+
+def _adapter(folder: RunFolder, history: History) -> Iterator[Shortfall]:
+    best = history.incumbent
+    if best is not None and not folder.holds_adapter(best.best_checkpoint):
+        what = f"The adapter of trial {best.trial_id} is not in {folder.adapter}"
+        yield Shortfall("adapter", what, _resume(folder, "writes it from the checkpoint, if that is there"))
+
+
+def _study(folder: RunFolder) -> Iterator[Shortfall]:
+    if folder.study_behind.exists():
+        what = "The Optuna study is not complete, the ledger is"
+        yield Shortfall("study", what, _resume(folder, "brings it level"))
+
+
+def _reports(folder: RunFolder, history: History) -> Iterator[Shortfall]:
+    reports = (folder.report_html, folder.report, folder.report_json)
+    unwritten = [path.name for path in reports if not path.is_file()]
+    if history.closed is not None and history.closed.state == "finished" and unwritten:
+        what = f"{', '.join(unwritten)} {'is' if len(unwritten) == 1 else 'are'} not there"
+        yield Shortfall("report", what, f"`budgetsearch report {folder.command_word}` writes it")
+
+
+def _resume(folder: RunFolder, does: str) -> str:
+    return f"`budgetsearch resume {folder.command_word}` {does}"
 
 
 def shortfall_lines(some: Iterable[Shortfall]) -> list[str]:

@@ -146,7 +146,8 @@ def test_a_server_that_comes_back_has_the_whole_study(
 def test_a_server_that_never_comes_back_leaves_the_run_alone_and_a_resume_completes_it(
     database: Server, place: fastrun.Place, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run finishes with a warning; the ledger holds no password, so the resume is given it again."""
+    """The run finishes with a warning, and says that its study is missing; the ledger holds no password, so
+    the resume is given it again."""
 
     def arrange() -> None:
         in_step()
@@ -161,7 +162,9 @@ def test_a_server_that_never_comes_back_leaves_the_run_alone_and_a_resume_comple
     database.start()
     api.resume(run, storage=database.url(password=False))
     assert "needs its password" in caplog.records[-1].getMessage()
+    assert "study" in [one.kind for one in api.open_run(run).shortfalls]
     api.resume(run, storage=database.url())
+    assert "study" not in [one.kind for one in api.open_run(run).shortfalls]
     check_level(database, run)
     check_secret(place, run)
     assert SECRET not in caplog.text

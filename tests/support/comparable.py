@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from budgetsearch.core.events import CardWatched, Closed, Event, Exported, Opene
 from budgetsearch.core.records import Score
 from budgetsearch.core.reports import CardUse
 from budgetsearch.storage.ledger import Ledger
+from budgetsearch.storage.runfolder import MANIFEST_FILE
 from tests.support.factories import FACTS, Story, best_scored, params
 
 DATA: Mapping[str, Any] = {
@@ -33,6 +35,15 @@ class Standing:
     def now(self) -> float:
         """The time it was set to."""
         return self.at
+
+
+def put_adapter(run: Path, checkpoint: str) -> Path:
+    """An adapter in the folder of a run that says that it was made from this checkpoint."""
+    adapter = run / "adapter"
+    adapter.mkdir()
+    (adapter / MANIFEST_FILE).write_text(json.dumps({"checkpoint": checkpoint}), encoding="utf-8")
+    (adapter / "adapter_model.safetensors").touch()
+    return adapter
 
 
 def score(

@@ -15,6 +15,7 @@ from budgetsearch import api
 from budgetsearch.core.errors import BudgetsearchError, ModelError, UsageError
 from budgetsearch.run.configuration import load_settings
 from budgetsearch.storage.ledger import read_history
+from budgetsearch.storage.runfolder import MANIFEST_FILE
 from budgetsearch.tools.compare import ask, kept
 from budgetsearch.tools.compare.comparison import Comparison
 from budgetsearch.tools.compare.harness import read_samples
@@ -22,7 +23,6 @@ from budgetsearch.tools.compare.tasks import Task, Tasks, parse_tasks
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.data.models import resolve_model
 from budgetsearch.training.data.tokens import load_tokenizer
-from budgetsearch.views.card import MANIFEST_FILE
 from tests.support.command_line import invoke
 from tests.support.comparable import score, write_run
 from tests.support.rows import write_rows

@@ -42,7 +42,7 @@ def test_a_followed_study_is_level_when_the_run_is_over(tmp_path: Path) -> None:
     one = followed(tmp_path, tuple(story.entries))
     story.watchers.append(one)
     tell_run(story)
-    one.close(LONG)
+    assert one.close(LONG)
     (tmp_path / "late").mkdir()
     StudyMirror(url(tmp_path / "late"), "run").catch_up(story.history)
     assert snapshot(tmp_path / "late") == snapshot(tmp_path)
@@ -113,7 +113,7 @@ def test_a_storage_that_never_comes_back_is_told_at_the_end(
     one = followed(tmp_path / "gone", tuple(story.entries))
     story.watchers.append(one)
     tell_run(story)
-    one.close(0.5)
+    assert not one.close(0.5)
     assert INCOMPLETE == caplog.records[-1].getMessage()
     assert "budgetsearch resume" in INCOMPLETE
     assert len(caplog.records) == 2

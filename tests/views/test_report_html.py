@@ -298,6 +298,11 @@ def write_ledger(folder: RunFolder, story: Story) -> None:
     ledger.close()
 
 
+def texts_of(reports: reporting.Reports) -> dict[str, str]:
+    """What the three say."""
+    return {name: getattr(reports, name).read_text("utf-8") for name in ("html", "markdown", "json")}
+
+
 def test_a_killed_run_is_not_called_going(tmp_path: Path) -> None:
     """While its process holds the lock it is still going; after kill -9 the page, the text, the numbers
     and the terminal say so, and what trained then was cut off."""
@@ -310,9 +315,9 @@ def test_a_killed_run_is_not_called_going(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        going = {name: path.read_text() for name, path in vars(api.report(tmp_path)).items()}
+        going = texts_of(api.report(tmp_path))
         process.kill()
-    killed = {name: path.read_text() for name, path in vars(api.report(tmp_path)).items()}
+    killed = texts_of(api.report(tmp_path))
     assert ("still going" in going["html"], "still going" in killed["html"]) == (True, False)
     assert "State: search: it is going." in going["markdown"]
     for name in ("html", "markdown"):

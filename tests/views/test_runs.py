@@ -16,6 +16,7 @@ from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.storage.ledger import Ledger
 from budgetsearch.views.runs import runs_below, runs_table
 from tests.support.command_line import invoke
+from tests.support.comparable import put_adapter
 from tests.support.factories import whole_run
 
 
@@ -33,6 +34,7 @@ def place(tmp_path: Path) -> Path:
     """A finished run, a later one that was stopped, a broken one, and other things."""
     entries = whole_run().entries
     make_run(tmp_path / "first", entries)
+    put_adapter(tmp_path / "first", str(whole_run().history.incumbent.best_checkpoint))  # type: ignore[union-attr]
     make_run(tmp_path / "deeper" / "second", entries[: len(entries) // 2])
     make_run(tmp_path / "never", [])
     (tmp_path / "broken").mkdir()
@@ -59,6 +61,7 @@ def test_the_command_prints_a_table_or_json(place: Path) -> None:
     code, text = invoke("runs", str(place))
     assert code == 0
     assert "0.9000 | 2.0000" in text
+    assert "stopped, no adapter" in text and "finished, no adapter" not in text
     assert f"skipped {place / 'broken'}" in text
     rows = json.loads(invoke("runs", str(place / "deeper"), "--json")[1])
     assert ["stopped"] == [row["state"] for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from budgetsearch.core.decisions import Finish
 from budgetsearch.core.events import Charged, CheckpointLost, Closed, Decided, Scored, SegmentEnded
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Score, SegmentResult
+from budgetsearch.storage.ledger import read_history
+from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.report.html import html_text
 from budgetsearch.views.report.markdown import text_of
 from budgetsearch.views.report.numbers import as_json, numbers_of
 from budgetsearch.views.shortfalls import shortfall_lines, shortfalls
 from budgetsearch.views.tables import final_lines
-from tests.support.comparable import write_run
+from tests.support.command_line import invoke
+from tests.support.comparable import put_adapter, score, write_run
 from tests.support.factories import Story, best_scored, params, paused
 from tests.support.simulation import make_driver
 from tests.support.worlds import SyntheticWorld
@@ -239,6 +243,30 @@ def test_status_and_the_python_api_say_it_first(tmp_path: Path) -> None:
     assert kinds == [one["kind"] for one in run.status["shortfalls"]]
     run.report()
     assert "report" not in [one.kind for one in bs.open(path).shortfalls]
+
+
+def test_an_adapter_or_a_study_that_is_not_there_is_told_by_whatever_shows_the_run(tmp_path: Path) -> None:
+    """First of all the adapter, which the ledger alone would promise: `status`, which names its path as long
+    as it is there, `report` with its pages, the Python API."""
+    path = write_run(tmp_path / "run", score())
+    adapter = put_adapter(path, str(read_history(path / "ledger.sqlite").incumbent.best_checkpoint))  # type: ignore[union-attr]
+    RunFolder(path).note_study(level=False)
+    study = f"MISSING  The Optuna study is not complete, the ledger is: `budgetsearch resume {path}` brings"
+    for gone in (False, True):
+        if gone:
+            shutil.rmtree(adapter)
+            RunFolder(path).note_study(level=True)
+        first = f"MISSING  The adapter of trial 0 is not in {adapter}: "
+        for command in ("status", "report"):
+            code, text = invoke(command, str(path))
+            assert (0, gone, not gone) == (code, text.startswith(first), study in text)
+        assert gone == (
+            "The adapter of trial 0 is not in" in (path / "report.md").read_text(encoding="utf-8")
+        )
+        text = invoke("status", str(path))[1]
+        assert gone != (f"adapter  {adapter}" in text)
+        assert (None if gone else str(adapter)) == bs.open(path).status["best"]["adapter_path"]
+        assert gone == ("adapter" == bs.open(path).shortfalls[0].kind)
 
 
 def test_what_a_simulated_run_lacks_is_said() -> None:

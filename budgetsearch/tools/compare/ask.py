@@ -15,12 +15,11 @@ from budgetsearch.core.errors import ModelError
 from budgetsearch.core.plan import Plan
 from budgetsearch.run.settings import Settings
 from budgetsearch.storage.ledger import read_history
-from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.storage.runfolder import RunFolder, told_by
 from budgetsearch.tools.compare import kept
 from budgetsearch.tools.compare.harness import ask_harness, check_harness
 from budgetsearch.tools.compare.pairing import Run, TaskResult
 from budgetsearch.tools.compare.tasks import Task, Tasks, content_hash, key_of, overlap, result_of
-from budgetsearch.views.card import told_by
 
 if TYPE_CHECKING:
     from budgetsearch.training.data.models import BaseModel

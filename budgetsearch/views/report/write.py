@@ -14,6 +14,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.deadline import ENDING, seconds_behind
 from budgetsearch.storage.files import replace_text
 from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.views.shortfalls import Shortfall, shortfalls_of
 
 if TYPE_CHECKING:
     from budgetsearch.views.report.numbers import Numbers
@@ -28,6 +29,8 @@ class Reports:
     markdown: Path
     json: Path
     html: Path
+    shortfalls: tuple[Shortfall, ...] = ()
+    """What stands in them first: what the run lost or never measured."""
 
 
 def write_reports(
@@ -42,8 +45,9 @@ def write_reports(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         target = RunFolder(out)
-    _write_page(target, history, _write_text(target, entries, history, going), lambda: False)
-    return Reports(target.report, target.report_json, target.report_html)
+    numbers = _write_text(target, entries, history, going, folder)
+    _write_page(target, history, numbers, lambda: False)
+    return Reports(target.report, target.report_json, target.report_html, numbers.shortfalls)
 
 
 def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History, left: float) -> str:
@@ -51,7 +55,7 @@ def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History,
 
     Whatever happens to the others, the run has ended well: they can be written at any time.
     """
-    numbers = _write_text(folder, entries, history, folder.goes(history.closed is not None))
+    numbers = _write_text(folder, entries, history, folder.goes(history.closed is not None), folder)
     failed: list[Exception] = []
     over = threading.Event()
 
@@ -76,12 +80,17 @@ def write_in_time(folder: RunFolder, entries: Sequence[Entry], history: History,
     return f"report.html could not be written ({failed[0]}); {later}" if failed else ""
 
 
-def _write_text(folder: RunFolder, entries: Sequence[Entry], history: History, going: bool) -> Numbers:
-    """Write report.md, which needs no library that takes its time; returns what stands there."""
+def _write_text(
+    folder: RunFolder, entries: Sequence[Entry], history: History, going: bool, of: RunFolder
+) -> Numbers:
+    """Write report.md, which needs no library that takes its time; returns what stands there. ``of``: the
+    run's own folder."""
     from budgetsearch.views.report.markdown import text_of
     from budgetsearch.views.report.numbers import numbers_of
 
-    numbers = numbers_of(entries, history, going=going)
+    # Those that are not there yet are being written.
+    missing = tuple(one for one in shortfalls_of(of, history, going) if one.kind != "report")
+    numbers = replace(numbers_of(entries, history, going=going), shortfalls=missing)
     replace_text(folder.report, text_of(numbers))
     return numbers
 

@@ -56,8 +56,9 @@ class Follower:
             self._handed.append(entry)
             self._news.notify_all()
 
-    def close(self, seconds: float | None = None) -> None:
-        """No more entries will come: wait for the study, so long at most, and say if it lacks any then.
+    def close(self, seconds: float | None = None) -> bool:
+        """No more entries will come: wait for the study, so long at most, and say if it lacks any then;
+        returns whether it is known to have all.
 
         None: what is written now is not waited for. Safe to call twice.
         """
@@ -65,11 +66,12 @@ class Follower:
             self._until = min(self._until, time.monotonic() + (seconds or 0.0))
             self._news.notify_all()
             if seconds is None:
-                return
+                return False
             self._news.wait_for(lambda: self._ended, seconds)
             complete = self._ended and not self._behind
         if not complete:
             LOGGER.warning(INCOMPLETE)
+        return complete
 
     # ---------------------------------------------------------------------- the thread
 
