@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ MAX_LOSSES = 1
 """So many times in a row a new process may find the card gone again."""
 CODE_SECONDS = 2.0
 """A process whose output has ended gets so long to exit by itself, with its code."""
+ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+"""Nearly every pass has a size of its own: torch's allocator then grows its blocks, where it would scatter
+them. What the user has set stays."""
 WORKER = "budgetsearch.engines.worker"
 
 
@@ -45,7 +49,8 @@ class LocalEngine:
         that the process runs."""
         self._worker = worker
         self._setup, self._log, self._keep_open = setup, log, tuple(keep_open)
-        self._environment = {"PYTHONUNBUFFERED": "1", **(environment or {})}
+        own = {} if {"PYTORCH_ALLOC_CONF", *ALLOCATOR} & set(os.environ) else ALLOCATOR
+        self._environment = {"PYTHONUNBUFFERED": "1", **own, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
         self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._job: Job | None = None

@@ -33,8 +33,9 @@ by what NVML sees in the calibration."""
 PROCESS_BYTES = int(0.75 * GIB)
 """On the CPU: Python with torch, transformers and PEFT, before the first model. Measured: 0.6 to 0.7 GiB
 on two machines' worth of runs; the calibration replaces it."""
-LOGITS = 2**23
-"""Logits that the fused loss holds at a time: in 16 and in 32 bits, and their gradient in 16."""
+LOGITS, LOGIT_ROWS = 2**23, 256
+"""Logits that the fused loss holds at a time, in 16 and in 32 bits, and their gradient in 16; on a card so
+many rows of them at least."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def _adapter_bytes_per_rank(shape: ModelShape, training: Training) -> float:
 
 
 def _logit_bytes(shape: ModelShape, training: Training) -> float:
-    return float(max(LOGITS, shape.vocab) * (2 + 4 + 2 if training.compute_bytes == 2 else 4 + 4))
+    rows = 1 if training.device == "cpu" else LOGIT_ROWS
+    return float(max(LOGITS, rows * shape.vocab) * (2 + 4 + 2 if training.compute_bytes == 2 else 4 + 4))
 
 
 def _workspace(shape: ModelShape, training: Training) -> float:

@@ -47,7 +47,7 @@ class Adapter:
         model = get_peft_model(base, config)
         layers = {n.removeprefix(PREFIX): m for n, m in model.named_modules() if hasattr(m, "lora_A")}
         a = {name: m.lora_A["default"].weight.detach().clone() for name, m in layers.items()}
-        b = {name: m.lora_B["default"].weight.detach().t().clone() for name, m in layers.items()}
+        b = {name: m.lora_B["default"].weight.detach().t().contiguous().clone() for name, m in layers.items()}
         found = {k: _plain(v) for k, v in model.peft_config["default"].to_dict().items()}
         model.unload()
         return cls(a, b, {**found, "base_model_name_or_path": base_name, "inference_mode": True})

@@ -9,8 +9,9 @@ import psutil
 import torch
 
 from budgetsearch.core.errors import ModelError
+from budgetsearch.training.attention import agrees
 from budgetsearch.training.losses import has_plain_head
-from budgetsearch.training.memory import free
+from budgetsearch.training.memory import empty_cache, free
 from budgetsearch.training.modes import HALVES
 
 RESIDENT_SHARE = 0.5
@@ -73,6 +74,7 @@ class BasePool:
     def _free_bytes(self) -> int:
         if self.device == "cpu":
             return int(psutil.virtual_memory().available)
+        empty_cache(self.device)  # or what the last job's tensors took would look taken
         return int(torch.cuda.mem_get_info(self.device)[0])
 
 
@@ -108,7 +110,8 @@ def load_base(
     model.requires_grad_(False)
     model.config.use_cache = False
     model.eval()
-    has_plain_head(model)  # found out while it is bare
+    has_plain_head(model)  # found out while it is bare, and so is the next
+    agrees(model)
     return model
 
 

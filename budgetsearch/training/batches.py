@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from budgetsearch.training.data.store import TokenSet
 
+CARD_WIDTHS = 16
+"""Contexts are multiples of it too, so no row grows beyond the positions that a model knows."""
 WINDOW = 16
 """So many batches are drawn at random and then grouped by length, so that little is padding."""
 
@@ -33,7 +35,7 @@ class Batch:
     rows: tuple[int, ...]
     """Rows of each member."""
     lengths: tuple[int, ...]
-    """The longest row of each member."""
+    """The longest row of each member, rounded up as the width is."""
     tokens: tuple[int, ...]
     """Real tokens of each member, padding excluded."""
 
@@ -83,10 +85,15 @@ class DataOrder:
         return numpy.concatenate(order)
 
 
-def collate(data: TokenSet, groups: Sequence[Sequence[int]], pad: int) -> Batch:
-    """The rows of each member as one batch, as wide as the longest of them all."""
+def width_step(device: str) -> int:
+    """Widths are multiples of this: products on a card like them, and libraries plan anew for each width."""
+    return 1 if device == "cpu" else CARD_WIDTHS
+
+
+def collate(data: TokenSet, groups: Sequence[Sequence[int]], pad: int, step: int = 1) -> Batch:
+    """The rows of each member as one batch, as wide as the longest of them all, rounded up to ``step``."""
     encoded = [data.row(row) for rows in groups for row in rows]
-    width = max(len(ids) for ids, _ in encoded)
+    width = _up(max(len(ids) for ids, _ in encoded), step)
     ids = numpy.full((len(encoded), width), pad, dtype=numpy.int64)
     trained = numpy.zeros((len(encoded), width), dtype=bool)
     for i, (row, mask) in enumerate(encoded):
@@ -99,6 +106,11 @@ def collate(data: TokenSet, groups: Sequence[Sequence[int]], pad: int) -> Batch:
         labels=torch.from_numpy(ids.reshape(-1)[places]),
         targets=tuple(sum(data.targets(row) for row in rows) for rows in groups),
         rows=tuple(len(rows) for rows in groups),
-        lengths=tuple(int(max(data.lengths[row] for row in rows)) for rows in groups),
+        lengths=tuple(_up(int(max(data.lengths[row] for row in rows)), step) for rows in groups),
         tokens=tuple(int(sum(data.lengths[row] for row in rows)) for rows in groups),
     )
+
+
+def _up(width: int, step: int) -> int:
+    """The next multiple of ``step``."""
+    return -(-width // step) * step

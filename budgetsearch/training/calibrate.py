@@ -214,6 +214,7 @@ class _Bench:
         mode = training_mode(self.base, recompute=recompute, torch_compile=self.shop.torch_compile)
         with mode, gang.worn():
             for member in training.members:
+                member.make_states()
                 member.begin_step(self._longest)
             self._step(training, gang)
             tokens, start = self._tokens(training), time.monotonic()

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from budgetsearch.training.batches import collate
+from budgetsearch.training.attention import unmasked
+from budgetsearch.training.batches import collate, width_step
 from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import target_losses
+from budgetsearch.training.modes import mixed
 
 if TYPE_CHECKING:
     from budgetsearch.training.data.store import TokenSet
@@ -26,13 +28,14 @@ def example_losses(
     *,
     pad: int,
     device: str,
+    half: str = "bf16",
     batch: int = EVAL_BATCH,
     gang: Gang | None = None,
 ) -> tuple[list[list[float]], list[int]]:
     """Mean cross-entropy of each of the first ``count`` examples, and their target tokens.
 
     One list for each member of the gang that the model wears, or one for the model as it is, which must
-    be in eval mode.
+    be in eval mode. On a card products are taken in ``half``, as in training.
     """
     members = len(gang.members) if gang else 1
     order = sorted(range(min(count, len(data))), key=lambda row: (data.lengths[row], row))
@@ -40,8 +43,9 @@ def example_losses(
     with torch.inference_mode():
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            packed = collate(data, [rows] * members, pad)
-            with gang.passing(Pass(packed.rows, packed.lengths)) if gang else nullcontext():
+            packed = collate(data, [rows] * members, pad, width_step(device))
+            worn = gang.passing(Pass(packed.rows, packed.lengths)) if gang else nullcontext()
+            with worn, unmasked(model, packed.ids.shape[1]), mixed(device, half):
                 found = target_losses(model, packed.to(device)).view(members, -1)
             targets = [data.targets(row) for row in rows]
             means = torch.stack([part.mean(dim=1) for part in found.split(targets, dim=1)], dim=1)

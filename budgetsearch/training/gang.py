@@ -54,6 +54,8 @@ class Stack:
     """(members, rank, outputs)."""
     scale: torch.Tensor
     """(members, 1, 1): alpha / rank."""
+    kept_scale: torch.Tensor
+    """The same over the share of the inputs that dropout keeps: what it is in training."""
 
 
 class GangLinear(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -62,7 +64,7 @@ class GangLinear(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
     def __init__(self, layer: torch.nn.Module, stack: Stack, dropout: Sequence[float], number: int) -> None:
         super().__init__()
         self.layer = layer
-        self.a, self.b, self.scale = stack.a, stack.b, stack.scale
+        self.a, self.b, self.scale, self.kept_scale = stack.a, stack.b, stack.scale, stack.kept_scale
         self.dropout, self.number = tuple(dropout), number
         self.now = Pass()
 
@@ -85,15 +87,16 @@ class GangLinear(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
                 "A target layer of this model sees something else than the rows of the batch, so members of "
                 "a gang cannot be told apart there. Leave it out with --targets, or use --max-gang 1."
             )
+        scale = self.scale
         if self.now.training and any(self.dropout):
-            x = self._drop(x)
+            x, scale = self._drop(x), self.kept_scale
         autocast = torch.is_autocast_enabled(x.device.type)
         if not autocast:
             x = x.to(self.a.dtype)
         if len(set(self.now.rows)) > 1:
-            return self._unequal(x, out)
+            return self._unequal(x, out, scale)
         slices = x.reshape(len(self.dropout), -1, x.shape[-1])
-        inner = torch.bmm(slices, self.a.transpose(1, 2)) * self.scale
+        inner = torch.bmm(slices, self.a.transpose(1, 2)) * scale
         if autocast:  # which casts what goes into a product, but not the scale
             inner = inner.to(out.dtype)
         if out.dtype == inner.dtype and (autocast or inner.dtype == self.b.dtype):
@@ -101,34 +104,39 @@ class GangLinear(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
             return torch.baddbmm(flat, inner, self.b).view_as(out)
         return (out + torch.bmm(inner, self.b).view_as(out)).to(out.dtype)
 
-    def _unequal(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def _unequal(self, x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Members with different numbers of rows, one after the other."""
         share = x.numel() // x.shape[-1] // sum(self.now.rows)
         slices = x.reshape(-1, x.shape[-1]).split([rows * share for rows in self.now.rows])
-        parts = [s @ self.a[k].t() * self.scale[k] @ self.b[k] for k, s in enumerate(slices)]
+        parts = [s @ self.a[k].t() * scale[k] @ self.b[k] for k, s in enumerate(slices)]
         return (out + torch.cat(parts).view_as(out)).to(out.dtype)
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
-        """Each member's own mask over its own rows, whatever the neighbours' lengths are."""
-        if x.numel() // x.shape[-1] % sum(self.now.rows):  # one member alone, on a layer that sees no rows
-            generator = torch.Generator(x.device).manual_seed(number_of(f"{self.now.seeds[0]}/{self.number}"))
-            keep = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout[0]
-            return x * keep / (1.0 - self.dropout[0])
-        rows = x.reshape(sum(self.now.rows), -1, x.shape[-1])
-        generator = torch.Generator(x.device)
-        parts = []
-        shares = zip(
-            rows.split(list(self.now.rows)), self.dropout, self.now.lengths, self.now.seeds, strict=True
-        )
-        for part, share, length, seed in shares:
-            if share:
-                generator.manual_seed(number_of(f"{seed}/{self.number}"))
-                shape = (part.shape[0], length, part.shape[2])
-                keep = torch.rand(shape, generator=generator, device=x.device) >= share
-                kept = part[:, :length] * keep / (1.0 - share)
-                part = torch.nn.functional.pad(kept, (0, 0, 0, part.shape[1] - length))
-            parts.append(part)
-        return torch.cat(parts).view_as(x)
+        """Each member's own mask over its own rows, whatever the neighbours' lengths are.
+
+        What is kept is made larger by the scale behind it: here it would be one more pass over the inputs.
+        """
+        count = sum(self.now.rows)
+        if x.numel() // x.shape[-1] % count:  # one member alone, on a layer that sees no rows
+            return x * self._fill(torch.empty(x.shape, dtype=torch.bool, device=x.device), 0)
+        rows = x.reshape(count, -1, x.shape[-1])
+        keep = torch.empty(rows.shape, dtype=torch.bool, device=x.device)
+        for k, part in enumerate(keep.split(list(self.now.rows))):
+            length = self.now.lengths[k]
+            if length == part.shape[1]:
+                self._fill(part, k)
+            else:
+                part[:, :length] = self._fill(torch.empty_like(part[:, :length]).contiguous(), k)
+                part[:, length:] = False
+        return (rows * keep).view_as(x)
+
+    def _fill(self, mask: torch.Tensor, k: int) -> torch.Tensor:
+        """The mask of member ``k``, written into a contiguous tensor: its shape and the seed decide."""
+        if not self.dropout[k]:
+            return mask.fill_(True)
+        generator = torch.Generator(mask.device)
+        generator.manual_seed(number_of(f"{self.now.seeds[k]}/{self.number}"))
+        return mask.bernoulli_(1.0 - self.dropout[k], generator=generator)
 
 
 def number_of(text: str) -> int:
@@ -153,21 +161,22 @@ class Gang:
         """
         if len({frozenset(m.a) for m in self.members}) != 1:
             raise ModelError("members of a gang must have the same target layers")
+        scales = [m.scale for m in self.members], [m.scale / (1.0 - m.dropout) for m in self.members]
+        scale, kept_scale = map(self._for_products, scales)
         for number, name in enumerate(self.members[0].a):
             layer = self.base.get_submodule(name)
             stack = Stack(
                 a=stacked([m.a[name] for m in self.members], self.gradients),
                 b=stacked([m.b[name] for m in self.members], self.gradients),
-                scale=self._scales(name),
+                scale=scale,
+                kept_scale=kept_scale,
             )
             self.layers[name] = GangLinear(layer, stack, [m.dropout for m in self.members], number)
             set_submodule(self.base, name, self.layers[name])
 
-    def _scales(self, name: str) -> torch.Tensor:
-        like = self.members[0].a[name]
-        return torch.tensor([m.scale for m in self.members], dtype=like.dtype, device=like.device).view(
-            -1, 1, 1
-        )
+    def _for_products(self, scales: Sequence[float]) -> torch.Tensor:
+        like = next(iter(self.members[0].a.values()))
+        return torch.tensor(scales, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
     def take_off(self) -> Any:
         """The bare base again; the members keep their tensors as their own."""

@@ -14,6 +14,8 @@ from budgetsearch.training.batches import Batch
 
 CHUNK_LOGITS = 2**23
 """Logits that exist at a time: 32 MiB in float32."""
+CARD_ROWS = 256
+"""On a card so many positions at least: with fewer the product waits for the output layer's weight."""
 _PLAIN = "_budgetsearch_plain_head"
 
 
@@ -111,8 +113,9 @@ class FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]  # torch is
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
         losses = []
-        for start in range(0, len(labels), max(1, CHUNK_LOGITS // len(weight))):
-            part = slice(start, start + max(1, CHUNK_LOGITS // len(weight)))
+        step = max(1 if hidden.device.type == "cpu" else CARD_ROWS, CHUNK_LOGITS // len(weight))
+        for start in range(0, len(labels), step):
+            part = slice(start, start + step)
             logits = _wide(linear(hidden[part], weight, bias))
             normal = torch.logsumexp(logits, dim=1, keepdim=True)
             chosen = labels[part].unsqueeze(1)

@@ -196,6 +196,12 @@ class Member:
         if self.tokens >= self.segment.stop_tokens:
             self.status = "ok"
 
+    def make_states(self) -> None:
+        """What the optimizer keeps of a worn adapter exists from here on, as after a step."""
+        self.optimizer.step()  # at a rate of zero, on gradients that are zero
+        for state in self.optimizer.state.values():
+            state["step"] = state["step"] * 0
+
     def clear(self) -> None:
         """Forget the gradients and whatever was done of a step that is not complete."""
         self._pending, self._losses = [], []

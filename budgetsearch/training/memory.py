@@ -8,11 +8,27 @@ from pathlib import Path
 import psutil
 import torch
 
+LIBRARIES = ("_status_alloc_failed", "cublas_status_not_initialized", "cudnn_status_not_initialized")
+"""What cuBLAS and cuDNN say where the card has no room for their own workspaces."""
+
+
+def wake(device: str) -> None:
+    """Start CUDA in this process: until then torch's allocator refuses every question about a card.
+
+    Attention leaves cuDNN out: it plans anew for each shape of a batch, for up to a second on a card of 9.0.
+    """
+    if device == "cpu":
+        return
+    torch.cuda.init()
+    torch.cuda.set_device(device)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 def start_peak(device: str) -> None:
     """Start the peak anew: the card's, or the resident set's where the kernel can (man 5 proc)."""
     if device != "cpu":
-        torch.cuda.reset_peak_memory_stats(device)
+        if torch.cuda.is_initialized():  # before, nothing was allocated
+            torch.cuda.reset_peak_memory_stats(device)
         return
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -61,6 +77,11 @@ class PeakMeter:
 def free(device: str) -> None:
     """Give back what nobody holds any more."""
     gc.collect()
+    empty_cache(device)
+
+
+def empty_cache(device: str) -> None:
+    """Give back what the allocator keeps for later."""
     if device != "cpu":
         torch.cuda.empty_cache()
 
@@ -70,4 +91,5 @@ def is_memory_error(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    words = ("out of memory", "can't allocate memory", *LIBRARIES)
+    return isinstance(error, RuntimeError) and any(word in text for word in words)

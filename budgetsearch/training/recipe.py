@@ -17,7 +17,8 @@ from budgetsearch.core.records import Segment, SegmentResult, Stint
 from budgetsearch.core.resources.disk import CHECKPOINT_BYTES, FILES_BYTES
 from budgetsearch.core.resources.memory import needs_as_much
 from budgetsearch.core.results import untrained
-from budgetsearch.training.batches import collate
+from budgetsearch.training.attention import unmasked
+from budgetsearch.training.batches import collate, width_step
 from budgetsearch.training.evaluate import EVAL_BATCH, example_losses, mean_loss
 from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import target_losses
@@ -178,11 +179,12 @@ class GangTraining:
     def step_on(self, gang: Gang, group: list[Member]) -> None:
         """One micro-batch of every member; whoever completes its effective batch takes its step."""
         start = time.monotonic()
-        batch = collate(self.shop.data.train, [m.next_rows() for m in group], self.shop.pad)
+        rows, device = [m.next_rows() for m in group], self.shop.device
+        batch = collate(self.shop.data.train, rows, self.shop.pad, width_step(device))
         now = Pass(batch.rows, batch.lengths, [m.mask_seed for m in group], training=True)
-        with gang.passing(now):
-            with mixed(self.shop.device, self.shop.half):
-                losses = target_losses(self.base, batch.to(self.shop.device))
+        with gang.passing(now), unmasked(self.base, batch.ids.shape[1]):
+            with mixed(device, self.shop.half):
+                losses = target_losses(self.base, batch.to(device))
             sums = [part.sum() for part in losses.split(list(batch.targets))]
             # The token mean over the effective batch, whatever the micro-batches: same gradient.
             parts = torch.stack([s / m.step_targets for s, m in zip(sums, group, strict=True)])
@@ -262,9 +264,14 @@ class GangTraining:
         with gang.worn(), ExitStack() as stack:
             for member in group:
                 stack.enter_context(member.adapter.averaged())
-            data, pad, device = self.shop.data.valid, self.shop.pad, self.shop.device
+            shop = self.shop
             found, targets = example_losses(
-                self.base, data, count, pad=pad, device=device, batch=batch, gang=gang
+                *(self.base, shop.data.valid, count),
+                pad=shop.pad,
+                device=shop.device,
+                half=shop.half,
+                batch=batch,
+                gang=gang,
             )
         for member, losses in zip(group, found, strict=True):
             mean = mean_loss(losses, targets)

@@ -96,7 +96,11 @@ def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[in
     shop.beat(None, "score", 0, None)
     batch = min(EVAL_BATCH, job.micro_batch)
     (losses,), targets = example_losses(
-        model, shop.data.valid, job.eval_examples, pad=shop.pad, device=shop.device, batch=batch
+        *(model, shop.data.valid, job.eval_examples),
+        pad=shop.pad,
+        device=shop.device,
+        half=shop.half,
+        batch=batch,
     )
     return losses, targets
 

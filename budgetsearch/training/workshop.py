@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +45,11 @@ class Workshop:
         self, setup: WorkerSetup, send: Callable[[Beat | Notice], None], stopping: Callable[[int], bool]
     ) -> None:
         """``send`` takes heartbeats and notices; ``stopping(job_id)``: whether a job was cancelled."""
+        memory.wake(setup.device)  # before anything asks CUDA something
         self.setup = setup
         self._send, self._stopping = send, stopping
         self._job_id, self._last_beat, self._quantization = 0, 0.0, ""
-        self._relieved = -RELIEF_SECONDS
+        self._relieved, self._most = -RELIEF_SECONDS, math.inf
         self._meter = memory.PeakMeter(setup.device)
         self.watcher = CardWatcher(
             setup.card_uuid,
@@ -85,10 +87,6 @@ class Workshop:
             other_bases=lambda: self.bases.bytes_of_others(self._quantization),
             notice=self._notice,
         )
-        if setup.device != "cpu" and setup.limit_bytes:
-            total = torch.cuda.get_device_properties(setup.device).total_memory
-            share = max(0.0, setup.limit_bytes - CONTEXT_BYTES) / total
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share), setup.device)
         self._computed_on = computed_on(setup.device)
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
@@ -144,21 +142,32 @@ class Workshop:
         """What this process holds of the card where the driver does not say, as in a container."""
         return self._reserved_bytes() + CONTEXT_BYTES
 
+    def _cap(self) -> None:
+        """Hold the allocator where the watcher draws its line: a cache beyond it would always look full."""
+        if not self.setup.limit_bytes:
+            return
+        beside = max(CONTEXT_BYTES, self._context_bytes())
+        self._most = max(0.0, LIMIT_SHARE * self.setup.limit_bytes - beside)
+        if self.setup.device != "cpu":
+            total = torch.cuda.get_device_properties(self.setup.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self._most / total), self.setup.device)
+
     def _begin(self, job: Job) -> None:
         self._job_id, self._quantization = job.job_id, job.quantization
+        self._cap()
         self._meter.start()
         self.watcher.begin()
 
     def _pressed(self) -> str:
         """Whether memory is nearly full: see ``Shop.pressed``."""
         peak = self._meter.step()
-        if peak and self.setup.limit_bytes and peak + CONTEXT_BYTES > LIMIT_SHARE * self.setup.limit_bytes:
+        if peak > LIMIT_SHARE * self._most:
             return OWN
         now = time.monotonic()
         if not self.watcher.pressed() or now - self._relieved < RELIEF_SECONDS:
             return ""
         self._relieved = now
-        memory.free(self.setup.device)  # what the allocator keeps for later counts as used
+        memory.empty_cache(self.setup.device)  # what the allocator keeps for later counts as used
         return OTHERS if self.watcher.check() else ""
 
     def _notice(self, text: str) -> None:

@@ -146,6 +146,7 @@ def test_a_layer_that_sees_something_else_than_rows_is_refused_in_a_gang() -> No
         torch.nn.Parameter(torch.zeros(2, 1, 4)),
         torch.nn.Parameter(torch.zeros(2, 1, 4)),
         torch.ones(2, 1, 1),
+        torch.ones(2, 1, 1),
     )
     gang = GangLinear(layer, stack, (0.0, 0.0), 0)
     gang.now = Pass(rows=(2, 2), lengths=(3, 3))

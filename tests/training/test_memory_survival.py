@@ -27,6 +27,7 @@ from budgetsearch.storage.ledger import read_history
 from budgetsearch.training import checkpoints
 from budgetsearch.training.data.tokens import PreparedData
 from budgetsearch.training.members import OTHERS, OWN
+from budgetsearch.training.memory import is_memory_error
 from budgetsearch.training.recipe import GangTraining
 from budgetsearch.training.workshop import Workshop
 from tests.support.fake_nvml import GIB, FakeCard, FakePynvml
@@ -178,7 +179,7 @@ def test_what_nobody_holds_is_given_back_before_anything_shrinks(
     def freed(device: str) -> None:
         card.used = GIB
 
-    monkeypatch.setattr("budgetsearch.training.workshop.memory.free", freed)
+    monkeypatch.setattr("budgetsearch.training.workshop.memory.empty_cache", freed)
     card.used = card.total - 2**20
     found = trained(setup, tmp_path / "cache", [])
     assert [(r.gang, r.micro_batch) for r in found] == [(2, 4)] * 2
@@ -195,6 +196,22 @@ def test_the_job_tells_what_it_did_to_the_card(setup: WorkerSetup, card: FakeCar
     assert use.utilization == pytest.approx(0.8)
     beats = [message for message in sent if isinstance(message, Beat)]
     assert {(beat.used_bytes, beat.utilization, beat.watts) for beat in beats} == {(GIB, 0.8, 200.0)}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(`", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_a_library_without_room_for_its_workspace_is_out_of_memory(words: str, expected: bool) -> None:
+    """cuBLAS and cuDNN allocate beside torch's allocator: a smaller micro-batch leaves them room."""
+    assert expected == is_memory_error(RuntimeError(words))
 
 
 # ------------------------------------------------------------------- a whole run
