@@ -47,6 +47,7 @@ COPIED = (*sums.ADAPTER_FILES, sums.META_FILE)
 """Of a checkpoint: what an adapter is made from, and its sums."""
 PAUSE_SECONDS = 60.0
 """So long a store that did not answer is not swept: the driver has other things to do than wait for it."""
+TEMPLATE_FILE, GENERATION_FILE = "chat_template.jinja", "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -210,11 +211,24 @@ class AdapterExporter:
             shutil.copyfile(source / name, self._new / name)
         for path in self._tokenizer_files():
             shutil.copyfile(path, self._new / path.name)
+        self._write_generation()
         quantization = str(state.trial.params["quantization"])
         about = (history, state, self.model_facts, self.data_facts, quantization)
         manifest = json.dumps(adapter_manifest(*about), indent=2, default=str)
         (self._new / MANIFEST_FILE).write_text(manifest + "\n", encoding="utf-8")
         (self._new / CARD_FILE).write_text(adapter_card(*about), encoding="utf-8")
+
+    def _write_generation(self) -> None:
+        """Where an answer ends, and the chat template if rows were rendered with another one."""
+        if template := self.data_facts.get("chat_template"):
+            (self._new / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+        if stops := self.data_facts.get("stops"):
+            config = _object(self.tokenizer_files_from / GENERATION_FILE)
+            known = config.get("eos_token_id")
+            known = known if isinstance(known, list) else [known]
+            ends = [end for end in dict.fromkeys([*stops, *known]) if end is not None]
+            text = json.dumps({**config, "eos_token_id": ends}, indent=2)
+            (self._new / GENERATION_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _tokenizer_files(self) -> set[Path]:
         found = {path for pattern in TOKENIZER_FILES for path in self.tokenizer_files_from.glob(pattern)}
@@ -229,6 +243,15 @@ class AdapterExporter:
         sync(self.run_folder)
         for leftover in (self._old, self._new):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file of the base model's holds; nothing if that is no object."""
+    try:
+        value = read_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def is_spare(history: History) -> Callable[[str], bool]:

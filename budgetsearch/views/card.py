@@ -109,11 +109,18 @@ def load_snippet(model: Mapping[str, Any], quantization: str, adapter: str, hist
         inner = ", ".join(f"{key}={value!r}" for key, value in config.items())
         given.append(f"quantization_config=BitsAndBytesConfig({inner})")
     base = str(model.get("loadable") or model.get("source") or "BASE")
+    ends: list[str] = []
+    if history.opened and history.opened.facts.get("data", {}).get(
+        "stops"
+    ):  # the base may end answers elsewhere
+        imports += ", GenerationConfig"
+        ends.append(f"model.generation_config = GenerationConfig.from_pretrained({adapter!r})")
     return [
         "from peft import PeftModel",
         f"from transformers import {imports}",
         f"base = AutoModelForCausalLM.from_pretrained({base!r}, {', '.join(given)})",
         f"model = PeftModel.from_pretrained(base, {adapter!r})",
+        *ends,
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -188,8 +189,21 @@ def test_sweeping_leaves_running_trials_alone(house: House) -> None:
     assert house.listing() == names
 
 
-def test_the_snippet_loads_what_was_exported(tmp_path: Path) -> None:
-    """The five lines of the manifest's card run as they stand, against a real base, adapter and tokenizer."""
+def test_the_adapter_says_where_answers_end_and_how_to_ask(house: House, story: Story) -> None:
+    """Beside what the base says of generation: the trained ends first, and the template that rows were
+    rendered with."""
+    model = house.root / "model"
+    (model / "generation_config.json").write_text('{"eos_token_id": 1, "temperature": 0.6}', encoding="utf-8")
+    facts = {**FACTS["data"], "stops": [7, 1], "chat_template": "{{ messages }}"}
+    exporter = dataclasses.replace(house.exporter(), data_facts=facts)
+    path = Path(exporter.export(story.history, best(story), final=True))
+    config = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
+    assert {"eos_token_id": [7, 1], "temperature": 0.6} == config
+    assert "{{ messages }}" == (path / "chat_template.jinja").read_text(encoding="utf-8")
+
+
+def test_the_snippet_loads_what_was_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of the manifest's card run as they stand, against a real base, adapter and tokenizer."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -209,7 +223,11 @@ def test_the_snippet_loads_what_was_exported(tmp_path: Path) -> None:
     (checkpoint / META_FILE).write_text(json.dumps(describe(checkpoint)), encoding="utf-8")
     facts = {**MODEL, "loadable": str(base_path)}
 
-    exporter = AdapterExporter(tmp_path / "run", checkpoints, facts, FACTS["data"], base_path)
+    data = {**FACTS["data"], "stops": [257]}
+    assert story.history.opened is not None
+    opened = dataclasses.replace(story.history.opened, facts={**FACTS, "data": data})
+    monkeypatch.setattr(story.history, "opened", opened)
+    exporter = AdapterExporter(tmp_path / "run", checkpoints, facts, data, base_path)
     path = exporter.export(story.history, best(story), final=True)
     loaded: dict[str, Any] = {}
     exec("\n".join(load_snippet(facts, "fp32", path, story.history)), loaded)
@@ -218,6 +236,7 @@ def test_the_snippet_loads_what_was_exported(tmp_path: Path) -> None:
     with torch.no_grad():
         expected, actual = trained.eval()(ids).logits, loaded["model"](ids).logits
     torch.testing.assert_close(actual, expected)
+    assert [257] == loaded["model"].generation_config.eos_token_id[:1]
 
 
 # ------------------------------------------------------------------------ damage

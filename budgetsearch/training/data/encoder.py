@@ -180,7 +180,7 @@ def fit(ids: list[int], trained: list[int], max_length: int | None) -> Encoded:
         start, stop = 0, max_length
     else:
         end = next((i for i in range(first, stop) if not trained[i]), stop)
-        stop = min(end, first + max_length - quarter)
+        stop = max(max_length, min(end, first + max_length - quarter))
         start = stop - max_length
     return Encoded(ids[start:stop], trained[start:stop], len(ids) - (stop - start))
 

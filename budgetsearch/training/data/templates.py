@@ -24,7 +24,7 @@ VALUES: Mapping[str, Any] = {"date_string": f"{DAY:%d %b %Y}"}
 LIMIT = Limit(10.0)
 """Seconds in which a chat template renders a row; a loop in a loop would go on for ever."""
 PROBE, ASK, THOUGHT = "budgetsearch probe", "budgetsearch asks", "budgetsearch thinks"
-X = "\ue000budgetsearch\ue000"
+X = "\U0010fffdbudgetsearch\U0010fffd"
 """Stands for an answer; begins and ends with what no text begins or ends with, and no template trims."""
 BLOCK = re.compile(r"\s*(<think>\s*)?(</think>\s*)?")
 """A think block that holds nothing, or one of its ends."""
@@ -159,6 +159,21 @@ class Template:
     def has_markers(self) -> bool:
         """Whether it says itself what the assistant writes."""
         return bool(re.search(r"\{%-?\s*generation\s*-?%\}", str(self.source)))
+
+    def used(self) -> str:
+        """The template that asks as training asked, where that is not the tokenizer's own; else nothing."""
+        before = ""
+        if self.options.thinking != "keep":
+            value = json.dumps(self.options.thinking == "on")
+            before += f"{{%- set enable_thinking = enable_thinking | default({value}) %}}\n"
+        if self.options.system:
+            turn = f"{{'role': 'system', 'content': {json.dumps(self.options.system)}}}"
+            before += f"{{%- if messages[0].role != 'system' %}}{{%- set messages = [{turn}] + messages %}}"
+            before += "{%- endif %}\n"
+        if not before and not self.own and not self.options.template:
+            return ""
+        source = self.source if isinstance(self.source, str) else self.source["default"]
+        return before + source
 
     def _folded(self, turns: list[Turn]) -> list[Turn]:
         if len(turns) < 2 or turns[1].role != "user":
