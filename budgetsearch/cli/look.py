@@ -15,6 +15,7 @@ from budgetsearch.cli.options import JsonOption, RunArgument, TrustAgain, with_o
 from budgetsearch.cli.output import asking, console, heard, show_run
 from budgetsearch.views.shortfalls import shortfall_lines
 from budgetsearch.views.terminal import echo
+from budgetsearch.views.words import STATE_MEANS, STOPPED
 
 commands = typer.Typer()
 
@@ -35,11 +36,11 @@ def status(
             show_run(history, found)
             for path in found["reports"][:1]:
                 echo(f"report  {path}")
-            if found["phase"] == "stopped":
+            if found["phase"] in STATE_MEANS and found["phase"] != "finished":
                 from budgetsearch.run.failure import go_on
 
-                command = go_on(run, history)
-                echo(f"No process works on it. Go on with:  {command}")
+                killed = "No process works on it. " if found["phase"] == STOPPED else ""
+                echo(f"{killed}Go on with:  {go_on(run, history)}")
 
 
 @commands.command(epilog="Example:  budgetsearch runs experiments/ --json")

@@ -58,6 +58,12 @@ POLL_SECONDS = 0.5
 """How long the loop waits for a report before it looks at the clock again."""
 SILENCE_SECONDS = 5.0
 """While a job is silent (loading, evaluating) the driver itself notes so often that time passes."""
+FEW_ROWS = 8
+"""With fewer validation rows a difference of two losses says next to nothing, and has no interval."""
+FEW_ROWS_MEAN = (
+    "Validation rows: {}. So few hardly tell which configuration is better, nor how good the adapter is. "
+    "Give more data, a larger --valid-share, or --valid."
+)
 
 
 @dataclass
@@ -189,6 +195,8 @@ class Driver:
         self._append(Planned(plan))
         if plan.single:
             self._append(Noticed(SINGLE.replace("was", "is")))
+        if self.request.valid_rows < FEW_ROWS:
+            self._append(Noticed(FEW_ROWS_MEAN.format(self.request.valid_rows)))
         return plan
 
     def _search(self, plan: Plan) -> str:

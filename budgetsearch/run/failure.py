@@ -20,6 +20,7 @@ from budgetsearch.run.permissions import flags_again
 from budgetsearch.storage.files import append_to, local_time
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.runfolder import RunFolder, told_by
+from budgetsearch.views.words import counted
 
 MARK = "budgetsearch_run"
 """The attribute of an exception that names the run that it ended."""
@@ -95,8 +96,8 @@ def _trials(history: History) -> str:
     tried = sum(state.started for state in history.trials.values())
     best = history.incumbent
     if best is None or best.best_loss is None:
-        return f"{tried} trials tried, none with a loss yet"
-    return f"{tried} trials tried, the best loss {best.best_loss:.4f} (trial {best.trial_id})"
+        return f"{counted(tried, 'trial')} tried, none with a loss yet"
+    return f"{counted(tried, 'trial')} tried, the best loss {best.best_loss:.4f} (trial {best.trial_id})"
 
 
 def after_failure(run: Path) -> list[str]:

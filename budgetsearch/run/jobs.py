@@ -200,7 +200,8 @@ class Calibrator:
         assert isinstance(found, Calibration)
         limit, self._last = landing.job.limit_seconds, landing.seconds
         if landing.seconds > limit and not found.sound:
-            found = Calibration(found.quantization, "timeout", detail=f"took more than {limit:.0f} s")
+            why = f"measuring it took more than {limit:.0f} s"
+            found = Calibration(found.quantization, "timeout", detail=why)
         self.note(found)
         self.kept.keep(found)
         if found.status == "crashed" and self._attempts[found.quantization] < ATTEMPTS:

@@ -36,8 +36,9 @@ from budgetsearch.machine.host import gib
 from budgetsearch.views.card import device_of
 from budgetsearch.views.fitted import Fitted
 from budgetsearch.views.report.workers import Accounts
+from budgetsearch.views.shortfalls import ENDINGS
 from budgetsearch.views.tables import answer_lines, clock, trial_table
-from budgetsearch.views.words import SCORING, params_text, phase_of, printable
+from budgetsearch.views.words import SCORING, counted, params_text, phase_of, printable, rung_name
 
 BEAT_SECONDS = 15.0
 """A heartbeat is worth a plain line at most so often."""
@@ -188,7 +189,7 @@ def _event_text(event: Event, history: History) -> str | None:
     if isinstance(event, Opened):
         return f"budget {event.budget_seconds:.0f} s"
     if isinstance(event, Resumed):
-        return f"resumed: {history.spent:.0f} s are spent, {len(history.trials)} trials are known"
+        return f"resumed: {history.spent:.0f} s are spent, {counted(len(history.trials), 'trial')} known"
     if isinstance(event, Calibrated):
         return _calibrated_text(event.calibration)
     if isinstance(event, Planned):
@@ -214,7 +215,9 @@ def _event_text(event: Event, history: History) -> str | None:
 
 def _calibrated_text(found: Calibration) -> str:
     if found.status != "ok":
-        return f"{found.quantization} cannot be used here: {found.status} {found.detail}".rstrip()
+        untimely = found.status == "timeout" and found.detail  # which says it all
+        why = ENDINGS[found.status] + (f" ({found.detail})" if found.detail else "")
+        return f"{found.quantization} is not used: {found.detail if untimely else why}"
     return (
         f"{found.quantization}: {found.tokens_per_second:.0f} tokens/s at micro-batch {found.micro_batch}"
         f"{_gang_text(found)}, loaded in {found.load_seconds:.1f} s, peak {gib(found.peak_bytes)}"
@@ -241,7 +244,7 @@ def _planned_text(event: Planned) -> str:
 
 def _started_text(event: SegmentStarted, reasons: Mapping[int, str], history: History) -> str:
     segment = event.segment
-    head = f"trial {segment.trial_id} starts towards rung {segment.rung}"
+    head = f"trial {segment.trial_id} starts towards {rung_name(history, segment.rung)}"
     if history.plan and segment.rung == history.plan.top_rung:
         head = f"trial {segment.trial_id} trains in full"
     params = f"; {params_text(segment.params)}" if segment.start_tokens == 0 else ""
@@ -250,7 +253,7 @@ def _started_text(event: SegmentStarted, reasons: Mapping[int, str], history: Hi
 
 
 def _ended_text(result: SegmentResult, history: History) -> str:
-    head = f"trial {result.trial_id} rung {result.rung}: "
+    head = f"trial {result.trial_id} {rung_name(history, result.rung)}: "
     if result.status != "ok":
         return head + ": ".join(filter(None, (result.status, result.detail)))
     loss = "checkpoint" if result.loss is None else f"loss {result.loss:.4f}"

@@ -206,9 +206,9 @@ def _unused(history: History) -> Iterator[Shortfall]:
     if history.closed is None or history.closed.state != "finished" or history.plan is None:
         return
     budget = _budget(history)
-    unused = budget - history.spent - exit_seconds(budget)
-    if unused > IDLE_SHARE * budget:
-        kept = unused - max(0.0, seconds_left(history.plan, history.finished_at))
+    unused, leaving = budget - history.spent, exit_seconds(budget)
+    if unused - leaving > IDLE_SHARE * budget:
+        kept = unused - leaving - max(0.0, seconds_left(history.plan, history.finished_at))
         scores = f"; {kept:.0f} s of it had been kept for the scores" if kept > IDLE_SHARE * budget else ""
         what = f"{unused:.0f} of {budget:.0f} s were not used"
         yield Shortfall("time", what, f"{history.closed.reason}{scores}")

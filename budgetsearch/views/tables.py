@@ -22,6 +22,7 @@ from budgetsearch.views.fitted import Column, Fitted
 from budgetsearch.views.words import (
     CUT_OFF,
     accuracy_of,
+    counted,
     loss_text,
     params_text,
     rung_names,
@@ -54,7 +55,7 @@ class TrialRow:
     loss: float | None
     """The lowest validation loss seen at a checkpoint."""
     losses: tuple[float | None, ...]
-    """Validation loss by rung."""
+    """Validation loss by rung; of a full run that was cut the last that was measured in it."""
     tokens: int
     seconds: float
     peak_bytes: int
@@ -81,6 +82,9 @@ def trial_rows(history: History, going: bool = True) -> list[TrialRow]:
 def _trial_row(state: TrialState, history: History, going: bool) -> TrialRow:
     killed = history.closed is None and not going
     rungs = history.plan.top_rung + 1 if history.plan else 0
+    losses = dict(state.losses)
+    if state.full_losses:  # also where the full run was cut before its end
+        losses.setdefault(rungs - 1, state.full_losses[-1])
     return TrialRow(
         trial_id=state.trial_id,
         params=dict(state.trial.params),
@@ -88,7 +92,7 @@ def _trial_row(state: TrialState, history: History, going: bool) -> TrialRow:
         status=CUT_OFF if killed and state.running else history.standing(state),
         rung=state.rung,
         loss=state.best_loss,
-        losses=tuple(state.losses.get(rung) for rung in range(rungs)),
+        losses=tuple(losses.get(rung) for rung in range(rungs)),
         tokens=state.tokens,
         seconds=state.seconds,
         peak_bytes=state.peak_bytes,
@@ -197,7 +201,7 @@ def status_dict(history: History, going: bool = True) -> dict[str, Any]:
         "reason": history.closed.reason if history.closed else None,
         "budget_seconds": budget,
         "spent_seconds": history.spent,
-        "deadline_kept": None if budget is None else history.spent <= budget,
+        "deadline_kept": deadline_kept(history),
         "reserve_seconds": plan.reserve_seconds if plan else None,
         "ladder": list(plan.ladder) if plan else [],
         "trials": [
@@ -233,11 +237,27 @@ def final_lines(history: History) -> list[str]:
         lines.append(f"best  trial {best.trial_id}: {params_text(best.trial.params)}")
     if history.opened is not None:
         budget = history.opened.budget_seconds
-        kept = "kept" if history.spent <= budget else "PASSED"
-        lines.append(f"budget  {history.spent:.0f} of {budget:.0f} s spent, deadline {kept}")
+        kept = {None: "", True: ", deadline kept", False: ", deadline PASSED"}[deadline_kept(history)]
+        lines.append(f"budget  {history.spent:.0f} of {budget:.0f} s spent{kept}")
     tried, promoted, in_full = trial_counts(history)
-    lines.append(f"trials  {tried} tried, {promoted} promoted, {in_full} in full")
+    lines.append(f"trials  {tried} tried, {promoted} promoted, {in_full} in full{_full_lengths(history)}")
     return [*lines, SINGLE] if history.plan and history.plan.single else lines
+
+
+def deadline_kept(history: History) -> bool | None:
+    """Whether the run came to its end in time; None of one that has not, as long as it has time left."""
+    budget = history.opened.budget_seconds if history.opened else None
+    if budget is not None and history.spent > budget:
+        return False
+    return True if budget is not None and history.closed and history.closed.state == "finished" else None
+
+
+def _full_lengths(history: History) -> str:
+    """Tokens of the full runs, where not all of them came equally far."""
+    states = [state for state in history.trials.values() if state.full_losses]
+    if len({state.tokens for state in states}) < 2:
+        return ""
+    return f" (full runs: {', '.join(f'trial {one.trial_id} {one.tokens} tokens' for one in states)})"
 
 
 def trial_counts(history: History) -> tuple[int, int, int]:
@@ -293,4 +313,6 @@ def trial_table(history: History, limit: int = SHOWN_TRIALS, going: bool = True)
     for losses in (rungs, [loss]):
         choices += [[trial, *knobs[:kept], *losses, status] for kept in range(len(knobs), -1, -1)]
     caption = f"and {len(every) - limit} more" if len(every) > limit else ""
-    return Fitted(choices, title=f"{len(every)} trials, {state_of(history, going)}", caption=caption)
+    waiting = len(every) - trial_counts(history)[0]
+    known = counted(len(every), "trial") + (f" ({waiting} not tried)" if waiting else "")
+    return Fitted(choices, title=f"{known}, {state_of(history, going)}", caption=caption)

@@ -62,14 +62,22 @@ def state_of(history: History, going: bool) -> str:
     return phase_of(history) if history.closed is not None or going else STOPPED
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something: ``1 trial``, ``2 trials``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def rung_name(history: History, rung: int) -> str:
+    """A rung as people call it."""
+    return "full run" if history.plan is not None and rung == history.plan.top_rung else f"rung {rung}"
+
+
 def rung_names(history: History) -> list[str]:
     """A heading for each rung, with its seconds of training."""
     if history.plan is None:
         return []
-    top = history.plan.top_rung
     return [
-        f"{'full run' if rung == top else f'rung {rung}'} ({seconds:.0f} s)"
-        for rung, seconds in enumerate(history.plan.ladder)
+        f"{rung_name(history, rung)} ({seconds:.0f} s)" for rung, seconds in enumerate(history.plan.ladder)
     ]
 
 

@@ -10,10 +10,12 @@ import pytest
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.events import Noticed
 from budgetsearch.core.history.history import History
+from budgetsearch.core.policy.planning import as_hours
 from budgetsearch.core.records import CalibrateJob, Calibration, Job
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import Result
 from budgetsearch.run.driver import Driver
+from budgetsearch.run.fields import read_hours
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.views.report.numbers import numbers_of
 from budgetsearch.views.tables import final_lines
@@ -68,8 +70,18 @@ def test_the_number_in_a_refusal_suffices() -> None:
     """A run with the hours that the refusal names ends with an adapter."""
     with pytest.raises(BudgetError, match="--hours") as caught:
         played(30.0)
-    hours = float(str(caught.value).split("--hours ")[1].split()[0])
-    assert played(3600 * hours)[1].incumbent is not None
+    hours = str(caught.value).split("--hours ")[1].split()[0]
+    assert "s" == hours[-1]
+    assert played(float(hours[:-1]))[1].incumbent is not None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(35.2, "36s"), (599.5, "600s"), (601.0, "11m"), (8000.0, "2.3h"), (7200.0, "2h")]
+)
+def test_a_refusal_names_hours_in_the_unit_that_reads_well(seconds: float, text: str) -> None:
+    """Never less than it takes, and `--hours` reads it."""
+    assert text == as_hours(seconds)
+    assert seconds <= 3600 * read_hours(text)
 
 
 def test_where_time_is_too_short_for_a_search_one_configuration_is_trained() -> None:

@@ -213,10 +213,10 @@ def test_time_that_nobody_used_is_told_with_the_reason() -> None:
     assert [] == said(close(whole(), spent=680.0))
     history = close(whole(), spent=600.0)
     history.finished_at = 550.0  # 110 s before the reserve
-    assert [("time", f"114 of 720 s were not used: {REASON}")] == said(history)
+    assert [("time", f"120 of 720 s were not used: {REASON}")] == said(history)
     history.finished_at = 650.0
     kept = "; 104 s of it had been kept for the scores"
-    assert [("time", f"114 of 720 s were not used: {REASON}{kept}")] == said(history)
+    assert [("time", f"120 of 720 s were not used: {REASON}{kept}")] == said(history)
 
 
 def test_everything_that_shows_a_run_begins_with_what_is_missing() -> None:

@@ -20,7 +20,7 @@ from budgetsearch.views.intervals import (
     paired_shares,
     wilson,
 )
-from budgetsearch.views.tables import padding_share, phase_rows, trial_counts
+from budgetsearch.views.tables import deadline_kept, padding_share, phase_rows, trial_counts
 from budgetsearch.views.words import accuracy_of
 
 CAVEAT = (
@@ -116,7 +116,7 @@ class Budget:
     """Every second of the run once, by what it went into; whatever runs at once, they add up to the wall's.
     Of all workers together: ``Numbers.workers``."""
     deadline_kept: bool | None
-    """Up to now, while the run goes."""
+    """None of a run that has not come to its end, as long as it has time left."""
     reserve_seconds: float | None
     phases: tuple[PhaseShare, ...]
     training_share_of_budget: float | None
@@ -149,7 +149,7 @@ def budget_of(history: History) -> Budget:
         budget_seconds=budget,
         wall_seconds=history.spent,
         charged_seconds=sum(history.charged.values()),
-        deadline_kept=None if budget is None else history.spent <= budget,
+        deadline_kept=deadline_kept(history),
         reserve_seconds=history.plan.reserve_seconds if history.plan else None,
         phases=tuple(PhaseShare(name, seconds, seconds / whole) for name, seconds in rows),
         training_share_of_budget=history.charged.get("train", 0.0) / budget if budget else None,

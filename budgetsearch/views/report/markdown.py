@@ -44,8 +44,8 @@ def _answer(numbers: Numbers) -> list[str]:
             f"{best.tokens} tokens, with a validation loss of {loss_text(best.loss_nats_per_token)}."
         ]
     if budget.budget_seconds is not None:
-        kept = "; the deadline was kept" if run.state == "finished" else ""
-        over = kept if budget.deadline_kept else "; the deadline was PASSED"
+        told = {True: "; the deadline was kept", False: "; the deadline was PASSED", None: ""}
+        over = told[budget.deadline_kept]
         lines += ["", f"{budget.wall_seconds:.1f} of {budget.budget_seconds:.0f} s were spent{over}."]
     return [*lines, f"State: {state_words(run.state, run.reason)}."]
 
@@ -136,12 +136,11 @@ def _worker_seconds(numbers: Numbers) -> list[str]:
 def _useful(budget: Budget) -> list[str]:
     """Tell how much of the time was training, and how much of the training was padding."""
     lines = []
-    if budget.training_share_of_budget is not None and budget.wall_seconds:
+    if budget.wall_seconds:
         train = sum(row.charged_seconds for row in budget.phases if row.phase == "train")
         lines.append(
-            f"Training took {budget.training_share_of_budget:.1%} of the budget; overhead (everything else "
-            f"that was spent) was {1 - train / budget.wall_seconds:.1%} of the "
-            f"{budget.wall_seconds:.0f} s spent."
+            f"Of the {budget.wall_seconds:.0f} s spent {train / budget.wall_seconds:.1%} were training and "
+            f"{1 - train / budget.wall_seconds:.1%} overhead, which is everything else."
         )
     if budget.padding_share is not None:
         lines.append(

@@ -24,7 +24,7 @@ from budgetsearch.views.report.timeline import Timeline, timeline_of
 from budgetsearch.views.report.workers import WorkerSeconds, worker_seconds_of
 from budgetsearch.views.shortfalls import Shortfall, shortfalls
 from budgetsearch.views.tables import CardRow, card_row, rank_correlations, trial_rows
-from budgetsearch.views.words import rung_names
+from budgetsearch.views.words import rung_name, rung_names
 
 SCHEMA = "budgetsearch.report"
 SCHEMA_VERSION = 1
@@ -371,7 +371,7 @@ def _failures(history: History) -> list[Failure]:
     for segment, result in history.results:
         if result.status != "ok":
             what = f"trial {result.trial_id}, attempt {segment.attempt}"
-            rows.append(Failure(what, f"rung {result.rung}", result.status, result.detail))
+            rows.append(Failure(what, rung_name(history, result.rung), result.status, result.detail))
     for state in history.trials.values():
         if state.dead and not state.started:
             rows.append(Failure(f"trial {state.trial_id}", "before its start", state.dead, RULED_OUT))
