@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,6 @@ from typer.core import TyperCommand
 from budgetsearch.cli.errors import errors
 from budgetsearch.core.errors import SettingsError
 from budgetsearch.run.fields import default_of, flag_of, type_of
-from budgetsearch.run.other_trainers import said_here
 from budgetsearch.run.settings import Settings
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
@@ -63,16 +61,25 @@ class SettingsCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as any command does, once no option of others is among ``args``."""
+        from budgetsearch.run.configuration import said_of_flag
+
         known = {option for one in self.params for option in (*one.opts, *one.secondary_opts)}
-        for flag, following in itertools.zip_longest(args, args[1:], fillvalue="--"):
-            name, _, value = flag.partition("=")
+        flags = dict(map(_flag_and_value, args, [*args[1:], "--"]))
+        given = {name: flags[f"--{name}"] for name in ("space", "gpu") if f"--{name}" in flags}
+        config = Path(flags["--config"]) if "--config" in flags else None
+        for name, value in flags.items():
             if not name.startswith("--") or name in known:
                 continue
-            value = value or ("" if following.startswith("--") else following)
-            if (instead := said_here(name[2:].replace("-", "_").lower(), value)) is not None:
+            plain = name[2:].replace("-", "_").lower()
+            if (instead := said_of_flag(plain, value, given, config)) is not None:
                 with errors():
                     raise SettingsError(f"{name}: {instead}")
         return super().parse_args(ctx, args)
+
+
+def _flag_and_value(flag: str, following: str) -> tuple[str, str]:
+    name, _, value = flag.partition("=")
+    return name, value or ("" if following.startswith("--") else following)
 
 
 def with_data(settings: Mapping[str, Any], data: str | None) -> dict[str, Any]:

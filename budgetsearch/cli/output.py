@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,13 +77,13 @@ def say_aside(line: str) -> None:
 
 
 def console() -> Terminal:
-    """As wide as the terminal; a pipe is wide enough for the table."""
-    return Terminal(width=None if sys.stdout.isatty() else 120)
+    """As wide as the terminal, or as COLUMNS says; a pipe is wide enough for the table."""
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Terminal(width=None if known else 120)
 
 
 def show_run(history: History, found: Mapping[str, Any]) -> None:
     """Print how a run stands, what is missing first; ``found``: its status."""
-    from budgetsearch.views.card import device_of
     from budgetsearch.views.report.workers import WorkerSeconds, workers_line
     from budgetsearch.views.shortfalls import Shortfall, shortfall_lines
     from budgetsearch.views.tables import summary
@@ -96,7 +97,7 @@ def show_run(history: History, found: Mapping[str, Any]) -> None:
     for line in under_way_lines(found["now"]) if found["now"] else ():
         echo(line)
     if "workers" in found:
-        console().print(workers_line(WorkerSeconds(**found["workers"]), device_of(history)), soft_wrap=True)
+        console().print(workers_line(WorkerSeconds(**found["workers"]), history), soft_wrap=True)
 
 
 def conclude(result: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from budgetsearch.core.errors import SettingsError, UntrustedCode, nearest
+from budgetsearch.core.errors import SettingsError, UntrustedCode, UsageError, nearest
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import detect
@@ -52,9 +52,9 @@ def load_settings(
     """
     origin, written = _read_config(config, cwd or Path.cwd())
     given = {key: _plain(value) for key, value in overrides.items() if value is not None}
-    for source, values in ((FLAGS, given), (origin, written)):
-        _check_keys(values, source)
     chosen = {**{key: value for key, value in written.items() if value is not None}, **given}
+    for source, values in ((FLAGS, given), (origin, written)):
+        _check_keys(values, source, chosen)
     sources = {key: FLAGS if key in given else origin for key in chosen}
     checked = _validate({**PLACEHOLDERS, **chosen}, sources)
     if config is None and checked.trust_remote_code and "trust_remote_code" not in given:
@@ -109,12 +109,12 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _check_keys(values: Mapping[str, Any], source: str) -> None:
+def _check_keys(values: Mapping[str, Any], source: str, chosen: Mapping[str, Any]) -> None:
     known = Settings.model_fields
     for key in values:
         if key in known:
             continue
-        if (instead := said_here(str(key), str(values[key]))) is not None:
+        if (instead := said_here(str(key), str(values[key]), _dimensions(chosen))) is not None:
             raise SettingsError(f"{source}: {key}: {instead}")
         hint = nearest(str(key), known)
         close = re.search(r"'(\w+)'", hint)
@@ -122,6 +122,30 @@ def _check_keys(values: Mapping[str, Any], source: str) -> None:
         raise SettingsError(
             f"{source}: unknown setting {key!r}{hint}{flag}. The settings are {', '.join(known)}."
         )
+
+
+def said_of_flag(name: str, value: str, given: Mapping[str, Any], config: Path | None = None) -> str | None:
+    """What to give instead of a flag of other trainers, in the space that the other flags and the file ask
+    for; None: no such flag is known."""
+    if said_here(name, value) is None:
+        return None
+    try:
+        written = _read_config(config, Path.cwd())[1]
+    except UsageError:
+        written = {}
+    return said_here(name, value, _dimensions({**written, **given}))
+
+
+def _dimensions(chosen: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Those that a run with these settings would search; None if that cannot be told."""
+    try:
+        card = profile(str(chosen.get("gpu") or "auto"))
+        space = chosen.get("space") or (detect("auto").profile if card.name == "auto" else card).space
+        found = load_space(space).to_dict()["dimensions"]
+    except UsageError:
+        return None
+    left_out = ("name", "source")
+    return {one["name"]: {key: one[key] for key in one if key not in left_out} for one in found}
 
 
 def _profile(settings: Settings, nvml: Driver | None) -> CardProfile:

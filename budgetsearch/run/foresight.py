@@ -27,6 +27,9 @@ from budgetsearch.training.data.size import DataGuess, guess_data
 
 SETUP_SECONDS = 20.0
 """Imports, and tokenizing data that are on disk."""
+LEAST_SETUP_SECONDS = 5.0
+"""The same where everything is fast: only what would be too little even there is refused by a guess. What it
+takes here is measured, and then refused or not."""
 RAY_SECONDS = 15.0
 """What Ray's own start adds to that (docs/scale.md)."""
 PROBES = 6
@@ -101,7 +104,8 @@ def check_hours(run: Resolved, budget_seconds: float, cache: Path) -> None:
 
 
 def check_minimum(request: PlanRequest, found: Mapping[str, Calibration], setup_seconds: float) -> None:
-    """Refuse a budget that does not suffice to measure the first quantization that fits and to train with it.
+    """Refuse a budget that does not suffice to measure the first quantization that fits and to train with it,
+    however fast this machine prepares a run; what is named is what it mostly takes.
 
     Raises:
         BudgetError: the budget is below that minimum.
@@ -111,7 +115,7 @@ def check_minimum(request: PlanRequest, found: Mapping[str, Calibration], setup_
         return
     spent = setup_seconds + measuring_seconds(first, request, 0.0)
     minimum = minimum_seconds(request, {first.quantization: first}, spent)
-    if minimum > request.budget_seconds:
+    if minimum - (SETUP_SECONDS - LEAST_SETUP_SECONDS) > request.budget_seconds:
         raise too_small(request.budget_seconds, minimum)
 
 

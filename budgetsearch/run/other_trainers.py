@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
+
+import yaml
 
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.space.space import KNOBS
@@ -87,15 +91,22 @@ SAID: Mapping[str, str] = {
 """What to give instead, by the name."""
 
 
-def said_here(name: str, value: str | None = None) -> str | None:
-    """How to say here what other trainers call ``name``, with its ``value``; None: no such name is known."""
+GENERAL = "What is not constant is searched; `budgetsearch spaces` lists files with ranges by model size."
+
+
+def said_here(name: str, value: str | None = None, space: Mapping[str, Any] | None = None) -> str | None:
+    """How to say here what other trainers call ``name``, with its ``value``; None: no such name is known.
+
+    ``space``: the dimensions that the run would search; None: a general one.
+    """
     if name in SAID:
         return f"there is no such setting here; instead: {SAID[name]}."
     if name not in KNOB_NAMES:
         return None
     knob, usual = KNOB_NAMES[name]
     fixed = value if value is not None and KNOBS[knob][0](_scalar(value)) else usual
-    lines = {**SEARCHED, knob: f"{{kind: constant, value: {fixed}}}"}
+    searched = {one: _flow(spec) for one, spec in space.items()} if space else SEARCHED
+    lines = {**searched, knob: f"{{kind: constant, value: {fixed}}}"}
     return "\n".join(
         [
             f"the search decides {knob}. To fix it, save these lines as own.yaml and give --space own.yaml:",
@@ -103,9 +114,13 @@ def said_here(name: str, value: str | None = None) -> str | None:
             "dimensions:",
             *(f"  {one}: {text}" for one, text in lines.items()),
             "",
-            "What is not constant is searched; `budgetsearch spaces` lists files with ranges by model size.",
+            "The others are those of the run's own space." if space else GENERAL,
         ]
     )
+
+
+def _flow(spec: Any) -> str:
+    return str(yaml.safe_dump(spec, default_flow_style=True, sort_keys=False, width=math.inf)).strip()
 
 
 def _scalar(text: str) -> str | int | float:

@@ -256,7 +256,7 @@ def search(session: Session) -> None:
     with stop_signals() as signals, in_time if session.caller.last_resort else nullcontext():
         try:
             engine.warm_up()
-            base, data = prepare_inputs(settings, say)
+            base, data = prepare_inputs(settings, _noting(folder, say))
             prepared = Prepared(settings, execution.card(), base, data)
             engine.prepare(worker_setup(prepared, folder))
             driver = driver_of(session, prepared, engine)
@@ -267,6 +267,17 @@ def search(session: Session) -> None:
             engine.close()
         signals.at_once()
         conclude(folder, say, session.timing)
+
+
+def _noting(folder: RunFolder, say: Say) -> Say:
+    """Whatever is said of the preparation stands in the folder too, for whoever asks for its status."""
+
+    def noted(line: str) -> None:
+        folder.note_step(line)
+        say(line)
+
+    folder.note_step("the model and the data are looked at")
+    return noted
 
 
 def driver_of(session: Session, prepared: Prepared, engine: Engine) -> Driver:

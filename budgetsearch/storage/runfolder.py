@@ -29,6 +29,7 @@ OWN = (
         "traceback.log",
         "ray",
         "study.behind",
+        "preparing.txt",
         ".settings.json.new",
         ".versions.lock.new",
         ".ledger.jsonl.new",
@@ -64,6 +65,8 @@ class RunFolder:
     """The Optuna study: a view of the ledger."""
     study_behind = _Inside("study.behind")
     """There while the study is known to lack something that the ledger has."""
+    preparing = _Inside("preparing.txt")
+    """What is being done before the first event."""
     settings = _Inside("settings.json")
     """Every setting, defaults included; without passwords."""
     versions = _Inside("versions.lock")
@@ -207,6 +210,13 @@ class RunFolder:
         except OSError:
             pass  # a note that cannot be kept is no reason to end a run
 
+    def note_step(self, step: str) -> None:
+        """Let others know what is being done before the first event."""
+        try:
+            self.preparing.write_text(step, encoding="utf-8")
+        except OSError:
+            pass  # whoever cannot be told waits
+
     def being_prepared(self) -> RunFolderError:
         """What to say of a run that has not begun yet."""
         try:
@@ -214,10 +224,11 @@ class RunFolder:
         except OSError:
             owner = None
         by = f" by {owner}" if owner is not None else ""
-        return RunFolderError(
-            f"{self.path} is still being prepared{by}: its model is fetched, its data are tokenized. Try "
-            "again in a moment."
-        )
+        try:
+            step = self.preparing.read_text(encoding="utf-8", errors="replace")[:200]
+        except OSError:
+            step = "it has just begun"
+        return RunFolderError(f"{self.path} is still being prepared{by} ({step}). Try again in a moment.")
 
     def never_began(self) -> BudgetsearchError:
         """What a ledger without an event means: beside what only a search can have left it has lost them."""
@@ -266,9 +277,10 @@ class RunFolder:
             raise unwritable(self.path, error) from error
 
     def tidy(self) -> None:
-        """Remove what a process left that was killed while it wrote a report or its settings."""
+        """Remove what a process left that was killed while it wrote a report or its settings, and what it
+        said of its preparation."""
         halves = (self.path / f".{path.name}.new" for path in (self.settings, self.versions))
-        for leftover in (*self.path.glob(f".{self.report.stem}.*.tmp"), *halves):
+        for leftover in (*self.path.glob(f".{self.report.stem}.*.tmp"), *halves, self.preparing):
             leftover.unlink(missing_ok=True)
 
     def _write_versions(self) -> None:

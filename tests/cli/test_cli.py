@@ -13,6 +13,8 @@ from typer.main import get_command
 
 import budgetsearch as bs
 from budgetsearch.cli import app
+from budgetsearch.cli.output import console
+from budgetsearch.run import session
 from budgetsearch.run.other_trainers import KNOB_NAMES, SAID
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
@@ -158,6 +160,36 @@ def test_an_option_for_a_searched_value_is_answered_with_a_space_to_copy(
     assert (value,) == tuple(load_space(own).values_of(knob))
 
 
+def test_the_space_to_copy_is_the_runs_own(tmp_path: Path) -> None:
+    """That of --space or of the settings file, with nothing changed but the value that is fixed."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "dimensions:\n  quantization: {kind: constant, value: fp32}\n  rank: {kind: choice, values: [2, 3]}\n"
+        "  learning_rate: {kind: float, low: 1.0e-5, high: 2.0e-5}\n",
+        encoding="utf-8",
+    )
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"space: {mine}\n", encoding="utf-8")
+    for given in (("--space", str(mine)), ("--config", str(settings))):
+        _, text = invoke("run", "train.jsonl", "--learning-rate", "1e-4", *given)
+        own = tmp_path / "own.yaml"
+        own.write_text(text.split("\n\n")[1], encoding="utf-8")
+        before, after = (
+            {each["name"]: each for each in load_space(path).to_dict()["dimensions"]} for path in (mine, own)
+        )
+        fixed = {"name": "learning_rate", "kind": "constant", "value": 1e-4}
+        assert {**before, "learning_rate": {**after["learning_rate"], **fixed}} == after
+
+
+def test_a_pipe_is_as_wide_as_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else wide enough for the table."""
+    for columns, width in ((None, 120), ("70", 70)):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if columns:
+            monkeypatch.setenv("COLUMNS", columns)
+        assert width == console().width
+
+
 @pytest.mark.parametrize("name", sorted(SAID))
 def test_an_option_of_other_trainers_is_answered_with_one_that_exists(name: str) -> None:
     """What the answer names is an option of ``run``, or it says why there is none."""
@@ -195,7 +227,14 @@ def test_a_run_in_preparation_has_no_status_yet(tmp_path: Path) -> None:
     lock.sign()
     code, text = invoke("status", str(folder.path))
     assert code == 2
-    assert f"still being prepared by process {os.getpid()}" in text
+    assert f"still being prepared by process {os.getpid()}" in text and "(it has just begun)" in text
+    heard = list[str]()
+    say = session._noting(folder, heard.append)
+    say("fetching the model")
+    assert ["fetching the model"] == heard
+    assert "(fetching the model)" in invoke("status", str(folder.path))[1]
+    folder.tidy()
+    assert not folder.preparing.exists()
     lock.release()
 
 

@@ -69,7 +69,7 @@ def test_the_command_prints_a_table_or_json(place: Path) -> None:
     assert (2, True) == (code, "There is no folder" in text)
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_the_table_of_runs_fits_the_terminal(
     place: Path, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:

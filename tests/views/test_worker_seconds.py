@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from budgetsearch.views.report.numbers import as_json, numbers_of
 from budgetsearch.views.report.over_time import progress, timeline
 from budgetsearch.views.report.workers import worker_seconds_of, workers_line
 from budgetsearch.views.tables import clock
-from tests.support.simulation import Killed, Killer, make_driver
-from tests.support.worlds import Change
+from tests.support.simulation import SMALL_DATA, Killed, Killer, make_driver
+from tests.support.worlds import Change, SyntheticWorld
 
 BUDGET = 1800.0
 
@@ -79,7 +80,7 @@ def test_one_worker_sees_nothing_new() -> None:
     page = html_text(numbers)
     assert "at once</span>" not in page
     assert "workers had" not in page
-    assert "" == workers_line(numbers.workers, "cpu")
+    assert "" == workers_line(numbers.workers, fold(entries))
     assert numbers.budget.wall_seconds == pytest.approx(numbers.workers.worker_seconds)
 
 
@@ -100,10 +101,31 @@ def test_each_worker_has_a_row_in_which_nothing_overlaps(four: list[Entry]) -> N
 
 def test_a_line_for_terminals_names_the_unit(four: list[Entry]) -> None:
     """GPU seconds on a card, worker seconds on a CPU."""
-    found = worker_seconds_of(four)
-    text = workers_line(found, "cuda")
-    assert text.startswith(f"workers  up to 4, {found.worker_seconds:.0f} GPU seconds: train ")
-    assert "worker seconds" in workers_line(found, "cpu")
+    found, history = worker_seconds_of(four), fold(four)
+    assert workers_line(found, history).startswith(
+        f"workers  up to 4, {found.worker_seconds:.0f} worker seconds: train "
+    )
+    assert history.opened is not None
+    history.opened = replace(history.opened, facts={"card": {"device": "cuda:0"}})
+    assert "GPU seconds" in workers_line(found, history)
+    assert "waited" not in workers_line(found, history)
+
+
+def test_workers_that_waited_much_are_told_with_the_reason() -> None:
+    """Four configurations for four workers, one of them a straggler: in the end the others have no work."""
+    world = SyntheticWorld(slowdown=lambda segment: 8.0 if segment.trial_id == 0 else 1.0)
+    driver = make_driver(None, world, budget=BUDGET, slots=4, max_trials=1, **SMALL_DATA)
+    history = driver.run()
+    assert isinstance(driver.ledger, MemoryLedger)
+    found = worker_seconds_of(driver.ledger.entries)
+    line = workers_line(found, history)
+    share = found.worker_seconds_by_phase["idle"] / found.worker_seconds
+    assert 0.2 < share
+    assert line.endswith(
+        f"; {share:.0%} waited: all 4 configurations of --max-trials were tried, and fewer are promoted"
+    )
+    history.closed = None
+    assert "waited" not in workers_line(found, history)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

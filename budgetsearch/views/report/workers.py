@@ -19,6 +19,8 @@ from budgetsearch.core.events import (
     SegmentStarted,
     WorkersChanged,
 )
+from budgetsearch.core.history.history import History
+from budgetsearch.views.card import device_of
 
 
 @dataclass
@@ -122,6 +124,8 @@ def account(entries: Iterable[Entry]) -> Accounts:
     return found
 
 
+MUCH_IDLE = 0.2
+"""A larger share of the workers' time that nobody used is explained."""
 LEAST_SECONDS = 1e-3
 """Less is what is left over from adding up."""
 
@@ -139,6 +143,8 @@ class WorkerSeconds:
     search_idle_share: float | None
     """Of the workers' time from the first segment's beginning to the last one's end, what they waited, 0 to
     1; None before the first end."""
+    search_idle_seconds: float = 0.0
+    """The same in worker seconds."""
 
 
 def worker_seconds_of(entries: Iterable[Entry]) -> WorkerSeconds:
@@ -150,6 +156,7 @@ def worker_seconds_of(entries: Iterable[Entry]) -> WorkerSeconds:
         worker_seconds=found.total,
         worker_seconds_by_phase={phase: seconds for phase, seconds in parts if seconds > LEAST_SECONDS},
         search_idle_share=found.search_idle_share if found.search_total else None,
+        search_idle_seconds=found.search_idle_share * found.search_total,
     )
 
 
@@ -164,11 +171,23 @@ def shares_text(found: WorkerSeconds) -> str:
     return ", ".join(f"{phase} {part / whole:.1%}" for phase, part in found.worker_seconds_by_phase.items())
 
 
-def workers_line(found: WorkerSeconds, device: str) -> str:
-    """The account in one line; empty for one worker, whose seconds are those of the wall."""
+def workers_line(found: WorkerSeconds, history: History) -> str:
+    """The account in one line; empty for one worker, whose seconds are those of the wall. Where a run is over
+    in which they waited much, it says why."""
     if found.most_workers == 1:
         return ""
-    return (
-        f"workers  up to {found.most_workers}, {found.worker_seconds:.0f} {seconds_word(device)}: "
-        f"{shares_text(found)}"
-    )
+    seconds = f"{found.worker_seconds:.0f} {seconds_word(device_of(history))}"
+    line = f"workers  up to {found.most_workers}, {seconds}: {shares_text(found)}"
+    idle = found.worker_seconds_by_phase.get("idle", 0.0)
+    if history.closed is None or idle <= MUCH_IDLE * found.worker_seconds:
+        return line
+    return f"{line}; {idle / found.worker_seconds:.0%} waited: {_why_idle(found, idle, history)}"
+
+
+def _why_idle(found: WorkerSeconds, idle: float, history: History) -> str:
+    if found.search_idle_seconds < idle / 2:
+        return "most of it while one prepared the run, measured the base or scored"
+    plan = history.plan
+    if plan is not None and len(history.trials) >= plan.max_trials:
+        return f"all {plan.max_trials} configurations of --max-trials were tried, and fewer are promoted"
+    return history.finish.reason if history.finish else history.closed.reason if history.closed else ""
