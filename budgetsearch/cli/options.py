@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from budgetsearch.cli.errors import errors
 from budgetsearch.core.errors import SettingsError
-from budgetsearch.run.fields import default_of, flag_of, type_of
+from budgetsearch.run.fields import default_of, flag_of, is_repeated, one_a_line, type_of
 from budgetsearch.run.settings import Settings
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
@@ -88,6 +88,7 @@ def with_data(settings: Mapping[str, Any], data: str | None) -> dict[str, Any]:
     Raises:
         SettingsError: --data names others.
     """
+    settings = {name: one_a_line(value) if value != [] else None for name, value in settings.items()}
     flagged = settings["data"]
     if data is not None and flagged not in (None, data):
         raise SettingsError(f"the data are given twice: {data} and --data {flagged}. Give one of them.")
@@ -129,7 +130,8 @@ def settings_options(
 
 def _option(name: str, shown: str) -> Any:
     field = Settings.model_fields[name]
-    kind, flag = type_of(field), flag_of(name)
+    kind: Any = list[str] if is_repeated(field) else type_of(field)
+    flag = flag_of(name)
     flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *filter(None, [SHORTER.get(name)])]
     default = shown or default_of(field)
     return Annotated[kind | None, typer.Option(*flags, help=field.description, show_default=default or False)]

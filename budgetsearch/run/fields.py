@@ -61,6 +61,13 @@ def read_fraction(value: Any) -> Any:
     return value
 
 
+def one_a_line(value: Any) -> Any:
+    """Several texts as one, each on a line of its own; anything else as it is."""
+    if isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
+        return "\n".join(value) or None
+    return value
+
+
 def flag_of(name: str) -> str:
     """The flag of the setting with this name."""
     return "--" + name.replace("_", "-")
@@ -70,6 +77,11 @@ def type_of(field: FieldInfo) -> type:
     """The type that an option converts to before the setting checks it: bool, int, float, Path or str."""
     reads_text = any(isinstance(part, BeforeValidator) for part in field.metadata)
     return str if reads_text else _kind(field)
+
+
+def is_repeated(field: FieldInfo) -> bool:
+    """Whether its option may be given more than once."""
+    return any(getattr(part, "func", None) is one_a_line for part in field.metadata)
 
 
 def _kind(field: FieldInfo) -> type:

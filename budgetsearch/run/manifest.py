@@ -34,12 +34,13 @@ from budgetsearch.run.manifest_schema import (
 from budgetsearch.storage.files import replace_text
 from budgetsearch.storage.runfolder import RunFolder, told_by
 from budgetsearch.storage.shared import url_of
+from budgetsearch.training.data.origins import origins_of
 from budgetsearch.training.data.provenance import file_facts
 
 LOGGER = logging.getLogger("budgetsearch.reproduction")
 UNSUMMED = (MANIFEST, "README.md")
 """Files of an adapter's folder that no one computes with."""
-LOCAL = ("model", "data", "valid", "space")
+LOCAL = ("model", "space")
 """Settings that may name a path."""
 
 
@@ -216,6 +217,10 @@ def _settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for name in LOCAL:
         if isinstance(shown.get(name), str):
             shown[name] = _path(shown[name], folder) or shown[name]
+    for name in ("data", "valid"):
+        lines = origins_of(shown.get(name) or "")
+        if lines:
+            shown[name] = "\n".join(one.at(_path(one.source, folder) or one.source) for one in lines)
     shown["out"] = folder.name
     if shown.get("storage"):
         shown["storage"] = str(shown["storage"]).partition(":")[0]

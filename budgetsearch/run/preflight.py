@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import sys
@@ -21,8 +22,9 @@ from budgetsearch.run.choose_engine import check_engine, is_elsewhere
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.shared import check_shared, folder_of, own_place
-from budgetsearch.training.data.examples import check_data
 from budgetsearch.training.data.models import BIG_MODEL
+from budgetsearch.training.data.origins import Origin, check_spelling, on_hub, origins_of
+from budgetsearch.training.data.samples import check_rows
 from budgetsearch.training.data.size import guess_data
 from budgetsearch.training.data.sources import check_source
 from budgetsearch.views.study.storage import anchored_storage, check_url, shown
@@ -65,8 +67,13 @@ def anchored(settings: Settings) -> Settings:
     """The same settings with absolute paths, so that a resume works from any folder."""
     local: dict[str, Any] = {
         name: str(Path(source).expanduser().absolute())
-        for name in ("model", "data", "valid", "space")
+        for name in ("model", "space")
         if isinstance(source := getattr(settings, name), str) and Path(source).expanduser().exists()
+    }
+    local |= {
+        name: "\n".join(_anchored(origin) for origin in origins_of(data))
+        for name in ("data", "valid")
+        if (data := getattr(settings, name))
     }
     if isinstance(settings.space, str) and not Path(settings.space).suffix:
         local.pop("space", None)  # a name that comes with the package
@@ -75,6 +82,16 @@ def anchored(settings: Settings) -> Settings:
         assert settings.out is not None
         local["shared"] = own_place(settings.shared, settings.out.name)
     return settings.model_copy(update=local)
+
+
+def _anchored(origin: Origin) -> str:
+    """Of a pattern the folder that it is looked for in; what is not on this disk stays as it is."""
+    path = Path(origin.source).expanduser()
+    here = path.exists() or (glob.has_magic(origin.source) and not on_hub(origin.source))
+    bare, sign, query = origin.source.rpartition("?split=")
+    if not here and sign and Path(bare).expanduser().exists():
+        return origin.at(f"{Path(bare).expanduser().absolute()}{sign}{query}")
+    return origin.at(str(path.absolute()) if here else origin.source)
 
 
 # ------------------------------------------------------------------------------- the inputs
@@ -116,14 +133,15 @@ def _targets(settings: Settings, space: Space) -> str:
     return settings.targets
 
 
-def _rows(source: str | None) -> str:
-    if not source:
-        return ""
-    try:
-        check_data(source)
-    except OSError as error:
-        raise DataError(f"{source[:200]} cannot be read: {error.strerror or error}.") from error
-    return source
+def _rows(data: str | None, columns: str | None) -> str:
+    found = origins_of(data or "", columns)
+    for origin in found:
+        try:
+            if not check_spelling(origin.source):
+                check_rows(origin)
+        except OSError as error:
+            raise DataError(f"{origin.source[:200]} cannot be read: {error.strerror or error}.") from error
+    return ", ".join(origin.at(origin.source) for origin in found)
 
 
 def _storage(settings: Settings, space: Space) -> str:
@@ -142,8 +160,8 @@ def _shared(settings: Settings, space: Space) -> str:
 INPUTS = (
     Input("space", _space),
     Input("targets", _targets),
-    Input("data", lambda settings, space: _rows(settings.data)),
-    Input("validation", lambda settings, space: _rows(settings.valid)),
+    Input("data", lambda settings, space: _rows(settings.data, settings.columns)),
+    Input("validation", lambda settings, space: _rows(settings.valid, None)),
     Input("storage", _storage),
     Input("shared", _shared),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,8 +53,12 @@ class Prepared:
             return None
 
 
-def prepare_inputs(settings: Settings, say: Say) -> tuple[BaseModel, PreparedData]:
+def prepare_inputs(
+    settings: Settings, say: Say, seconds_left: Callable[[], float] | None = None
+) -> tuple[BaseModel, PreparedData]:
     """Fetch and convert the base model, tokenize the data; both are cached.
+
+    ``seconds_left``: until the data must be prepared; None: no limit.
 
     Raises:
         UsageError: the model or the data cannot be used.
@@ -72,11 +76,20 @@ def prepare_inputs(settings: Settings, say: Say) -> tuple[BaseModel, PreparedDat
     )
     data = prepare(
         base.path,
-        Sources(settings.data, settings.valid, settings.split_seed, settings.max_rows, settings.valid_share),
+        Sources(
+            settings.data,
+            settings.valid,
+            settings.split_seed,
+            settings.max_rows,
+            settings.valid_share,
+            settings.columns,
+            settings.bad_rows,
+        ),
         max_length=settings.max_length,
         cache=cache,
         trust_remote_code=settings.trust_remote_code,
         say=say,
+        seconds_left=seconds_left,
     )
     return base, data
 

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from budgetsearch.core.errors import RunFolderError, UsageError
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
-from budgetsearch.core.policy.deadline import closing_seconds
+from budgetsearch.core.policy.deadline import ENDING, closing_seconds
 from budgetsearch.core.ports import Say, Watcher
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.clock import (
@@ -256,7 +257,8 @@ def search(session: Session) -> None:
     with stop_signals() as signals, in_time if session.caller.last_resort else nullcontext():
         try:
             engine.warm_up()
-            base, data = prepare_inputs(settings, _noting(folder, say))
+            left = partial(_seconds_to_prepare, session.timing)
+            base, data = prepare_inputs(settings, _noting(folder, say), left)
             prepared = Prepared(settings, execution.card(), base, data)
             engine.prepare(worker_setup(prepared, folder))
             driver = driver_of(session, prepared, engine)
@@ -278,6 +280,10 @@ def _noting(folder: RunFolder, say: Say) -> Say:
 
     folder.note_step("the model and the data are looked at")
     return noted
+
+
+def _seconds_to_prepare(timing: Timing) -> float:
+    return timing.seconds_left() - ENDING["exit"]
 
 
 def driver_of(session: Session, prepared: Prepared, engine: Engine) -> Driver:

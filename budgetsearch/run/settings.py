@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, fie
 from budgetsearch.core.space.space import Space
 from budgetsearch.run.fields import (
     default_of,
+    one_a_line,
     read_fraction,
     read_hours,
     setting,
@@ -42,16 +43,31 @@ class Settings(BaseModel):
         shown="its main branch; of a profile's model the one that it is pinned to",
         min_length=1,
     )
-    data: str = setting(
+    data: Annotated[str, BeforeValidator(one_a_line)] = setting(
         ...,
-        "Training data: a JSONL, JSON, CSV, TSV or Parquet file, or a folder of files of one kind, with "
-        "messages, prompt/completion, instruction/input/output or question/answer; hub:OWNER/NAME/FILE; or "
-        "reasoning-gym:NAME?size=N&seed=S.",
+        "Training data: a JSONL, JSON, CSV, TSV, Parquet or Arrow file, also packed (.gz, .zst), a folder or "
+        "a pattern of such files, hub:OWNER/NAME[:SUBSET][@REVISION][?split=NAME], hub:OWNER/NAME/FILE, or "
+        "reasoning-gym:NAME?size=N&seed=S. Several make a mixture, each SOURCE=WEIGHT.",
         shown="the card profile's, human-made or procedural",
         min_length=1,
     )
-    valid: str | None = setting(
-        None, "Validation data.", shown="a seeded share of the training data", min_length=1
+    valid: Annotated[str | None, BeforeValidator(one_a_line)] = setting(
+        None,
+        "Validation data.",
+        shown="what the data set apart themselves, else a seeded share of them",
+        min_length=1,
+    )
+    columns: Annotated[str | None, BeforeValidator(one_a_line)] = setting(
+        None,
+        "Which columns the rows are in, where their names are not known: prompt=COLUMN,completion=COLUMN, "
+        "messages=COLUMN or text=COLUMN; once for all data, or once for each.",
+        shown="found by their names",
+    )
+    bad_rows: str | None = setting(
+        None,
+        "How many rows may be skipped because they cannot be used: a number, or a share such as 1%.",
+        shown="5%, and 100 in any case",
+        min_length=1,
     )
     gpu: str = setting(
         "auto", "Card: a100, rtx4090, ..., cpu, or auto, the largest card or the CPU.", min_length=1
@@ -234,8 +250,10 @@ class RunSettings(Changes, total=False):
 
     model: str | os.PathLike[str] | None
     revision: str | None
-    data: str | os.PathLike[str] | None
-    valid: str | os.PathLike[str] | None
+    data: Any
+    valid: str | os.PathLike[str] | Sequence[str] | None
+    columns: str | Sequence[str] | None
+    bad_rows: str | int | None
     gpu: str | None
     device: int | str | None
     space: str | os.PathLike[str] | Mapping[str, Any] | Space | None

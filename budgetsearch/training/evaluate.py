@@ -15,6 +15,7 @@ from budgetsearch.training.losses import target_losses
 from budgetsearch.training.modes import mixed
 
 if TYPE_CHECKING:
+    from budgetsearch.training.data.encoder import Encoder
     from budgetsearch.training.data.store import TokenSet
 
 EVAL_BATCH = 8
@@ -62,27 +63,22 @@ def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> float:
 
 def generate_answers(
     model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
     *,
     device: str,
     max_new_tokens: int,
     max_prompt_tokens: int,
     give_up: Callable[[], bool] = lambda: False,
 ) -> list[str] | None:
-    """Greedy answers to rendered prompts, in one batch, decoded without special tokens.
+    """Greedy answers to prompts, in one batch, up to their end of turn.
 
     None if ``give_up`` said so at some token: half an answer cannot be graded.
     """
-    tokenizer.padding_side = tokenizer.truncation_side = "left"  # a prompt keeps its end, as in training
-    batch = tokenizer(
-        list(prompts),
-        return_tensors="pt",
-        padding=True,
-        truncation=True,
-        max_length=max_prompt_tokens,
-        add_special_tokens=False,
-    ).to(device)
+    kept = [list(prompt)[-max_prompt_tokens:] for prompt in prompts]  # a prompt keeps its end, as in training
+    width, pad = max(map(len, kept)), encoder.tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in kept], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in kept], device=device)
     cut = [False]
 
     def look(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -91,18 +87,18 @@ def generate_answers(
 
     with torch.inference_mode():
         output = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=ids,
+            attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad,
+            eos_token_id=encoder.stops or None,
             stopping_criteria=[look],
         )
     if cut[0]:
         return None
-    answers = output[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    return [encoder.answer(answer) for answer in output[:, width:].tolist()]
 
 
 def accuracy(grades: Sequence[float]) -> float | None:

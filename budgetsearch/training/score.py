@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import Timer
 
 if TYPE_CHECKING:
-    from budgetsearch.training.data.examples import Example
+    from budgetsearch.training.data.conversation import Sample
+    from budgetsearch.training.data.encoder import Encoder
 
 ANSWER_BATCH = 8
 MARGIN_SHARE = 0.15
@@ -108,12 +110,11 @@ def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[in
 def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], answers: Answers) -> None:
     """Greedy answers in small batches, on from those that are there ``until`` there are so many or it is so
     late; a batch that is cut off does not count."""
-    from budgetsearch.training.data.examples import answer_is_right
-    from budgetsearch.training.data.tokens import load_tokenizer, render_prompt
+    from budgetsearch.training.data.grading import answer_is_right
 
     count, deadline = until
-    examples = shop.data.valid_examples[:count]
-    tokenizer = load_tokenizer(shop.model_path, trust_remote_code=shop.trust_remote_code)
+    encoder = _encoder(shop)
+    samples = _asked(shop, count)
     length = _answer_length(shop)
 
     def late() -> bool:
@@ -121,12 +122,12 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
         return shop.stopping() or time.monotonic() > deadline
 
     batch = answer_batch(micro_batch)
-    for start in range(len(answers.adapter), len(examples), batch):
-        some = examples[start : start + batch]
-        prompts = [render_prompt(tokenizer, example) for example in some]
+    for start in range(len(answers.adapter), len(samples), batch):
+        some = samples[start : start + batch]
+        prompts = [encoder.prompt(sample) for sample in some]
         ask = partial(
             generate_answers,
-            *(model, tokenizer, prompts),
+            *(model, encoder, prompts),
             device=shop.device,
             max_new_tokens=length,
             max_prompt_tokens=shop.data.valid_stats.max_row_tokens,
@@ -137,10 +138,10 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
             plain = ask() if tuned is not None else None
         if tuned is None or plain is None:
             break
-        for example, before, after in zip(some, plain, tuned, strict=True):
-            answers.adapter.append(answer_is_right(example, after))
-            answers.base.append(answer_is_right(example, before))
-            answers.samples.append(_sample(example, before, after))
+        for sample, before, after in zip(some, plain, tuned, strict=True):
+            answers.adapter.append(answer_is_right(sample, after))
+            answers.base.append(answer_is_right(sample, before))
+            answers.samples.append(_shown(sample, before, after))
 
 
 def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> float:
@@ -148,11 +149,11 @@ def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> flo
 
     The batch is given up after ``seconds``, and what it did till then counts for the rest.
     """
-    from budgetsearch.training.data.tokens import load_tokenizer, render_prompt
-
-    tokenizer = load_tokenizer(shop.model_path, trust_remote_code=shop.trust_remote_code)
+    encoder = _encoder(shop)
     length, steps = _answer_length(shop), [0]
-    examples = shop.data.valid_examples[: answer_batch(micro_batch)]
+    samples = _asked(shop, answer_batch(micro_batch))
+    if not samples:
+        return 0.0
     start = time.monotonic()
 
     def enough() -> bool:
@@ -161,14 +162,14 @@ def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> flo
 
     generate_answers(
         base,
-        tokenizer,
-        [render_prompt(tokenizer, example) for example in examples],
+        encoder,
+        [encoder.prompt(sample) for sample in samples],
         device=shop.device,
         max_new_tokens=length,
         max_prompt_tokens=shop.data.valid_stats.max_row_tokens,
         give_up=enough,
     )
-    return (time.monotonic() - start) / max(1, steps[0]) * length / len(examples)
+    return (time.monotonic() - start) / max(1, steps[0]) * length / len(samples)
 
 
 def answer_batch(micro_batch: int) -> int:
@@ -176,15 +177,29 @@ def answer_batch(micro_batch: int) -> int:
     return min(ANSWER_BATCH, micro_batch * 2)
 
 
-def _sample(example: Example, before: str, after: str) -> dict[str, Any]:
-    from budgetsearch.training.data.examples import grading_of
+def _encoder(shop: Shop) -> Encoder:
+    from budgetsearch.training.data.encoder import Encoder
+    from budgetsearch.training.data.templates import Options
+    from budgetsearch.training.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(shop.model_path, trust_remote_code=shop.trust_remote_code)
+    return Encoder(tokenizer, Options(**shop.data.facts["options"]))
+
+
+def _asked(shop: Shop, count: int) -> list[Sample]:
+    """The first validation rows that ask something; a text does not."""
+    return list(itertools.islice((one for one in shop.data.valid_samples if one.asked), count))
+
+
+def _shown(sample: Sample, before: str, after: str) -> dict[str, Any]:
+    from budgetsearch.training.data.grading import grading_of
 
     return {
-        "prompt": example.prompt[-1]["content"],
-        "reference": example.completion,
+        "prompt": sample.asked[-1].content,
+        "reference": sample.answer,
         "base": before,
         "adapter": after,
-        "grading": grading_of(example),
+        "grading": grading_of(sample),
     }
 
 

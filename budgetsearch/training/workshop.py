@@ -26,7 +26,8 @@ from budgetsearch.machine.watch import LIMIT_SHARE, CardWatcher
 from budgetsearch.training import memory
 from budgetsearch.training.bases import BasePool
 from budgetsearch.training.calibrate import calibrate
-from budgetsearch.training.data.tokens import load_tokenizer, open_prepared
+from budgetsearch.training.data.tokenizer import load_tokenizer
+from budgetsearch.training.data.tokens import open_prepared
 from budgetsearch.training.machine import computed_on
 from budgetsearch.training.members import OTHERS, OWN, Shop
 from budgetsearch.training.recipe import train_gang

@@ -22,7 +22,7 @@ from budgetsearch.cli import app
 from budgetsearch.core.errors import DataError
 from budgetsearch.run import session as compose
 from budgetsearch.run.settings import Settings
-from budgetsearch.training.data.examples import load_examples
+from budgetsearch.training.data.samples import load_samples
 
 FUZZ = settings(
     max_examples=100,
@@ -252,7 +252,7 @@ def test_json_that_exhausts_its_reader_is_refused_with_its_line(tmp_path: Path, 
     file = tmp_path / f"rows.{kind}"
     file.write_text('{"question": ' + HUGE[name] + ', "answer": "a"}', encoding="utf-8")
     with pytest.raises(DataError, match=r"rows\.json"):
-        load_examples(str(file))
+        load_samples(str(file))
 
 
 @pytest.mark.parametrize("name", HUGE)
@@ -281,11 +281,11 @@ def test_any_csv_is_read_or_refused_with_its_line(tmp_path: Path, text: str) -> 
 def _read(file: Path, place: str) -> None:
     said = ""
     try:
-        examples = load_examples(str(file))
+        examples = load_samples(str(file))
     except DataError as error:
         said = str(error)
     else:
-        assert all(example.completion.strip() for example in examples)
+        assert all(one.answer.strip() for one in examples)
     if said:
         assert re.search(place, said), said
         assert re.search(REMEDIES, said, re.IGNORECASE), said

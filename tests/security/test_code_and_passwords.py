@@ -242,7 +242,7 @@ def test_a_model_with_its_own_code_needs_the_flag(model_with_code: Path, tmp_pat
 def test_a_model_of_a_known_kind_never_runs_the_code_beside_it(model_with_code: Path, tmp_path: Path) -> None:
     """A Llama that brings modules all the same is loaded as transformers' own Llama."""
     from budgetsearch.training.bases import load_base
-    from budgetsearch.training.data.tokens import load_tokenizer
+    from budgetsearch.training.data.tokenizer import load_tokenizer
 
     config = json.loads((model_with_code / "config.json").read_text(encoding="utf-8"))
     config["model_type"] = "llama"
@@ -269,7 +269,7 @@ def test_a_tokenizer_with_its_own_code_is_refused_and_nobody_is_asked(
     tokenizer_with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A question on the terminal would let a worker wait, which has none: the error names the flag."""
-    from budgetsearch.training.data.tokens import load_tokenizer
+    from budgetsearch.training.data.tokenizer import load_tokenizer
 
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "n")

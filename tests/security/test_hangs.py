@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from budgetsearch.core.errors import DataError
 from budgetsearch.run import process
 from budgetsearch.storage.lock import RunLock
 from budgetsearch.storage.runfolder import RunFolder
-from budgetsearch.training.data import tokens
-from budgetsearch.training.data.examples import Example
-from budgetsearch.training.data.limit import Limit, Overlong
+from budgetsearch.training.data import supervise
+from budgetsearch.training.data.preparer import MODULE
+from budgetsearch.training.data.tokens import Sources, prepare
 
 LOOP = "{% for a in range(99999) %}"
 END = "{% endfor %}"
@@ -29,61 +30,58 @@ TEMPLATES = {
 """Chat templates that go on for ever."""
 
 
+ROW = "{% if 'evil' in messages[0]['content'] %}"
+"""What follows is rendered for one row alone."""
+
+
+@pytest.fixture(scope="module")
+def hanging(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny model whose template a test writes."""
+    return Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("hanging") / "model"))
+
+
+def prepared(model: Path, folder: Path, template: str) -> None:
+    """Prepare three rows, of which the second is evil, with this template in front of the model's own."""
+    own = (model / "chat_template.jinja").with_suffix(".own")
+    if not own.exists():
+        shutil.copy(model / "chat_template.jinja", own)
+    text = template + own.read_text(encoding="utf-8")
+    (model / "chat_template.jinja").write_text(text, encoding="utf-8")
+    rows = [{"prompt": prompt, "completion": "b"} for prompt in ("a", "evil", "c")]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    prepare(model, Sources(str(folder / "rows.jsonl")), max_length=64, cache=folder / "cache")
+
+
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_template_without_end_is_a_data_error(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, template: str
+def test_a_template_without_end_is_ended_with_its_process(
+    hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
-    """After its seconds, and the next one is rendered as before."""
-    monkeypatch.setattr(tokens, "TEMPLATE_LIMIT", Limit(0.3))
-    tokenizer = tokens.load_tokenizer(tiny_model)
-    row = Example(({"role": "user", "content": "a"},), "b", "", "row 7")
-    good = tokenizer.chat_template
-    tokenizer.chat_template = template
-    began = time.monotonic()
-    with pytest.raises(DataError, match=r"row 7: the model's chat template.*more than 0.3 s"):
-        tokens.render_prompt(tokenizer, row)
-    assert time.monotonic() - began < 20
-    tokenizer.chat_template = good
-    assert "a" in tokens.render_prompt(tokenizer, row)
+    """Also inside of C code; the error names the row, and no process stays behind."""
+    monkeypatch.setattr(supervise, "ROW_SECONDS", 1.0)
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: it takes more than 1 s to make its tokens"):
+        prepared(hanging, tmp_path, ROW + template + "{% endif %}")
+    assert not [one for one in psutil.Process().children(recursive=True) if MODULE in one.cmdline()]
 
 
-def test_a_word_that_is_swallowed_is_said_again() -> None:
-    """A destructor or a careless library may catch whatever comes: the next word ends it."""
-    caught = []
-
-    def deaf() -> None:
-        try:
-            _busy(time.monotonic() + 20)
-        except BaseException as error:
-            caught.append(error)
-        _busy(time.monotonic() + 20)
-
-    with pytest.raises(Overlong):
-        Limit(0.1).call(deaf)
-    assert 1 == len(caught)
+def test_a_template_that_never_ends_at_all_is_named(
+    hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs before the first row."""
+    monkeypatch.setattr(supervise, "ROW_SECONDS", 1.0)
+    with pytest.raises(DataError, match="the first that the chat template is given"):
+        prepared(hanging, tmp_path, TEMPLATES["filters"])
 
 
-def test_what_returns_in_time_is_left_alone() -> None:
-    """Many calls at the edge of their time: each returns, or raises Overlong, and nothing comes later."""
-    limit = Limit(0.01)
-    found = []
-    until = time.monotonic() + 1.5
-    while time.monotonic() < until:
-        end = time.monotonic() + 0.05 * (len(found) % 7)
-        try:
-            found.append(limit.call(lambda end=end: _busy(end)))
-        except Overlong:
-            found.append(-1)
-    assert set(found) <= {-1, 1} and 1 in found
-    with pytest.raises(KeyError):
-        limit.call(lambda: {}["nothing"])
-    assert 1 == sum(thread.name == "limit" and thread is limit._watcher for thread in threading.enumerate())
-
-
-def _busy(end: float) -> int:
-    while time.monotonic() < end:
-        pass
-    return 1
+def test_a_template_that_eats_the_memory_is_ended(
+    hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the row that it was at."""
+    monkeypatch.setattr(supervise, "MOST_BYTES", 2 << 30)
+    eats = (
+        "{% set x = namespace(y=[]) %}{% for a in range(999) %}{% set x.y = x.y + ['y' * (99999999 + a)] %}"
+    )
+    with pytest.raises(DataError, match=r"more than 2\.0 GiB, at rows\.jsonl:2"):
+        prepared(hanging, tmp_path, f"{ROW}{eats}{END}{{% endif %}}")
 
 
 @pytest.mark.parametrize("begun", [False, True])

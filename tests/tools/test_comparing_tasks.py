@@ -22,7 +22,7 @@ from budgetsearch.tools.compare.harness import read_samples
 from budgetsearch.tools.compare.tasks import Task, Tasks, parse_tasks
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.data.models import resolve_model
-from budgetsearch.training.data.tokens import load_tokenizer
+from budgetsearch.training.data.tokenizer import load_tokenizer
 from tests.support.command_line import invoke
 from tests.support.comparable import score, write_run
 from tests.support.rows import write_rows

@@ -236,7 +236,7 @@ class Room:
             ModelError: it cannot be found, or it is no longer what the run trained on.
         """
         from budgetsearch.training.bases import load_base
-        from budgetsearch.training.data.tokens import load_tokenizer
+        from budgetsearch.training.data.tokenizer import load_tokenizer
         from budgetsearch.training.score import answer_batch
 
         settings, quantization = one.settings, one.run.quantization
@@ -277,25 +277,30 @@ class Room:
         Raises:
             DataError: the rows cannot be read.
         """
-        from budgetsearch.training.data.examples import answer_is_right, load_examples
-        from budgetsearch.training.data.tokens import render_prompt
+        from budgetsearch.training.data.encoder import Encoder
+        from budgetsearch.training.data.grading import answer_is_right
+        from budgetsearch.training.data.samples import load_samples
         from budgetsearch.training.evaluate import generate_answers
         from budgetsearch.training.score import room_for
 
-        examples = load_examples(task.source)[:limit]
-        new = room_for([len(self.tokenizer(e.completion)["input_ids"]) for e in examples])
+        encoder = Encoder(self.tokenizer)
+        examples = [sample for sample in load_samples(task.source) if sample.asked][:limit]
+        new = room_for([len(self.tokenizer(e.answer)["input_ids"]) for e in examples])
         grades: list[float] = []
         for start in range(0, len(examples), self.batch):
             some = examples[start : start + self.batch]
             texts = generate_answers(
                 model,
-                self.tokenizer,
-                [render_prompt(self.tokenizer, example) for example in some],
+                encoder,
+                [encoder.prompt(example) for example in some],
                 device=self.device,
                 max_new_tokens=new,
                 max_prompt_tokens=max(1, min(MAX_PROMPT, self.context - new)),
             )
             grades += [answer_is_right(e, text) for e, text in zip(some, texts or [], strict=True)]
             tick(len(grades), len(examples))
-        keys = [key_of([example.prompt, example.completion]) for example in examples]
+        keys = [
+            key_of([[{"role": t.role, "content": t.content} for t in example.asked], example.answer])
+            for example in examples
+        ]
         return result_of(task, "graded as in the search", True, keys, grades)

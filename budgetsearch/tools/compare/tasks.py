@@ -13,8 +13,11 @@ from budgetsearch.core.errors import DataError, UsageError
 from budgetsearch.storage.files import sha256_of
 from budgetsearch.tools.compare.gather import shown
 from budgetsearch.tools.compare.pairing import TaskResult, unique
-from budgetsearch.training.data.examples import GYM, HUB, check_data, load_examples, prompt_key
+from budgetsearch.training.data.gym import GYM
+from budgetsearch.training.data.hub import HUB
+from budgetsearch.training.data.origins import Origin, check_spelling, origins_of
 from budgetsearch.training.data.rows import EXTENSIONS
+from budgetsearch.training.data.samples import check_rows, load_samples, prompt_key
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def parse_tasks(text: str) -> list[Task]:
             f"--tasks {text!r} names no task; give names of lm-eval, data files or {GYM}NAME, with commas."
         )
     for source in sources:
-        if is_source(source):
-            check_data(source)
+        if is_source(source) and not check_spelling(source):
+            check_rows(Origin(source))
     names = [_short(source) for source in sources]
     return [Task(name, source) for name, source in zip(unique(names), sources, strict=True)]
 
@@ -103,9 +106,9 @@ def _short(source: str) -> str:
 
 def overlap(task: Task, limit: int | None, data: str) -> tuple[int, int]:
     """(prompts of the task that stand in these data too, prompts); none where the data cannot be read."""
-    prompts = [prompt_key(example) for example in load_examples(task.source)[:limit]]
+    prompts = [prompt_key(sample) for sample in load_samples(task.source)[:limit]]
     try:
-        known = {prompt_key(example) for example in load_examples(data)}
+        known = {prompt_key(sample) for origin in origins_of(data) for sample in load_samples(origin.source)}
     except (DataError, OSError):
         known = set()
     return sum(prompt in known for prompt in prompts), len(prompts)

@@ -20,6 +20,7 @@ from budgetsearch.tools.doctor import card, host, hub, machine, model
 from budgetsearch.tools.doctor.check import Check, attempt, ok
 from budgetsearch.tools.doctor.hub import Repository
 from budgetsearch.tools.doctor.model import ModelFacts
+from budgetsearch.training.data.origins import origins_of
 
 Say = Callable[[Check], None]
 
@@ -102,7 +103,8 @@ def _model(settings: Settings, cache: Path, space: Space) -> Iterator[Check]:
 def _repositories(settings: Settings) -> list[Repository]:
     """What the Hub says of the model and the data, as far as they are on it."""
     found = [hub.ask_model(settings.model, settings.revision)] if model.on_hub(settings.model) else []
-    data = [hub.ask_data(source) for source in (settings.data, settings.valid) if source]
+    named = [*origins_of(settings.data), *origins_of(settings.valid or "")]
+    data = [hub.ask_data(origin.source) for origin in named]
     return found + [repository for repository in data if repository is not None]
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.tools.doctor.check import Check, describe, fail, ok, warn
-from budgetsearch.training.data.examples import HUB, check_data
+from budgetsearch.training.data.hub import parse
 from budgetsearch.training.data.models import HUB_PATTERNS
+from budgetsearch.training.data.origins import bare_of, on_hub
 
 SECONDS = 5.0
 """How long the Hub may take to answer."""
@@ -41,19 +42,17 @@ def ask_model(name: str, revision: str | None) -> Repository:
 
 
 def ask_data(source: str) -> Repository | None:
-    """Ask for a ``hub:OWNER/NAME/FILE[@REVISION]``; None if the source is something else.
+    """Ask for a data set of the Hub; None if the source is something else.
 
     Raises:
         DataError: it is not spelled like that.
     """
-    if not source.startswith(HUB):
+    if not on_hub(source):
         return None
-    check_data(source)
-    owner, name, place = source.removeprefix(HUB).split("/", 2)
-    file, _, revision = place.partition("@")
-    folder = _cached(f"{owner}/{name}", "dataset", revision or None, [file])
-    there = folder is not None and (folder / file).is_file()
-    return _ask(f"{owner}/{name}", "dataset", revision or None, folder if there else None)
+    found = parse(bare_of(source))
+    folder = _cached(found.name, "dataset", found.revision, [found.file] if found.file else ["*"])
+    there = folder is not None and (folder / found.file).exists()
+    return _ask(found.name, "dataset", found.revision, folder if there else None)
 
 
 def _cached(name: str, kind: str, revision: str | None, patterns: Sequence[str]) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from budgetsearch.tools.doctor.check import SETTLE, Check, ok, warn
 from budgetsearch.tools.doctor.hub import Repository, files_to_fetch
 from budgetsearch.training.data.models import BIG_MODEL, ORIGIN
 from budgetsearch.training.data.sources import check_source
-from budgetsearch.training.data.tokens import PLAIN_HEADS
+from budgetsearch.training.data.templates import OWN
 
 PIP_SECONDS = 30.0
 UNKNOWN = "unknown until the model is fetched"
@@ -229,7 +230,9 @@ def licence(facts: ModelFacts) -> Check:
 
 def chat_template(facts: ModelFacts) -> Check:
     """Whether rows are written with the tokenizer's template or with the plain one."""
-    plain = f"rows are written in the plain one ({', '.join(PLAIN_HEADS.values())})"
+    plain = (
+        f"rows are written in the plain one ({', '.join(dict.fromkeys(re.findall('### [A-Z][a-z]+', OWN)))})"
+    )
     if facts.template is None:
         return ok("chat template", f"{UNKNOWN}; if it has none, {plain}")
     return ok("chat template", "the tokenizer's own" if facts.template else f"none, so {plain}")

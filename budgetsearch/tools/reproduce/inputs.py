@@ -13,6 +13,7 @@ from budgetsearch.core.ports import Say
 from budgetsearch.run.manifest_schema import Base, File, Found, Manifest, Rows, Source
 from budgetsearch.run.prepare import prepare_inputs
 from budgetsearch.storage.files import cache_folder
+from budgetsearch.training.data.origins import origins_of
 
 if TYPE_CHECKING:
     from budgetsearch.run.settings import Settings
@@ -98,13 +99,22 @@ def look(found: Found, given: Places, say: Say) -> Inputs:
         inputs.base_same = inputs.well
     except ModelError as error:
         inputs.findings.append(Finding(f"base {manifest.base.source}", "missing", str(error)))
-    for source in manifest.data.sources:
-        try:
-            places[source.role] = _locate(found, source.role, source, getattr(given, source.role))
-            inputs.findings += _source_findings(source, places[source.role])
-        except (DataError, OSError) as error:
-            inputs.findings.append(Finding(f"{source.role} {source.source}", "missing", str(error)))
-    if inputs.base is not None and len(places) == 1 + len(manifest.data.sources):
+    whole = True
+    for role in dict.fromkeys(source.role for source in manifest.data.sources):
+        some = [source for source in manifest.data.sources if source.role == role]
+        lines = origins_of(manifest.settings.get(role) or "")
+        named = origins_of(getattr(given, role) or "")
+        here: list[str] = []
+        for index, (source, origin) in enumerate(zip(some, lines, strict=True)):
+            try:
+                place = _locate(found, role, source, named[index].source if index < len(named) else None)
+                inputs.findings += _source_findings(source, place)
+                here.append(origin.at(place))
+            except (DataError, OSError) as error:
+                inputs.findings.append(Finding(f"{role} {source.source}", "missing", str(error)))
+        places[role] = "\n".join(here)
+        whole = whole and len(here) == len(some)
+    if inputs.base is not None and whole:
         inputs.settings = settings_of(manifest, places, trust=wanted and given.trust_remote_code)
     return inputs
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from budgetsearch.core.codec import read_json
 from budgetsearch.storage.files import sha256_of
-from budgetsearch.training.data.examples import source_file
 from budgetsearch.training.data.models import ORIGIN, BaseModel
-from budgetsearch.training.data.rows import files_of
+from budgetsearch.training.data.origins import locate, origins_of
 from budgetsearch.training.data.tokens import PreparedData
 
 
@@ -31,9 +30,9 @@ def input_facts(base: BaseModel, prepared: PreparedData, sources: Mapping[str, s
             "origin": _origin(base.path),
         },
         "sources": [
-            {"role": role, "source": source, "file": source_facts(source)}
-            for role, source in sources.items()
-            if source
+            {"role": role, "source": origin.source, "file": source_facts(origin.source)}
+            for role, data in sources.items()
+            for origin in origins_of(data or "")
         ],
         "rows": {
             "train_sha256": prepared.train.sha256(),
@@ -49,12 +48,13 @@ def input_facts(base: BaseModel, prepared: PreparedData, sources: Mapping[str, s
 
 def source_facts(source: str) -> dict[str, Any] | None:
     """Name, size and hash of the file or folder behind a data source; None if its rows are generated."""
-    path = source_file(source)
-    if path is None or path.is_file():
-        return None if path is None else file_facts(path)
-    files = [file_facts(file) for file in files_of(path)]
+    found = locate(source)
+    files = [{**file_facts(file), "name": name} for name, file in found.names().items()]
+    if len(files) < 2:
+        return files[0] if files else None
     sha256 = hashlib.sha256("".join(f"{one['name']} {one['sha256']}\n" for one in files).encode())
-    return {"name": path.name, "bytes": sum(one["bytes"] for one in files), "sha256": sha256.hexdigest()}
+    size = sum(one["bytes"] for one in files)
+    return {"name": Path(source).name, "bytes": size, "sha256": sha256.hexdigest()}
 
 
 def file_facts(path: Path) -> dict[str, Any]:

@@ -1,18 +1,32 @@
-"""Files of rows: JSONL, JSON, CSV, TSV and Parquet, each row with its place in the file."""
+"""Files of rows: JSONL, JSON, CSV, TSV, Parquet and Arrow, also packed; each row with its place in the file.
+
+A row that cannot be read is ``Broken``, and the next one is read; a file that cannot be read is a DataError.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
-import json
-from collections.abc import Iterator, Mapping
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import DataError
 from budgetsearch.core.ports import Say
+from budgetsearch.training.data.json_rows import json_rows, jsonl_rows
+from budgetsearch.training.data.lines import (
+    MAX_UNFOLDED,
+    MAX_VALUE,
+    PACKED,
+    UNFOLDS,
+    Broken,
+    Read,
+    Row,
+    lines_of,
+    whole,
+)
 
-Row = Mapping[str, Any]
 KINDS: Mapping[str, str] = {
     ".jsonl": "JSONL",
     ".ndjson": "JSONL",
@@ -20,110 +34,119 @@ KINDS: Mapping[str, str] = {
     ".csv": "CSV",
     ".tsv": "CSV",
     ".parquet": "Parquet",
+    ".arrow": "Arrow",
 }
-EXTENSIONS = tuple(KINDS)
-DELIMITERS: Mapping[str, str] = {",": "commas", ";": "semicolons", "\t": "tabs"}
-SHOWN_NAMES = 20
-MAX_UNFOLDED = 2 << 30
-"""Bytes of a Parquet file's rows: a value that a million rows share stands there once."""
+EXTENSIONS = (*KINDS, *(f".jsonl{ending}" for ending in (".gz", ".zst")))
+DELIMITERS: Mapping[str, str] = {
+    ",": "commas",
+    ";": "semicolons",
+    "\t": "tabs",
+    "|": "bars",
+    "^": "carets",
+    "~": "tildes",
+    ":": "colons",
+}
+SEPARATOR = re.compile(r"sep=(.)\r?\n")
+"""A first line with which spreadsheets name it."""
 MAX_BATCH = 1 << 29
-"""... of the rows that are in memory at once."""
+"""... of the rows of a Parquet file that are in memory at once."""
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files of rows that a path means: itself, or of a folder all in it, by name.
+def kind_of(path: Path) -> str | None:
+    """What kind of file a name means; None: none that can be read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in PACKED:
+        kind = KINDS.get(suffixes[0]) if len(suffixes) == 2 else None
+        return kind if kind not in ("Parquet", "Arrow") else None
+    return KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def read_rows(path: Path, say: Say = lambda _: None) -> Iterator[Read]:
+    """(line or row, columns) of a file of any known extension; ``say`` hears how a CSV file is divided.
 
     Raises:
-        DataError: a folder holds none, or some of several kinds.
+        DataError: the file cannot be read.
     """
-    if not path.is_dir():
-        return [path]
-    names = sorted(one.name + "/" * one.is_dir() for one in path.iterdir())
-    files = [path / name for name in names if Path(name).suffix.lower() in KINDS and not name.endswith("/")]
-    if len({KINDS[file.suffix.lower()] for file in files}) != 1:
-        problem = "files of several kinds" if files else f"no file of {', '.join(EXTENSIONS)}"
-        there = ", ".join(names[:SHOWN_NAMES]) or "nothing"
-        raise DataError(
-            f"the folder {path} holds {problem}: {there}; name one of its files, or leave those of one kind "
-            "in it"
-        )
-    return files
-
-
-def read_rows(path: Path, say: Say = lambda _: None) -> Iterator[tuple[str, Row]]:
-    """(line or row, columns) of a file of any known extension; ``say`` hears how a CSV file is divided."""
-    if KINDS.get(path.suffix.lower()) == "CSV":
-        return _csv_rows(path, say)
-    readers = {".json": _json_rows, ".parquet": _parquet_rows}
-    return readers.get(path.suffix.lower(), _jsonl_rows)(path)
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            line = _decode(raw.removeprefix(b"\xef\xbb\xbf"), path, number).strip()
-            if line:
-                yield str(number), _object(_parse(line, path, number), path, str(number))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    value = _parse(_text(path), path, 1)
-    if isinstance(value, dict):
-        lists = {key: item for key, item in value.items() if isinstance(item, list)}
-        if len(lists) != 1:
-            raise DataError(f"{path} holds an object with {len(lists)} lists; one list of rows is needed")
-        value = next(iter(lists.values()))
-    if not isinstance(value, list):
-        raise DataError(f"{path} holds neither a list of rows nor an object with one; save its rows as JSONL")
-    for number, row in enumerate(value, start=1):
-        yield f"row {number}", _object(row, path, f"row {number}")
-
-
-def _csv_rows(path: Path, say: Say) -> Iterator[tuple[str, Row]]:
-    text, start = _text(path), 1
+    readers = {"CSV": _csv_rows, "JSON": json_rows, "Parquet": _parquet_rows, "Arrow": _arrow_rows}
+    reader = readers.get(kind_of(path) or "", jsonl_rows)
     try:
-        delimiter = _delimiter(text)
-        if delimiter != ",":
-            say(f"the columns of {path.name} are separated by {DELIMITERS[delimiter]}")
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        columns = reader.fieldnames or ()
-        start = reader.line_num + 1
-        for row in reader:
-            if None in row or None in row.values():
+        yield from reader(path, say) if reader is _csv_rows else reader(path)  # type: ignore[operator]
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}; mend the file, or copy it again") from error
+
+
+# ------------------------------------------------------------------------------------- CSV
+
+
+def _csv_rows(path: Path, say: Say) -> Iterator[Read]:
+    csv.field_size_limit(MAX_VALUE)
+    lines, start = lines_of(path), 1
+    header = next(lines, "")
+    if named := SEPARATOR.fullmatch(header):
+        delimiter, start = named.group(1), 2
+    else:
+        delimiter = _delimiter(header)
+    word = DELIMITERS.get(delimiter, repr(delimiter))
+    if delimiter != ",":
+        say(f"the columns of {path.name} are separated by {word}")
+    reader = csv.reader(lines if named else _chain(header, lines), delimiter=delimiter, strict=True)
+    begun = start - 1
+    columns: list[str] = []
+    while True:
+        place = begun + reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if not columns or "unexpected end" in str(error):  # what follows an open quote would all be in it
                 raise DataError(
-                    f"{path}:{start} does not have the {len(columns)} columns of the header, separated by "
-                    f"{DELIMITERS[delimiter]}; mend it"
-                )
-            yield str(start), row
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{path}:{start} is not valid CSV: {error}; mend its quotes, or save it as JSONL"
-        ) from error
+                    f"{path}:{place} is not valid CSV: {error}; mend its quotes, or save it as JSONL"
+                ) from error
+            yield str(place), Broken(f"it is not valid CSV ({error})")
+            continue
+        if not columns:
+            columns = cells
+        elif cells:
+            yield str(place), _record(columns, cells, word)
 
 
-def _delimiter(text: str) -> str:
+def _record(columns: list[str], cells: list[str], word: str) -> Row | Broken:
+    if len(cells) != len(columns):
+        return Broken(f"it does not have the {len(columns)} columns of the header, separated by {word}")
+    if not all(map(whole, cells)):
+        return Broken("it is not UTF-8")
+    return dict(zip(columns, cells, strict=True))
+
+
+def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _delimiter(header: str) -> str:
     """What divides a header into the most columns: commas where nothing does."""
-    header = io.StringIO(text, newline="").readline()
     return max(DELIMITERS, key=lambda one: len(next(csv.reader([header], delimiter=one), ())))
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+# ------------------------------------------------------------------------------ Arrow, Parquet
+
+
+def _parquet_rows(path: Path) -> Iterator[Read]:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    number = 0
+    number, bounded = 0, max(MAX_UNFOLDED, UNFOLDS * path.stat().st_size)
     try:
         with parquet.ParquetFile(path) as file:
             unfolded = 0
             for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
                 unfolded += batch.nbytes
-                if unfolded > MAX_UNFOLDED:
+                if unfolded > bounded:
                     raise DataError(
-                        f"{path} unfolds to more than {MAX_UNFOLDED >> 20} MiB by row {number}; keep "
-                        "fewer rows"
+                        f"{path} unfolds to more than {bounded >> 20} MiB by row {number}; keep fewer rows"
                     )
-                for row in batch.to_pylist():
+                for row in _rows_of(batch):
                     number += 1
                     yield f"row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
@@ -132,38 +155,41 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         ) from error
 
 
+def _rows_of(batch: Any) -> Iterator[Row | Broken]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # Parquet does not check its texts
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield Broken("it is not UTF-8")
+
+
 def _batch_rows(facts: Any) -> int:
     """So many rows that they fit into memory though each repeats the largest value of its row group."""
     largest = max((facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)), default=0)
     return max(1, min(256, MAX_BATCH // max(1, largest)))
 
 
-def _text(path: Path) -> str:
-    return _decode(path.read_bytes(), path, 1).removeprefix("\ufeff")
+def _arrow_rows(path: Path) -> Iterator[Read]:
+    import pyarrow
 
-
-def _decode(raw: bytes, path: Path, line: int) -> str:
+    number = 0
     try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line += raw.count(b"\n", 0, error.start)
-        raise DataError(f"{path}:{line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
-
-
-def _parse(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if not isinstance(error, json.JSONDecodeError):  # thousands of digits, or of brackets
-            raise DataError(f"{path}:{line} cannot be read: {error}; mend or remove it") from error
+        with pyarrow.memory_map(str(path)) as file:
+            try:
+                reader = pyarrow.ipc.open_stream(file)
+                batches: Iterable[Any] = reader
+            except pyarrow.ArrowInvalid:  # the other of Arrow's two formats
+                whole = pyarrow.ipc.open_file(file)
+                batches = (whole.get_batch(index) for index in range(whole.num_record_batches))
+            for batch in batches:
+                for start in range(0, batch.num_rows, 256):
+                    for row in _rows_of(batch.slice(start, 256)):
+                        number += 1
+                        yield f"row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}:{line + error.lineno - 1} is not valid JSON: {error.msg}; mend it there"
+            f"{path} cannot be read as Arrow after row {number}: {error}; save it again"
         ) from error
-
-
-def _object(value: Any, path: Path, place: str) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{path}:{place} is a {type(value).__name__}, not an object with columns; mend or remove it"
-        )
-    return value

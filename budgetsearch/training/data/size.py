@@ -11,7 +11,8 @@ from pathlib import Path
 
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DataError
-from budgetsearch.training.data.rows import files_of
+from budgetsearch.training.data.gym import GYM
+from budgetsearch.training.data.origins import locate, on_hub, origins_of
 
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLED_LINES = 1000
@@ -41,20 +42,27 @@ KNOWN_DATA: Mapping[str, DataGuess] = {
 
 def guess_data(source: str, max_rows: int | None) -> DataGuess:
     """Rows and tokens of a data source, from its size or from what is known of it."""
+    parts = [_guess(origin.source) for origin in origins_of(source)]
+    rows = sum(part.rows for part in parts)
+    tokens = sum(part.rows * part.tokens_per_row for part in parts) / max(1, rows)
+    why = "; ".join(dict.fromkeys(part.source for part in parts))
+    return DataGuess(min(rows, max_rows or rows), tokens, why)
+
+
+def _guess(source: str) -> DataGuess:
     found = KNOWN_DATA.get(source.partition("@")[0]) or _local(source) or _gym(source)
-    found = found or DataGuess(UNKNOWN_ROWS, UNKNOWN_TOKENS, "a guess: what is not here cannot be counted")
-    return DataGuess(min(found.rows, max_rows or found.rows), found.tokens_per_row, found.source)
+    return found or DataGuess(UNKNOWN_ROWS, UNKNOWN_TOKENS, "a guess: what is not here cannot be counted")
 
 
 def _local(source: str) -> DataGuess | None:
-    path = Path(source).expanduser()
-    if not path.exists():
+    if source.startswith(GYM) or on_hub(source):
         return None
-    counts = [_count(file) for file in files_of(path)]
+    found = locate(source)
+    counts = [_count(file) for file in found.files]
     rows, size = sum(rows for rows, _ in counts), sum(size for _, size in counts)
     per_row = size / max(1, rows)
     tokens = per_row / CHARACTERS_PER_TOKEN
-    return DataGuess(rows, max(1.0, tokens), f"size of {path.name}, at 4 characters a token")
+    return DataGuess(rows, max(1.0, tokens), f"size of {Path(source).name}, at 4 characters a token")
 
 
 def _count(path: Path) -> tuple[int, float]:
@@ -86,7 +94,7 @@ def _count(path: Path) -> tuple[int, float]:
 
 
 def _gym(source: str) -> DataGuess | None:
-    if not source.startswith("reasoning-gym:"):
+    if not source.startswith(GYM):
         return None
     query = urllib.parse.parse_qs(urllib.parse.urlsplit(source).query)
     size = query.get("size", ["500"])[0]

@@ -11,7 +11,7 @@ import json
 import shutil
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 COLUMNS = {"offsets": "I64", "tokens": "I32", "targets": "I32", "trained": "U8"}
 """Of the file, in its order: the widest first, so that each begins where its numbers may."""
@@ -67,12 +67,13 @@ class TokenWriter:
         self._tokens, self._trained = tokens, trained
         self.lengths, self.targets = array("q"), array("i")
 
-    def add(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
+    def add(self, ids: ArrayLike, trained: ArrayLike) -> None:
         """Append a row."""
-        self._tokens.write(array("i", ids))
-        self._trained.write(bytes(map(bool, trained)))
-        self.lengths.append(len(ids))
-        self.targets.append(sum(map(bool, trained[1:])))
+        tokens, mask = numpy.asarray(ids, dtype=numpy.int32), numpy.asarray(trained, dtype=bool)
+        self._tokens.write(tokens.tobytes())
+        self._trained.write(mask.tobytes())
+        self.lengths.append(len(tokens))
+        self.targets.append(int(numpy.count_nonzero(mask[1:])))
 
 
 @contextmanager

@@ -16,13 +16,10 @@ from typing import Any, Literal
 
 from budgetsearch.core.errors import DataError
 from budgetsearch.training.data.conversation import Conversation, Skip, Turn, split_thought
-from budgetsearch.training.data.limit import Limit, Overlong
 
 DAY = datetime.datetime(2024, 7, 26)
 """Today, for every template that asks: rows must not depend on the day of the run."""
 VALUES: Mapping[str, Any] = {"date_string": f"{DAY:%d %b %Y}"}
-LIMIT = Limit(10.0)
-"""Seconds in which a chat template renders a row; a loop in a loop would go on for ever."""
 PROBE, ASK, THOUGHT = "budgetsearch probe", "budgetsearch asks", "budgetsearch thinks"
 X = "\U0010fffdbudgetsearch\U0010fffd"
 """Stands for an answer; begins and ends with what no text begins or ends with, and no template trims."""
@@ -107,7 +104,6 @@ class Template:
 
         Raises:
             Skip: the template does not take it.
-            DataError: it does not come to an end.
         """
         return self.render_marked(chat, tools, marked=False, **options)[0]
 
@@ -136,9 +132,7 @@ class Template:
             return texts[0], found[0] if found else []
 
         try:
-            return LIMIT.call(work)
-        except Overlong as error:
-            raise DataError(f"The chat template does not come to an end: {error}; {ADVICE}") from None
+            return work()
         except Exception as error:  # a template is a stranger's program: it may divide by zero or call itself
             said = " ".join(str(error).split()) or type(error).__name__
             raise Skip(f"the chat template does not take it: {_shown(said)}") from None
@@ -232,7 +226,10 @@ class Template:
             whole = self._shown([ask, answer])
         if whole is None:
             self.parts = False
-            self.render([ask, answer]) if self._try([ask, answer]) is None else None
+            try:
+                self.render([ask, answer])
+            except Skip as skip:
+                raise DataError(f"{skip.reason}; {ADVICE}") from None
             raise DataError(f"The chat template does not show a question and its answer; {ADVICE}")
         self._look_at_heads(ask, whole)
         system = self._try([_said("system", THOUGHT), ask], prompt=True)

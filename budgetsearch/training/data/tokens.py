@@ -1,53 +1,47 @@
-"""Rows as tokens: made once, kept in the cache, read by every worker without a tokenizer.
-
-A row is prompt ids followed by completion ids, each tokenized on its own, so the prompt is an exact
-prefix of the row and generation starts from the very ids that training saw.
-"""
+"""Rows as tokens: made once, kept in the cache, read by every worker without a tokenizer."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.codec import read_json
-from budgetsearch.core.errors import DataError, SettingsError, UntrustedCode
+from budgetsearch.core.errors import DataError, SettingsError
 from budgetsearch.core.ports import Say
 from budgetsearch.storage.files import fresh_folder, locked, sha256_of
-from budgetsearch.training.data.examples import Example, load_examples, prompt_key, split
-from budgetsearch.training.data.limit import Limit
-from budgetsearch.training.data.store import TokenSet, writing
-from budgetsearch.training.data.trust import FLAG, code_files, uses_code
-from budgetsearch.training.quiet import quiet
+from budgetsearch.training.data.conversation import Sample
+from budgetsearch.training.data.origins import origins_of
+from budgetsearch.training.data.preparer import Task, described
+from budgetsearch.training.data.samples import Source, find, sample_in
+from budgetsearch.training.data.scan import TRAIN, VALID
+from budgetsearch.training.data.store import TokenSet
+from budgetsearch.training.data.supervise import prepare_apart
+from budgetsearch.training.data.tally import Tally, most_of
+from budgetsearch.training.data.templates import Options
+from budgetsearch.training.data.tokenizer import tokenizer_hash
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same rows would give other tokens: old caches are then left alone."""
 MIN_LENGTH = 8
-TOKENIZER_FILES = ("*token*", "chat_template*", "vocab.*", "merges.txt", "*.model", "*.tiktoken")
-# Fixed values for what some chat templates fill in by themselves: today's date, a thinking block.
-TEMPLATE_VALUES: Mapping[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
-PLAIN_HEADS = {"system": "### Context", "user": "### Instruction", "assistant": "### Response"}
-TEMPLATE_LIMIT = Limit(10.0)
-"""Seconds in which a chat template renders a row; a loop in a loop would go on for ever."""
-PROBE = "budgetsearch probe"
+KEPT = ("train.safetensors", "valid.safetensors", "valid.jsonl")
+"""What of the work stays, beside ``meta.json``."""
 
 
 @dataclass(frozen=True)
 class TokenStats:
-    """What a split holds; all counts are of the rows that were kept, ``dropped`` aside."""
+    """What a split holds."""
 
     rows: int
     tokens: int
     target_tokens: int
-    """Completion tokens: those with a loss."""
-    truncated: int
-    dropped: int
-    """Rows without a single completion token."""
+    """Trained tokens: those with a loss."""
     max_row_tokens: int
     mean_row_tokens: float
 
@@ -65,14 +59,44 @@ class PreparedData:
     """``chat`` (the tokenizer's own) or ``plain``."""
     source_sha256: str
     """Hash of the rows, before any split."""
-    valid_examples: list[Example]
-    """The rows of ``valid``, in its order."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else was found: rows, skipped, kept_out, duplicates, cut, notes, stops."""
+
+    @cached_property
+    def valid_samples(self) -> list[Sample]:
+        """The samples that the rows of ``valid`` come from, in their order."""
+        return list(self._samples())
+
+    def _samples(self) -> Iterator[Sample]:
+        with (self.folder / "valid.jsonl").open("rb") as lines:
+            yield from map(sample_in, lines)
 
     def valid_hashes(self) -> dict[str, str]:
         """What tells whether two runs have the same validation rows, as text and as tokens."""
         tokens = sha256_of(self.folder / "valid.safetensors")
-        rows = _sha256(_as_json(dataclasses.replace(e, place="")) for e in self.valid_examples)
-        return {"valid_rows_sha256": rows, "valid_tokens_sha256": tokens}
+        return {"valid_rows_sha256": str(self.facts["valid_rows_sha256"]), "valid_tokens_sha256": tokens}
+
+    def lines(self) -> list[str]:
+        """What became of the rows, in five lines at most."""
+        return summary(self.facts, self.train_stats.rows, self.valid_stats.rows)
+
+
+def summary(facts: Mapping[str, Any], train: int, valid: int) -> list[str]:
+    """What became of the rows, in five lines at most."""
+    tally = Tally()
+    tally.merge(facts["skipped"])
+    lines = [f"{facts['rows']} rows: {train} are trained on, {valid} are for validation"]
+    if facts["duplicates"]:
+        lines[0] += f"; {facts['duplicates']} are there twice or more"
+    if tally.total:
+        lines.append(f"{tally.total} of {facts['rows']} rows are skipped: {tally}")
+    if facts["kept_out"]:
+        lines.append(f"{facts['kept_out']} rows are left out: their prompts are validation rows too")
+    if facts["cut"]:
+        lines.append(f"{facts['cut']} rows are longer than {facts['max_length']} tokens and are cut")
+    if facts["notes"]:
+        lines.append("; ".join(f"{note}: {count} rows" for note, count in facts["notes"].items()))
+    return lines
 
 
 @dataclass(frozen=True)
@@ -80,12 +104,35 @@ class Sources:
     """Where the rows come from, and which of them are held out."""
 
     data: str
+    """One source a line."""
     valid: str | None = None
-    """None: a seeded ``valid_share`` of ``data``."""
+    """None: what ``data`` set apart themselves, else a seeded ``valid_share`` of them."""
     seed: int = 0
     max_rows: int | None = None
     """A seeded sample of so many rows of ``data``."""
     valid_share: float = 0.1
+    columns: str | None = None
+    bad_rows: str | None = None
+    """So many rows may be skipped: a number, or a share such as 1%."""
+
+    def find(self, say: Say) -> tuple[list[Source], list[Source]]:
+        """The sources to train on and those for validation, on this machine.
+
+        Raises:
+            DataError: one is not there, or cannot be reached.
+        """
+        train = find(origins_of(self.data, self.columns), say)
+        if self.valid is not None:
+            columns = self.columns if "\n" not in (self.columns or "") else None
+            return train, find(origins_of(self.valid, columns), say)
+        apart = [
+            Source(dataclasses.replace(one.origin, weight=None), held_out)
+            for one in train
+            if (held_out := one.located.held_out()) is not None
+        ]
+        for one in apart:
+            say(f"the validation rows are those that {one.located.source} sets apart")
+        return train, apart
 
 
 def prepare(
@@ -94,32 +141,85 @@ def prepare(
     *,
     max_length: int,
     cache: Path,
+    options: Options | None = None,
     trust_remote_code: bool = False,
     say: Say = lambda _: None,
+    seconds_left: Callable[[], float] | None = None,
 ) -> PreparedData:
-    """Read, split and tokenize, or find the outcome in the cache.
+    """Read, split and tokenize in a process of its own, or find the outcome in the cache.
 
-    ``max_length`` is in tokens.
+    ``max_length`` is in tokens. ``seconds_left``: until it must be done; None: no limit.
 
     Raises:
-        DataError: a source or a row cannot be used, or nothing is left.
+        DataError: a source or its rows cannot be used, or nothing is left.
         SettingsError: ``max_length`` is too small to hold a row.
     """
     if max_length < MIN_LENGTH:
         raise SettingsError(f"max_length is {max_length}; it must be {MIN_LENGTH} tokens at least")
-    train, held_out = _split_sources(sources, say)
-    # Sorted and without their places: neither the shuffle nor a file's name changes what the rows are.
-    source = _sha256(sorted(_as_json(dataclasses.replace(e, place="")) for e in [*train, *held_out]))
-    ordered = _sha256(_as_json(example) for example in [*train, *held_out])
-    tokenizer = _tokenizer_hash(model_path, code=trust_remote_code)
-    facts = (FORMAT, ordered, len(train), tokenizer, max_length, sources.seed)
-    folder = cache / "data" / _sha256(map(str, facts))[:32]
+    most_of(sources.bad_rows, 1)
+    train, valid = sources.find(say)
+    task = Task(
+        model_path=str(model_path),
+        folder="",
+        sources=[*(described(one, TRAIN) for one in train), *(described(one, VALID) for one in valid)],
+        max_length=max_length,
+        seed=sources.seed,
+        options=dataclasses.asdict(options or Options()),
+        max_rows=sources.max_rows,
+        valid_share=sources.valid_share,
+        bad_rows=sources.bad_rows,
+        trust_remote_code=trust_remote_code,
+        cores=len(os.sched_getaffinity(0)),
+    )
+    folder = cache / "data" / _name_of(task, [*train, *valid])
     with locked(cache / "locks" / folder.name):
         if not folder.exists():
-            say(f"tokenizing {len(train)} training and {len(held_out)} validation rows")
-            loaded = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
-            _write(folder, loaded, train, held_out, max_length, source)
+            return _made(task, folder, say, seconds_left)
+    data = open_prepared(folder)
+    for line in data.lines():
+        say(line)
+    return data
+
+
+def _made(task: Task, folder: Path, say: Say, seconds_left: Callable[[], float] | None) -> PreparedData:
+    """Prepare into a folder that does not exist yet; what is said is said before it does."""
+    with fresh_folder(folder) as fresh:
+        facts = prepare_apart(dataclasses.replace(task, folder=str(fresh)), say, seconds_left)
+        facts |= {"max_length": task.max_length, "options": task.options}
+        for line in summary(facts, facts["train"]["rows"], facts["valid"]["rows"]):
+            say(line)
+        for file in fresh.iterdir():
+            if file.name not in KEPT:
+                file.unlink()
+        (fresh / "meta.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
     return open_prepared(folder)
+
+
+def _name_of(task: Task, sources: Sequence[Source]) -> str:
+    """A hash of all that decides on the tokens: the bytes of the files, not where they lie."""
+    files = [
+        [[name, sha256_of(file)] for name, file in one.located.names().items()] or one.located.source
+        for one in sources
+    ]
+    described = [
+        [one["role"], one["origin"]["weight"], one["origin"]["columns"], one["cut"]] for one in task.sources
+    ]
+    path = task.options["template"]
+    written = Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else None
+    facts = (
+        *(
+            FORMAT,
+            files,
+            described,
+            task.max_length,
+            task.seed,
+            task.max_rows,
+            task.valid_share,
+            task.options,
+        ),
+        *(written, task.bad_rows, tokenizer_hash(Path(task.model_path), code=task.trust_remote_code)),
+    )
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def open_prepared(folder: Path) -> PreparedData:
@@ -132,219 +232,17 @@ def open_prepared(folder: Path) -> PreparedData:
 
     try:
         meta = read_json((folder / "meta.json").read_text(encoding="utf-8"))
-        lines = (folder / "valid.jsonl").read_text(encoding="utf-8").split("\n")
-        return PreparedData(
+        found = PreparedData(
             folder=folder,
             train=TokenSet(folder / "train.safetensors"),
             valid=TokenSet(folder / "valid.safetensors"),
-            train_stats=TokenStats(**meta["train"]),
-            valid_stats=TokenStats(**meta["valid"]),
-            template=meta["template"],
-            source_sha256=meta["source_sha256"],
-            valid_examples=[_from_json(line) for line in lines if line],
+            train_stats=TokenStats(**meta.pop("train")),
+            valid_stats=TokenStats(**meta.pop("valid")),
+            template=meta.pop("template"),
+            source_sha256=meta.pop("source_sha256"),
+            facts=meta,
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        next(found._samples())
+        return found
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, SafetensorError) as error:
         raise DataError(f"prepared data in {folder} cannot be read ({error}); delete that folder") from error
-
-
-def load_tokenizer(model_path: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a base model's folder, with a pad token.
-
-    Raises:
-        UntrustedCode: it runs its own code to load, and that is not allowed.
-        DataError: it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet():
-            # Said, not left out: else transformers asks on the terminal, and a worker has none.
-            tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        if uses_code(model_path) and not trust_remote_code and "trust_remote_code" in str(error):
-            raise UntrustedCode(
-                f"the tokenizer in {model_path} runs its own Python code to load; read that code, then allow "
-                f"it with {FLAG} (trust_remote_code)"
-            ) from error
-        raise DataError(f"the tokenizer in {model_path} cannot be loaded: {error}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-# ----------------------------------------------------------------------- templates
-
-
-def render_prompt(tokenizer: Any, example: Example) -> str:
-    """The text that a completion follows. Tokenize it with ``add_special_tokens=False``.
-
-    Raises:
-        DataError: the chat template does not take these messages.
-    """
-    if not tokenizer.chat_template:
-        begin = tokenizer.bos_token if _begins(tokenizer) else ""
-        turns = [f"{_head(message)}\n{message['content']}\n\n" for message in example.prompt]
-        return begin + "".join(turns) + f"{PLAIN_HEADS['assistant']}\n"
-    return _render(tokenizer, example.prompt, example.place, add_generation_prompt=True)
-
-
-def _head(message: Mapping[str, str]) -> str:
-    return PLAIN_HEADS.get(message["role"], f"### {message['role'].title()}")
-
-
-def _begins(tokenizer: Any) -> bool:
-    """Whether this tokenizer begins every text with its bos token."""
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-
-
-def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], place: str, **options: Any) -> str:
-    chat = [dict(message) for message in messages]
-    try:
-        return TEMPLATE_LIMIT.call(
-            lambda: str(tokenizer.apply_chat_template(chat, tokenize=False, **TEMPLATE_VALUES, **options))
-        )
-    except Exception as error:  # a template is a stranger's program: it may divide by zero or call itself
-        raise DataError(
-            f"{place}: the model's chat template does not take these messages: {error!r}"
-        ) from error
-
-
-def _around(tokenizer: Any) -> tuple[str, str]:
-    """What the template puts before and after a completion; the end of turn is always there."""
-    eos = tokenizer.eos_token or ""
-    if not tokenizer.chat_template:
-        return "", eos
-    ask = {"role": "user", "content": "?"}
-    prompt = _render(tokenizer, [ask], "probe", add_generation_prompt=True)
-    whole = _render(tokenizer, [ask, {"role": "assistant", "content": PROBE}], "probe")
-    if not whole.startswith(prompt) or PROBE not in whole[len(prompt) :]:
-        return "", eos
-    before, after = whole[len(prompt) :].split(PROBE, 1)
-    # What follows the end of turn belongs to the next one: the model stops before it.
-    after = after.rstrip()
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    ends = bool(ids) and ids[-1] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return before, after if ends else after + eos
-
-
-# --------------------------------------------------------------------- tokenization
-
-
-def _tokenize(
-    tokenizer: Any, examples: Sequence[Example], max_length: int
-) -> tuple[list[tuple[list[int], int]], list[Example], TokenStats]:
-    """Rows as (ids, prompt length), the examples they come from, and what was cut."""
-    before, after = _around(tokenizer)
-    prompts = _ids(tokenizer, [render_prompt(tokenizer, example) for example in examples])
-    texts = [before + example.completion.strip() + after for example in examples]
-    rows, kept, truncated = [], [], 0
-    for example, prompt, completion in zip(examples, prompts, _ids(tokenizer, texts), strict=True):
-        cut_prompt, cut_completion = fit(prompt, completion, max_length)
-        if not cut_prompt or not cut_completion:
-            continue
-        truncated += len(cut_prompt) + len(cut_completion) < len(prompt) + len(completion)
-        rows.append((cut_prompt + cut_completion, len(cut_prompt)))
-        kept.append(example)
-    return rows, kept, _stats(rows, truncated, len(examples) - len(rows))
-
-
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    with quiet():  # a row above the model's length is cut later, no need to warn
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def fit(prompt: list[int], completion: list[int], max_length: int) -> tuple[list[int], list[int]]:
-    """Cut a row to ``max_length`` tokens.
-
-    A prompt that leaves a quarter of the room keeps everything and the completion's end goes, the end
-    of turn with it: the model must not learn to stop there. A longer prompt loses its beginning, and
-    keeps a quarter of the room where the completion is long as well.
-    """
-    quarter = max_length // 4
-    if len(prompt) + len(completion) <= max_length:
-        return prompt, completion
-    if len(prompt) <= max_length - quarter:
-        return prompt, completion[: max_length - len(prompt)]
-    completion = completion[: max_length - quarter]
-    return prompt[len(prompt) - (max_length - len(completion)) :], completion
-
-
-def _stats(rows: Sequence[tuple[list[int], int]], truncated: int, dropped: int) -> TokenStats:
-    lengths = [len(ids) for ids, _ in rows]
-    tokens = sum(lengths)
-    return TokenStats(
-        rows=len(rows),
-        tokens=tokens,
-        target_tokens=tokens - sum(prompt for _, prompt in rows),
-        truncated=truncated,
-        dropped=dropped,
-        max_row_tokens=max(lengths, default=0),
-        mean_row_tokens=tokens / max(1, len(rows)),
-    )
-
-
-# -------------------------------------------------------------------------- writing
-
-
-def _write(
-    folder: Path, tokenizer: Any, train: list[Example], valid: list[Example], max_length: int, source: str
-) -> None:
-    meta: dict[str, Any] = {
-        "source_sha256": source,
-        "template": "chat" if tokenizer.chat_template else "plain",
-    }
-    with fresh_folder(folder) as fresh:
-        for name, examples in (("train", train), ("valid", valid)):
-            rows, kept, stats = _tokenize(tokenizer, examples, max_length)
-            if not rows:
-                raise DataError(f"no {name} row is left: every completion was empty after tokenization")
-            with writing(fresh / f"{name}.safetensors") as writer:
-                for ids, prompt in rows:
-                    writer.add(ids, [False] * prompt + [True] * (len(ids) - prompt))
-            meta[name] = dataclasses.asdict(stats)
-            if name == "valid":
-                lines = [_as_json(example) + "\n" for example in kept]
-                (fresh / "valid.jsonl").write_text("".join(lines), encoding="utf-8")
-        (fresh / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
-
-
-def _split_sources(sources: Sources, say: Say) -> tuple[list[Example], list[Example]]:
-    data, valid, seed, max_rows = sources.data, sources.valid, sources.seed, sources.max_rows
-    rows = load_examples(data, say)
-    if max_rows is not None and max_rows < len(rows):
-        rows = [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]
-    if valid is None:
-        return split(rows, seed, sources.valid_share)
-    held_out = load_examples(valid, say)
-    # Every trial is evaluated on the first rows: shuffled, those are a sample of all.
-    random.Random(seed).shuffle(held_out)
-    seen = {prompt_key(example) for example in held_out}
-    train = [example for example in rows if prompt_key(example) not in seen]
-    if not train:
-        raise DataError(f"every prompt of {data} is in {valid} too; nothing is left to train on")
-    if len(train) < len(rows):
-        say(f"{len(rows) - len(train)} rows of {data} are left out: their prompts are in {valid} too")
-    return train, held_out
-
-
-def _as_json(example: Example) -> str:
-    return json.dumps(dataclasses.asdict(example), ensure_ascii=False, sort_keys=True)
-
-
-def _from_json(line: str) -> Example:
-    value = read_json(line)
-    return Example(tuple(value["prompt"]), value["completion"], value["check"], value["place"])
-
-
-def _sha256(parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode("utf-8") + b"\n")
-    return digest.hexdigest()
-
-
-def _tokenizer_hash(model_path: Path, *, code: bool) -> str:
-    files = {file for pattern in TOKENIZER_FILES for file in model_path.glob(pattern) if file.is_file()}
-    files.update(code_files(model_path) if code else ())
-    return _sha256(f"{f.name} {sha256_of(f)}" for f in sorted(files))
