@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from budgetsearch.api.callbacks import watcher_of
 from budgetsearch.api.display import display
 from budgetsearch.api.explained import explained
+from budgetsearch.api.given import given
 from budgetsearch.core.errors import RunFolderError, SettingsError
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
@@ -167,7 +168,7 @@ def search(settings: RunSettings, config: PathLike | None, resume: str, beside: 
     if resume not in ("never", "auto"):
         raise SettingsError(f"--resume {resume}: use never or auto.")
     file = Path(config) if config else None
-    chosen = load_settings(settings, file)
+    chosen = load_settings(given(settings), file)
     assert chosen.out is not None
     folder = RunFolder(chosen.out)
     if resume == "auto" and not (settings.get("out") or names_out(file)):

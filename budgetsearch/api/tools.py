@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from budgetsearch.api.display import log
 from budgetsearch.api.explained import explained
+from budgetsearch.api.given import given
 from budgetsearch.api.runs import open_history
 from budgetsearch.core.errors import UsageError
 from budgetsearch.run.configuration import load_settings
@@ -22,6 +23,7 @@ from budgetsearch.tools.reproduce.inputs import Places
 if TYPE_CHECKING:
     from budgetsearch.tools.compare.comparison import Comparison
     from budgetsearch.tools.doctor.check import Check
+    from budgetsearch.tools.inspect.look import Inspection
     from budgetsearch.tools.plan.preview import Preview
     from budgetsearch.tools.reproduce.replay import Reproduced
     from budgetsearch.tools.reproduce.verify import Verified
@@ -50,7 +52,7 @@ def plan(
 
     if not 0.1 <= slow <= 100:
         raise UsageError(f"--slow must be from 0.1 to 100; it is {slow:g}.")
-    known = load_settings(settings, Path(config) if config else None)
+    known = load_settings(given(settings), Path(config) if config else None)
     inputs = gather(known, cache_folder(), need_shape=not probe)
     return preview(inputs, slow, probe_here(known, log) if probe else None)
 
@@ -73,7 +75,26 @@ def doctor(
     from budgetsearch.tools.doctor.examine import examine
 
     file = Path(config) if config else None
-    return examine(settings, cache=cache_folder(), config=file, say=tell)
+    return examine(given(settings), cache=cache_folder(), config=file, say=tell)
+
+
+@explained
+def inspect(
+    *,
+    rows: int | None = 3,
+    config: str | os.PathLike[str] | None = None,
+    **settings: Unpack[RunSettings],
+) -> Inspection:
+    """Prepare the data as ``run`` with the same settings does, and show what will be trained.
+
+    Nothing is trained; a run then finds the rows in the cache. ``rows``: so many are shown, None for all.
+
+    Raises:
+        UsageError: a setting, the model or the data cannot be used.
+    """
+    from budgetsearch.tools.inspect.look import look
+
+    return look(load_settings(given(settings), Path(config) if config else None), log, rows)
 
 
 def reproduce(

@@ -49,6 +49,43 @@ def doctor(
     raise typer.Exit(exit_code(checks))
 
 
+INSPECTED = (
+    *("model", "revision", "trust_remote_code", "data", "valid", "columns", "bad_rows", "max_length"),
+    *("max_rows", "valid_share", "split_seed", "gpu"),
+)
+
+
+@commands.command(
+    cls=SettingsCommand,
+    epilog="Example:  budgetsearch inspect train.jsonl --model my-model --rows 5",
+)
+@with_options(settings_options(INSPECTED))
+def inspect(
+    file: DataArgument = None,
+    rows: Annotated[int, typer.Option(min=0, help="So many rows are shown.")] = 3,
+    every: Annotated[bool, typer.Option("--all", help="Show all rows.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    **settings: Any,
+) -> None:
+    """Show what will be trained: sources, rows that are kept, skipped and cut, and the first of them.
+
+    The data are prepared as a run prepares them, which then finds them in the cache; nothing is trained.
+    """
+    with errors():
+        from budgetsearch import api
+        from budgetsearch.tools.inspect.show import show
+
+        number = None if every else rows
+        found = api.inspect(rows=number, config=config, **with_data(settings, file))
+        if as_json:
+            echo(json.dumps(found.to_json()))
+            return
+        terminal = console()
+        for line in show(found, colour=terminal.is_terminal and not terminal.no_color):
+            terminal.print(line, soft_wrap=True, highlight=False)
+
+
 @commands.command(epilog="Example:  budgetsearch spaces")
 def spaces() -> None:
     """List the search spaces that come with the package."""

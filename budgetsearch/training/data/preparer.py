@@ -32,7 +32,7 @@ from budgetsearch.training.data.conversation import Skip
 from budgetsearch.training.data.encoder import Encoder
 from budgetsearch.training.data.origins import Cut, Located, Origin
 from budgetsearch.training.data.samples import Source, sample_in
-from budgetsearch.training.data.scan import LEFT, TRAIN, VALID, Spool
+from budgetsearch.training.data.scan import LEFT, SAMPLES, TRAIN, VALID, Lines, Spool
 from budgetsearch.training.data.store import TokenSet, TokenWriter, writing
 from budgetsearch.training.data.tally import Tally
 from budgetsearch.training.data.templates import Options
@@ -122,7 +122,7 @@ def work(task: Task, tell: Tell) -> dict[str, Any]:
     marks = Marks(folder)
     sources = [*task.found(TRAIN), *task.found(VALID)]
     trains = len(task.found(TRAIN))
-    spool = Spool(folder / "samples.jsonl")
+    spool = Spool(folder)
     spool.fill(sources, tally, lambda line: tell({"say": line}), lambda number: marks.set(0, number))
     marks.set(0, NOTHING)
     rows = len(spool) + tally.total
@@ -131,7 +131,7 @@ def work(task: Task, tell: Tell) -> dict[str, Any]:
     tally.check(rows, task.bad_rows)
     goes, kept_out = _goes(task, spool, trains)
     numpy.save(folder / "goes.npy", goes)
-    numpy.save(folder / "starts.npy", numpy.frombuffer(spool.starts, dtype=numpy.uint64))
+    numpy.save(folder / "starts.npy", numpy.frombuffer(spool.samples.starts, dtype=numpy.uint64))
     tell({"rows": rows, "samples": int(numpy.count_nonzero(goes != LEFT))})
     found = _encoded(task, int(numpy.count_nonzero(goes != LEFT)))
     for part in found:
@@ -211,8 +211,7 @@ def encode(task: Task) -> dict[str, Any]:
     assert task.share is not None
     number, count = task.share
     folder, tally, marks = Path(task.folder), Tally(), Marks(Path(task.folder))
-    spool = Spool(folder / "samples.jsonl")
-    spool.starts = array("Q", numpy.load(folder / "starts.npy", allow_pickle=False).tobytes())
+    starts = array("Q", numpy.load(folder / "starts.npy", allow_pickle=False).tobytes())
     goes = numpy.load(folder / "goes.npy", allow_pickle=False)
     share = numpy.array_split(numpy.flatnonzero(goes != LEFT), count)[number - 1]
     tokenizer = load_tokenizer(Path(task.model_path), trust_remote_code=task.trust_remote_code)
@@ -220,7 +219,7 @@ def encode(task: Task) -> dict[str, Any]:
     encoder = Encoder(tokenizer, Options(**task.options), task.max_length)
     made, cut = array("Q"), 0
     with writing(folder / f"part-{number}.safetensors") as writer:
-        for at, line in zip(share.tolist(), spool.lines(share), strict=True):
+        for at, line in zip(share.tolist(), Lines(folder / SAMPLES, starts).at(share), strict=True):
             marks.set(number, at)
             sample = sample_in(line)
             try:
@@ -266,9 +265,13 @@ def _written(task: Task, spool: Spool, goes: Any, found: Sequence[Mapping[str, A
         if not len(chosen):
             raise DataError(f"no {name} row is left: none of them can be used with this model")
     with (folder / "valid.jsonl").open("wb") as file:
-        file.writelines(spool.lines(valid))
+        file.writelines(spool.samples.at(valid))
     stats = {name: _gathered(folder / f"{name}.safetensors", parts, made, chosen)
              for name, chosen in (("train", train), ("valid", valid))}  # fmt: skip
+    for name, chosen in (("train", train), ("valid", valid)):
+        first, last = numpy.searchsorted(made, chosen), numpy.searchsorted(made, chosen, side="right")
+        with (folder / f"{name}.places").open("wb") as file:
+            file.writelines(spool.places.at(numpy.repeat(chosen, last - first)))
     order = numpy.sort(hashes).tobytes()
     return {
         **stats,

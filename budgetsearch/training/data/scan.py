@@ -7,7 +7,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy
 
@@ -23,18 +23,38 @@ if TYPE_CHECKING:
     Ints = NDArray[numpy.int64]
     Keys = NDArray[numpy.uint64]
 
+SAMPLES = "samples.jsonl"
 TRAIN, VALID, LEFT = 0, 1, 2
 """Where a sample goes: LEFT are those that a mixture, --max-rows or the validation rows keep out."""
 
 # --------------------------------------------------------------------------------- the spool
 
 
-class Spool:
-    """Samples in a file, one a line, in the order of the sources; of each some numbers in memory."""
+class Lines:
+    """A file of lines, of which only the places are in memory."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.starts, self.keys, self.hashes = array("Q", [0]), array("Q"), array("Q")
+    def __init__(self, path: Path, starts: array[int] | None = None) -> None:
+        self.path, self.starts = path, starts or array("Q", [0])
+
+    def append(self, file: BinaryIO, line: bytes) -> None:
+        """Write one more."""
+        file.write(line)
+        self.starts.append(self.starts[-1] + len(line))
+
+    def at(self, numbers: Sequence[int] | Ints) -> Iterator[bytes]:
+        """Some of them."""
+        with self.path.open("rb") as file:
+            for number in numbers:
+                file.seek(self.starts[number])
+                yield file.read(self.starts[number + 1] - self.starts[number])
+
+
+class Spool:
+    """Samples and their places in two files, in the order of the sources; of each some numbers in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.samples, self.places = Lines(folder / SAMPLES), Lines(folder / "places")
+        self.keys, self.hashes = array("Q"), array("Q")
         self.sources = array("H")
         """Which source each is from."""
 
@@ -44,30 +64,24 @@ class Spool:
         Raises:
             DataError: one cannot be read.
         """
-        with self.path.open("wb") as file:
+        with self.samples.path.open("wb") as file, self.places.path.open("wb") as places:
             for number, source in enumerate(sources):
                 for sample in source.samples(tally, say, look):
                     values = to_json(sample)
                     try:
                         line = json.dumps(values, ensure_ascii=False).encode() + b"\n"
+                        place = sample.place.replace("\n", " ").encode() + b"\n"
                     except UnicodeEncodeError:
                         tally.add("it holds half a character", [sample.place])
                         continue
-                    file.write(line)
-                    self.starts.append(self.starts[-1] + len(line))
+                    self.samples.append(file, line)
+                    self.places.append(places, place)
                     self.keys.append(prompt_key(sample))
                     self.hashes.append(short_hash(json.dumps({**values, "place": ""}, ensure_ascii=False)))
                     self.sources.append(number)
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def lines(self, numbers: Sequence[int] | Ints) -> Iterator[bytes]:
-        """The lines of some samples."""
-        with self.path.open("rb") as file:
-            for number in numbers:
-                file.seek(self.starts[number])
-                yield file.read(self.starts[number + 1] - self.starts[number])
 
 
 def sha256_hex(data: bytes) -> str:

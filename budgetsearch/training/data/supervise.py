@@ -25,6 +25,7 @@ from budgetsearch.core.ports import Say
 from budgetsearch.machine import child
 from budgetsearch.training.data.preparer import AT, MODULE, NOTHING, PROBE, SLOTS, Task
 from budgetsearch.training.data.samples import sample_in
+from budgetsearch.training.data.scan import SAMPLES
 
 ROW_SECONDS = 10.0
 """In which one row must be read, rendered and tokenized: a loop in a template would go on for ever."""
@@ -176,7 +177,7 @@ def _place(folder: Path, at: tuple[int, ...], slot: int | None = None) -> str:
         return f"row {number + 1} of its source"
     try:
         starts = numpy.load(folder / "starts.npy", mmap_mode="r", allow_pickle=False)
-        with (folder / "samples.jsonl").open("rb") as file:
+        with (folder / SAMPLES).open("rb") as file:
             file.seek(int(starts[number]))
             return sample_in(file.readline()).place
     except (OSError, ValueError, IndexError, KeyError, TypeError):

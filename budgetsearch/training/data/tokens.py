@@ -30,7 +30,7 @@ from budgetsearch.training.data.tokenizer import tokenizer_hash
 FORMAT = 3
 """Raised whenever the same rows would give other tokens: old caches are then left alone."""
 MIN_LENGTH = 8
-KEPT = ("train.safetensors", "valid.safetensors", "valid.jsonl")
+KEPT = ("train.safetensors", "valid.safetensors", "train.places", "valid.places", "valid.jsonl")
 """What of the work stays, beside ``meta.json``."""
 
 
@@ -70,6 +70,11 @@ class PreparedData:
     def _samples(self) -> Iterator[Sample]:
         with (self.folder / "valid.jsonl").open("rb") as lines:
             yield from map(sample_in, lines)
+
+    def places(self, part: str) -> Iterator[str]:
+        """Where each row of ``train`` or ``valid`` stands in its source, in their order."""
+        with (self.folder / f"{part}.places").open(encoding="utf-8") as lines:
+            yield from (line.removesuffix("\n") for line in lines)
 
     def valid_hashes(self) -> dict[str, str]:
         """What tells whether two runs have the same validation rows, as text and as tokens."""
