@@ -27,6 +27,7 @@ from budgetsearch.training.data.origins import Origin, check_spelling, on_hub, o
 from budgetsearch.training.data.samples import check_rows
 from budgetsearch.training.data.size import guess_data
 from budgetsearch.training.data.sources import check_source
+from budgetsearch.training.data.templates import written
 from budgetsearch.views.study.storage import anchored_storage, check_url, shown
 
 
@@ -77,6 +78,8 @@ def anchored(settings: Settings) -> Settings:
     }
     if isinstance(settings.space, str) and not Path(settings.space).suffix:
         local.pop("space", None)  # a name that comes with the package
+    if settings.template:
+        local["template"] = written(settings.template)  # a file may change or go
     local["storage"] = anchored_storage(settings.storage)
     if settings.shared:
         assert settings.out is not None

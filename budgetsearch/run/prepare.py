@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from budgetsearch.machine.detect import Card
     from budgetsearch.run.settings import Settings
     from budgetsearch.training.data.models import BaseModel
+    from budgetsearch.training.data.templates import Options
     from budgetsearch.training.data.tokens import PreparedData
 
 PACKAGES = ("budgetsearch", "torch", "transformers", "peft", "bitsandbytes", "optuna")
@@ -87,11 +88,19 @@ def prepare_inputs(
         ),
         max_length=settings.max_length,
         cache=cache,
+        options=options_of(settings),
         trust_remote_code=settings.trust_remote_code,
         say=say,
         seconds_left=seconds_left,
     )
     return base, data
+
+
+def options_of(settings: Settings) -> Options:
+    """How the rows of a run with these settings become tokens."""
+    from budgetsearch.training.data.templates import Options
+
+    return Options(settings.template, settings.system or "", settings.thinking, settings.train_on)
 
 
 def worker_setup(prepared: Prepared, folder: RunFolder) -> WorkerSetup:
@@ -237,6 +246,8 @@ def facts_of(prepared: Prepared, run: str) -> dict[str, Any]:
         "data": {
             "source_sha256": data.source_sha256,
             "template": data.template,
+            "chat_template": data.facts["chat_template"],
+            "stops": data.facts["stops"],
             "train": dataclasses.asdict(data.train_stats),
             "valid": dataclasses.asdict(data.valid_stats),
             "prepared": data.folder.name,

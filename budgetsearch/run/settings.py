@@ -69,6 +69,24 @@ class Settings(BaseModel):
         shown="5%, and 100 in any case",
         min_length=1,
     )
+    template: str | None = setting(
+        None,
+        "How conversations are written: a Jinja file, or chatml, or none for headings of the tool's own.",
+        shown="the model's own chat template, or headings where it has none",
+        takes="a name, the path of a file, or what is in it",
+        min_length=1,
+    )
+    system: str | None = setting(
+        None, "System text of the rows that have none.", shown="what the chat template writes", min_length=1
+    )
+    thinking: Literal["keep", "on", "off"] = setting(
+        "keep",
+        "Reasoning: keep and on train on it where rows have it, off leaves it out; on and off are also told "
+        "to the chat template (enable_thinking).",
+    )
+    train_on: Literal["all", "last"] = setting(
+        "all", "Which turns of the assistant are trained: all of them, or the last of each row."
+    )
     gpu: str = setting(
         "auto", "Card: a100, rtx4090, ..., cpu, or auto, the largest card or the CPU.", min_length=1
     )
@@ -254,6 +272,10 @@ class RunSettings(Changes, total=False):
     valid: str | os.PathLike[str] | Sequence[str] | None
     columns: str | Sequence[str] | None
     bad_rows: str | int | None
+    template: str | os.PathLike[str] | None
+    system: str | None
+    thinking: str | None
+    train_on: str | None
     gpu: str | None
     device: int | str | None
     space: str | os.PathLike[str] | Mapping[str, Any] | Space | None

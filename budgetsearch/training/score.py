@@ -110,11 +110,12 @@ def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[in
 def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], answers: Answers) -> None:
     """Greedy answers in small batches, on from those that are there ``until`` there are so many or it is so
     late; a batch that is cut off does not count."""
+    from budgetsearch.training.data.encoder import questions
     from budgetsearch.training.data.grading import answer_is_right
 
     count, deadline = until
     encoder = _encoder(shop)
-    samples = _asked(shop, count)
+    asked = list(itertools.islice(questions(encoder, shop.data.valid_samples), count))
     length = _answer_length(shop)
 
     def late() -> bool:
@@ -122,9 +123,9 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
         return shop.stopping() or time.monotonic() > deadline
 
     batch = answer_batch(micro_batch)
-    for start in range(len(answers.adapter), len(samples), batch):
-        some = samples[start : start + batch]
-        prompts = [encoder.prompt(sample) for sample in some]
+    for start in range(len(answers.adapter), len(asked), batch):
+        some = asked[start : start + batch]
+        prompts = [prompt for _, prompt in some]
         ask = partial(
             generate_answers,
             *(model, encoder, prompts),
@@ -138,7 +139,7 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
             plain = ask() if tuned is not None else None
         if tuned is None or plain is None:
             break
-        for sample, before, after in zip(some, plain, tuned, strict=True):
+        for (sample, _), before, after in zip(some, plain, tuned, strict=True):
             answers.adapter.append(answer_is_right(sample, after))
             answers.base.append(answer_is_right(sample, before))
             answers.samples.append(_shown(sample, before, after))
@@ -149,10 +150,12 @@ def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> flo
 
     The batch is given up after ``seconds``, and what it did till then counts for the rest.
     """
+    from budgetsearch.training.data.encoder import questions
+
     encoder = _encoder(shop)
     length, steps = _answer_length(shop), [0]
-    samples = _asked(shop, answer_batch(micro_batch))
-    if not samples:
+    some = list(itertools.islice(questions(encoder, shop.data.valid_samples), answer_batch(micro_batch)))
+    if not some:
         return 0.0
     start = time.monotonic()
 
@@ -163,13 +166,13 @@ def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> flo
     generate_answers(
         base,
         encoder,
-        [encoder.prompt(sample) for sample in samples],
+        [prompt for _, prompt in some],
         device=shop.device,
         max_new_tokens=length,
         max_prompt_tokens=shop.data.valid_stats.max_row_tokens,
         give_up=enough,
     )
-    return (time.monotonic() - start) / max(1, steps[0]) * length / len(samples)
+    return (time.monotonic() - start) / max(1, steps[0]) * length / len(some)
 
 
 def answer_batch(micro_batch: int) -> int:
@@ -184,11 +187,6 @@ def _encoder(shop: Shop) -> Encoder:
 
     tokenizer = load_tokenizer(shop.model_path, trust_remote_code=shop.trust_remote_code)
     return Encoder(tokenizer, Options(**shop.data.facts["options"]))
-
-
-def _asked(shop: Shop, count: int) -> list[Sample]:
-    """The first validation rows that ask something; a text does not."""
-    return list(itertools.islice((one for one in shop.data.valid_samples if one.asked), count))
 
 
 def _shown(sample: Sample, before: str, after: str) -> dict[str, Any]:

@@ -131,17 +131,35 @@ PHI3 = """\
 {%- for m in messages %}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- else %}{{- eos_token }}{%- endif %}"""
 
-# Every think block is cut out, and the generation prompt opens one.
+# Every think block is cut out, and the generation prompt opens one. Arguments are added as a text; calls beside
+# any content make two turns; an answer behind a result has no head.
 DEEPSEEK = """\
 {{- bos_token }}
 {%- for m in messages %}
     {%- if m.role == 'system' %}{{- m.content }}
     {%- elif m.role == 'user' %}{{- '<|User|>' + m.content }}
-    {%- elif m.role == 'assistant' %}
-        {{- '<|Assistant|>' + m.content.split('</think>')[-1].lstrip('\\n') + '<|end|>' }}
+    {%- elif m.role == 'tool' %}{{- '<|out|>' + m.content }}
+    {%- endif %}
+    {%- for c in m.tool_calls or [] %}
+        {{- '<|Assistant|><|call|>' + c.function.name + c.function.arguments + '<|end|>' }}
+    {%- endfor %}
+    {%- if m.role == 'assistant' and m.content is not none %}
+        {{- ('' if loop.previtem is defined and loop.previtem.role == 'tool' else '<|Assistant|>') }}
+        {{- m.content.split('</think>')[-1].lstrip('\\n') + '<|end|>' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|Assistant|><think>\\n' }}{%- endif %}"""
+
+# No token ends a turn: the next one begins. A think block is always there.
+GLM = """\
+{{- '<sop>' }}
+{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        {{- '<|assistant|>\\n<think>' + (m.reasoning_content or '') + '</think>\\n' + m.content }}
+        {%- for c in m.tool_calls or [] %}{{- '<call>' + c.function.name + '</call>' }}{%- endfor %}
+    {%- else %}{{- '<|' + m.role + '|>\\n' + m.content }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
 
 # Channels; the last answer ends with another token than those before it.
 GPT_OSS = """\
@@ -207,8 +225,10 @@ TEMPLATES: dict[str, Quirk] = {
     "gemma": (GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), {"bos_token": "<bos>", "eos_token": "<eos>"}),
     "phi4": (PHI4, (*IM, "<|im_sep|>"), END),
     "phi3": (PHI3, ("<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"), {"eos_token": "<|endoftext|>"}),
-    "deepseek": (DEEPSEEK, ("<|begin|>", "<|User|>", "<|Assistant|>", "<|end|>", "<think>", "</think>"),
-                 {"bos_token": "<|begin|>", "eos_token": "<|end|>"}),
+    "deepseek": (DEEPSEEK, ("<|begin|>", "<|User|>", "<|Assistant|>", "<|end|>", "<think>", "</think>", "<|out|>",
+                              "<|call|>"), {"bos_token": "<|begin|>", "eos_token": "<|end|>"}),
+    "glm": (GLM, ("<sop>", "<|user|>", "<|assistant|>", "<|tool|>", "<think>", "</think>", "<call>", "</call>", "<|eos|>"),
+            {"eos_token": "<|eos|>"}),
     "gpt-oss": (GPT_OSS, OSS_MARKS, {"eos_token": "<|return|>"}),
     "smollm3": (SMOLLM3, IM, END),
     "none": (None, ("<s>", "</s>"), {"eos_token": "</s>"}),

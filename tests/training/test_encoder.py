@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from budgetsearch.core.errors import DataError
 from budgetsearch.training.data.conversation import Skip
 from budgetsearch.training.data.encoder import Encoder
 from budgetsearch.training.data.shapes import sample_of
@@ -105,6 +106,12 @@ ROWS = [
     ("deepseek", chat("A?", INLINE, "B?", THOUGHT),
      "<|begin|><|User|>A?<|Assistant|>[[Red.<|end|>]]<|User|>B?<|Assistant|><think>\n[[Hm.\n</think>\n\nRed.<|end|>]]"),
     ("deepseek", chat("A?", "Red."), "<|begin|><|User|>A?<|Assistant|><think>\n[[\n</think>\n\nRed.<|end|>]]"),
+    ("deepseek", chat("A?", CALL, RESULT, ANSWER, "B?", "Red."),
+     '<|begin|><|User|>A?<|Assistant|>[[<|call|>f{"a": "b"}<|end|>]]<|out|>{"c": 1}[[Two.<|end|>]]<|User|>B?<|Assistant|>'
+     "<think>\n[[\n</think>\n\nRed.<|end|>]]"),
+    ("glm", chat("A?", CALL, RESULT, ANSWER, "B?", THOUGHT),
+     '<sop><|user|>\nA?<|assistant|>[[\n<think></think>\n<call>f</call>]]<|tool|>\n{"c": 1}<|assistant|>[[\n<think></think>\n'
+     "Two.]]<|user|>\nB?<|assistant|>[[\n<think>Hm.</think>\nRed.]]"),
     ("gpt-oss", chat("A?", "Red.", "B?", THOUGHT),
      OSS + "<|start|>user<|message|>A?<|end|>" + FINAL + "Red.<|end|>]]<|start|>user<|message|>B?<|end|>"
      "<|start|>assistant[[<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Red."
@@ -144,6 +151,7 @@ ASKED = [
     ("gemma", "<start_of_turn>model\n", ["<end_of_turn>", "<eos>"]),
     ("phi3", "<|assistant|>\n", ["<|end|>", "<|endoftext|>"]),
     ("deepseek", "<|Assistant|><think>\n", ["<|end|>"]),
+    ("glm", "<|assistant|>", ["<|user|>", "<|eos|>"]),
     ("gpt-oss", "<|start|>assistant", ["<|return|>", "<|call|>"]),
     ("smollm3", IM_HEAD, ["<|im_end|>"]),
     ("none", "### Response\n", ["</s>"]),
@@ -189,6 +197,7 @@ NOTED = [
     ("gemma", chat(SYSTEM, "A?", "Red."), "no system role"),
     ("qwen3", chat("A?", THOUGHT, "B?", "Blue."), "reasoning of earlier answers"),
     ("phi4", chat("A?", "Red.", tools=TOOLS), "functions"),
+    ("glm", chat("A?", "Red."), "nothing teaches the model to stop"),
 ]
 
 
@@ -207,9 +216,10 @@ REFUSED = [
     ("chatml", chat("A?", SYSTEM, ANSWER), "does not take it: system comes first"),
     ("gemma", chat("A?", "Red.", ANSWER), "roles must alternate"),
     ("phi4", chat("A?", CALL), "does not write tool calls"),
-    ("deepseek", chat("A?", "Red.", RESULT, ANSWER), "leaves out a turn of the role 'tool'"),
+    ("smollm3", chat("A?", "Red.", SYSTEM, "B?", ANSWER), "leaves out a turn of the role 'system'"),
     ("chatml", chat("A?", ANSWER | {"weight": 0}), "no turn is to be trained"),
     ("chatml", chat("A?", ANSWER | {"content": " "}), "an answer is empty"),
+    ("chatml", chat("A?", ANSWER | {"content": "\ud800"}), "half a character"),
 ]
 
 
@@ -222,11 +232,25 @@ def test_a_row_that_would_not_be_learned_as_it_stands_is_skipped(
         encoder(name).encode(sample_of(row, "x.jsonl:1")[0])
 
 
-def test_a_row_does_not_begin_with_a_space_that_the_tokenizer_puts() -> None:
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no\x1b') }}", "{{ 1 / 0 }}", "nothing", "{% if %}"]
+)
+def test_a_template_that_cannot_write_an_answer_is_refused(template: str) -> None:
+    """At once, with its own words and what to do."""
+    with pytest.raises(DataError, match=r"cannot write a question and its answer .*--template") as caught:
+        Encoder(bytes_tokenizer((), template))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_row_does_not_begin_with_a_space_that_the_tokenizer_puts(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tokenized apart an answer would begin with U+2581; in its place it does not."""
     template, specials, names = TEMPLATES["mistral strict"]
     made = Encoder(sentencepiece_tokenizer(specials, template, **names))
-    (row,) = made.encode(sample_of(chat("Name a colour.", "Red.", "One?", "Two?"))[0])
+    monkeypatch.setattr(type(made.tokenizer), "is_fast", fast)
+    (row,) = made.encode(sample_of(chat("Name  a\u6771 colour.", "Red.", "One?", "Two?"))[0])
     first = next(i for i, t in enumerate(row.trained) if t)
     assert not made.tokenizer.convert_ids_to_tokens(row.ids[first]).startswith("\u2581")
     learned = [i for i, t in zip(row.ids, row.trained, strict=True) if t]

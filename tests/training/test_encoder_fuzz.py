@@ -18,9 +18,9 @@ from tests.support.tokenizers import bytes_tokenizer
 
 MARKS = sorted({mark for _, specials, _ in TEMPLATES.values() for mark in specials})
 PIECES = (
-    *("a", "B", " ", "\n", "\r\n", "\t", ".", "{{ x }}", "{% if %}", "\x00", "\ue000", "\u00e9", "e\u0301"),
-    *("\U0001f9d1\u200d\U0001f680", "\u05de", "\\", '"', "assistant", "### Response\n", "budgetsearch probe"),
-    *("<think>", "</think>", "<think>\n\n</think>\n\n", *MARKS),
+    *("a", "B", " ", "\n", "\r\n", "\t", ".", "{{ x }}", "{% if %}", "\x00", "\ue000", "\u00e9"),
+    *("e\u0301", "\ud800", "\U0001f9d1\u200d\U0001f680", "\u05de", "\\", '"', "assistant", "### Response\n"),
+    *("budgetsearch probe", "<think>", "</think>", "<think>\n\n</think>\n\n", *MARKS),
 )
 WORDS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join)
 PLAIN = st.text(alphabet="abc \n.\u00e9\u6771\U0001f600", min_size=1, max_size=12)
@@ -126,7 +126,8 @@ def test_what_is_learned_is_what_the_assistant_says(
             assert turn.tool_calls[0]["function"]["name"] in made.tokenizer.decode(part)
         else:
             assert turn.content.strip() == made.answer(part)
-        assert part[-1] in made.stops or made.tokenizer.decode(part[-1:]) in made.template.ends
+        known = made.template.known
+        assert not known.stop or made.tokenizer.decode(part[-1:]) in known.ends
     prompt = made.prompt(sample)
     if sample.body.turns[-1].role == "assistant" and turns[-1] == sample.body.turns[-1]:
         assert found.ids[: len(prompt)] == prompt

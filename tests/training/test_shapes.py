@@ -105,7 +105,7 @@ SKIPS = [
     ({"prompt": " ", "completion": "A"}, "'prompt' is empty"),
     ({"prompt": "Q", "completion": float("nan")}, "'completion' is empty"),
     ({"prompt": "Q", "completion": {"a": 1}}, "'completion' is no text"),
-    ({"prompt": "\ud800", "completion": "A"}, "half a character"),
+    ({"prompt": "Q", "completion": "A", "label": False}, "preference data"),
     ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "--columns completion=chosen"),
     ({"body": "Q", "label": 1}, "found: body, label; .*--columns"),
     ({"messages": []}, "'messages' is empty"),

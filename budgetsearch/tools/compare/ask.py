@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetsearch.core.errors import ModelError
+from budgetsearch.core.errors import DataError, ModelError
 from budgetsearch.core.plan import Plan
+from budgetsearch.run.prepare import options_of
 from budgetsearch.run.settings import Settings
 from budgetsearch.storage.ledger import read_history
 from budgetsearch.storage.runfolder import RunFolder, told_by
@@ -23,6 +25,7 @@ from budgetsearch.tools.compare.tasks import Task, Tasks, content_hash, key_of, 
 
 if TYPE_CHECKING:
     from budgetsearch.training.data.models import BaseModel
+    from budgetsearch.training.data.templates import Options
 
 Answers = dict[str, dict[str, TaskResult]]
 """By task and entrant."""
@@ -89,6 +92,8 @@ class Question:
     """Where its answers are kept."""
     about: Mapping[str, Any]
     """All that they depend on."""
+    options: Options
+    """How the run's rows became tokens."""
 
 
 @dataclass
@@ -175,22 +180,24 @@ class Asking:
                         self._note(question, self._put(question, room, model), keep=True)
 
     def _all_questions(self, base_name: str, same: Sequence[Subject], card: Any) -> Iterator[Question]:
-        who: list[tuple[str, Path | None, Path]] = [(base_name, None, same[0].adapter.parent)]
-        who += [(one.run.name, one.adapter, one.adapter.parent) for one in same]
-        for entrant, adapter, run in who:
+        who: list[tuple[str, Path | None, Subject]] = [(base_name, None, same[0])]
+        who += [(one.run.name, one.adapter, one) for one in same]
+        for entrant, adapter, one in who:
+            options = options_of(one.settings)
             for task in self.tasks:
                 about = {
                     "task": task.source,
                     "content": content_hash(task, self.asked.folder),
                     "limit": self.asked.limit,
                     "chat_template": self.asked.chat_template,
+                    "options": asdict(options),
                     "adapter": kept.adapter_hash(adapter) if adapter else None,
                     "base": same[0].run.model_sha256,
                     "quantization": same[0].run.quantization,
                     "card": card.name,
                     "versions": kept.versions("reasoning-gym" if task.ours else "lm-eval"),
                 }
-                yield Question(task, entrant, adapter, run, about)
+                yield Question(task, entrant, adapter, one.adapter.parent, about, options)
 
     def _put(self, question: Question, room: Room, model: Any) -> TaskResult:
         what = f"{question.entrant}: {question.task.name}"
@@ -200,7 +207,7 @@ class Asking:
             self.tick(what, done, total)
 
         if question.task.ours:
-            return room.own_answers(model, question.task, self.asked.limit, tick)
+            return room.own_answers(model, question, self.asked.limit, tick)
         return ask_harness(
             model, room.tokenizer, question.task,
             limit=self.asked.limit, folder=self.asked.folder,
@@ -270,21 +277,24 @@ class Room:
             model.unload()
 
     def own_answers(
-        self, model: Any, task: Task, limit: int | None, tick: Callable[[int, int], None]
+        self, model: Any, question: Question, limit: int | None, tick: Callable[[int, int], None]
     ) -> TaskResult:
         """Greedy answers to rows, graded as the search grades them.
 
         Raises:
             DataError: the rows cannot be read.
         """
-        from budgetsearch.training.data.encoder import Encoder
+        from budgetsearch.training.data.encoder import Encoder, questions
         from budgetsearch.training.data.grading import answer_is_right
         from budgetsearch.training.data.samples import load_samples
         from budgetsearch.training.evaluate import generate_answers
         from budgetsearch.training.score import room_for
 
-        encoder = Encoder(self.tokenizer)
-        examples = [sample for sample in load_samples(task.source) if sample.asked][:limit]
+        task, encoder = question.task, Encoder(self.tokenizer, question.options)
+        asked = list(itertools.islice(questions(encoder, load_samples(task.source)), limit))
+        if not asked:
+            raise DataError(f"{task.source} holds no row that can be asked with this model's chat template")
+        examples, prompts = [one for one, _ in asked], [ids for _, ids in asked]
         new = room_for([len(self.tokenizer(e.answer)["input_ids"]) for e in examples])
         grades: list[float] = []
         for start in range(0, len(examples), self.batch):
@@ -292,7 +302,7 @@ class Room:
             texts = generate_answers(
                 model,
                 encoder,
-                [encoder.prompt(example) for example in some],
+                prompts[start : start + self.batch],
                 device=self.device,
                 max_new_tokens=new,
                 max_prompt_tokens=max(1, min(MAX_PROMPT, self.context - new)),

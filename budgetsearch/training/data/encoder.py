@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError
 from budgetsearch.training.data.conversation import Sample, Skip, Text
 from budgetsearch.training.data.spans import rendered
 from budgetsearch.training.data.templates import Options, Template
-from budgetsearch.training.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Encoder:
         Raises:
             DataError: the chat template cannot be used.
         """
-        self.tokenizer, self.max_length = tokenizer, max_length
         self.template = Template(tokenizer, options or Options())
+        self.tokenizer, self.max_length = self.template.tokenizer, max_length
 
     @property
     def notes(self) -> dict[str, int]:
@@ -49,11 +50,11 @@ class Encoder:
         return list(dict.fromkeys(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None))
 
     def _ends(self) -> list[str]:
-        template = self.template
-        # What also ends a thought, or stands only in front of further turns, must not stop an answer short.
-        between = "".join(template.leads)
-        ends = [template.stop, *sorted(template.ends)]
-        return [end for end in ends if template.marks.fullmatch(end) and end not in between]
+        known, marks = self.template.known, self.template.marks
+        # What also ends a thought must not stop an answer short.
+        between = "".join(known.leads)
+        ends = [known.stop, *sorted(known.ends), known.follows]
+        return [end for end in ends if marks.fullmatch(end) and end not in between]
 
     def encode(self, sample: Sample) -> list[Encoded]:
         """The rows of a sample: one of a conversation, one or more of a text.
@@ -95,7 +96,7 @@ class Encoder:
         ends = {*self.stops}
         stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
         text = self._decoded(ids[:stop])
-        lead = self.template.leads[0].strip() if self.template.leads else ""
+        lead = self.template.known.leads[0].strip()
         if lead and not self.template.own and self.template.marks.search(lead):
             text = text.rpartition(lead)[2]
         text = text.rpartition("</think>")[2]
@@ -107,8 +108,8 @@ class Encoder:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def _texts(self, text: str) -> list[Encoded]:
-        with quiet():
-            ids = list(self.tokenizer(text)["input_ids"])
+        _check_characters(text)
+        ids = list(self.tokenizer(text, verbose=False)["input_ids"])
         eos = self.tokenizer.eos_token_id
         if eos is not None and ids[-1:] != [eos]:
             ids.append(eos)
@@ -122,9 +123,10 @@ class Encoder:
 
     def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a text, and the characters of each."""
+        _check_characters(text)
         fast = getattr(self.tokenizer, "is_fast", False)
-        with quiet():  # a row above the model's length is cut later, no need to warn
-            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast)
+        # A row above the model's length is cut later, no need to warn.
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
         ids = list(found["input_ids"])
         if fast:
             places = [(int(a), int(b)) for a, b in found["offset_mapping"]]
@@ -137,21 +139,41 @@ class Encoder:
 
         A token of a part of a character has the place of the whole character.
         """
-        places, at, pending = [], 0, 0
-        for index in range(len(ids)):
+        places: list[tuple[int, int]] = []
+        at, pending = 0, 0
+        for index, token in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids))):
             piece = self._decoded(ids[index - pending : index + 1])
-            if piece.endswith("\ufffd") and not text.startswith(piece, at):
+            spaced = str(token).replace("\u2581", " ")
+            # Alone a token may lose the space in front of it, and the first one of a text may gain one.
+            fitting = (p for p in (piece, f" {piece}", spaced, spaced[1:]) if p and text.startswith(p, at))
+            found = next(fitting, None)
+            if found is None:
                 pending += 1
                 continue
-            if not text.startswith(piece, at) and text.startswith(" " + piece, at):
-                piece = " " + piece  # alone it loses the space in front of it
-            if not text.startswith(piece, at):
-                raise Skip("the tokenizer does not say which of its tokens are which characters")
-            places += [(at, at + len(piece))] * (pending + 1)
-            at, pending = at + len(piece), 0
+            places += [(at, at + len(found))] * (pending + 1)
+            at, pending = at + len(found), 0
         if pending or at != len(text):
             raise Skip("the tokenizer does not say which of its tokens are which characters")
         return places
+
+
+def _check_characters(text: str) -> None:
+    """Half a surrogate pair (an escape such as \\ud800 in JSON) is no character of any text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Skip(f"it holds {text[error.start]!r}, half a character") from None
+
+
+def questions(encoder: Encoder, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[int]]]:
+    """The samples whose last answer can be asked for and compared, and the ids to ask with: no plain texts,
+    and no answer that is a call alone."""
+    for sample in samples:
+        if sample.asked and sample.answer.strip():
+            try:
+                yield sample, encoder.prompt(sample)
+            except Skip:
+                continue
 
 
 def flags(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
@@ -185,15 +207,20 @@ def fit(ids: list[int], trained: list[int], max_length: int | None) -> Encoded:
     return Encoded(ids[start:stop], trained[start:stop], len(ids) - (stop - start))
 
 
-def check_vocabulary(tokenizer: Any, embeddings: int) -> None:
-    """Refuse a tokenizer that has more tokens than the model has rows for.
+def check_vocabulary(tokenizer: Any, model_path: Path) -> None:
+    """Refuse a tokenizer that has more tokens than the model has embeddings.
 
     Raises:
         ModelError: it has.
     """
-    if len(tokenizer) > embeddings:
+    try:
+        config = read_json((model_path / "config.json").read_bytes())
+        rows = config.get("vocab_size") or config["text_config"]["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # whoever loads the model says what is wrong with it
+    if isinstance(rows, int) and len(tokenizer) > rows:
         raise ModelError(
-            f"The tokenizer knows {len(tokenizer)} tokens and the model's embeddings have {embeddings} rows, "
-            "so some tokens mean nothing to the model. Resize its embeddings (resize_token_embeddings) and "
-            "save it, or use the tokenizer that it was made with."
+            f"The tokenizer knows {len(tokenizer)} tokens and the model's embeddings have {rows} rows, so "
+            "some tokens mean nothing to the model. Resize its embeddings (resize_token_embeddings) and save "
+            "it, or use the tokenizer that it was made with."
         )

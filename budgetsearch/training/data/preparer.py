@@ -29,7 +29,7 @@ from budgetsearch.core.errors import DataError, UsageError
 from budgetsearch.machine import child
 from budgetsearch.training.data import scan
 from budgetsearch.training.data.conversation import Skip
-from budgetsearch.training.data.encoder import Encoder
+from budgetsearch.training.data.encoder import Encoder, check_vocabulary
 from budgetsearch.training.data.origins import Cut, Located, Origin
 from budgetsearch.training.data.samples import Source, sample_in
 from budgetsearch.training.data.scan import LEFT, SAMPLES, TRAIN, VALID, Lines, Spool
@@ -144,6 +144,7 @@ def work(task: Task, tell: Tell) -> dict[str, Any]:
         "duplicates": len(spool) - len(numpy.unique(numpy.frombuffer(spool.hashes, dtype=numpy.uint64))),
         "notes": dict(sum((Counter(part["notes"]) for part in found), Counter())),
         "template": found[0]["template"],
+        "chat_template": found[0]["chat_template"],
         "stops": found[0]["stops"],
     }
 
@@ -215,6 +216,7 @@ def encode(task: Task) -> dict[str, Any]:
     goes = numpy.load(folder / "goes.npy", allow_pickle=False)
     share = numpy.array_split(numpy.flatnonzero(goes != LEFT), count)[number - 1]
     tokenizer = load_tokenizer(Path(task.model_path), trust_remote_code=task.trust_remote_code)
+    check_vocabulary(tokenizer, Path(task.model_path))
     marks.set(number, PROBE)
     encoder = Encoder(tokenizer, Options(**task.options), task.max_length)
     made, cut = array("Q"), 0
@@ -239,6 +241,7 @@ def encode(task: Task) -> dict[str, Any]:
         "cut": cut,
         "notes": encoder.notes,
         "template": "plain" if encoder.template.own else "chat",
+        "chat_template": encoder.template.used(),
         "stops": encoder.stops,
     }
 

@@ -36,10 +36,16 @@ ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("developer",), "developer"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "observation", "function", "tool_response", "function_response"), "tool"),
+    **dict.fromkeys(
+        ("tool", "observation", "function", "tool_response", "function_response", "ipython"), "tool"
+    ),
 }
 CALL = "function_call"
 REASONING = ("reasoning_content", "reasoning", "thinking")
+UNWANTED = "label"
+"""False in preference data that have one answer a row."""
+SHOWN = 300
+"""Characters of the names of columns."""
 SWITCHES = ("weight", "train")
 """Keys of a message that take the loss from it."""
 
@@ -77,6 +83,8 @@ def sample_of(row: Row, place: str = "", columns: Mapping[str, str] | None = Non
         sample, used = _sample(row, columns or {})
     except Skip as skip:
         raise Skip(skip.reason, place) from None
+    except RecursionError:
+        raise Skip("its brackets are nested too deeply", place) from None
     return replace(sample, place=place), used
 
 
@@ -120,7 +128,9 @@ def _unknown(row: Row) -> str:
 
 def _pair(row: Row, named: Mapping[str, str], prompt: str, answer: str, extras: Sequence[str]) -> Used:
     asked, said = _value(row, prompt), _value(row, answer)
-    used = {prompt, answer}
+    used = {prompt, answer, UNWANTED}
+    if row.get(UNWANTED) is False:
+        raise Skip("'label' is false: preference data, and this is no answer to learn")
     if _is_chat(asked):
         before = [replace(t, trained=t.role != "assistant") for t in _turns(asked, prompt)]
     else:
@@ -323,12 +333,7 @@ def _text(value: Any, column: str) -> str:
         return _content(value)[0]
     if isinstance(value, (Mapping, bytes)):
         raise Skip(f"{column!r} is no text; make it text")
-    text = json.dumps(value) if isinstance(value, (bool, int, float)) else str(value)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise Skip(f"it holds {text[error.start]!r}, half a character") from None
-    return text
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else str(value)
 
 
 def _parsed(value: Any, column: str) -> Any:
@@ -353,4 +358,5 @@ def _is_list(value: Any) -> bool:
 
 
 def _names(row: Row) -> str:
-    return ", ".join(map(str, row)) or "none"
+    names = ", ".join(map(str, row)) or "none"
+    return "".join(c if c.isprintable() else "?" for c in names[:SHOWN])

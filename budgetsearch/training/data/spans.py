@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from budgetsearch.training.data.conversation import Conversation, Skip, split_thought
-from budgetsearch.training.data.templates import BLOCK, OPEN, Template, X, same_start
+from budgetsearch.training.data.probes import BLOCK, OPEN, called, said, same_start
+from budgetsearch.training.data.templates import Template, X
 
 LOST = "the chat template leaves out the reasoning of earlier answers"
 UNSHOWN = "the chat template does not show the functions (tools)"
+ENDLESS = "the chat template ends answers with no token: nothing teaches the model to stop"
+LONGEST_MARK = 64
+"""Characters of a token of the tokenizer's own."""
 HIDDEN = "where an answer begins and ends in what the chat template writes cannot be found"
 
 
@@ -25,7 +29,7 @@ class Rendered:
     """A conversation as the model sees it."""
 
     text: str
-    spans: tuple[tuple[int, int], ...]
+    spans: list[tuple[int, int]]
     """Characters of each turn to learn, its end of turn with it."""
     asked: int
     """So many characters come before the last turn to learn when it is asked for: an empty think block may
@@ -45,23 +49,27 @@ def rendered(template: Template, talk: Conversation) -> Rendered:
     turns = [i for i, turn in enumerate(talk.turns) if turn.role == "assistant"]
     if len(marked) == len(turns):
         own = dict(zip(turns, marked, strict=True))
-        spans = [_tidied(template, text, own[i]) for i in trained]
+        places = [_tidied(template, text, own[i]) for i in trained]
     else:
-        spans = [_differing(template, chat, talk.tools, text, i - shift) for i in trained]
-    if spans != sorted(spans) or any(a[1] > b[0] for a, b in pairwise(spans)):
+        places = [_differing(template, chat, talk.tools, text, i - shift) for i in trained]
+    tail = template.known.tail  # part of the prompt, where the template writes it in the whole as well
+    spans = [(a + len(tail) if tail and text.startswith(tail, a) else a, b) for a, b in places]
+    if any(a > b for a, b in spans) or any(a[1] > b[0] for a, b in pairwise(spans)):
         raise Skip(HIDDEN)
     _check(template, chat, talk, text)
     for i, (start, end) in zip(trained, spans, strict=True):
         _check_turn(template, talk, i, text[start:end])
-    return _with_thought(template, chat, talk, text, spans)
+    if not template.known.stop:
+        template.notes[ENDLESS] += 1
+    return _with_thought(template, chat[: trained[-1] - shift], talk, Rendered(text, spans, places[-1][0]))
 
 
 def _tidied(template: Template, text: str, span: tuple[int, int]) -> tuple[int, int]:
     """A marked block without the head and without what follows the end of turn."""
-    start, end = span
-    if template.head and text.startswith(template.head, start):
-        start += len(template.head)
-    if template.ends and not text[start:end].rstrip().endswith(tuple(template.ends)):
+    (start, end), known = span, template.known
+    if known.head and text.startswith(known.head, start):
+        start += len(known.head)
+    if known.ends and not text[start:end].rstrip().endswith(tuple(known.ends)):
         return start, _end(template, text, end)
     return start, start + len(text[start:end].rstrip())
 
@@ -73,7 +81,7 @@ def _differing(
     template: Template, chat: Sequence[dict[str, Any]], tools: Sequence[Any], text: str, index: int
 ) -> tuple[int, int]:
     """Where the turn stands, by rendering others in its place."""
-    for other in _others(chat[index]):
+    for other in _others(template, chat[index]):
         try:
             again = template.render([*chat[:index], other, *chat[index + 1 :]], tools)
         except Skip:
@@ -86,40 +94,43 @@ def _differing(
     raise Skip(HIDDEN)
 
 
-def _others(turn: dict[str, Any]) -> list[dict[str, Any]]:
+def _others(template: Template, turn: dict[str, Any]) -> list[dict[str, Any]]:
     """What may stand in the place of a turn: some templates ask for a call in front of its result."""
-    call = {"type": "function", "function": {"name": X, "arguments": {}}}
-    calls = [{**item, **call} for item in turn.get("tool_calls", ())]
-    plain = {"role": "assistant", "content": X}
-    return [plain, {**plain, "content": "", "tool_calls": calls}] if calls else [plain]
+    plain = said("assistant", X)
+    calls = [{**item, **called(X, item["function"]["arguments"])} for item in turn.get("tool_calls", ())]
+    return [plain, said("assistant", template.known.empty, tool_calls=calls)] if calls else [plain]
+
+
+def _outside(template: Template, text: str, at: int) -> int:
+    """``at``, or the beginning of the token that it is inside of."""
+    for mark in template.marks.finditer(text, max(0, at - LONGEST_MARK)):
+        if mark.start() < at < mark.end():
+            return mark.start()
+    return at
 
 
 def _start(template: Template, text: str, at: int) -> int:
     """Behind the head that is in front of ``at``, if nothing but what belongs to an answer is between."""
-    for mark in template.marks.finditer(text, max(0, at - 64)):
-        if mark.start() < at < mark.end():
-            at = mark.start()
-    if not template.head:
-        lead = template.leads[0] if template.leads else ""
+    at, known = _outside(template, text, at), template.known
+    if not known.head:
+        lead = known.leads[0]
         return at - len(lead) if not lead.strip() and text.endswith(lead, 0, at) else at
-    head = text.rfind(template.head, 0, at)
-    gap = text[head + len(template.head) : at]
-    if head >= 0 and (BLOCK.fullmatch(gap) or any(lead.startswith(gap) for lead in template.leads)):
-        return head + len(template.head)
+    head = text.rfind(known.head, 0, at)
+    gap = text[head + len(known.head) : at]
+    if head >= 0 and (BLOCK.fullmatch(gap) or any(lead.startswith(gap) for lead in known.leads)):
+        return head + len(known.head)
     return at
 
 
 def _end(template: Template, text: str, at: int) -> int:
-    """Behind the end of turn that follows ``at``."""
-    for mark in template.marks.finditer(text, max(0, at - 64)):
-        if mark.start() < at < mark.end():
-            at = mark.start()
-    if not template.ends:
-        return at
-    found = re.compile("|".join(map(re.escape, template.ends))).search(text, at)
-    if not found or (template.head and template.head in text[at : found.start()]):
+    """Behind the end of turn that follows ``at``; there, if nothing ends it."""
+    at, known = _outside(template, text, at), template.known
+    found = re.compile("|".join(map(re.escape, known.ends))).search(text, at) if known.ends else None
+    if found and not (known.head and known.head in text[at : found.start()]):
+        return found.end()
+    if known.stop and not known.follows:
         raise Skip(HIDDEN)
-    return found.end()
+    return at
 
 
 # ---------------------------------------------------------------------------------- checks
@@ -128,7 +139,7 @@ def _end(template: Template, text: str, at: int) -> int:
 def _check(template: Template, chat: Sequence[dict[str, Any]], talk: Conversation, text: str) -> None:
     """Nothing that is asked may be missing."""
     for index, turn in enumerate(chat):
-        content = str(turn["content"]).strip()
+        content = str(turn["content"] or "").strip()
         if turn["role"] == "assistant" or not content or content in text:
             continue
         altered = [*chat[:index], {**turn, "content": f"{content} {X}"}, *chat[index + 1 :]]
@@ -148,7 +159,7 @@ def _check_turn(template: Template, talk: Conversation, index: int, written: str
         if call["function"]["name"] not in written:
             raise Skip("the chat template does not write tool calls")
     lost = thought.strip() not in written and template.options.thinking != "off"
-    if lost and (template.reasoning == "native" or index != _last(talk)):
+    if lost and (template.known.reasoning == "native" or index != _last(talk)):
         template.notes[LOST] += 1
 
 
@@ -161,54 +172,49 @@ def _last(talk: Conversation) -> int:
 
 
 def _with_thought(
-    template: Template,
-    chat: Sequence[dict[str, Any]],
-    talk: Conversation,
-    text: str,
-    spans: list[tuple[int, int]],
+    template: Template, before: Sequence[dict[str, Any]], talk: Conversation, found: Rendered
 ) -> Rendered:
-    """With the think block that the last answer is asked to fill, once."""
-    index = talk.trained()[-1]
-    start, end = spans[-1]
-    place = index - (len(talk.turns) - len(chat))
+    """With the think block that the last answer is asked to fill, once; ``before``: what comes before it."""
+    index, known = talk.trained()[-1], template.known
+    if index != _last(talk) or not (known.opens or known.reasoning == "insert"):
+        return replace(found, asked=_reach(template, before, talk, found))
+    text, (start, end), head = found.text, found.spans[-1], found.asked
+    thought = split_thought(talk.turns[index])[0] if template.options.thinking != "off" else ""
+    if (start > head and known.opens) or (known.reasoning != "insert" and OPEN.match(text, head)):
+        return replace(found, asked=start)
     opening = ""
-    if index == _last(talk) and (template.opens or template.reasoning == "insert"):
-        asked = _prompt(template, chat[:place], talk)
-        if asked is not None and asked.startswith(text[:start]):
-            opening = asked[start:] if OPEN.fullmatch(asked[start:]) else ""
-        if opening and text.startswith(opening, start):
-            return Rendered(text, (*spans[:-1], (start + len(opening), end)), start + len(opening))
-        thought = split_thought(talk.turns[index])[0] if template.options.thinking != "off" else ""
-        lost = template.reasoning == "insert" and thought
-        if opening or lost:
-            block = f"{thought}\n</think>\n\n"
-            block = block if opening else f"<think>\n{block}"
-            text = text[:start] + opening + block + text[start:]
-            begin = start + len(opening)
-            return Rendered(text, (*spans[:-1], (begin, end + len(opening + block))), begin)
-    return Rendered(text, tuple(spans), _reach(template, chat[:place], talk, text, start))
+    for thinking in (None, True) if thought else (None,):
+        asked = _prompt(template, before, talk, thinking)
+        if asked and asked.startswith(text[:head]) and OPEN.fullmatch(asked[head:]):
+            opening = asked[head:]
+            break
+    if not opening and not thought:
+        return replace(found, asked=start)
+    wide = "\n" in opening or not opening
+    block = f"{thought}\n</think>\n\n" if wide else f"{thought}</think>"
+    block = (opening or "<think>\n") + block
+    begin, rest = head + len(opening), start if opening else head
+    text, moved = text[:head] + block + text[rest:], len(block) + head - rest
+    return Rendered(text, [*found.spans[:-1], (begin, end + moved)], begin)
 
 
 def _prompt(
     template: Template, chat: Sequence[dict[str, Any]], talk: Conversation, thinking: bool | None = None
-) -> str | None:
-    """What the template asks with; None if it does not take the beginning of a conversation."""
+) -> str:
+    """What the template asks with; nothing if it does not take the beginning of a conversation."""
     try:
         return template.render(chat, talk.tools, prompt=True, thinking=thinking)
     except Skip:
-        return None
+        return ""
 
 
-def _reach(
-    template: Template, chat: Sequence[dict[str, Any]], talk: Conversation, text: str, start: int
-) -> int:
+def _reach(template: Template, before: Sequence[dict[str, Any]], talk: Conversation, found: Rendered) -> int:
     """How far the longest prompt for this answer goes: it may close a think block already."""
+    text, start = found.text, found.spans[-1][0]
     block = BLOCK.match(text, start)
-    if not block or not block.group().strip():
-        return start
-    found = [start]
-    for thinking in (None, False):
-        asked = _prompt(template, chat, talk, thinking)
-        if asked and text.startswith(asked) and BLOCK.fullmatch(text[start : len(asked)]):
-            found.append(len(asked))
-    return max(found)
+    reach = [start]
+    for thinking in (None, False) if block and block.group().strip() else ():
+        asked = _prompt(template, before, talk, thinking)
+        if text.startswith(asked) and BLOCK.fullmatch(text[start : len(asked)]):
+            reach.append(len(asked))
+    return max(reach)

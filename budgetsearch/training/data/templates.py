@@ -5,6 +5,7 @@ All of it is found by rendering probes once; a row is then given to the template
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import re
@@ -16,17 +17,13 @@ from typing import Any, Literal
 
 from budgetsearch.core.errors import DataError
 from budgetsearch.training.data.conversation import Conversation, Skip, Turn, split_thought
+from budgetsearch.training.data.probes import ASK, PROBE, Known, probe, said
 
 DAY = datetime.datetime(2024, 7, 26)
 """Today, for every template that asks: rows must not depend on the day of the run."""
 VALUES: Mapping[str, Any] = {"date_string": f"{DAY:%d %b %Y}"}
-PROBE, ASK, THOUGHT = "budgetsearch probe", "budgetsearch asks", "budgetsearch thinks"
 X = "\U0010fffdbudgetsearch\U0010fffd"
 """Stands for an answer; begins and ends with what no text begins or ends with, and no template trims."""
-BLOCK = re.compile(r"\s*(<think>\s*)?(</think>\s*)?")
-"""A think block that holds nothing, or one of its ends."""
-AT_END = re.compile(r"(<think>\s*)?(</think>\s*)?\Z")
-OPEN = re.compile(r"\s*<think>\s*")
 FOLDED = "the chat template has no system role: the system text stands in front of the first user turn"
 SAID = 160
 """Characters of a template's own complaint."""
@@ -62,7 +59,7 @@ class Options:
     """How rows become tokens, beside the model's own files."""
 
     template: str | None = None
-    """None: the model's own. Else a name of ``NAMED``, or the path of a Jinja file."""
+    """None: the model's own. Else a name of ``NAMED``, a template's text, or the path of its file."""
     system: str = ""
     """The system text of rows that have none."""
     thinking: Literal["keep", "on", "off"] = "keep"
@@ -88,6 +85,7 @@ class Template:
             self.options.template or self.tokenizer.chat_template
         )
         if self.own or self.options.template:
+            self.tokenizer = copy.copy(self.tokenizer)
             self.tokenizer.chat_template = self._chosen()
         self.source = self.tokenizer.chat_template
         tokens = [str(t) for t in self.tokenizer.added_tokens_decoder.values()]
@@ -95,7 +93,7 @@ class Template:
         longest_first = sorted({*tokens} - {""}, key=len, reverse=True)
         self.marks = re.compile("|".join(map(re.escape, longest_first)) or r"\b\B")
         self.parts = False
-        self._look()
+        self.known = self._look()
 
     # ------------------------------------------------------------------------- rendering
 
@@ -119,9 +117,9 @@ class Template:
         if asked is not None:
             values["enable_thinking"] = asked
         if self.parts:
-            chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat]
+            chat = [{**turn, "content": [{"type": "text", "text": turn["content"] or ""}]} for turn in chat]
 
-        def work() -> tuple[str, list[tuple[int, int]]]:
+        try:
             source = self.tokenizer.get_chat_template(None, tools or None)
             compiled = chat_template_utils._compile_jinja_template(source)
             compiled.environment.globals["strftime_now"] = DAY.strftime
@@ -129,13 +127,10 @@ class Template:
                 conversations=[list(chat)], tools=list(tools) or None, chat_template=source,
                 return_assistant_tokens_mask=marked, add_generation_prompt=prompt, **values,
             )  # fmt: skip
-            return texts[0], found[0] if found else []
-
-        try:
-            return work()
         except Exception as error:  # a template is a stranger's program: it may divide by zero or call itself
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise Skip(f"the chat template does not take it: {_shown(said)}") from None
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise Skip(f"the chat template does not take it: {_shown(words)}") from None
+        return texts[0], found[0] if found else []
 
     def chat(self, talk: Conversation) -> list[dict[str, Any]]:
         """The turns as the template takes them.
@@ -146,7 +141,7 @@ class Template:
         turns = list(talk.turns)
         if self.options.system and not any(t.role in ("system", "developer") for t in turns):
             turns.insert(0, Turn("system", self.options.system))
-        if not self.knows_system and turns[0].role in ("system", "developer"):
+        if not self.known.system and turns[0].role in ("system", "developer"):
             turns = self._folded(turns)
         return [self._message(turn) for turn in turns]
 
@@ -177,39 +172,40 @@ class Template:
         return [Turn("user", content, about=turns[1].about), *turns[2:]]
 
     def _message(self, turn: Turn) -> dict[str, Any]:
-        role = "system" if turn.role == "developer" and not self.knows_developer else turn.role
+        role = "system" if turn.role == "developer" and "developer" not in str(self.source) else turn.role
         content, thought = self._thought(turn)
         message: dict[str, Any] = {"role": role, "content": content, **turn.about}
         if thought:
             message["reasoning_content"] = thought
         if turn.tool_calls:
-            message["tool_calls"] = list(turn.tool_calls)
+            message["tool_calls"] = [self._call(call) for call in turn.tool_calls]
+            message["content"] = content or self.known.empty
         return message
+
+    def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        function = dict(call["function"])
+        if self.known.calls_as_text:
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": function}
 
     def _thought(self, turn: Turn) -> tuple[str, str]:
         """The content as the template takes it, and the reasoning that it takes beside it."""
         thought, bare = split_thought(turn)
-        mode = "off" if self.options.thinking == "off" else self.reasoning
+        mode = "off" if self.options.thinking == "off" else self.known.reasoning
         if mode == "off" and thought:
             self.notes["reasoning is left out (--thinking off)"] += 1
         if mode in ("off", "insert"):
             return bare, ""
         if mode == "inline":
             return f"<think>\n{thought}\n</think>\n\n{bare}" if turn.reasoning else turn.content, ""
-        return (bare, thought) if turn.reasoning or not self.parses else (turn.content, "")
+        return (bare, thought) if turn.reasoning or not self.known.parses else (turn.content, "")
 
     # --------------------------------------------------------------------------- probing
 
     def _chosen(self) -> str:
-        name = self.options.template or "none"
+        name = written(self.options.template or "none")
         if name not in NAMED:
-            try:
-                return Path(name).read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                known = ", ".join(NAMED)
-                raise DataError(
-                    f"--template {name}: neither one of {known} nor a file that can be read ({error})"
-                ) from None
+            return name
         begins = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         end = self.tokenizer.eos_token or ""
         if name == "chatml" and "<|im_end|>" in self.tokenizer.get_vocab():
@@ -217,91 +213,54 @@ class Template:
         source = NAMED[name].replace("BOS", json.dumps(self.tokenizer.bos_token if begins else ""))
         return source.replace("EOS", json.dumps(end))
 
-    def _look(self) -> None:
-        ask, answer = _said("user", ASK), _said("assistant", PROBE)
-        self.knows_system = self.knows_developer = True
-        whole = self._shown([ask, answer])
+    def _look(self) -> Known:
+        chat = [said("user", ASK), said("assistant", PROBE)]
+        whole = self._shown(chat)
         if whole is None:
             self.parts = True  # content as a list of parts, as models with pictures have it
-            whole = self._shown([ask, answer])
+            whole = self._shown(chat)
         if whole is None:
             self.parts = False
             try:
-                self.render([ask, answer])
+                self.render(chat)
+                reason = "it does not show them"
             except Skip as skip:
-                raise DataError(f"{skip.reason}; {ADVICE}") from None
-            raise DataError(f"The chat template does not show a question and its answer; {ADVICE}")
-        self._look_at_heads(ask, whole)
-        system = self._try([_said("system", THOUGHT), ask], prompt=True)
-        self.knows_system = THOUGHT in (system or "")
-        self.knows_developer = "developer" in str(self.source)
-        self._look_at_thoughts(ask)
+                reason = skip.reason
+            raise DataError(f"The chat template cannot write a question and its answer ({reason}); {ADVICE}")
+        return probe(self._try, lambda chat: self._try(chat, prompt=True), self.marks, whole)
 
-    def _look_at_heads(self, ask: dict[str, Any], whole: str) -> None:
-        """Head of an answer, what may stand between it and the answer, and what ends a turn."""
-        answer = _said("assistant", PROBE)
-        plain, opened = self._try([ask]) or "", self._try([ask], prompt=True) or ""
-        head = opened[same_start(plain, opened) :]
-        cut = AT_END.search(head)
-        self.head = head[: cut.start()] if cut else head
-        self.opens = bool(OPEN.fullmatch(head[len(self.head) :]))
-        at = whole.index(PROBE)
-        before = whole.rfind(self.head, 0, at) if self.head else same_start(plain, whole)
-        self.leads = [whole[before + len(self.head) : at]] if before >= 0 else []
-        after = whole[at + len(PROBE) :]
-        first = self.marks.search(after)
-        self.end = after[: first.end()] if first else after.rstrip()
-        self.stop = first.group() if first else ""
-        """The token that ends an answer; none if it is no token of its own."""
-        self.ends = {self.stop or self.end} - {""}
-        history = self._try([ask, answer, _said("user", THOUGHT), _said("assistant", "?")]) or ""
-        if PROBE in history and (found := self.marks.search(history, history.index(PROBE))):
-            self.ends.add(found.group())
-        call = {"type": "function", "function": {"name": PROBE, "arguments": {"a": "b"}}}
-        called = self._try([ask, {**_said("assistant", ""), "tool_calls": [call]}]) or ""
-        if PROBE in called:
-            at = called.index(PROBE)
-            self.leads.append(called[called.rfind(self.head, 0, at) + len(self.head) : at])
-            found_ends = [m.group() for m in self.marks.finditer(called, at)]
-            if found_ends and not self.ends & {*found_ends}:
-                self.ends.add(found_ends[-1])
-
-    def _look_at_thoughts(self, ask: dict[str, Any]) -> None:
-        inside = f"<think>\n{THOUGHT}\n</think>\n\n{PROBE}"
-        beside = self._try([ask, {**_said("assistant", PROBE), "reasoning_content": THOUGHT}]) or ""
-        inline = self._try([ask, _said("assistant", inside)]) or ""
-        self.reasoning = "native" if THOUGHT in beside else "inline" if THOUGHT in inline else "insert"
-        """How a template shows reasoning: beside the content, inside of it, or not at all."""
-        self.parses = beside == inline
-        if self.reasoning == "native":
-            head = beside.rfind(self.head, 0, beside.index(THOUGHT))
-            self.leads.append(beside[head + len(self.head) : beside.rindex(PROBE)])
-
-    def _try(self, chat: list[dict[str, Any]], **options: Any) -> str | None:
+    def _try(self, chat: list[dict[str, Any]], **options: Any) -> str:
         try:
             return self.render(chat, **options)
         except Skip:
-            return None
+            return ""
 
     def _shown(self, chat: list[dict[str, Any]]) -> str | None:
         text = self._try(chat)
-        return text if text and all(turn["content"] in text for turn in chat) else None
+        return text if all(turn["content"] in text for turn in chat) else None
 
 
 ADVICE = f"give another one with --template FILE, or {', '.join(NAMED)}"
 
 
-def same_start(one: str, other: str) -> int:
-    """So many characters are the same at the beginning of both."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
-    return low
+def written(template: str) -> str:
+    """What ``--template`` means: one of the names, or a template's text, from its file if need be.
 
-
-def _said(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "content": content}
+    Raises:
+        DataError: it is neither, and no file that can be read.
+    """
+    if template in NAMED or "{{" in template or "{%" in template:
+        return template
+    try:
+        text = Path(template).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        known = ", ".join(NAMED)
+        raise DataError(
+            f"--template {_shown(template)}: neither {known} nor a file that can be read ({error})"
+        ) from None
+    if "{{" not in text and "{%" not in text:
+        raise DataError(f"--template {_shown(template)}: there is no Jinja template in this file")
+    return text
 
 
 def _shown(text: str) -> str:

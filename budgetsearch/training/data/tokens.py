@@ -209,8 +209,6 @@ def _name_of(task: Task, sources: Sequence[Source]) -> str:
     described = [
         [one["role"], one["origin"]["weight"], one["origin"]["columns"], one["cut"]] for one in task.sources
     ]
-    path = task.options["template"]
-    written = Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else None
     facts = (
         *(
             FORMAT,
@@ -222,7 +220,7 @@ def _name_of(task: Task, sources: Sequence[Source]) -> str:
             task.valid_share,
             task.options,
         ),
-        *(written, task.bad_rows, tokenizer_hash(Path(task.model_path), code=task.trust_remote_code)),
+        *(task.bad_rows, tokenizer_hash(Path(task.model_path), code=task.trust_remote_code)),
     )
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
