@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart check pure test lint docs clean bench-policy bench-training bench-ray
+.PHONY: help setup quickstart check pure test test-slow lint docs clean bench-policy bench-training bench-ray
 
 help:
 	@echo "make quickstart   set up, then search on a real small model for 0.2 hours"
 	@echo "make test         set up, then run every check"
+	@echo "make test-slow    set up, then what make test leaves out: every family of models, six minutes"
 	@echo "make check        set up, then style, types, layers and the pure tests: a minute"
 	@echo "make bench-policy CURVES=FOLDER   compare budget policies on recorded curves"
 	@echo "make bench-training   gangs against PEFT + Trainer, rungs, the useful share of a search; about 2 hours"
@@ -75,6 +76,9 @@ check: setup
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-slow: setup
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 clean:
 	rm -rf $(VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -28,8 +28,11 @@ PURE = ("core", "machine", "sampler")
 """Rooms whose tests start no process and load no model: the fast lane of ``make check``."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its room, and with ``pure`` where that is one of the fast lane."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with its room, and with ``pure`` where that is one of the fast lane; leave the slow ones
+    out unless they are asked for."""
+    if "slow" not in config.option.markexpr:
+        items[:] = [item for item in items if item.get_closest_marker("slow") is None]
     for item in items:
         room = item.path.relative_to(ROOMS).parts[0]
         item.add_marker(room)

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 
+from budgetsearch.machine.configs import known_models
 from budgetsearch.machine.profiles import PROFILES
-from budgetsearch.machine.shapes import known_models
 
 
 def seconds(gpu: str, model: str) -> float:

@@ -20,11 +20,12 @@ Params = Mapping[str, ParamValue]
 
 Status = Literal[
     "ok", "out_of_memory", "diverged", "timeout", "crashed", "cancelled",
-    "lost", "unread", "unwritten", "stranded",
+    "lost", "unread", "unwritten", "stranded", "refused",
 ]  # fmt: skip
-"""How a piece of work ended. The last four are nobody's fault, and only segments end so: the checkpoint to
-start from is missing or damaged (``lost``), is there and could not be read (``unread``), the new one could
-not be written (``unwritten``), or the worker went away with its card or its node (``stranded``)."""
+"""How a piece of work ended. Only calibrations are ``refused``: this base model cannot be had so, or cannot
+be trained, whoever tries it again. The four before are nobody's fault, and only segments end so: the
+checkpoint to start from is missing or damaged (``lost``), is there and could not be read (``unread``), the
+new one could not be written (``unwritten``), or the worker went away with its card or node (``stranded``)."""
 Phase = Literal[
     "setup", "calibrate", "load", "train", "evaluate", "checkpoint", "score", "export",
     "idle", "crash", "down",

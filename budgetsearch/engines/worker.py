@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from budgetsearch.core.codec import decode, encode, read_json
+from budgetsearch.core.errors import BudgetsearchError
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
@@ -172,6 +173,8 @@ def execute(workshop: Any, job: Job) -> tuple[SegmentResult | Calibration | Scor
             os._exit(EXIT_DEVICE)
         if status == "crashed" and _is_final(error):
             os._exit(EXIT_BROKEN)
+        if status == "crashed" and isinstance(job, CalibrateJob) and not isinstance(error, OSError):
+            status, detail = "refused", _in_a_line(error)
         workshop.forget(job.quantization)
         return failed_results(job, status, detail, workshop.peak_bytes())
 
@@ -182,6 +185,15 @@ def _translate(error: Exception) -> tuple[Status, str]:
     traceback.print_exc()
     status: Status = "out_of_memory" if is_memory_error(error) else "crashed"
     return status, f"{type(error).__name__}: {error}"[:2000]
+
+
+def _in_a_line(error: Exception) -> str:
+    """Why a base model cannot be trained so: the next try would come to the same. The log has the rest."""
+    from budgetsearch.training.classes import short
+
+    if isinstance(error, BudgetsearchError):
+        return str(error)
+    return f"{type(error).__name__}: {short(error)}"
 
 
 def is_lost(error: Exception) -> bool:

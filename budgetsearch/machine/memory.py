@@ -142,6 +142,8 @@ def base_bytes(shape: ModelShape, quantization: str, device: str = "cuda") -> fl
 def kept_per_token(shape: ModelShape, training: Training) -> float:
     """Bytes that autograd keeps of one token in one block, without checkpointing."""
     size, hidden, wide = training.compute_bytes, shape.hidden, shape.wide
+    if shape.counted:
+        return _kept_by_counted(shape, training)
     q, kv = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     kept = 4.0 * hidden * shape.norms  # norms work in 32 bits
     if shape.family in NORMED:
@@ -154,6 +156,18 @@ def kept_per_token(shape: ModelShape, training: Training) -> float:
     targeted = shape.targeted(training.targets)
     kept += size * training.rank * len(targeted)
     return kept + _inputs_per_token(targeted, training)
+
+
+def _kept_by_counted(shape: ModelShape, training: Training) -> float:
+    """As far as it can be told of layers of any kind: norms, every layer's result, and a token's experts' as
+    if they were layers of their size. States of recurrent layers are left out, so it may be too little."""
+    size, targeted = training.compute_bytes, shape.targeted(training.targets)
+    results = sum(linear.share * linear.outputs for linear in shape.linears)
+    experts = shape.active * shape.experts / (shape.layers * shape.hidden)
+    adapters = training.rank * sum(linear.share for linear in targeted)
+    inputs = sum(linear.share * linear.inputs for linear in targeted)
+    copies = (size + 1) * inputs if training.dropout else size * inputs / 2
+    return 8.0 * shape.hidden + size * (results + experts + adapters) + copies
 
 
 def _inputs_per_token(targeted: tuple[Linear, ...], training: Training) -> float:
@@ -188,4 +202,4 @@ def _logit_bytes(shape: ModelShape, training: Training) -> float:
 def _workspace(shape: ModelShape, training: Training) -> float:
     if training.quantization in ("fp32", "bf16"):
         return 0.0
-    return float(training.compute_bytes * max(linear.weights for linear in shape.linears))
+    return float(training.compute_bytes * max((linear.weights for linear in shape.linears), default=0))

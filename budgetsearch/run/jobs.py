@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from budgetsearch.core.errors import DeviceError, EngineError
+from budgetsearch.core.errors import DeviceError, EngineError, ModelError
 from budgetsearch.core.events import (
     Charged,
     Event,
@@ -128,12 +128,21 @@ def check_usable(known: Mapping[str, Calibration], budget_seconds: float) -> Non
         BudgetError: the base model takes more than half of the budget to load and measure.
         DeviceError: the base model does not fit into memory.
         EngineError: no quantization of the base model works here.
+        ModelError: nor will any at another try.
     """
     if any(found.status == "ok" for found in known.values()):
         return
     if any(found.status == "timeout" for found in known.values()):
         raise too_small(budget_seconds, 2 * budget_seconds)
     why = "; ".join(f"{found.quantization}: {found.status} {found.detail}" for found in known.values())
+    if all(found.status == "refused" for found in known.values()):
+        reasons: dict[str, list[str]] = {}
+        for found in known.values():
+            reasons.setdefault(found.detail, []).append(found.quantization)
+        told = "\n".join(f"  {', '.join(names)}: {detail[:400]}" for detail, names in reasons.items())
+        raise ModelError(
+            f"This base model cannot be trained here, and another try would end the same:\n{told}"
+        )
     if all(found.status == "out_of_memory" for found in known.values()):
         raise DeviceError(
             f"The base model does not fit. {why}. Use a smaller --model, a shorter --max-length, a "

@@ -16,8 +16,9 @@ from budgetsearch.core.ladders import DEEP
 from budgetsearch.core.ports import Say
 from budgetsearch.core.resources.disk import DiskNeed, most_held, need_of
 from budgetsearch.core.space.space import Space
+from budgetsearch.machine.configs import find_shape, known_models
 from budgetsearch.machine.detect import Card, detect
-from budgetsearch.machine.shapes import ModelShape, find_config, known_models, shape_of
+from budgetsearch.machine.shapes import ModelShape
 from budgetsearch.run.choose_engine import check_engine, is_elsewhere
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
@@ -312,7 +313,7 @@ def known_shape(settings: Settings, cache: Path) -> ModelShape | None:
     if not here:
         return None
     try:
-        return shape_of(find_config(model, settings.revision, cache)[0], model)
+        return find_shape(model, settings.revision, cache)[0]
     except ModelError:
         return None
 

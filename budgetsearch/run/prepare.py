@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Say
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space.space import Space
+from budgetsearch.machine.anatomy import QUANTIZATIONS, table_of
+from budgetsearch.machine.configs import read_config
 from budgetsearch.machine.memory import footprints
-from budgetsearch.machine.shapes import ModelShape, read_config, shape_of
+from budgetsearch.machine.shapes import ModelShape, shape_of
 from budgetsearch.run.preflight import check_disks, largest_adapter, run_need
 from budgetsearch.storage.files import cache_folder
 from budgetsearch.storage.runfolder import RunFolder
@@ -28,6 +30,7 @@ from budgetsearch.views.study.storage import has_password, without_password
 if TYPE_CHECKING:
     from budgetsearch.machine.detect import Card
     from budgetsearch.run.settings import Settings
+    from budgetsearch.training.anatomy import Anatomy
     from budgetsearch.training.data.models import BaseModel
     from budgetsearch.training.data.templates import Options
     from budgetsearch.training.data.tokens import PreparedData
@@ -45,19 +48,57 @@ class Prepared:
     base: BaseModel
     data: PreparedData
 
+    @property
+    def anatomy(self) -> Anatomy:
+        """The base model's parts, and where adapters go."""
+        return _examined(self.base.path, self.settings.targets, self.settings.trust_remote_code)
+
     @cached_property
     def shape(self) -> ModelShape | None:
         """The base model's shape; None where nobody can foresee memory with it."""
         try:
-            return shape_of(read_config(self.base.path), self.base.source)
+            config = read_config(self.base.path)
+            try:
+                return shape_of(config, self.base.source, table_of(self.base.path))
+            except ModelError:
+                return shape_of(config, self.base.source)
         except ModelError:
             return None
 
 
+@cache
+def _examined(path: Path, targets: str, trust_remote_code: bool) -> Anatomy:
+    """Once in a process: it takes a second or two."""
+    from budgetsearch.training.anatomy import examine
+    from budgetsearch.training.quiet import quiet
+
+    with quiet():
+        return examine(path, targets=targets, trust_remote_code=trust_remote_code)
+
+
+def check_possible(model: str, quantizations: Sequence[str], refused: Mapping[str, str]) -> None:
+    """Insist that the base model can be had under one of these quantizations.
+
+    Raises:
+        ModelError: under none; it says what works.
+    """
+    if not quantizations or not refused.keys() >= set(quantizations):
+        return
+    possible = [name for name in QUANTIZATIONS if name not in refused]
+    why = "; ".join(dict.fromkeys(refused[name] for name in quantizations))
+    remedy = f" Use a --space with {' or '.join(possible)}." if possible else ""
+    raise ModelError(f"{model} cannot be had as {' or '.join(quantizations)}: {why}{remedy}")
+
+
 def prepare_inputs(
-    settings: Settings, say: Say, seconds_left: Callable[[], float] | None = None
+    settings: Settings,
+    say: Say,
+    seconds_left: Callable[[], float] | None = None,
+    quantizations: Sequence[str] = (),
 ) -> tuple[BaseModel, PreparedData]:
-    """Fetch and convert the base model, tokenize the data; both are cached.
+    """Fetch and convert the base model, look at its modules, tokenize the data; all but the look is cached.
+
+    ``quantizations``: at least one of these has to be possible.
 
     ``seconds_left``: until the data must be prepared; None: no limit.
 
@@ -75,6 +116,9 @@ def prepare_inputs(
         trust_remote_code=settings.trust_remote_code,
         say=say,
     )
+    anatomy = _examined(base.path, settings.targets, settings.trust_remote_code)
+    check_possible(settings.model, quantizations, anatomy.refused)
+    say(anatomy.sentence())
     data = prepare(
         base.path,
         Sources(
@@ -142,7 +186,8 @@ def request_of(prepared: Prepared, space: Space, budget_seconds: float) -> PlanR
     """What the plan rests on, beside what is still to be measured."""
     train, valid = prepared.data.train_stats, prepared.data.valid_stats
     size = DataSize(train.tokens, train.rows, valid.rows, train.max_row_tokens)
-    return request_for(prepared.settings, budget_seconds, prepared.card, space, size, prepared.shape)
+    request = request_for(prepared.settings, budget_seconds, prepared.card, space, size, prepared.shape)
+    return dataclasses.replace(request, refused=prepared.anatomy.refused)
 
 
 def request_for(
@@ -158,11 +203,12 @@ def request_for(
     ``shape``: None where nobody can foresee memory; then the calibration finds out.
 
     Raises:
-        UsageError: the model has no layer of a name in ``targets``.
+        UsageError: the model has no layer of a name in ``targets``, or none of the space's quantizations.
     """
     foreseen = {}
     if shape is not None:
         shape.check_targets(settings.targets)
+        check_possible(settings.model, space.quantizations, shape.refused)
         foreseen = footprints(
             shape, space, targets=settings.targets, optimizer=settings.optimizer, device=card.device
         )
@@ -185,6 +231,7 @@ def request_for(
         max_gang=settings.max_gang if settings.optimizer == "adamw" else 1,
         limit_bytes=card.usable_bytes,
         ranks=space.ranks,
+        refused=shape.refused if shape is not None else {},
         footprints=foreseen,
         longest=data.longest,
         dropout=max(float(value) for value in space.values_of("dropout")),
@@ -242,6 +289,7 @@ def facts_of(prepared: Prepared, run: str) -> dict[str, Any]:
             "revision": base.revision,
             "sha256": base.sha256,
             "licence": base.licence,
+            "anatomy": prepared.anatomy.facts(),
         },
         "data": {
             "source_sha256": data.source_sha256,

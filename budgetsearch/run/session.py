@@ -258,7 +258,7 @@ def search(session: Session) -> None:
         try:
             engine.warm_up()
             left = partial(_seconds_to_prepare, session.timing)
-            base, data = prepare_inputs(settings, _noting(folder, say), left)
+            base, data = prepare_inputs(settings, _noting(folder, say), left, session.run.space.quantizations)
             prepared = Prepared(settings, execution.card(), base, data)
             engine.prepare(worker_setup(prepared, folder))
             driver = driver_of(session, prepared, engine)

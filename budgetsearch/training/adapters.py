@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from budgetsearch.core.errors import ModelError
 from budgetsearch.core.records import Params
 from budgetsearch.training.gang import Tensors
+from budgetsearch.training.targets import targets_of
 
 AVERAGE_WINDOW = 8
 """w_avg += (9 / (t + 8)) * (w - w_avg): an average over about the last ninth of the steps, which
@@ -35,12 +37,14 @@ class Adapter:
         """The adapter that PEFT would put on ``base`` after ``torch.manual_seed(seed)``."""
         from peft import LoraConfig, get_peft_model
 
-        rank = int(params["rank"])
+        rank, chosen = int(params["rank"]), targets_of(base, targets)
         config = LoraConfig(
             r=rank,
             lora_alpha=float(params.get("alpha", 2 * rank)),
-            lora_dropout=float(params.get("dropout", 0.0)),
-            target_modules=targets if targets == "all-linear" else targets.split(","),
+            # PEFT knows no dropout where it is told parameters; the gang's layers do.
+            lora_dropout=0.0 if chosen.parameters else float(params.get("dropout", 0.0)),
+            target_modules=chosen.modules,
+            target_parameters=list(chosen.parameters) or None,
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(seed)
@@ -50,17 +54,26 @@ class Adapter:
         b = {name: m.lora_B["default"].weight.detach().t().contiguous().clone() for name, m in layers.items()}
         found = {k: _plain(v) for k, v in model.peft_config["default"].to_dict().items()}
         model.unload()
-        return cls(a, b, {**found, "base_model_name_or_path": base_name, "inference_mode": True})
+        if set(a) != set(chosen.names):
+            odd = sorted(set(a) ^ set(chosen.names))
+            raise ModelError(
+                f"PEFT does not put adapters where they belong in this model ({', '.join(odd[:3])}). "
+                "Name the layers with --targets."
+            )
+        adapter = cls(a, b, {**found, "base_model_name_or_path": base_name, "inference_mode": True})
+        adapter.dropout = float(params.get("dropout", 0.0))
+        return adapter
 
     @classmethod
-    def saved(cls, tensors: Tensors, config: dict[str, Any], device: str) -> Adapter:
-        """The adapter of a checkpoint, its average included."""
+    def saved(cls, tensors: Tensors, config: dict[str, Any], params: Params, device: str) -> Adapter:
+        """The adapter of a checkpoint of a trial with these ``params``, its average included."""
         weights = {
             n.removeprefix("weight/"): t.to(device) for n, t in tensors.items() if n.startswith("weight/")
         }
         parts = {kind: {n[:-2]: w for n, w in weights.items() if n.endswith(kind)} for kind in ("/A", "/B")}
         adapter = cls(parts["/A"], parts["/B"], config)
         adapter.average = {name: tensors[f"average/{name}"].to(device) for name in adapter.average}
+        adapter.dropout = float(params.get("dropout", 0.0))
         return adapter
 
     def weights(self) -> Tensors:

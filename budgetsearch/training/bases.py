@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
 import torch
 
 from budgetsearch.core.errors import ModelError
+from budgetsearch.machine.anatomy import PACKED, checkpoint_of, refused_by
 from budgetsearch.training.attention import agrees
+from budgetsearch.training.classes import class_name_of, class_of, config_of, other_of, short
+from budgetsearch.training.gang import set_submodule
 from budgetsearch.training.losses import has_plain_head
-from budgetsearch.training.memory import empty_cache, free
+from budgetsearch.training.memory import empty_cache, free, is_memory_error
 from budgetsearch.training.modes import HALVES
+from budgetsearch.training.parts import Parts
+from budgetsearch.training.targets import KNOWN, Known, leaves
 
 RESIDENT_SHARE = 0.5
 """Another copy is loaded beside the resident ones only into so much of the free memory."""
@@ -87,32 +93,151 @@ def load_base(
     fp32, where 16 bits are slower than their worth. A card without bf16 units (T4, V100) holds what is
     called bf16 as fp16.
 
-    Raises:
-        ModelError: the folder does not hold a causal language model.
-    """
-    from transformers import AutoModelForCausalLM
+    Of a model that also sees or hears only what text runs through is kept.
 
+    Raises:
+        ModelError: the folder does not hold a causal language model, or not under this quantization.
+    """
     compute = torch.float32 if device == "cpu" else HALVES[half]
+    config = config_of(path, trust_remote_code=trust_remote_code)
+    found = class_of(config, path, trust_remote_code=trust_remote_code)
+    checkpoint = checkpoint_of(config.to_dict())
+    if quantization in (why := refused_by(checkpoint)):
+        raise ModelError(f"The base model in {path} cannot be loaded as {quantization}: {why[quantization]}")
     options: dict[str, Any] = {"dtype": compute}
     if quantization in ("fp32", "bf16"):
         options["dtype"] = torch.float32 if quantization == "fp32" else HALVES[half]
-    else:
+        if checkpoint in PACKED:
+            options["quantization_config"] = _unpacked(checkpoint)
+    elif not checkpoint:
         options["quantization_config"] = _bitsandbytes(quantization, compute)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, device_map={"": device}, trust_remote_code=trust_remote_code, **options
+        model, about = found.from_pretrained(
+            path,
+            device_map={"": device},
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The base model in {path} cannot be loaded as {quantization}: {error}") from error
+        said = short(error)
+        raise ModelError(f"The base model in {path} cannot be loaded as {quantization}: {said}") from error
+    if missing := sorted(about["missing_keys"]):
+        raise ModelError(
+            f"{path} lacks weights that {class_name_of(config, found)} needs ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}); they would be random. Use a whole language model."
+        )
     _keep_bits(model)
     if device != "cpu":
         _use_liger(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     model.eval()
+    _keep_what_runs(model, config, quantization)
+    free(device)
+    _check_quantized(model, quantization)
     has_plain_head(model)  # found out while it is bare, and so is the next
     agrees(model)
     return model
+
+
+def _keep_what_runs(model: Any, config: Any, quantization: str) -> None:
+    """Give up the towers that text does not run through, and remember the layers of the blocks that it does
+    not, or that change nothing of what comes out: an adapter there would never learn anything.
+
+    Raises:
+        ModelError: four tokens do not run through the model.
+    """
+    parts = Parts(model)
+    watched = [part for name in parts.towers for part in model.get_submodule(name).modules()]
+    try:
+        reached, learning = probed(model, watched, parts.linears)
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        if is_memory_error(error):
+            raise
+        raise ModelError(
+            f"Four tokens do not run through {type(model).__name__} as {quantization} in this release of "
+            f"transformers ({type(error).__name__}: {short(error)}). Another quantization or base may do."
+        ) from error
+    useless = [place for name in parts.towers for place in _unreached(model, name, reached)]
+    known = Known(
+        idle=frozenset(parts.linears.keys() - learning),
+        given_up=tuple(name for name, _ in model.named_modules() if _is_in(name, useless)),
+        other=other_of(config, model),
+    )
+    setattr(model, KNOWN, known)
+    for name in useless:
+        set_submodule(model, name, torch.nn.Module())
+
+
+def _unreached(model: Any, name: str, reached: set[int]) -> list[str]:
+    """The topmost modules from this one on that nothing runs through, by their names."""
+    module = model.get_submodule(name)
+    if id(module) not in reached:
+        return [name] if not reached.intersection(map(id, module.modules())) else []
+    children = (child for child, _ in module.named_children())
+    return [place for child in children for place in _unreached(model, f"{name}.{child}", reached)]
+
+
+def _is_in(name: str, places: Sequence[str]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def probed(model: Any, watched: Sequence[Any], linears: Mapping[str, Any]) -> tuple[set[int], set[str]]:
+    """(ids of the watched modules that four tokens run through, linear layers that a gradient reaches)."""
+    reached: set[int] = set()
+    outputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: Any, args: Any, output: torch.Tensor) -> None:
+            if output.requires_grad:
+                output.retain_grad()
+                outputs[name] = output
+
+        return hook
+
+    hooks = [part.register_forward_pre_hook(lambda part, *_: reached.add(id(part))) for part in watched]
+    hooks += [layer.register_forward_hook(keep(name)) for name, layer in linears.items()]
+    embedding = model.get_input_embeddings()
+    hooks.append(embedding.register_forward_hook(lambda *given: given[2].detach().requires_grad_(True)))
+    try:
+        with torch.enable_grad():
+            ids = torch.arange(1, 5, device=embedding.weight.device).unsqueeze(0)
+            model(input_ids=ids, use_cache=False).logits.float().square().mean().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    learning = {name for name, output in outputs.items() if output.grad is not None and output.grad.any()}
+    return reached, learning
+
+
+def _check_quantized(model: Any, quantization: str) -> None:
+    """Insist that the layers that adapters go to are what the quantization says.
+
+    Raises:
+        ModelError: some are not.
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    kind = {"nf4": Linear4bit, "int8": Linear8bitLt}.get(quantization)
+    layers = Parts(model).linears
+    if kind is None:
+        odd = {name: m for name, m in layers.items() if isinstance(m, (Linear4bit, Linear8bitLt))}
+    else:
+        odd = {name: m for name, m in layers.items() if not isinstance(m, kind)}
+    if odd:
+        kinds = sorted({type(module).__name__ for module in odd.values()})
+        raise ModelError(
+            f"Under {quantization} {len(odd)} of {len(layers)} linear layers of this model are "
+            f"{', '.join(kinds)} ({leaves(odd)}): that is not {quantization}. bf16 and fp32 work."
+        )
+
+
+def _unpacked(checkpoint: str) -> Any:
+    """What makes transformers unpack such a checkpoint while it loads."""
+    from transformers import FineGrainedFP8Config, Mxfp4Config
+
+    return {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}[checkpoint](dequantize=True)
 
 
 def _keep_bits(model: Any) -> None:

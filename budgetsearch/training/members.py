@@ -108,7 +108,7 @@ class Member:
         """A fresh trial, or one that goes on exactly where its checkpoint stopped."""
         if segment.checkpoint_in:
             saved = checkpoints.load(checkpoint_in(shop.checkpoint_path, segment.checkpoint_in))
-            adapter = Adapter.saved(saved.tensors, saved.config, shop.device)
+            adapter = Adapter.saved(saved.tensors, saved.config, segment.params, shop.device)
             member = cls._new(segment, shop, adapter)
             member._restore(saved)
             if member.tokens >= segment.stop_tokens:

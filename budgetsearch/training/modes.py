@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 @contextmanager
 def training_mode(base: Any, *, recompute: bool, torch_compile: bool) -> Iterator[None]:
     """Inside, the base's layers recompute their activations (gradient checkpointing) or are compiled."""
-    with _recomputing(base, recompute), _compiled(base, torch_compile):
+    with _recomputing(base, recompute, asleep=not torch_compile), _compiled(base, torch_compile):
         yield
 
 
@@ -29,11 +29,12 @@ def mixed(device: str, half: str = "bf16") -> Any:
 
 
 @contextmanager
-def _recomputing(base: Any, wanted: bool) -> Iterator[None]:
+def _recomputing(base: Any, wanted: bool, *, asleep: bool) -> Iterator[None]:
     """Inside, the base's layers compute their activations again in the backward pass, if wanted.
 
-    Only the layers believe to be in training, not what is in them: the base's own dropout stays off, for
-    its one stream of random numbers would tie the members of a gang together.
+    The base's own dropout stays off, for its one stream of random numbers would tie the members of a gang
+    together: the layers believe to be in training only until they begin to compute. ``asleep``: so it is; for
+    torch.compile, which cannot follow that, their dropout is zero instead.
     """
     if not wanted:
         yield
@@ -43,14 +44,48 @@ def _recomputing(base: Any, wanted: bool) -> Iterator[None]:
     enable, disable = (getattr(base, f"{name}_checkpointing_{what}") for what in ("enable", "disable"))
     enable(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
     layers = blocks(base)
+    zeroed = [] if asleep else _without_dropout(layers)
     for layer in layers:
         layer.training = True
+        if asleep:
+            layer._gradient_checkpointing_func = _asleep(layer, layer._gradient_checkpointing_func)
     try:
         yield
     finally:
         for layer in layers:
             layer.training = False
+        for layer, name, share in zeroed:
+            setattr(layer, name, share)
         disable()
+
+
+def _asleep(layer: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The checkpoint function of a layer that computes, each time, as if it were not trained."""
+
+    def call(function: Callable[..., Any], *args: Any) -> Any:
+        def run(*inner: Any) -> Any:
+            layer.training = False
+            try:
+                return function(*inner)
+            finally:
+                layer.training = True
+
+        return checkpoint(run, *args)
+
+    return call
+
+
+def _without_dropout(layers: list[Any]) -> list[tuple[Any, str, float]]:
+    """Set the shares that the layers themselves drop to zero; returns what they were."""
+    found = [
+        (layer, name, share)
+        for layer in layers
+        for name, share in vars(layer).items()
+        if "dropout" in name and isinstance(share, float) and share
+    ]
+    for layer, name, _ in found:
+        setattr(layer, name, 0.0)
+    return found
 
 
 @contextmanager

@@ -215,7 +215,7 @@ def _event_text(event: Event, history: History) -> str | None:
 
 def _calibrated_text(found: Calibration) -> str:
     if found.status != "ok":
-        untimely = found.status == "timeout" and found.detail  # which says it all
+        untimely = found.status in ("timeout", "refused") and found.detail  # which says it all
         why = ENDINGS[found.status] + (f" ({found.detail})" if found.detail else "")
         return f"{found.quantization} is not used: {found.detail if untimely else why}"
     return (

@@ -24,6 +24,7 @@ ENDINGS = {
     "unread": "its checkpoint cannot be read",
     "unwritten": "its checkpoint could not be written",
     "stranded": "its worker went away",
+    "refused": "the base model cannot be had so",
 }
 """How a segment ended that did not end well."""
 

@@ -14,8 +14,9 @@ from budgetsearch.core.errors import ModelError
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.records import Probe
 from budgetsearch.core.resources.memory import DOUBT
+from budgetsearch.machine.configs import known_models
 from budgetsearch.machine.memory import GIB, Training, estimate, footprint, kept_per_token
-from budgetsearch.machine.shapes import known_models, shape_of
+from budgetsearch.machine.shapes import shape_of
 from tests.support.published import PUBLISHED, difference
 
 SMALL = {

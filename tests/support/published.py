@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from budgetsearch.machine.configs import known_models
 from budgetsearch.machine.memory import GIB, Training, estimate, kept_per_token
-from budgetsearch.machine.shapes import known_models, shape_of
+from budgetsearch.machine.shapes import shape_of
 
 GB = 10**9
 LITGPT = "litgpt's table of fine-tuning runs, A100 40 GB"

@@ -41,7 +41,7 @@ def make_tiny_model(
 
     if vocab < 259 or hidden % 8:
         raise ValueError(f"vocab >= 259 and hidden % 8 == 0 are needed, not {vocab} and {hidden}")
-    tokenizer = _tiny_tokenizer(chat_template)
+    tokenizer = tiny_tokenizer(chat_template)
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=hidden,
@@ -65,7 +65,8 @@ def make_tiny_model(
     return folder
 
 
-def _tiny_tokenizer(chat_template: bool) -> Any:
+def tiny_tokenizer(chat_template: bool = True) -> Any:
+    """The byte-level tokenizer of the tiny models."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

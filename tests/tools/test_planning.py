@@ -19,8 +19,9 @@ from budgetsearch.cli import app
 from budgetsearch.core.errors import BudgetError, DeviceError, ModelError, UsageError
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.resources.memory import DOUBT
+from budgetsearch.machine.configs import find_config, known_models
 from budgetsearch.machine.profiles import PROFILES
-from budgetsearch.machine.shapes import find_config, known_models, shape_of
+from budgetsearch.machine.shapes import shape_of
 from budgetsearch.run.guesses import TrainedWith, guess_calibration
 from budgetsearch.tools.plan.preview import Preview
 from budgetsearch.tools.plan.show import clock, show

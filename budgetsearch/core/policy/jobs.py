@@ -23,7 +23,10 @@ with a short budget still gets to train."""
 def calibration_job(
     request: PlanRequest, quantization: str, job_id: int, limit_seconds: float
 ) -> CalibrateJob | Calibration:
-    """The job that measures a quantization, or what is foreseen to come of it: nothing fits."""
+    """The job that measures a quantization, or what is foreseen to come of it: it cannot be had, or nothing
+    fits."""
+    if quantization in request.refused:
+        return Calibration(quantization, "refused", detail=request.refused[quantization])
     ahead = foresee(
         request.footprints.get(quantization),
         request.limit_bytes,

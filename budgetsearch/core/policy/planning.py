@@ -72,6 +72,8 @@ class PlanRequest:
     """Tokens of the longest training row."""
     dropout: float = 0.0
     """The largest dropout that the space can ask for."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Quantizations that this base model cannot have, and why."""
     max_held: int | None = None
     """The disk has room for the checkpoints of so many trials that wait; None: nobody looked."""
     workers: int = 1

@@ -15,8 +15,9 @@ from typing import Any
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError
 from budgetsearch.machine import child
+from budgetsearch.machine.configs import find_shape
 from budgetsearch.machine.host import gib
-from budgetsearch.machine.shapes import ModelShape, find_config, shape_of
+from budgetsearch.machine.shapes import ModelShape
 from budgetsearch.tools.doctor.check import SETTLE, Check, ok, warn
 from budgetsearch.tools.doctor.hub import Repository, files_to_fetch
 from budgetsearch.training.data.models import BIG_MODEL, ORIGIN
@@ -80,8 +81,8 @@ def _folder(path: Path, text: str) -> ModelFacts:
 
 
 def _shape(path: Path) -> ModelShape | None:
-    with suppress(ModelError):  # such as a mixture of experts
-        return shape_of(find_config(str(path), None, path)[0])
+    with suppress(ModelError):
+        return find_shape(str(path), None, path)[0]
     return None
 
 

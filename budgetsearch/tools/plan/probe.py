@@ -44,7 +44,7 @@ def probe_here(settings: Settings, say: Say) -> tuple[PlanRequest, dict[str, Cal
         engine = LocalEngine(None, folder.worker_log, environment=card.environment)
         try:
             engine.warm_up()
-            prepared = Prepared(settings, card, *prepare_inputs(settings, say))
+            prepared = Prepared(settings, card, *prepare_inputs(settings, say, None, run.space.quantizations))
             engine.prepare(worker_setup(prepared, folder))
             request = request_of(prepared, run.space, settings.hours * 3600)
             return request, measure(engine, request, run.space.quantizations, PROBE_SECONDS, say)

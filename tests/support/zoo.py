@@ -1,0 +1,146 @@
+"""Plain loops that a family of models is compared with: nothing of this package trains in them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from budgetsearch.training.adapters import Adapter
+from budgetsearch.training.bases import load_base
+from budgetsearch.training.gang import Gang, Pass
+from budgetsearch.training.modes import training_mode
+from budgetsearch.training.parts import Parts
+from budgetsearch.training.targets import KNOWN, Other
+from tests.support.families import VOCAB
+
+STEPS, RATE, LENGTH = 3, 1e-2, 12
+MEMBERS = ({"rank": 4, "alpha": 8.0}, {"rank": 2, "alpha": 2.0})
+
+
+def double(model: Any) -> Any:
+    """The same in float64; fused experts multiply one by one, since torch groups only narrower types."""
+    if Parts(model).routed:
+        model.set_experts_implementation("eager")
+    return model.double()
+
+
+def row_losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of each row."""
+    logits = model(input_ids=ids, use_cache=False).logits
+    flat = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return flat.view(len(ids), -1).mean(dim=1)
+
+
+@dataclass
+class Zoo:
+    """A family's model in float64, two members that could train on it, and rows for each."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.base = double(load_base(str(self.path), "fp32", "cpu"))
+        self.known: Any = getattr(self.base, KNOWN)
+        generator = torch.Generator().manual_seed(5)
+        self.rows = [torch.randint(1, VOCAB - 20, (2, LENGTH), generator=generator) for _ in MEMBERS]
+        self.fresh = [self._member(params, seed) for seed, params in enumerate(MEMBERS)]
+
+    def _member(self, params: dict[str, Any], seed: int) -> Adapter:
+        made = Adapter.fresh(self.base, params, targets="all-linear", seed=seed, base_name=str(self.path))
+        for tensors in (made.a, made.b):
+            for name, tensor in tensors.items():
+                tensors[name] = torch.nn.Parameter(tensor.double())
+        return made
+
+    def train(self, numbers: Sequence[int], *, recompute: bool = False) -> tuple[torch.Tensor, list[Adapter]]:
+        """(losses by step and member, the trained members) of these members side by side."""
+        members = [copy.deepcopy(self.fresh[number]) for number in numbers]
+        optimizers = [torch.optim.AdamW(list(m.weights().values()), lr=RATE) for m in members]
+        ids, losses = torch.cat([self.rows[number] for number in numbers]), []
+        now = Pass([2] * len(members), [LENGTH] * len(members), ["-"] * len(members), training=True)
+        gang = Gang(self.base, members)
+        with (
+            training_mode(self.base, recompute=recompute, torch_compile=False),
+            gang.worn(),
+            gang.passing(now),
+        ):
+            for _ in range(STEPS):
+                found = row_losses(self.base, ids).view(len(members), 2).mean(dim=1)
+                found.sum().backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=False)
+                losses.append(found.detach())
+        for member in members:
+            member.average = {name: weight.detach().clone() for name, weight in member.weights().items()}
+        return torch.stack(losses), members
+
+    def textbook(self) -> torch.Tensor:
+        """Losses of the first member by step, as PEFT alone trains it on a model of its own."""
+        from peft import LoraConfig, get_peft_model
+
+        config = self.fresh[0].config
+        asked = {key: config[key] for key in ("r", "lora_alpha", "target_modules", "target_parameters")}
+        base = self.plain()  # which draws random numbers of its own
+        torch.manual_seed(0)
+        model = get_peft_model(base, LoraConfig(**asked, task_type="CAUSAL_LM")).double()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
+        losses = []
+        for _ in range(STEPS):
+            loss = row_losses(model, self.rows[0]).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def plain(self) -> Any:
+        """The base as transformers alone loads it, frozen, in evaluation mode, in float64."""
+        return double(type(self.base).from_pretrained(self.path).eval()).requires_grad_(False)
+
+    def other(self, other: Other) -> Any:
+        """The same on the other class, as a model card says it."""
+        import transformers
+
+        options: dict[str, Any] = {}
+        if not other.whole:
+            config = transformers.AutoConfig.from_pretrained(self.path)
+            text = config.get_text_config()
+            text.tie_word_embeddings = config.tie_word_embeddings
+            places = r"^(model\.language_model|language_model\.model)\."
+            names = {places: f"{other.language}.", r"^language_model\.lm_head": "lm_head"}
+            options = {"config": text, "key_mapping": names}
+        model, about = getattr(transformers, other.name).from_pretrained(
+            self.path, output_loading_info=True, **options
+        )
+        assert not about["missing_keys"]
+        return double(model.eval())
+
+    def wearing(self, member: Adapter) -> float:
+        """The loss that this package reports of a member."""
+        gang = Gang(self.base, [member], gradients=False)
+        with torch.no_grad(), gang.worn(), gang.passing(Pass([2], [LENGTH])):
+            return float(row_losses(self.base, self.rows[0]).mean())
+
+    def reloaded(self, model: Any, folder: Path, **options: Any) -> float:
+        """The loss that plain PEFT gives of an exported adapter."""
+        from peft import PeftModel
+
+        worn = PeftModel.from_pretrained(model, folder, **options).eval()
+        with torch.no_grad():
+            return float(row_losses(worn, self.rows[0]).mean())
+
+
+def export(member: Adapter, folder: Path) -> Path:
+    """Write a member as the exporter does."""
+    folder.mkdir()
+    save_file(member.exportable(), folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(member.config), encoding="utf-8")
+    return folder
