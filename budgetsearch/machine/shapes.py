@@ -258,8 +258,9 @@ def _foretold(whole: Mapping[str, Any], name: str) -> ModelShape:
     config = text_part(whole)
     family = str(config.get("model_type", "llama"))
     if family not in DENSE or experts_of(config):
+        what = "mixture of experts" if experts_of(config) else f"{family} model"
         raise ModelError(
-            f"The config.json of {name} describes a {family} model, whose layers follow from no rule here. "
+            f"The config.json of {name} describes a {what}, whose layers follow from no rule here. "
             "`budgetsearch plan --probe` and `budgetsearch run` measure it."
         )
     sizes = {key: _size(config, key, name) for key in ("hidden", "layers", "heads", "vocab")}

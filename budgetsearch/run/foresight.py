@@ -92,11 +92,15 @@ def _shape(settings: Settings, cache: Path) -> tuple[ModelShape, str]:
     """The shape from sizes or files; where only the modules of the model tell, transformers builds them."""
     try:
         return find_shape(settings.model, settings.revision, cache)
-    except ModelError:
+    except ModelError as error:
         config, source = find_config(settings.model, settings.revision, cache)
         from budgetsearch.training.anatomy import built_table
 
-        return shape_of(config, settings.model, built_table(config)), f"{source}, built without weights"
+        try:
+            table = built_table(config)
+        except ModelError as why:
+            raise ModelError(f"{error} transformers does not build it either: {why}") from why
+        return shape_of(config, settings.model, table), f"{source}, built without weights"
 
 
 def check_hours(run: Resolved, budget_seconds: float, cache: Path) -> None:

@@ -85,7 +85,7 @@ def built_table(config: Mapping[str, Any]) -> Table:
     sizes = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
     try:
         parsed = AutoConfig.for_model(str(config.get("model_type")), **sizes)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever a configuration's own checks raise
         raise ModelError(f"The config.json describes no model that works here: {short(error)}") from error
     model = empty(parsed, class_of(parsed, "the model"))
     return {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -218,9 +218,11 @@ def test_the_rule_says_what_the_estimate_says() -> None:
 
 
 def test_an_unknown_shape_is_refused_by_name() -> None:
-    """A mixture of experts, and a configuration without sizes."""
-    with pytest.raises(ModelError, match="mixture of experts"):
+    """A mixture of experts, a family that nobody has checked, and a configuration without sizes."""
+    with pytest.raises(ModelError, match=r"config.json of mixtral describes a mixture of experts"):
         shape_of({**SMALL, "num_hidden_layers": 2, "num_local_experts": 8}, "mixtral")
+    with pytest.raises(ModelError, match=r"config.json of odd describes a mamba2 model"):
+        shape_of({**SMALL, "num_hidden_layers": 2, "model_type": "mamba2"}, "odd")
     with pytest.raises(ModelError, match=r"config.json of odd names no num_hidden_layers"):
         shape_of(SMALL, "odd")
 

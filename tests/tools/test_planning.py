@@ -166,7 +166,6 @@ def test_what_a_run_would_refuse_is_refused(settings: dict[str, str]) -> None:
     "changes",
     [
         {"num_key_value_heads": [2, 4]},
-        {"num_experts": [1, 2]},
         {"hidden_size": "big"},
         {"hidden_size": -64},
         {"num_hidden_layers": 2.5},
