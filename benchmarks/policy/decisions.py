@@ -23,14 +23,14 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.policy.rough import play
 from benchmarks.policy.setups import Setup, setup_of
 from budgetsearch.core.codec import encode
-from budgetsearch.core.events import Entry
+from budgetsearch.core.events import Entry, Heartbeat
 
 RUNS = 200
 ABSENT = "(absent)"
@@ -106,12 +106,12 @@ class Progress:
         return "\n".join(f"{count:8} {name}" for name, count in counts)
 
 
-def record(path: Path, runs: int) -> None:
-    """Play so many runs and write their events."""
+def record(path: Path, runs: Iterable[int], *, heartbeats: bool = True) -> None:
+    """Play the runs of these numbers and write their events."""
     progress = Progress()
     with gzip.open(path, "wt", encoding="utf-8") as file:
-        for setup in map(setup_of, range(runs)):
-            entries = play(setup)
+        for setup in map(setup_of, runs):
+            entries = [e for e in play(setup) if heartbeats or not isinstance(e.event, Heartbeat)]
             file.writelines(f"{line_of(name_of(setup), entry)}\n" for entry in entries)
             progress.note(setup, entries)
     print(f"{progress.summary()}\n{path}: {progress}")
@@ -169,9 +169,10 @@ def main() -> None:
     what.add_argument("--out", type=Path, help="Play the runs and write their events here.")
     what.add_argument("--against", type=Path, help="Play the runs of this record again and compare.")
     parser.add_argument("--runs", type=int, default=RUNS, help="How many to record.")
+    parser.add_argument("--only", type=int, nargs="+", help="Record these runs, without their heartbeats.")
     given = parser.parse_args()
     if given.out:
-        record(given.out, given.runs)
+        record(given.out, given.only or range(given.runs), heartbeats=not given.only)
     elif compare(given.against):
         sys.exit(1)
 

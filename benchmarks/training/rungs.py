@@ -101,7 +101,8 @@ class Bench:
 
     def _loss(self, gang: Gang) -> float:
         data, pad, device = self.shop.data.valid, self.shop.pad, self.shop.device
-        (losses,), targets = example_losses(self.base, data, EXAMPLES, pad=pad, device=device, gang=gang)
+        (losses,) = example_losses(self.base, data, range(EXAMPLES), pad=pad, device=device, gang=gang)
+        targets = [data.targets(row) for row in range(EXAMPLES)]
         return mean_loss(losses, targets)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -95,6 +95,32 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Revision:
+    """From some token on another schedule holds: the full run trains faster or slower than foreseen."""
+
+    tokens: int
+    schedule: Schedule
+    rate: float
+    """Tokens per second then, as a share of those foreseen."""
+
+
+@dataclass(frozen=True)
+class Landing:
+    """By when a segment of a full run must be done, and what was foreseen of it; see ``core.landing``."""
+
+    seconds: float
+    """From the start of its job: by then it has trained, is evaluated and has its checkpoint."""
+    rate: float
+    """Tokens per second of its training, as foreseen."""
+    overhead_seconds: float
+    """Evaluation and checkpoint, as foreseen; ..."""
+    write_seconds: float
+    """... of these the checkpoint."""
+    longest: int
+    """So many tokens its end may move to where training is faster."""
+
+
+@dataclass(frozen=True)
 class Segment:
     """The unit of work: one trial from one token count to another."""
 
@@ -116,11 +142,22 @@ class Segment:
     """Whether activations are computed again in the backward pass (gradient checkpointing)."""
     evaluate: bool = True
     """Whether its loss is measured at its end; most links of a full run only write a checkpoint."""
+    landing: Landing | None = None
+    """It ends itself by the clock; None: at ``stop_tokens``, however long that takes."""
+    revisions: tuple[Revision, ...] = ()
+    """Changes of its schedule that were made before, to be made again."""
 
     @property
     def goal_tokens(self) -> int:
         """Where the rung is reached: a full run is a chain of segments, and its end is the schedule's."""
         return self.schedule.stop_tokens if self.schedule.cooldown_tokens else self.stop_tokens
+
+    def flown(self, revisions: Sequence[Revision]) -> Segment:
+        """The segment with the end that it took in the end."""
+        if not revisions:
+            return self
+        last = revisions[-1].schedule
+        return replace(self, schedule=last, stop_tokens=last.stop_tokens)
 
 
 @dataclass(frozen=True)
@@ -216,8 +253,12 @@ class SegmentResult:
     loss: float | None = None
     """Mean cross-entropy per completion token on the validation subset (nats)."""
     example_losses: tuple[float, ...] = ()
-    """Mean cross-entropy of each validation example, in the order of the subset."""
+    """Mean cross-entropy of each validation example, in the order of the subset; of its first ones where the
+    time ended."""
     train_loss: float | None = None
+    """Mean of the last eight steps' losses; ..."""
+    train_noise: float = 0.0
+    """... its standard error."""
     steps: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase: load, train, evaluate, checkpoint. What a gang took together its members share:
@@ -241,6 +282,8 @@ class SegmentResult:
     repeatable, whatever memory did."""
     computed_on: Mapping[str, str] = field(default_factory=dict)
     """What decides how sums round: processor or card, threads, versions (training.machine)."""
+    revisions: tuple[Revision, ...] = ()
+    """How its schedule was changed on the way."""
 
 
 @dataclass(frozen=True)

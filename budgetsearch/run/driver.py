@@ -242,10 +242,7 @@ class Driver:
             self._append(TrialAdded(new_trial(plan, number, proposal)))
 
     def _finish(self, plan: Plan, reason: str) -> None:
-        best = self._incumbent.best()
-        # Without the time for the losses of base and adapter there is nothing to score.
-        enough = self._score_seconds(plan) > 2 * max(plan.overheads.values())
-        if best is not None and enough:
+        if (best := self._incumbent.best()) is not None:
             self._score(plan, best)
         if self._incumbent.export(final=True) is None:
             self._charges.rest("idle")

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,12 @@ def _link(history: History, index: int) -> Link:
     wanted = {result.trial_id, *(number for stint in result.course for number in stint.trial_ids)}
     return Link(
         job_id=job_id,
-        segments=tuple(encode(segment) for segment, _ in members if segment.trial_id in wanted),
+        # What their clocks decided is written down as decided.
+        segments=tuple(
+            encode(replace(segment, landing=None, revisions=found.revisions))
+            for segment, found in members
+            if segment.trial_id in wanted
+        ),
         course=tuple(encode(stint) for stint in result.course),
         tokens=result.tokens,
         steps=result.steps,

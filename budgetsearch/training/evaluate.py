@@ -20,26 +20,34 @@ if TYPE_CHECKING:
 
 EVAL_BATCH = 8
 """Sequences per evaluation pass, or the micro-batch where less fits."""
+PARTS = 8
+"""An evaluation that may run out of time is made in so many parts: each is of the next examples."""
+
+
+def parts(count: int, batch: int, number: int = PARTS) -> list[range]:
+    """The first ``count`` examples in about so many parts, none below a batch."""
+    size = max(1, batch, -(-count // number))
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def example_losses(
     model: Any,
     data: TokenSet,
-    count: int,
+    part: range,
     *,
     pad: int,
     device: str,
     half: str = "bf16",
     batch: int = EVAL_BATCH,
     gang: Gang | None = None,
-) -> tuple[list[list[float]], list[int]]:
-    """Mean cross-entropy of each of the first ``count`` examples, and their target tokens.
+) -> list[list[float]]:
+    """Mean cross-entropy of each example of a part, in its order.
 
     One list for each member of the gang that the model wears, or one for the model as it is, which must
     be in eval mode. On a card products are taken in ``half``, as in training.
     """
     members = len(gang.members) if gang else 1
-    order = sorted(range(min(count, len(data))), key=lambda row: (data.lengths[row], row))
+    order = sorted(part, key=lambda row: (data.lengths[row], row))
     losses = [[0.0] * len(order) for _ in range(members)]
     with torch.inference_mode():
         for start in range(0, len(order), batch):
@@ -52,8 +60,8 @@ def example_losses(
             means = torch.stack([part.mean(dim=1) for part in found.split(targets, dim=1)], dim=1)
             for member, some in zip(losses, means.tolist(), strict=True):
                 for row, loss in zip(rows, some, strict=True):
-                    member[row] = loss
-    return losses, [data.targets(row) for row in range(len(order))]
+                    member[row - part.start] = loss
+    return losses
 
 
 def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> float:

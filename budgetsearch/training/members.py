@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from budgetsearch.core.records import Segment, Status
+from budgetsearch.core.landing import Pilot
+from budgetsearch.core.records import Revision, Segment, Status
 from budgetsearch.core.schedule import rate_factor
 from budgetsearch.storage.ownership import checkpoint_in
 from budgetsearch.training import checkpoints
@@ -64,12 +65,18 @@ class Shop:
     too little although what nobody holds was given back; else nothing."""
     other_bases: Callable[[], int] = lambda: 0
     """Bytes of resident bases that the job does not need."""
+    elapsed: Callable[[], float] = lambda: 0.0
+    """Seconds since the job began."""
     notice: Callable[[str], None] = lambda text: None
     """Tell the user something, in a sentence."""
 
 
 OWN, OTHERS = "memory was nearly full", "others left too little memory"
 """Why less has to be done at a time before the allocator fails."""
+
+
+TOLD_SHARE = 0.1
+"""The user hears of an end that moves by so large a part, on a machine that changed by as much."""
 
 
 class Diverged(Exception):
@@ -102,6 +109,11 @@ class Member:
     _pending: list[list[int]] = field(default_factory=list)
     """Micro-batches of the step under way."""
     _losses: list[torch.Tensor] = field(default_factory=list)
+    _told: int = 0
+    """The end that was last told of."""
+
+    def __post_init__(self) -> None:
+        self.pilot = Pilot(self.segment)
 
     @classmethod
     def set_up(cls, base: Any, segment: Segment, shop: Shop) -> Member:
@@ -187,13 +199,15 @@ class Member:
         self._check(loss, norm)
         peak = float(self.segment.params["learning_rate"])
         for group in self.optimizer.param_groups:
-            group["lr"] = peak * rate_factor(self.segment.schedule, self.tokens)
+            group["lr"] = peak * rate_factor(self.pilot.schedule, self.tokens)
         self.optimizer.step()
         self.clear()
         self.steps += 1
         self.tokens += self._tokens
         self.adapter.update_average(self.steps)
-        if self.tokens >= self.segment.stop_tokens:
+        if change := self.pilot.look(self.tokens, self.shop.elapsed()):
+            self._tell(change)
+        if self.tokens >= self.pilot.stop:
             self.status = "ok"
 
     def make_states(self) -> None:
@@ -201,6 +215,19 @@ class Member:
         self.optimizer.step()  # at a rate of zero, on gradients that are zero
         for state in self.optimizer.state.values():
             state["step"] = state["step"] * 0
+
+    def _tell(self, change: Revision) -> None:
+        """Say that the end has moved, unless it was said of much the same."""
+        end, told = change.schedule.stop_tokens, self._told or self.segment.stop_tokens
+        times = max(change.rate, 1.0 / change.rate)
+        if abs(end - told) < TOLD_SHARE * told or times < 1.0 + TOLD_SHARE:
+            return
+        self._told = end
+        how = f"{times:.1f} times {'faster' if change.rate > 1.0 else 'slower'} than foreseen"
+        self.shop.notice(
+            f"trial {self.segment.trial_id}: training is {how}; its full run now ends at {end:,} tokens "
+            f"instead of {told:,}"
+        )
 
     def clear(self) -> None:
         """Forget the gradients and whatever was done of a step that is not complete."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from budgetsearch.core.resources.memory import needs_as_much
 from budgetsearch.core.results import untrained
 from budgetsearch.training.attention import unmasked
 from budgetsearch.training.batches import collate, width_step
-from budgetsearch.training.evaluate import EVAL_BATCH, example_losses, mean_loss
+from budgetsearch.training.evaluate import EVAL_BATCH, PARTS, example_losses, mean_loss, parts
 from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import target_losses
 from budgetsearch.training.members import OTHERS, Diverged, Member, Shop
@@ -159,6 +160,8 @@ class GangTraining:
         """Steps until one of the group has a status."""
         gang = Gang(self.base, [m.adapter for m in group])
         turn = 0
+        for member in group:
+            member.pilot.begin(member.tokens, self.shop.elapsed())
         with gang.worn():
             while all(m.status is None for m in group):
                 if self.shop.stopping():
@@ -260,25 +263,44 @@ class GangTraining:
             self.evaluate(count, group, batch // 2)
 
     def _evaluate(self, count: int, group: Sequence[Member], batch: int) -> None:
-        gang = Gang(self.base, [m.adapter for m in group], gradients=False)
+        gang, late, shop = (
+            Gang(self.base, [m.adapter for m in group], gradients=False),
+            self._late(group),
+            self.shop,
+        )
+        found: list[list[float]] = [[] for _ in group]
+        count = min(count, len(shop.data.valid))
         with gang.worn(), ExitStack() as stack:
             for member in group:
                 stack.enter_context(member.adapter.averaged())
-            shop = self.shop
-            found, targets = example_losses(
-                *(self.base, shop.data.valid, count),
-                pad=shop.pad,
-                device=shop.device,
-                half=shop.half,
-                batch=batch,
-                gang=gang,
-            )
+            for part in parts(count, batch, PARTS if late else 1):
+                measured = example_losses(
+                    *(self.base, shop.data.valid, part),
+                    pad=shop.pad,
+                    device=shop.device,
+                    half=shop.half,
+                    batch=batch,
+                    gang=gang,
+                )
+                for losses, some in zip(found, measured, strict=True):
+                    losses += some
+                if late is not None and late():
+                    break  # the first examples must do
+        targets = [shop.data.valid.targets(row) for row in range(len(found[0]))]
         for member, losses in zip(group, found, strict=True):
             mean = mean_loss(losses, targets)
             if math.isfinite(mean):
                 self.evaluated[member.segment.trial_id] = Evaluated(mean, tuple(losses))
             else:
                 member.status, member.detail = "diverged", f"validation loss {mean}"
+
+    def _late(self, group: Sequence[Member]) -> Callable[[], bool] | None:
+        """Whether a full run has time left for its checkpoint alone; None where nobody waits for one."""
+        landings = [m.segment.landing for m in group if m.segment.landing is not None]
+        if not landings:
+            return None
+        until = min(landing.seconds - 2 * landing.write_seconds for landing in landings)
+        return lambda: self.shop.stopping() or self.shop.elapsed() > until
 
     # ------------------------------------------------------------------------- results
 
@@ -307,6 +329,7 @@ class GangTraining:
             loss=found.loss if found else None,
             example_losses=found.example_losses if found else (),
             train_loss=sum(recent) / len(recent) if recent else None,
+            train_noise=statistics.stdev(recent) / math.sqrt(len(recent)) if len(recent) > 1 else 0.0,
             steps=len(member.recent),
             seconds=member.seconds,
             peak_bytes=self.shop.peak_bytes(),
@@ -318,6 +341,7 @@ class GangTraining:
             yielded=self.yielded,
             padding=1.0 - trained / member.positions if member.positions and trained else 0.0,
             course=tuple(self.course),
+            revisions=tuple(member.pilot.revisions),
         )
 
     def _saved(self, member: Member) -> str | None:

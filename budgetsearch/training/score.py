@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.policy.jobs import MAX_ANSWERS
 from budgetsearch.core.records import Score, ScoreJob
-from budgetsearch.training.evaluate import EVAL_BATCH, accuracy, example_losses, generate_answers, mean_loss
+from budgetsearch.training.evaluate import (
+    EVAL_BATCH,
+    accuracy,
+    example_losses,
+    generate_answers,
+    mean_loss,
+    parts,
+)
 from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import Timer
 
@@ -48,7 +55,7 @@ def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> Score:
     model.eval()
     result = Score(status="ok", quantization=job.quantization)
     if job.eval_examples:
-        result = _measured(model, job, shop, result)
+        result = _measured(model, job, shop, started, result)
         timer.lap("evaluate")
     if job.task_examples:
         result = _answered(model, job, shop, started, result)
@@ -57,10 +64,26 @@ def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> Score:
     return replace(result, seconds=timer.seconds)
 
 
-def _measured(model: Any, job: ScoreJob, shop: Shop, result: Score) -> Score:
-    adapter_losses, targets = _losses(model, job, shop)
-    with model.disable_adapter():
-        base_losses, _ = _losses(model, job, shop)
+def _measured(model: Any, job: ScoreJob, shop: Shop, started: float, result: Score) -> Score:
+    """Both losses part by part: whenever the time ends, the same examples were measured of both."""
+    adapter_losses: list[float] = []
+    base_losses: list[float] = []
+    data, batch, until = shop.data.valid, min(EVAL_BATCH, job.micro_batch), _end(job, started)
+
+    def measure(part: range) -> list[float]:
+        (losses,) = example_losses(
+            *(model, data, part), pad=shop.pad, device=shop.device, half=shop.half, batch=batch
+        )
+        return losses
+
+    for part in parts(min(job.eval_examples, len(data)), batch):
+        shop.beat(None, "score", 0, None)
+        adapter_losses += measure(part)
+        with model.disable_adapter():
+            base_losses += measure(part)
+        if shop.stopping() or time.monotonic() > until:
+            break
+    targets = [data.targets(row) for row in range(len(base_losses))]
     if not all(map(math.isfinite, (*base_losses, *adapter_losses))):
         raise ArithmeticError("a validation loss is not finite; base and adapter cannot be compared")
     return replace(
@@ -75,7 +98,7 @@ def _measured(model: Any, job: ScoreJob, shop: Shop, result: Score) -> Score:
 
 def _answered(model: Any, job: ScoreJob, shop: Shop, started: float, result: Score) -> Score:
     answers, detail = Answers(), ""
-    until = started + job.limit_seconds - min(MARGIN_SHARE * job.limit_seconds, MARGIN_SECONDS)
+    until = _end(job, started)
     try:
         _answer(model, job.micro_batch, shop, (job.task_examples, until), answers)
         if job.further and len(answers.adapter) == job.task_examples:
@@ -94,17 +117,9 @@ def _answered(model: Any, job: ScoreJob, shop: Shop, started: float, result: Sco
     )
 
 
-def _losses(model: Any, job: ScoreJob, shop: Shop) -> tuple[list[float], list[int]]:
-    shop.beat(None, "score", 0, None)
-    batch = min(EVAL_BATCH, job.micro_batch)
-    (losses,), targets = example_losses(
-        *(model, shop.data.valid, job.eval_examples),
-        pad=shop.pad,
-        device=shop.device,
-        half=shop.half,
-        batch=batch,
-    )
-    return losses, targets
+def _end(job: ScoreJob, started: float) -> float:
+    """When the job must come to its end."""
+    return started + job.limit_seconds - min(MARGIN_SHARE * job.limit_seconds, MARGIN_SECONDS)
 
 
 def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], answers: Answers) -> None:

@@ -51,6 +51,7 @@ class Workshop:
         self._send, self._stopping = send, stopping
         self._job_id, self._last_beat, self._quantization = 0, 0.0, ""
         self._relieved, self._most = -RELIEF_SECONDS, math.inf
+        self._started = 0.0
         self._meter = memory.PeakMeter(setup.device)
         self.watcher = CardWatcher(
             setup.card_uuid,
@@ -87,6 +88,7 @@ class Workshop:
             start_peak=self._meter.start,
             other_bases=lambda: self.bases.bytes_of_others(self._quantization),
             notice=self._notice,
+            elapsed=lambda: time.monotonic() - self._started,
         )
         self._computed_on = computed_on(setup.device)
 
@@ -154,7 +156,7 @@ class Workshop:
             torch.cuda.set_per_process_memory_fraction(min(1.0, self._most / total), self.setup.device)
 
     def _begin(self, job: Job) -> None:
-        self._job_id, self._quantization = job.job_id, job.quantization
+        self._job_id, self._quantization, self._started = job.job_id, job.quantization, time.monotonic()
         self._cap()
         self._meter.start()
         self.watcher.begin()

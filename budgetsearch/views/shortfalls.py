@@ -137,10 +137,12 @@ def _unmeasured(history: History) -> Iterator[Shortfall]:
     for state in history.trials.values():
         tokens = state.tokens - state.evaluated_tokens
         if tokens > 0 and (state is history.incumbent or state.goal == top):
-            what = (
-                f"The last {tokens} tokens of trial {state.trial_id}{_seconds(history, state)} are in no "
-                "adapter, for no loss was measured after them"
+            where = (
+                "are in the adapter because the training loss has fallen: no loss was measured after them"
+                if state.judged
+                else "are in no adapter, for no loss was measured after them"
             )
+            what = f"The last {tokens} tokens of trial {state.trial_id}{_seconds(history, state)} {where}"
             yield Shortfall("loss", what, _why_cut(history, state))
 
 
@@ -159,6 +161,9 @@ def _scores(history: History) -> Iterator[Shortfall]:
     if score is None or score.base_loss is None or score.adapter_loss is None:
         what = "The losses of base and adapter were never compared"
         yield Shortfall("base", what, _why_unscored(history, score))
+    elif 0 < (measured := len(score.adapter_example_losses)) < (examples := _examples(history)):
+        what = f"The losses of base and adapter rest on {measured} of {examples} examples"
+        yield Shortfall("examples", what, _why_unscored(history, score))
     if not asked:
         return
     if score is None or score.adapter_accuracy is None:
@@ -174,6 +179,10 @@ def _asked(history: History) -> int:
     rows = history.opened.facts.get("data", {}).get("valid", {}).get("rows") if history.opened else None
     asked = history.plan.task_examples if history.plan else 0
     return asked if rows is None else min(asked, rows)
+
+
+def _examples(history: History) -> int:
+    return history.plan.eval_examples if history.plan else 0
 
 
 def _why_unscored(history: History, score: Score | None) -> str:

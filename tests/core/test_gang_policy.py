@@ -423,8 +423,8 @@ def test_where_no_rung_comes_first_the_first_link_is_evaluated(tmp_path: Path) -
 def test_the_last_tokens_of_a_full_run_are_evaluated(
     tmp_path: Path, budget: float, where: float, factor: float
 ) -> None:
-    """When it slows down so much that a link is cut and no further one fits, what the last links trained is
-    still measured: room for that was kept."""
+    """However much the machine slows down in the full run: nobody has to stop it, and what it trained is
+    measured and exported."""
 
     def slowdown(segment: Segment) -> float:
         full = segment.schedule.cooldown_tokens > 0
@@ -436,9 +436,7 @@ def test_the_last_tokens_of_a_full_run_are_evaluated(
     for number in history.full_done:
         state = history.trials[number]
         assert state.evaluated_tokens == state.tokens
-    if (where, factor) == (0.8, 8.0):
-        reasons = [r for e in read_entries(path) if isinstance(e.event, Decided) for r in reasons_of(e.event)]
-        assert any("its last tokens are evaluated" in reason for reason in reasons)
+    assert {result.status for segment, result in history.results if segment.landing} == {"ok"}
 
 
 def reasons_of(event: Decided) -> tuple[str, ...]:

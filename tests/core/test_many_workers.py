@@ -352,17 +352,19 @@ def test_whatever_happens_to_workers_the_deadline_holds(
 
 
 RECORDED = Path(__file__).parent / "one_worker.jsonl.gz"
-"""Three runs on one worker, without their heartbeats, recorded when the policy knew no more: trials that
-diverge, crash, do not fit and lose checkpoints; gangs."""
+"""Runs on one worker, without their heartbeats: trials that crash, do not fit, diverge, hang and lose
+checkpoints; gangs; full runs that land early. Where decisions are meant to change it is made anew:
+``python -m benchmarks.policy.decisions --out tests/core/one_worker.jsonl.gz --only 5 31 68 134 137``."""
 
 
 def test_with_one_worker_the_decisions_are_those_of_before() -> None:
     """Recorded runs are replayed, and each of their decisions is taken again."""
-    runs: dict[int, list[Entry]] = {}
+    runs: dict[str, list[Entry]] = {}
     with gzip.open(RECORDED, "rt", encoding="utf-8") as file:
         for line in file:
-            run, seq, seconds, event = json.loads(line)
-            runs.setdefault(run, []).append(Entry(seq, seconds, seconds, decode(Event, event)))
+            row = json.loads(line)
+            entry = Entry(row["seq"], row["at"], row["at"], decode(Event, row["event"]))
+            runs.setdefault(row["run"], []).append(entry)
     decisions = 0
     for entries in runs.values():
         assert isinstance(entries[0].event, Opened)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.policy.situation import RULED_OUT
 from budgetsearch.core.records import Job, Segment
 from budgetsearch.core.resources.disk import RUNNERS_UP
+from budgetsearch.core.schedule import rate_factor
 from budgetsearch.engines.simulator import Result, VirtualClock
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import Ledger, read_entries, read_history
@@ -81,20 +83,18 @@ def test_promotions_are_the_best_of_their_rung(tmp_path: Path) -> None:
 
 
 def test_the_cooldown_of_the_full_run_ends_at_its_last_token(tmp_path: Path) -> None:
-    """The full run's last link stops where its schedule reaches zero, a fifth of it long."""
+    """The last link of a full run stops where its schedule reaches zero, a fifth of it long; between
+    links the rate of learning does not jump."""
     history = run(tmp_path / "ledger.sqlite")
-    segment, result = next(
-        pair for pair in reversed(history.results) if pair[0].trial_id == history.full_done[0]
-    )
+    links = [pair for pair in history.results if pair[0].trial_id == history.full_done[0] and pair[0].landing]
+    flown = [(segment.flown(result.revisions), result) for segment, result in links]
+    segment, result = flown[-1]
     assert segment.schedule.stop_tokens == segment.stop_tokens == result.tokens
-    begins = {
-        s.schedule.stop_tokens - s.schedule.cooldown_tokens
-        for s, _ in history.results
-        if s.trial_id == segment.trial_id and s.schedule.cooldown_tokens
-    }
-    # A fifth as planned when it began; from then on it keeps its beginning, and only its end moves.
-    assert segment.schedule.stop_tokens - segment.schedule.cooldown_tokens == max(begins)
     assert 0.15 <= segment.schedule.cooldown_tokens / segment.stop_tokens <= 0.3
+    assert len(links) > 1
+    for (before, ended), (after, _) in pairwise(flown):
+        there = [rate_factor(one.schedule, ended.tokens) for one in (before, after)]
+        assert there[0] == pytest.approx(there[1], abs=0.02)
 
 
 @pytest.mark.parametrize("slots", [2, 5])

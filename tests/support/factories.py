@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budgetsearch.core.decisions import Run
@@ -164,8 +164,9 @@ class Story:
         status: str = "ok",
         detail: str = "",
         micro_batch: int | None = None,
+        **more: Any,
     ) -> None:
-        """End a segment."""
+        """End a segment; ``more``: other fields of its result."""
         job_id = next(job for job, some in self.history.running.items() if segment in some)
         result = SegmentResult(
             trial_id=segment.trial_id,
@@ -179,6 +180,7 @@ class Story:
             detail=detail,
             micro_batch=micro_batch,
         )
+        result = replace(result, **more)
         self.add(SegmentEnded(job_id, result), Charged("train", 1.0, segment.trial_id))
 
     def train(self, trial_id: int, loss: float, rung: int = 0, reason: str = "new trial") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from budgetsearch.core.history.outcomes import BLAMELESS
+from budgetsearch.core.landing import Flight, fly
 from budgetsearch.core.policy.planning import gang_gains
 from budgetsearch.core.records import (
     CalibrateJob,
@@ -89,6 +90,9 @@ class SyntheticWorld:
     """Quantizations that cannot be calibrated."""
     gains: Mapping[int, float] = field(default_factory=dict)
     """How many times the rate of one alone so many trials reach together."""
+    pace: Callable[[Segment, int, float], float] = lambda segment, tokens, elapsed: 1.0
+    """How many times longer a token of a segment that lands itself takes, beside ``slowdown``."""
+    step_tokens: int = 640
     overhead_seconds: float = 2.0
     started: list[Segment] = field(default_factory=list)
     """Every segment that was started."""
@@ -142,9 +146,8 @@ class SyntheticWorld:
             return replace(unread, seconds={"train": 0.0, "load": 1.5})
         if self.full(segment):
             return replace(untrained(segment, "unwritten", "no space left on device"), seconds={"train": 1.0})
-        nf4 = 1.5 if segment.params["quantization"] == "nf4" else 1.0
-        tokens = segment.stop_tokens - segment.start_tokens
-        train = tokens * nf4 / self.tokens_per_second * self.slowdown(segment)
+        flight = self._flight(segment)
+        train = flight.seconds
         status = self.fate(segment)
         result = SegmentResult(
             segment.trial_id,
@@ -155,17 +158,28 @@ class SyntheticWorld:
         )
         if status != "ok":
             return result
-        name = _name(segment, segment.stop_tokens)
-        trained = replace(result, tokens=segment.stop_tokens, checkpoint_out=name)
+        name = _name(segment, flight.tokens)
+        trained = replace(result, tokens=flight.tokens, checkpoint_out=name, revisions=flight.revisions)
         if not segment.evaluate:
             return trained
-        loss = self.loss(segment, segment.stop_tokens)
+        loss, evaluate = self.loss(segment, flight.tokens), self.overhead_seconds
+        if segment.landing is not None:  # the first examples must do where the time ends; one part is made
+            evaluate = min(evaluate, max(evaluate / 8, segment.landing.seconds - train))
+        measured = math.ceil(min(examples, 8) * evaluate / self.overhead_seconds)
         return replace(
             trained,
             loss=loss,
-            example_losses=(loss,) * min(examples, 8),
-            seconds={"train": train, "evaluate": self.overhead_seconds},
+            example_losses=(loss,) * measured,
+            seconds={"train": train, "evaluate": evaluate},
         )
+
+    def _flight(self, segment: Segment) -> Flight:
+        nf4 = 1.5 if segment.params["quantization"] == "nf4" else 1.0
+        token = nf4 / self.tokens_per_second * self.slowdown(segment)
+        if segment.landing is None:
+            tokens = segment.stop_tokens - segment.start_tokens
+            return Flight(segment.stop_tokens, tokens * token, ())
+        return fly(segment, self.step_tokens, lambda at, elapsed: token * self.pace(segment, at, elapsed))
 
     def _gain(self, job: TrainJob, size: int) -> float:
         """As the calibration measures it, interpolated between its sizes."""
@@ -192,16 +206,17 @@ class SyntheticWorld:
         )
 
     def _cut(self, segment: Segment, share: float) -> SegmentResult:
-        tokens = segment.start_tokens + int(share * (segment.stop_tokens - segment.start_tokens))
         full = self._train(segment, 0)
         if full.status in BLAMELESS:
             return full
+        tokens = segment.start_tokens + int(share * (self._flight(segment).tokens - segment.start_tokens))
         return replace(
             full,
             status="cancelled",
             tokens=tokens,
             loss=None,
             seconds={name: seconds * share for name, seconds in full.seconds.items()},
+            revisions=tuple(change for change in full.revisions if change.tokens <= tokens),
             checkpoint_out=_name(segment, tokens) if tokens > segment.start_tokens else None,
         )
 

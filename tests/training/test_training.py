@@ -44,7 +44,8 @@ def test_a_paused_trial_equals_one_that_was_never_paused(
 def test_training_lowers_the_validation_loss(shop: Shop, tiny_model: Path, prepared: PreparedData) -> None:
     """A few dozen steps are clearly better than the bare base."""
     model = base(tiny_model)
-    (losses,), targets = example_losses(model, prepared.valid, 8, pad=0, device="cpu")
+    (losses,) = example_losses(model, prepared.valid, range(8), pad=0, device="cpu")
+    targets = [prepared.valid.targets(row) for row in range(8)]
     before = mean_loss(losses, targets)
     result = train(model, make_segment(0, 6000), shop)
     assert result.status == "ok"
@@ -80,7 +81,8 @@ def test_a_checkpoint_is_a_peft_adapter_with_the_reported_loss(
     result = train(resident, make_segment(0, 1500, params=params), shop)
     fresh = load_base(str(tiny_model), quantization, "cpu")
     model = PeftModel.from_pretrained(fresh, shop.checkpoint_path / str(result.checkpoint_out))
-    (losses,), targets = example_losses(model.eval(), prepared.valid, 8, pad=0, device="cpu", batch=4)
+    (losses,) = example_losses(model.eval(), prepared.valid, range(8), pad=0, device="cpu", batch=4)
+    targets = [prepared.valid.targets(row) for row in range(8)]
     assert result.example_losses == pytest.approx(losses, abs=1e-5)
     assert result.loss == pytest.approx(mean_loss(losses, targets), abs=1e-5)
 

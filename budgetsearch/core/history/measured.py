@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
 from bisect import insort
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.records import Params, ParamValue, Segment, SegmentResult, cost_class
 
+RECENT = 5
+"""So many segments show whether the machine has changed."""
+NOTICEABLE = 1.25
+"""... by this factor at least."""
 CostKey = tuple[str, ParamValue | None]
 """A quantization and a rank; None for all ranks."""
 
@@ -50,6 +56,8 @@ class Measured:
     """Measured over reference seconds of training, sorted; by quantization, and by both and rank."""
     everything: list[float] = field(default_factory=list)
     """All ratios, sorted."""
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The last ratios, each over the usual one of its quantization till then."""
     extras: dict[tuple[str, bool], Mean] = field(default_factory=dict)
     """Seconds beside training, by quantization and whether the segment was evaluated."""
 
@@ -66,6 +74,14 @@ class Measured:
         same = plan.reference_rates == self.plan.reference_rates and plan.gang_gains == self.plan.gang_gains
         return same and self.count == count
 
+    @property
+    def drift(self) -> float:
+        """How many times longer everything takes of late than it used to: 1 unless that is beyond noise."""
+        if len(self.recent) < RECENT:
+            return 1.0
+        found = statistics.median(self.recent)
+        return found if max(found, 1.0 / found) > NOTICEABLE else 1.0
+
     def add(self, segment: Segment, result: SegmentResult) -> None:
         """One more segment has ended."""
         self.count += 1
@@ -76,6 +92,8 @@ class Measured:
             ratio = train * self.plan.reference_rates[name] * self.plan.gang_gain(name, result.gang) / tokens
             if result.gang > 1:  # a gang that gains more than calibrated makes nobody faster alone
                 ratio = max(1.0, ratio)
+            usual = self.ratios.get((name, None), ())
+            self.recent.append(ratio / usual[len(usual) // 2] if len(usual) > RECENT else 1.0)
             insort(self.everything, ratio)
             for key in cost_keys(segment.params):
                 insort(self.ratios.setdefault(key, []), ratio)

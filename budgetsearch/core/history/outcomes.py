@@ -5,16 +5,21 @@ Parts of the fold: what they change is the history that they are given.
 
 from __future__ import annotations
 
+import math
+import statistics
 from bisect import insort
 from collections.abc import Iterable
+from dataclasses import replace
 
 from budgetsearch.core.events import SegmentEnded
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import forget_after, lose
-from budgetsearch.core.history.trial import Checkpoint, TrialState, turned_worse, with_checkpoint
+from budgetsearch.core.history.trial import Checkpoint, TrialState, settle, turned_worse, with_checkpoint
 from budgetsearch.core.records import Segment, SegmentResult, cost_class
 from budgetsearch.core.resources.memory import problem, taught
 
+BEYOND_NOISE = 2.0
+"""Standard errors by which a training loss must have fallen."""
 MAX_CRASHES = 1
 """A segment whose worker died is issued again so often, then its trial is given up."""
 MAX_TIMEOUTS = 1
@@ -36,6 +41,11 @@ def segment_ended(history: History, event: SegmentEnded) -> None:
     if history.measured is not None:
         history.measured.add(segment, result)
     state = history.trials[result.trial_id]
+    result = comparable(state, result)
+    if result.revisions:  # it ended where its own clock let it
+        segment = segment.flown(result.revisions)
+        state.full_stop_tokens = segment.schedule.stop_tokens
+        state.full_cooldown_tokens = segment.schedule.cooldown_tokens
     state.running = False
     state.ended_wall = history.wall
     state.seconds += sum(result.seconds.values())
@@ -100,16 +110,53 @@ def _advance(history: History, state: TrialState, segment: Segment, result: Segm
     if not result.checkpoint_out:
         return
     state.tokens, state.checkpoint = result.tokens, result.checkpoint_out
-    if result.loss is not None:
+    loss = result.loss
+    if loss is not None:
         state.evaluated_tokens = result.tokens
         if history.plan is not None and segment.rung == history.plan.top_rung:
-            state.full_losses.append(result.loss)
-        if state.best_loss is None or result.loss <= state.best_loss:
-            state.best_loss, state.best_checkpoint = result.loss, result.checkpoint_out
-            state.best_tokens = result.tokens
-    known = result.loss, state.evaluated_tokens, len(state.full_losses)
+            state.full_losses.append(loss)
+        _take_best(state, result, loss)
+    elif (loss := judged_loss(state, segment, result)) is not None:
+        _take_best(state, result, loss)
+        state.judged = True
+    known = loss, state.evaluated_tokens, len(state.full_losses)
     history.holders.add(state.trial_id)
     state.held = with_checkpoint(state.held, Checkpoint(result.checkpoint_out, result.tokens, *known))
+    if state.judged and result.loss is not None:  # now it is known
+        state.judged = False
+        settle(state)
+
+
+def _take_best(state: TrialState, result: SegmentResult, loss: float) -> None:
+    if state.best_loss is not None and loss > state.best_loss:
+        return
+    state.best_loss, state.best_checkpoint, state.best_tokens = loss, result.checkpoint_out, result.tokens
+    state.best_examples = result.example_losses
+    if result.train_loss is not None:
+        state.best_train = result.train_loss, result.train_noise
+
+
+def comparable(state: TrialState, result: SegmentResult) -> SegmentResult:
+    """The result with a loss that can be held against the trial's best: one on fewer examples, for the time
+    had ended, is corrected by what these examples differ from all."""
+    some, best = result.example_losses, state.best_examples
+    if result.loss is None or state.best_loss is None or not 0 < len(some) < len(best):
+        return result
+    apart = statistics.fmean(new - old for new, old in zip(some, best, strict=False))
+    return replace(result, loss=state.best_loss + apart)
+
+
+def judged_loss(state: TrialState, segment: Segment, result: SegmentResult) -> float | None:
+    """What the loss of a full run that was stopped may be, if its training loss has fallen beyond noise since
+    the trial's best checkpoint; else None."""
+    stopped = segment.landing is not None and result.status == "timeout"
+    if not stopped or result.train_loss is None or state.best_train is None or state.best_loss is None:
+        return None
+    before, noise = state.best_train
+    apart = result.train_loss - before
+    if apart >= -BEYOND_NOISE * math.hypot(noise, result.train_noise):
+        return None
+    return max(0.0, state.best_loss + apart)
 
 
 def _ended_ok(

@@ -26,6 +26,12 @@ class TrialState:
     best_loss: float | None = None
     best_checkpoint: str | None = None
     best_tokens: int = 0
+    best_examples: tuple[float, ...] = ()
+    """Loss of each validation example there."""
+    best_train: tuple[float, float] | None = None
+    """Smoothed training loss there, and its standard error."""
+    judged: bool = False
+    """Its best checkpoint was never evaluated: it is judged by its training loss."""
     evaluated_tokens: int = 0
     """Where its loss was last measured."""
     full_losses: list[float] = field(default_factory=list)

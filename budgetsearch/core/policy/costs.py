@@ -39,6 +39,8 @@ class CostModel:
     """The same of one that only writes a checkpoint."""
     gains: dict[str, float]
     """How many times the rate of one alone the largest gang that fits reaches, by quantization."""
+    drift: float
+    """How many times longer everything takes of late than what the factors say."""
     margin: float
     """Plans take so many times the expected cost: less, the more segments have been measured."""
 
@@ -61,6 +63,7 @@ class CostModel:
                 n: between + _mean(extras.get((n, False)), plan.checkpoint_seconds[n]) for n in names
             },
             gains={n: plan.gang_gain(n, history.gang_limits.get(n, MANY)) for n in names},
+            drift=measured.drift,
             margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(measured.everything) / 4),
         )
 
@@ -77,6 +80,7 @@ class CostModel:
         usual, slow = self.factors[general]
         expected, worst = self.factors.get(own, (usual, slow))
         worst = max(worst, expected * slow / usual)  # few samples of a rank do not make it certain
+        expected, worst = expected * self.drift, worst * max(1.0, self.drift)
         return tokens / self.plan.reference_rates[general[0]] * (worst if pessimistic else expected)
 
     def segment_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
@@ -97,7 +101,7 @@ class CostModel:
         """A segment of so many reference seconds, whatever its quantization will be; ``ganged``: its share
         of the time of a whole gang."""
         factor = statistics.fmean(
-            self.factors[name, None][0] / (self.gains[name] if ganged else 1.0)
+            self.drift * self.factors[name, None][0] / (self.gains[name] if ganged else 1.0)
             for name in self.plan.reference_rates
         )
         return reference_seconds * factor + statistics.fmean(self.overheads.values())

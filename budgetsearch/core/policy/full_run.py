@@ -8,14 +8,17 @@ from dataclasses import replace
 
 from budgetsearch.core.decisions import Run
 from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.landing import MARGIN, STEPS_KEPT
 from budgetsearch.core.policy.answers import Refusal
 from budgetsearch.core.policy.costs import PESSIMISM
 from budgetsearch.core.policy.planning import FULL_EVAL_SHARE
-from budgetsearch.core.policy.situation import Situation, segment_to
-from budgetsearch.core.records import Schedule, Segment, cost_class
+from budgetsearch.core.policy.situation import LIMIT_SECONDS, Situation, segment_to
+from budgetsearch.core.records import Landing, Schedule, Segment, cost_class
+from budgetsearch.core.schedule import COOLDOWN_SHARE, cooled, ending_at
 
-COOLDOWN_SHARE = 0.2
-"""The last fifth of the full run cools down."""
+LINK_PATIENCE = 1.5
+"""A link that is not the last one ends itself, and the rest is planned anew, where it takes so many times as
+long as foreseen."""
 
 
 def full_run_link(
@@ -36,20 +39,39 @@ def full_run_link(
     before = state.full_stop_tokens
     moved = f" (the end moves from {before})" if before not in (None, end) else ""
     text = f"{reason}: tokens {state.tokens} to {segment.stop_tokens} of {end}{moved}"
-    return situation.run(segment, text, situation.left - _evaluation_room(situation, state))
+    assert segment.landing is not None
+    # It ends itself in time; whoever does not hangs.
+    return situation.run(segment, text, LIMIT_SECONDS + LINK_PATIENCE * segment.landing.seconds)
 
 
 def _link(situation: Situation, state: TrialState, end: int) -> Segment:
-    schedule = Schedule(
-        warmup_tokens=state.trial.warmup_tokens,
-        stop_tokens=end,
-        cooldown_tokens=_cooldown_tokens(state, end),
-    )
     link = _link_tokens(situation, state)
     stop = end if state.tokens + 1.3 * link >= end else state.tokens + link
-    segment = segment_to(situation, state, situation.plan.top_rung, stop, schedule)
+    segment = segment_to(situation, state, situation.plan.top_rung, stop, _schedule(state, end))
     due = stop - state.evaluated_tokens >= _evaluation_tokens(situation, state)
-    return replace(segment, evaluate=stop >= end or due or state.best_loss is None)
+    segment = replace(segment, evaluate=stop >= end or due or state.best_loss is None)
+    return replace(segment, landing=_landing(situation, state, segment))
+
+
+def _schedule(state: TrialState, end: int) -> Schedule:
+    """To a new end, from where the trial stands."""
+    planned = state.full_stop_tokens
+    if planned is None:
+        return Schedule(state.trial.warmup_tokens, end, max(1, int(COOLDOWN_SHARE * end)))
+    before = Schedule(state.trial.warmup_tokens, planned, state.full_cooldown_tokens)
+    return ending_at(before, state.tokens, end) if state.tokens < end else before
+
+
+def _landing(situation: Situation, state: TrialState, segment: Segment) -> Landing:
+    """By when the link must be done: the last one when the time is up, another when it takes far too long."""
+    costs, params = situation.costs, segment.params
+    overhead = costs.overhead_seconds(params, evaluated=segment.evaluate, pessimistic=True)
+    seconds, token = situation.left, costs.train_seconds(params, 1.0)
+    if segment.stop_tokens < segment.schedule.stop_tokens:
+        train = LINK_PATIENCE * token * (segment.stop_tokens - segment.start_tokens)
+        seconds = min(seconds, situation.load_seconds(state) + train + LINK_PATIENCE * overhead)
+    write = costs.overhead_seconds(params, evaluated=False)
+    return Landing(seconds, 1.0 / token, overhead, min(write, overhead), _goal(situation, state))
 
 
 def _last_evaluation(situation: Situation, state: TrialState) -> Run | Refusal | None:
@@ -60,7 +82,7 @@ def _last_evaluation(situation: Situation, state: TrialState) -> Run | Refusal |
     needed = situation.costs.overhead_seconds(state.trial.params) + situation.load_seconds(state)
     if needed > situation.left:
         return Refusal("the evaluation of the full run's last tokens", needed, situation.left)
-    schedule = Schedule(state.trial.warmup_tokens, planned, _cooldown_tokens(state, planned))
+    schedule = Schedule(state.trial.warmup_tokens, planned, state.full_cooldown_tokens)
     segment = segment_to(situation, state, situation.plan.top_rung, state.tokens, schedule)
     return situation.run(segment, "full run goes on: its last tokens are evaluated", situation.left)
 
@@ -85,40 +107,43 @@ def _without(situation: Situation, state: TrialState, what: str, tokens: int) ->
 
 
 def _full_run_end(situation: Situation, state: TrialState) -> int:
-    """The full run's last token, re-planned at each link: R where the runner-up fits behind it, else
-    all the time that is left, ``max_epochs`` at most.
-    """
+    """The full run's last token, planned anew at each link: as far as it may go and the time that is left
+    takes it."""
+    return min(_goal(situation, state), _affordable_end(situation, state))
+
+
+def _goal(situation: Situation, state: TrialState) -> int:
+    """So far the full run may go: R where the runner-up fits behind it, else ``max_epochs``."""
     room_for_two = _runner_up_fits(situation, state)
     goal = state.trial.rung_tokens[situation.plan.top_rung] if room_for_two else state.trial.max_tokens
     if _cools(state):  # nobody gives up what it has cooled down for
         goal = max(goal, state.full_stop_tokens or 0)
-    return min(goal, _affordable_end(situation, state))
+    return goal
 
 
 def _affordable_end(situation: Situation, state: TrialState) -> int:
-    """The last token that surely fits into what is left, with a checkpoint at every link."""
-    free, token = _token_seconds(situation, state)
-    return state.tokens + int(free / token)
+    """The last token that fits into what is left, with a checkpoint at every link, if the machine is as fast
+    as it was; the run itself lands earlier where it is not."""
+    free, token = _token_seconds(situation, state, pessimistic=False)
+    kept = math.ceil((STEPS_KEPT + 1.0) * situation.plan.step_tokens)
+    return state.tokens + max(0, int(MARGIN * free / token) - kept)
 
 
-def _token_seconds(situation: Situation, state: TrialState) -> tuple[float, float]:
+def _token_seconds(
+    situation: Situation, state: TrialState, *, pessimistic: bool = True
+) -> tuple[float, float]:
     """Seconds left for the tokens of a full run, and what each of them may take."""
     last = situation.costs.overhead_seconds(state.trial.params, pessimistic=True)
-    last += _evaluation_room(situation, state)
-    return situation.left - situation.load_seconds(state) - last, _link_seconds(situation, state)
+    token = _link_seconds(situation, state, pessimistic=pessimistic)
+    return situation.left - situation.load_seconds(state) - last, token
 
 
 def _cools(state: TrialState) -> bool:
     """The full run's cooldown has begun."""
     planned = state.full_stop_tokens
-    return planned is not None and state.tokens > planned - state.full_cooldown_tokens
-
-
-def _cooldown_tokens(state: TrialState, end: int) -> int:
-    """The last fifth of the full run; one that has begun keeps its beginning, wherever the end moves."""
-    if _cools(state) and state.full_stop_tokens is not None:
-        return max(1, end - (state.full_stop_tokens - state.full_cooldown_tokens))
-    return max(1, int(COOLDOWN_SHARE * end))
+    if planned is None:
+        return False
+    return cooled(Schedule(0, planned, state.full_cooldown_tokens), state.tokens) > 0.0
 
 
 def _runner_up_fits(situation: Situation, state: TrialState) -> bool:
@@ -160,22 +185,16 @@ def _link_tokens(situation: Situation, state: TrialState) -> int:
     return max(math.ceil(situation.plan.step_tokens), int(situation.plan.checkpoint_every_seconds * rate))
 
 
-def _link_seconds(situation: Situation, state: TrialState) -> float:
-    """Pessimistic seconds of one token in a full run: training, its checkpoints and its evaluations."""
+def _link_seconds(situation: Situation, state: TrialState, *, pessimistic: bool = True) -> float:
+    """Seconds of one token in a full run: training, its checkpoints and its evaluations."""
     params, costs = state.trial.params, situation.costs
-    write = costs.overhead_seconds(params, evaluated=False, pessimistic=True)
-    train = costs.train_seconds(params, 1.0, pessimistic=True)
+    write = costs.overhead_seconds(params, evaluated=False, pessimistic=pessimistic)
+    train = costs.train_seconds(params, 1.0, pessimistic=pessimistic)
     evaluations = 0.0
     if costs.evaluation_seconds(params):
-        evaluations = PESSIMISM * FULL_EVAL_SHARE * costs.train_seconds(params, 1.0)
+        evaluations = FULL_EVAL_SHARE * costs.train_seconds(params, 1.0)
+        evaluations *= PESSIMISM if pessimistic else 1.0
     return train + evaluations + write / _link_tokens(situation, state)
-
-
-def _evaluation_room(situation: Situation, state: TrialState) -> float:
-    """Seconds that a link stopped at its limit leaves, so that what it trained can still be evaluated."""
-    params, costs = state.trial.params, situation.costs
-    steps = costs.train_seconds(params, 2 * situation.plan.step_tokens, pessimistic=True)
-    return costs.overhead_seconds(params, pessimistic=True) + steps
 
 
 def _evaluation_tokens(situation: Situation, state: TrialState) -> float:

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import random
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -102,7 +103,7 @@ class FaultyWorld:
         if self.mood == "calm":
             return Fault()
         if self.mood == "throttled":
-            work = max(1e-9, self.inner.perform(job)[1])
+            work = max(1e-9, self._planned(job))
             return Fault(
                 self.factor, min(1.0, max(0.0, (self.throttled_from - self.started[job.job_id]) / work))
             )
@@ -120,8 +121,8 @@ class FaultyWorld:
         self.started[job.job_id] = self.clock.now()
         fault = self.fault(job)
         self._count(fault)
-        results, work = self.inner.perform(job)
-        seconds = fault.seconds(work)
+        results, seconds = self._performed(job, fault)
+        work = self._planned(job)
         if fault.status != "ok":
             results = _failed(job, fault.status)
             seconds = fault.seconds(work * fault.since)
@@ -132,11 +133,37 @@ class FaultyWorld:
         fault = self.fault(job)
         if fault.deaf or not isinstance(job, TrainJob):
             return None  # calibrations and scores do not look whether they were told to stop
-        _, work = self.inner.perform(job)
         passed = self.clock.now() - self.started[job.job_id]
-        cut = self.inner.interrupt(job, fault.done(passed, work))
+        share = fault.done(passed, self._planned(job))
+        if job.segments[0].landing is not None and not fault.hangs:
+            share = min(1.0, passed / max(1e-9, self._performed(job, fault)[1]))
+        cut = self.inner.interrupt(job, share)
         assert cut is not None
         return tuple(_taking(result, passed / len(cut)) for result in cut)
+
+    def _planned(self, job: Job) -> float:
+        """Seconds of the job on a machine without faults, to where it was planned to end."""
+        if isinstance(job, TrainJob):
+            job = replace(job, segments=tuple(replace(s, landing=None) for s in job.segments))
+        return self.inner.perform(job)[1]
+
+    def _performed(self, job: Job, fault: Fault) -> tuple[tuple[Result, ...], float]:
+        """What comes of the job, and the seconds that it takes; one that lands itself sees its own pace."""
+        if not isinstance(job, TrainJob) or job.segments[0].landing is None:
+            results, work = self.inner.perform(job)
+            return results, fault.seconds(work)
+        began = self.started[job.job_id]
+
+        def pace(segment: Segment, tokens: int, elapsed: float) -> float:
+            if self.mood == "throttled":
+                return self.factor if began + elapsed >= self.throttled_from else 1.0
+            share = (tokens - segment.start_tokens) / max(1, segment.stop_tokens - segment.start_tokens)
+            return fault.slow if share >= fault.since else 1.0
+
+        self.inner.pace = pace
+        results, work = self.inner.perform(job)
+        train = sum(r.seconds.get("train", 0.0) for r in results if isinstance(r, SegmentResult))
+        return results, math.inf if fault.hangs else train + (work - train) * fault.slow
 
     def _count(self, fault: Fault) -> None:
         if fault.slow > 1.0 and fault.since < 1.0:
@@ -234,6 +261,8 @@ class Outcome:
     spent: float
     well: int
     """Segments that finished well."""
+    unexported: float = 0.0
+    """Share of the winner's training that is not in its adapter and was never measured."""
     faults: Counter[str] = field(default_factory=Counter)
     refused: bool = False
 
@@ -274,7 +303,21 @@ def play(seed: int) -> Outcome:
         assert history.closed.state == "finished", f"seed {seed}: {history.closed}"
         assert history.incumbent is not None
         assert disk.stands == history.incumbent.best_checkpoint, f"seed {seed}: another adapter stands"
-    return Outcome(seed, mood, budget, history.closed.state, clock.now(), well, world.faults)
+    lost = unexported_share(history)
+    return Outcome(seed, mood, budget, history.closed.state, clock.now(), well, lost, world.faults)
+
+
+def unexported_share(history: History) -> float:
+    """Of the winner's seconds of training, those that are neither in its adapter nor were measured and found
+    to be no better."""
+    best = history.incumbent
+    if best is None:
+        return 0.0
+    known = max(best.best_tokens, best.evaluated_tokens)
+    results = [result for segment, result in history.results if segment.trial_id == best.trial_id]
+    mine = [(result.tokens, result.seconds.get("train", 0.0)) for result in results]
+    whole = sum(seconds for _, seconds in mine)
+    return sum(seconds for tokens, seconds in mine if tokens > known) / whole if whole else 0.0
 
 
 def _refused(
@@ -332,6 +375,11 @@ def play_all(runs: int, first: int = 0) -> dict[str, Any]:
         "runs in which a segment finished well": sum(bool(o.well) for o in ran),
         "by mood": dict(Counter(o.mood for o in outcomes)),
         "faults": dict(faults.most_common()),
+        "trained and not exported, share of the winner's training": {
+            "median": round(statistics.median(o.unexported for o in ran), 4) if ran else 0.0,
+            "over 15%": sum(o.unexported > 0.15 for o in ran),
+            "largest": sorted(((round(o.unexported, 3), o.mood, o.seed) for o in ran), reverse=True)[:8],
+        },
         "least slack in s": round(min((o.budget - o.spent for o in ran), default=math.inf), 2),
     }
 
