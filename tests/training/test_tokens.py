@@ -220,7 +220,7 @@ def test_opening_needs_no_tokenizer(
     assert (made.train_stats, "chat") == (opened.train_stats, opened.template)
 
 
-@pytest.mark.parametrize("name", ["meta.json", "train.safetensors", "valid.jsonl"])
+@pytest.mark.parametrize("name", ["meta.json", "train.safetensors", "valid.samples"])
 def test_a_damaged_folder_says_what_to_do(tiny: Path, tmp_path: Path, here: None, name: str) -> None:
     """Half a file is a DataError, not a stack trace from somewhere else."""
     folder = prepared(tiny, tmp_path).folder

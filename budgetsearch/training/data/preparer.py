@@ -267,7 +267,7 @@ def _written(task: Task, spool: Spool, goes: Any, found: Sequence[Mapping[str, A
     for name, chosen in (("train", train), ("valid", valid)):
         if not len(chosen):
             raise DataError(f"no {name} row is left: none of them can be used with this model")
-    with (folder / "valid.jsonl").open("wb") as file:
+    with (folder / "valid.samples").open("wb") as file:
         file.writelines(spool.samples.at(valid))
     stats = {name: _gathered(folder / f"{name}.safetensors", parts, made, chosen)
              for name, chosen in (("train", train), ("valid", valid))}  # fmt: skip

@@ -100,8 +100,9 @@ def _nothing(source: str, tally: Tally) -> str:
 
 
 def sample_in(line: bytes) -> Sample:
-    """The sample of a line."""
-    return from_json(read_json(line))
+    """The sample of a line: as JSON, a tab, and its place; JSON itself holds no tab."""
+    bare, _, place = line.partition(b"\t")
+    return replace(from_json(read_json(bare)), place=read_json(place))
 
 
 def short_hash(text: str) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -13,7 +14,6 @@ import numpy
 
 from budgetsearch.core.errors import DataError
 from budgetsearch.core.ports import Say
-from budgetsearch.training.data.conversation import to_json
 from budgetsearch.training.data.samples import Look, Source, prompt_key, short_hash
 from budgetsearch.training.data.tally import Tally
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Ints = NDArray[numpy.int64]
     Keys = NDArray[numpy.uint64]
 
-SAMPLES = "samples.jsonl"
+SAMPLES = "samples"
 TRAIN, VALID, LEFT = 0, 1, 2
 """Where a sample goes: LEFT are those that a mixture, --max-rows or the validation rows keep out."""
 
@@ -67,17 +67,17 @@ class Spool:
         with self.samples.path.open("wb") as file, self.places.path.open("wb") as places:
             for number, source in enumerate(sources):
                 for sample in source.samples(tally, say, look):
-                    values = to_json(sample)
+                    bare = json.dumps(replace(sample, place=""), default=vars, ensure_ascii=False)
+                    place = sample.place.replace("\n", " ")
                     try:
-                        line = json.dumps(values, ensure_ascii=False).encode() + b"\n"
-                        place = sample.place.replace("\n", " ").encode() + b"\n"
+                        line = f"{bare}\t{json.dumps(place)}\n".encode()
                     except UnicodeEncodeError:
                         tally.add("it holds half a character", [sample.place])
                         continue
                     self.samples.append(file, line)
-                    self.places.append(places, place)
+                    self.places.append(places, place.encode("utf-8", "replace") + b"\n")
                     self.keys.append(prompt_key(sample))
-                    self.hashes.append(short_hash(json.dumps({**values, "place": ""}, ensure_ascii=False)))
+                    self.hashes.append(short_hash(bare))
                     self.sources.append(number)
 
     def __len__(self) -> int:

@@ -149,7 +149,7 @@ class _Watch:
                 f"it was at {_place(self.folder, at) or 'the beginning'}. Give more --hours, or fewer rows "
                 "with --max-rows"
             )
-        if (held := _held(self._process.pid)) > self._most:
+        if (held := held_bytes(self._process.pid)) > self._most:
             raise DataError(
                 f"preparing the data takes {held / 2**30:.1f} GiB of memory, more than "
                 f"{self._most / 2**30:.1f} GiB, at {_place(self.folder, at)}; leave that row out, or "
@@ -184,7 +184,7 @@ def _place(folder: Path, at: tuple[int, ...], slot: int | None = None) -> str:
         return f"sample {number + 1}"
 
 
-def _held(pid: int) -> int:
+def held_bytes(pid: int) -> int:
     """Bytes of memory of a process and of those that it started, files that are mapped aside."""
     total = 0
     try:

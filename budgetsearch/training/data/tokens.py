@@ -30,7 +30,7 @@ from budgetsearch.training.data.tokenizer import tokenizer_hash
 FORMAT = 3
 """Raised whenever the same rows would give other tokens: old caches are then left alone."""
 MIN_LENGTH = 8
-KEPT = ("train.safetensors", "valid.safetensors", "train.places", "valid.places", "valid.jsonl")
+KEPT = ("train.safetensors", "valid.safetensors", "train.places", "valid.places", "valid.samples")
 """What of the work stays, beside ``meta.json``."""
 
 
@@ -68,7 +68,7 @@ class PreparedData:
         return list(self._samples())
 
     def _samples(self) -> Iterator[Sample]:
-        with (self.folder / "valid.jsonl").open("rb") as lines:
+        with (self.folder / "valid.samples").open("rb") as lines:
             yield from map(sample_in, lines)
 
     def places(self, part: str) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""How rows become tokens: speed, memory and disk."""
