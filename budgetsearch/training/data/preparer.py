@@ -186,7 +186,7 @@ def _encoded(task: Task, samples: int) -> list[dict[str, Any]]:
 
 def _start(task: Task) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        child.python(MODULE), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        child.python(MODULE), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True, encoding="utf-8", env=child.environment(), cwd=child.NEUTRAL,
     )  # fmt: skip
     assert process.stdin is not None
