@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from budgetsearch.core.ports import Say
-from budgetsearch.run.preflight import resolve
+from budgetsearch.run.preflight import anchored, resolve
 from budgetsearch.run.prepare import prepare_inputs
 from budgetsearch.run.settings import Settings
 from budgetsearch.training.data.store import TokenSet
@@ -84,8 +84,8 @@ def look(settings: Settings, say: Say, rows: int | None) -> Inspection:
     Raises:
         UsageError: the model or the data cannot be used.
     """
-    resolved = resolve(settings)
-    base, data = prepare_inputs(resolved.settings, say)
+    resolve(settings)
+    base, data = prepare_inputs(anchored(settings), say)
     tokenizer = load_tokenizer(base.path, trust_remote_code=settings.trust_remote_code)
     shown = itertools.islice(_rows(data, tokenizer), rows)
     stops = [str(token) for token in tokenizer.convert_ids_to_tokens(data.facts["stops"])]

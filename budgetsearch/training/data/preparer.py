@@ -97,8 +97,8 @@ def described(source: Source, role: int) -> dict[str, Any]:
         "role": role,
         "origin": dataclasses.asdict(origin),
         "source": located.source,
-        "files": [str(file) for file in located.files],
-        "folder": str(located.folder),
+        "files": [str(file.absolute()) for file in located.files],
+        "folder": str(located.folder.absolute()),
         "cut": [located.cut.start, located.cut.stop],
     }
 
