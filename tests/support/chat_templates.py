@@ -103,6 +103,23 @@ MISTRAL = """\
     {%- elif m.role == 'assistant' %}{{- ' ' + m.content + eos_token }}
     {%- else %}{{- raise_exception('only user and assistant roles') }}{%- endif %}
 {%- endfor %}"""
+# Each call needs an id of nine characters, a result the id of its call, and answers must not follow each other.
+MISTRAL_TOOLS = """\
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{{- '[INST]' + m.content + '[/INST]' }}
+    {%- elif m.role == 'tool' %}
+        {%- if not messages[loop.index0 - 1].tool_calls %}{{- raise_exception('no call') }}{%- endif %}
+        {{- '[TOOL_RESULTS]' + m.content + m.tool_call_id + '[/TOOL_RESULTS]' }}
+    {%- elif m.tool_calls %}
+        {{- '[TOOL_CALLS][' }}
+        {%- for c in m.tool_calls %}
+            {%- if c.id | length != 9 %}{{- raise_exception('nine characters') }}{%- endif %}
+            {{- (c.function | tojson)[:-1] + ', "id": "' + c.id + '"}' }}
+        {%- endfor %}
+        {{- ']' + eos_token }}
+    {%- else %}{{- m.content + eos_token }}{%- endif %}
+{%- endfor %}"""
 MISTRAL_STRICT = """\
 {{- bos_token }}
 {%- for m in messages %}
@@ -221,6 +238,7 @@ TEMPLATES: dict[str, Quirk] = {
     "qwen3": (QWEN3, (*IM, "<think>", "</think>", "<tool_call>", "</tool_call>"), END),
     "qwen3.5": (QWEN35, (*IM, "<think>", "</think>", "<tool_call>", "</tool_call>"), END),
     "mistral": (MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), S),
+    "mistral tools": (MISTRAL_TOOLS, ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]"), S),
     "mistral strict": (MISTRAL_STRICT, ("<s>", "</s>"), S),
     "gemma": (GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), {"bos_token": "<bos>", "eos_token": "<eos>"}),
     "phi4": (PHI4, (*IM, "<|im_sep|>"), END),

@@ -93,6 +93,9 @@ ROWS = [
     ("qwen3.5", chat("A?", "Red."), IM_USER.format("A?") + IM_HEAD + "<think>\n[[\n</think>\n\nRed.<|im_end|>]]\n"),
     ("mistral", chat(SYSTEM, "A?", "Red.", "B?", "Blue."),
      "<s>[INST] Be kind.\n\nA? [/INST][[ Red.</s>]][INST] B? [/INST][[ Blue.</s>]]"),
+    ("mistral tools", chat("A?", CALL, RESULT, ANSWER, "B?", "Red."),
+     '<s>[INST]A?[/INST][[[TOOL_CALLS][{"name": "f", "arguments": {"a": "b"}, "id": "call00100"}]</s>]]'
+     '[TOOL_RESULTS]{"c": 1}call00100[/TOOL_RESULTS][[Two.</s>]][INST]B?[/INST][[Red.</s>]]'),
     ("mistral strict", chat(SYSTEM, "A?", "Red."), "<s>[INST] Be kind.\n\nA? [/INST][[Red.</s>]]"),
     ("gemma", chat(SYSTEM, "A?", " Red.\n", "B?", "Blue."),
      "<bos><start_of_turn>user\nBe kind.\n\nA?<end_of_turn>\n<start_of_turn>model\n[[Red.<end_of_turn>]]\n"
@@ -123,6 +126,10 @@ ROWS = [
     ("smollm3", chat("A?", "Red."),
      "<|im_start|>system\nToday: 26 July 2024\nReasoning: /think\n\n<|im_end|>\n" + IM_USER.format("A?") + IM_HEAD
      + "[[Red.<|im_end|>]]\n"),
+    ("none", chat("A?", CALL, RESULT, ANSWER, tools=TOOLS),
+     '### Functions\n{"type": "function", "function": {"name": "f", "parameters": {}}}\n\n### Instruction\nA?\n\n'
+     '### Response\n[[<tool_call>{"name": "f", "arguments": {"a": "b"}}</tool_call></s>]]\n\n### Tool\n{"c": 1}\n\n'
+     "### Response\n[[Two.</s>]]\n\n"),
     ("none", chat(SYSTEM, "A?", "Red.", "B?", "Blue."),
      "### Context\nBe kind.\n\n### Instruction\nA?\n\n### Response\n[[Red.</s>]]\n\n### Instruction\nB?\n\n"
      "### Response\n[[Blue.</s>]]\n\n"),
@@ -146,7 +153,7 @@ ASKED = [
     ("chatml", IM_HEAD, ["<|im_end|>", "<|endoftext|>"]),
     ("llama3", HEAD, ["<|eot_id|>", "<|eom_id|>"]),
     ("qwen3", IM_HEAD + "<think>\n\n</think>\n\n", ["<|im_end|>"]),
-    ("qwen3.5", IM_HEAD + "<think>\n", ["<|im_end|>"]),
+    ("qwen3.5", IM_HEAD + "<think>\n\n</think>\n\n", ["<|im_end|>"]),
     ("mistral", " [/INST]", ["</s>"]),
     ("gemma", "<start_of_turn>model\n", ["<end_of_turn>", "<eos>"]),
     ("phi3", "<|assistant|>\n", ["<|end|>", "<|endoftext|>"]),
@@ -189,6 +196,15 @@ def test_options_choose_what_is_learned() -> None:
     bare = shown(encoder("qwen3", Options(thinking="off")), row)
     assert "Hm." not in bare
     assert bare.endswith("Red.<|im_end|>]]\n")
+    folded = encoder("gemma", Options(system="Be kind."))
+    prompt = folded.tokenizer.decode(folded.prompt(sample_of(chat("A?", "Red."))[0]))
+    asked = folded.tokenizer.apply_chat_template(
+        chat("A?")["messages"],
+        chat_template=folded.template.used(),
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert prompt == asked
     other = shown(encoder("mistral", Options(template="chatml")), chat("A?", "Red."))
     assert "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\n[[Red.</s>]]\n" == other
 

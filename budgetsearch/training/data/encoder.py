@@ -54,7 +54,7 @@ class Encoder:
         # What also ends a thought must not stop an answer short.
         between = "".join(known.leads)
         ends = [known.stop, *sorted(known.ends), known.follows]
-        return [end for end in ends if marks.fullmatch(end) and end not in between]
+        return [end for end in ends if marks.fullmatch(end) and (end == known.stop or end not in between)]
 
     def encode(self, sample: Sample) -> list[Encoded]:
         """The rows of a sample: one of a conversation, one or more of a text.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 PROBE, ASK, THOUGHT = "budgetsearch probe", "budgetsearch asks", "budgetsearch thinks"
 BLOCK = re.compile(r"\s*(<think>\s*)?(</think>\s*)?")
 """A think block that holds nothing, or one of its ends."""
-AT_END = re.compile(r"\s*(<think>\s*)(</think>\s*)?\Z|(</think>\s*)\Z")
+AT_END = re.compile(r"(<think>\s*)(</think>\s*)?\Z|(</think>\s*)\Z")
 OPEN = re.compile(r"\s*<think>\s*")
 Chat = list[dict[str, Any]]
 
@@ -25,6 +26,8 @@ class Known:
     """The think block at the end of the generation prompt, or its beginning."""
     leads: list[str] = field(default_factory=list)
     """What may stand between the head and what an answer says; first of an answer without anything else."""
+    call_lead: str | None = None
+    """The same of a call and its name; None where calls are not written."""
     stop: str = ""
     """The token that ends an answer; none if it is no token of its own."""
     ends: set[str] = field(default_factory=set)
@@ -39,6 +42,7 @@ class Known:
     """Whether it takes a think block inside of the content for reasoning."""
     empty: str | None = ""
     """The content of a turn that has calls alone."""
+    calls_need_ids: bool = False
     calls_as_text: bool = False
     """Whether it wants the arguments of a call as JSON text."""
 
@@ -53,9 +57,9 @@ def said(role: str, content: str | None, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
-def called(name: str, arguments: Any) -> dict[str, Any]:
+def called(name: str, arguments: Any, **more: Any) -> dict[str, Any]:
     """A call."""
-    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
 
 
 def probe(
@@ -72,7 +76,7 @@ def probe(
     _look_at_end(known, marks, plain, whole, attempt([ask, said("assistant", PROBE), said("user", THOUGHT)]))
     known.system = THOUGHT in ask_with([said("system", THOUGHT), ask])
     _look_at_thoughts(known, attempt)
-    _look_at_calls(known, attempt, marks)
+    _look_at_calls(known, attempt, marks, plain)
     return known
 
 
@@ -111,28 +115,33 @@ def _look_at_thoughts(known: Known, attempt: Callable[[Chat], str]) -> None:
     ask, inside = said("user", ASK), f"<think>\n{THOUGHT}\n</think>\n\n{PROBE}"
     beside = attempt([ask, said("assistant", PROBE, reasoning_content=THOUGHT)])
     inline = attempt([ask, said("assistant", inside)])
-    known.reasoning = "native" if THOUGHT in beside else "inline" if THOUGHT in inline else "insert"
+    # Where the template opens the block itself, a second one must not stand inside of it.
+    shows = THOUGHT in inline and not (known.opens and known.leads[0].startswith(known.tail))
+    known.reasoning = "native" if THOUGHT in beside else "inline" if shows else "insert"
     known.parses = beside == inline
     if known.reasoning == "native" and PROBE in beside:
         lead = _behind_head(known, beside, beside.index(THOUGHT))
         known.leads.append(lead + beside[beside.index(THOUGHT) : beside.rindex(PROBE)])
 
 
-def _look_at_calls(known: Known, attempt: Callable[[Chat], str], marks: re.Pattern[str]) -> None:
+def _look_at_calls(known: Known, attempt: Callable[[Chat], str], marks: re.Pattern[str], plain: str) -> None:
     """How a turn of calls alone is written best: some templates write an empty answer behind it."""
     found = []
-    for as_text in (False, True):
-        call = called(PROBE, '{"a": "b"}' if as_text else {"a": "b"})
-        for empty in ("", None):
-            text = attempt([said("user", ASK), said("assistant", empty, tool_calls=[call])])
-            if PROBE in text:
-                heads = text.count(known.head) if known.head else 0
-                found.append((heads, as_text, empty is None, text))
+    for as_text, empty, ids in itertools.product((False, True), ("", None), ({}, {"id": "probe0000"})):
+        call = called(PROBE, '{"a": "b"}' if as_text else {"a": "b"}, **ids)
+        text = attempt([said("user", ASK), said("assistant", empty, tool_calls=[call])])
+        if PROBE in text:
+            heads = text.count(known.head) if known.head else 0
+            found.append((heads, bool(ids), as_text, empty is None, text))
     if not found:
         return
-    _, known.calls_as_text, without, text = min(found)
+    _, known.calls_need_ids, known.calls_as_text, without, text = min(found)
     known.empty = None if without else ""
-    known.leads.append(_behind_head(known, text, text.index(PROBE)))
+    at = text.index(PROBE)
+    if known.head:
+        known.call_lead = _behind_head(known, text, at)
+    else:
+        known.call_lead = text[same_start(plain, text) : at].removeprefix(known.leads[0].lstrip())
     there = [mark.group() for mark in marks.finditer(text, text.index(PROBE))]
     if known.stop and there and not known.ends & {*there}:
         known.ends.add(there[-1])

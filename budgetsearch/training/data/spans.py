@@ -81,7 +81,7 @@ def _differing(
     template: Template, chat: Sequence[dict[str, Any]], tools: Sequence[Any], text: str, index: int
 ) -> tuple[int, int]:
     """Where the turn stands, by rendering others in its place."""
-    for other in _others(template, chat[index]):
+    for inside, other in _others(template, chat[index]):
         try:
             again = template.render([*chat[:index], other, *chat[index + 1 :]], tools)
         except Skip:
@@ -90,15 +90,18 @@ def _differing(
             start = same_start(text, again)
             room = min(len(text), len(again)) - start
             same = same_start(text[::-1][:room], again[::-1][:room])
-            return _start(template, text, start), _end(template, text, len(text) - same)
+            return _start(template, text, start, inside), _end(template, text, len(text) - same)
     raise Skip(HIDDEN)
 
 
-def _others(template: Template, turn: dict[str, Any]) -> list[dict[str, Any]]:
-    """What may stand in the place of a turn: some templates ask for a call in front of its result."""
-    plain = said("assistant", X)
+def _others(template: Template, turn: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What may stand in the place of a turn, and what of the answer comes before what differs then: some
+    templates ask for a call in front of its result."""
+    plain, lead = ("", said("assistant", X)), template.known.call_lead
     calls = [{**item, **called(X, item["function"]["arguments"])} for item in turn.get("tool_calls", ())]
-    return [plain, said("assistant", template.known.empty, tool_calls=calls)] if calls else [plain]
+    if not calls or lead is None:
+        return [plain]
+    return [plain, (lead, said("assistant", template.known.empty, tool_calls=calls))]
 
 
 def _outside(template: Template, text: str, at: int) -> int:
@@ -109,15 +112,22 @@ def _outside(template: Template, text: str, at: int) -> int:
     return at
 
 
-def _start(template: Template, text: str, at: int) -> int:
-    """Behind the head that is in front of ``at``, if nothing but what belongs to an answer is between."""
+def _start(template: Template, text: str, at: int, inside: str) -> int:
+    """Behind the head that is in front of ``at``, if nothing but what belongs to an answer is between.
+
+    ``inside``: what certainly belongs to it.
+    """
     at, known = _outside(template, text, at), template.known
+    if inside and not text.endswith(inside, 0, at):
+        raise Skip(HIDDEN)
+    at -= len(inside)
     if not known.head:
         lead = known.leads[0]
         return at - len(lead) if not lead.strip() and text.endswith(lead, 0, at) else at
     head = text.rfind(known.head, 0, at)
     gap = text[head + len(known.head) : at]
-    if head >= 0 and (BLOCK.fullmatch(gap) or any(lead.startswith(gap) for lead in known.leads)):
+    leads = [*known.leads, known.call_lead or ""]
+    if head >= 0 and (BLOCK.fullmatch(gap) or any(lead.startswith(gap) for lead in leads)):
         return head + len(known.head)
     return at
 
@@ -180,12 +190,12 @@ def _with_thought(
         return replace(found, asked=_reach(template, before, talk, found))
     text, (start, end), head = found.text, found.spans[-1], found.asked
     thought = split_thought(talk.turns[index])[0] if template.options.thinking != "off" else ""
-    if (start > head and known.opens) or (known.reasoning != "insert" and OPEN.match(text, head)):
-        return replace(found, asked=start)
-    opening = ""
-    for thinking in (None, True) if thought else (None,):
+    opening = text[head:start] if known.opens else ""
+    if opening and "</think>" in text[start:end]:  # the template fills the block itself
+        return replace(found, asked=_reach(template, before, talk, found))
+    for thinking in () if opening else (None, True) if thought else (None,):
         asked = _prompt(template, before, talk, thinking)
-        if asked and asked.startswith(text[:head]) and OPEN.fullmatch(asked[head:]):
+        if asked.startswith(text[:head]) and OPEN.fullmatch(asked[head:]):
             opening = asked[head:]
             break
     if not opening and not thought:
@@ -193,8 +203,8 @@ def _with_thought(
     wide = "\n" in opening or not opening
     block = f"{thought}\n</think>\n\n" if wide else f"{thought}</think>"
     block = (opening or "<think>\n") + block
-    begin, rest = head + len(opening), start if opening else head
-    text, moved = text[:head] + block + text[rest:], len(block) + head - rest
+    begin, moved = head + len(opening), len(block) + head - start
+    text = text[:head] + block + text[start:]
     return Rendered(text, [*found.spans[:-1], (begin, end + moved)], begin)
 
 

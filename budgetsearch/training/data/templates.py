@@ -30,9 +30,11 @@ SAID = 160
 
 OWN = """\
 {{- BOS }}
+{%- if tools %}{{- '### Functions\\n' + (tools | map('tojson') | join('\\n')) + '\\n\\n' }}{%- endif %}
 {%- for message in messages %}
     {%- if message.role == 'assistant' %}
-        {{- '### Response\\n' }}{% generation %}{{- message.content + EOS }}{% endgeneration %}{{- '\\n\\n' }}
+        {{- '### Response\\n' }}
+        {%- generation %}CALLS{{- EOS }}{%- endgeneration %}{{- '\\n\\n' }}
     {%- elif message.role in ('system', 'user') %}
         {{- ('### Context' if message.role == 'system' else '### Instruction') + '\\n' }}
         {{- message.content + '\\n\\n' }}
@@ -46,12 +48,19 @@ CHATML = """\
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}
     {%- if message.role == 'assistant' %}
-        {%- generation %}{{- message.content + EOS }}{%- endgeneration %}{{- '\\n' }}
+        {%- generation %}CALLS{{- EOS }}{%- endgeneration %}{{- '\\n' }}
     {%- else %}{{- message.content + '<|im_end|>\\n' }}{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
-NAMED = {"none": OWN, "chatml": CHATML}
+CALLS = """\
+{{- message.content or '' }}
+        {%- for call in message.tool_calls or [] %}
+            {{- ('\\n' if message.content or not loop.first else '') + '<tool_call>' }}
+            {{- (call.function | tojson) + '</tool_call>' }}
+        {%- endfor %}"""
+"""The text of an answer, and its calls."""
+NAMED = {"none": OWN.replace("CALLS", CALLS), "chatml": CHATML.replace("CALLS", CALLS)}
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,8 @@ class Template:
             turns.insert(0, Turn("system", self.options.system))
         if not self.known.system and turns[0].role in ("system", "developer"):
             turns = self._folded(turns)
-        return [self._message(turn) for turn in turns]
+        messages = [self._message(turn) for turn in turns]
+        return _numbered(messages) if self.known.calls_need_ids else messages
 
     def has_markers(self) -> bool:
         """Whether it says itself what the assistant writes."""
@@ -157,12 +167,16 @@ class Template:
             before += f"{{%- set enable_thinking = enable_thinking | default({value}) %}}\n"
         if self.options.system:
             turn = f"{{'role': 'system', 'content': {json.dumps(self.options.system)}}}"
-            before += f"{{%- if messages[0].role != 'system' %}}{{%- set messages = [{turn}] + messages %}}"
+            rest = "messages"
+            if not self.known.system:
+                text = f"{json.dumps(self.options.system)} + '\\n\\n' + messages[0].content"
+                turn, rest = f"{{'role': 'user', 'content': {text}}}", "messages[1:]"
+            before += f"{{%- if messages[0].role != 'system' %}}{{%- set messages = [{turn}] + {rest} %}}"
             before += "{%- endif %}\n"
         if not before and not self.own and not self.options.template:
             return ""
-        source = self.source if isinstance(self.source, str) else self.source["default"]
-        return before + source
+        source = self.tokenizer.get_chat_template()
+        return f"{before}{source}"
 
     def _folded(self, turns: list[Turn]) -> list[Turn]:
         if len(turns) < 2 or turns[1].role != "user":
@@ -241,6 +255,19 @@ class Template:
 
 
 ADVICE = f"give another one with --template FILE, or {', '.join(NAMED)}"
+
+
+def _numbered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With an id for each call that has none, and with that of its call for each result."""
+    open_calls: list[str] = []
+    for number, message in enumerate(messages):
+        for place, call in enumerate(message.get("tool_calls", ())):
+            call["id"] = call.get("id") or f"call{number:03d}{place:02d}"
+            open_calls.append(call["id"])
+        if message["role"] == "tool" and open_calls:
+            known = message.setdefault("tool_call_id", open_calls[0])
+            open_calls = [one for one in open_calls if one != known]
+    return messages
 
 
 def written(template: str) -> str:
