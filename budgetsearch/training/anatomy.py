@@ -22,6 +22,8 @@ class Anatomy:
     """What is known of a base model before its weights are read; numbers are weights."""
 
     class_name: str
+    auto: bool
+    """Whether AutoModelForCausalLM stands for it."""
     language: str
     """Where the language part lies in it."""
     other: Other | None
@@ -60,6 +62,7 @@ class Anatomy:
         """For the ledger, the manifest and the card."""
         return {
             "class": self.class_name,
+            "auto": self.auto,
             "language": self.language,
             "other_class": self.other.name if self.other else "",
             "other_language": self.other.language if self.other else "",
@@ -113,6 +116,8 @@ def examine(path: Path, *, targets: str = ALL_LINEAR, trust_remote_code: bool = 
 
 
 def _measured(model: Any, parts: Parts, chosen: Targets, other: Other | None, config: Any) -> Anatomy:
+    from transformers import AutoModelForCausalLM
+
     towers = sum(weights_of(model.get_submodule(name)) for name in parts.towers)
     matrices = {name: int(module.weight.numel()) for name, module in parts.linears.items()}
     own = {id(module.weight): name for name, module in parts.linears.items()}  # some models share blocks
@@ -122,6 +127,7 @@ def _measured(model: Any, parts: Parts, chosen: Targets, other: Other | None, co
     odd = {name: module for name, module in parts.linears.items() if name not in packed}
     return Anatomy(
         class_name=type(model).__name__,
+        auto=class_of(config, "the model") is AutoModelForCausalLM,
         language=parts.language,
         other=other,
         weights=weights_of(model) - towers,

@@ -14,6 +14,7 @@ import torch
 from budgetsearch.core.policy.jobs import OPTIONAL_SHARE
 from budgetsearch.core.records import CalibrateJob, Calibration, Params, Probe, Schedule, Segment
 from budgetsearch.storage.ownership import PROBE_TRIAL
+from budgetsearch.training.exactness import gangs_are_exact
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
 from budgetsearch.training.memory import free, is_memory_error
@@ -178,6 +179,8 @@ class _Bench:
         """Twice as many members each time, while that may pay and memory lasts."""
         found, before = [alone], alone
         most = 1 if self.job.quantization in GANGLESS else self.job.max_gang
+        if most > 1 and not self._members_stay_apart():
+            most = 1
         while 2 * before.members <= most and self._has_room(before) and self.has_time(self._double()):
             try:
                 probe = self.probe(2 * before.members, alone.micro_batch, alone.recompute)
@@ -190,6 +193,19 @@ class _Bench:
             before = probe
         free(self.shop.device)
         return found[1:]
+
+    def _members_stay_apart(self) -> bool:
+        """Whether a gang of two is exact in this model."""
+        try:
+            segments = [_segment(self.job, self.rank, n, 1, False) for n in range(2)]
+            training = GangTraining.set_up(self.base, segments, self.shop)
+            exact = gangs_are_exact(self.base, training.members, self.shop)
+        except Exception:  # out of memory, or a model that gangs cannot train
+            traceback.print_exc()
+            return False
+        if not exact:
+            self.shop.notice("in this model members of a gang would change each other, so each trains alone")
+        return exact
 
     def _double(self) -> float:
         """Seconds of a probe with twice as many members: a first step, and those that are timed."""

@@ -9,6 +9,7 @@ from typing import Any
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Score, cost_class
+from budgetsearch.views.loading import load_options, load_snippet, other_snippet
 from budgetsearch.views.shortfalls import adapter_shortfalls
 from budgetsearch.views.words import accuracy_of, printable
 
@@ -28,9 +29,14 @@ def adapter_manifest(
     facts = opened.facts if opened else {}
     return {
         "format": FORMAT,
-        "base": {key: model.get(key) for key in ("source", "loadable", "revision", "sha256", "licence")},
+        "base": {
+            **{key: model.get(key) for key in ("source", "loadable", "revision", "sha256", "licence")},
+            **({"anatomy": model["anatomy"]} if "anatomy" in model else {}),
+        },
         "quantization": quantization,
-        "load": load_options(quantization, device_of(history)),
+        "load": load_options(
+            quantization, device_of(history), str((model.get("anatomy") or {}).get("checkpoint", ""))
+        ),
         "template": data.get("template"),
         "data": dict(data),
         "trial_id": state.trial_id,
@@ -59,11 +65,11 @@ def adapter_card(
         "best one a full run, all within one fixed budget.\n",
         *_missing(history),
         _section("Result", _results(history, state)),
-        _section("How to load it", ["```python", *load_snippet(model, quantization, ".", history), "```"]),
+        _section("How to load it", _loading(history, model, quantization)),
         _section("Training", _training(history, state, quantization)),
         _section("Base model", _facts(model, ("source", "revision", "sha256", "licence"))),
         _section("Data", _data_lines(data)),
-        _section("Limits", LIMITS),
+        _section("Limits", [*LIMITS, *([INT8] if quantization == "int8" else [])]),
     ]
     return printable("\n".join(parts))
 
@@ -75,54 +81,27 @@ LIMITS = (
     "- Use the adapter with the base model and the quantization above: others shift its outputs.",
     "- It inherits the limits, biases and licence terms of the base model and of the data.",
 )
+INT8 = (
+    "- LLM.int8() looks at all rows of a batch at once: losses are those of batches, and a row alone differs "
+    "a little, more where a router then chooses other experts."
+)
 
 
 # ---------------------------------------------------------------------------- loading
 
 
-def load_options(quantization: str, device: str) -> dict[str, Any]:
-    """Arguments of ``AutoModelForCausalLM.from_pretrained`` that give the base as it was in training."""
-    if quantization in ("fp32", "bf16"):
-        return {"dtype": "float32" if quantization == "fp32" else "bfloat16"}
-    compute = "float32" if device == "cpu" else "bfloat16"
-    if quantization == "int8":
-        return {"dtype": compute, "quantization_config": {"load_in_8bit": True}}
-    return {
-        "dtype": compute,
-        "quantization_config": {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": compute,
-        },
-    }
+def _loading(history: History, model: Mapping[str, Any], quantization: str) -> list[str]:
+    device = device_of(history)
+    lines = ["```python", *load_snippet(model, quantization, ".", device, stops=_stops(history)), "```"]
+    if other := other_snippet(model, quantization, ".", device):
+        name = model["anatomy"]["other_class"]
+        lines += ["", f"On the class `{name}` of the same model:", "", "```python", *other, "```"]
+    return lines
 
 
-def load_snippet(model: Mapping[str, Any], quantization: str, adapter: str, history: History) -> list[str]:
-    """Python lines that load base, adapter and tokenizer."""
-    options = load_options(quantization, device_of(history))
-    given = [f"dtype={options['dtype']!r}"]
-    imports = "AutoModelForCausalLM, AutoTokenizer"
-    config = options.get("quantization_config")
-    if config:
-        imports += ", BitsAndBytesConfig"
-        inner = ", ".join(f"{key}={value!r}" for key, value in config.items())
-        given.append(f"quantization_config=BitsAndBytesConfig({inner})")
-    base = str(model.get("loadable") or model.get("source") or "BASE")
-    ends: list[str] = []
-    if history.opened and history.opened.facts.get("data", {}).get(
-        "stops"
-    ):  # the base may end answers elsewhere
-        imports += ", GenerationConfig"
-        ends.append(f"model.generation_config = GenerationConfig.from_pretrained({adapter!r})")
-    return [
-        "from peft import PeftModel",
-        f"from transformers import {imports}",
-        f"base = AutoModelForCausalLM.from_pretrained({base!r}, {', '.join(given)})",
-        f"model = PeftModel.from_pretrained(base, {adapter!r})",
-        *ends,
-        f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
-    ]
+def _stops(history: History) -> bool:
+    """Whether answers end elsewhere than the base's configuration says."""
+    return bool(history.opened and history.opened.facts.get("data", {}).get("stops"))
 
 
 def load_lines(history: History) -> list[str]:
@@ -131,7 +110,8 @@ def load_lines(history: History) -> list[str]:
     if best is None or path is None or history.opened is None:
         return []
     model = history.opened.facts.get("model", {})
-    return load_snippet(model, cost_class(best.trial.params), path, history)
+    quantization, device = cost_class(best.trial.params), device_of(history)
+    return load_snippet(model, quantization, path, device, stops=_stops(history))
 
 
 def device_of(history: History) -> str:
@@ -196,6 +176,9 @@ def _training(history: History, state: TrialState, quantization: str) -> list[st
     lines = [f"- {name}: {value}" for name, value in state.trial.params.items()]
     lines += [f"- tokens: {state.best_tokens}", f"- batch: {state.trial.batch_size} sequences"]
     lines += [f"- seed: {state.trial.seed}", f"- base held in {quantization}"]
+    anatomy = (history.opened.facts.get("model", {}) if history.opened else {}).get("anatomy") or {}
+    if anatomy.get("adapters"):
+        lines.append(f"- {anatomy['adapters']}")
     if history.opened:
         lines.append(f"- budget of the whole search: {history.opened.budget_seconds:.0f} s")
     lines.append(f"- configurations tried: {sum(1 for t in history.trials.values() if t.started)}")

@@ -208,7 +208,7 @@ def test_the_snippet_loads_what_was_exported(tmp_path: Path, monkeypatch: pytest
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from budgetsearch.views.card import load_snippet
+    from budgetsearch.views.loading import load_snippet
     from tests.support.tiny import make_tiny_model
 
     base_path = make_tiny_model(tmp_path / "model")
@@ -230,7 +230,7 @@ def test_the_snippet_loads_what_was_exported(tmp_path: Path, monkeypatch: pytest
     exporter = AdapterExporter(tmp_path / "run", checkpoints, facts, data, base_path)
     path = exporter.export(story.history, best(story), final=True)
     loaded: dict[str, Any] = {}
-    exec("\n".join(load_snippet(facts, "fp32", path, story.history)), loaded)
+    exec("\n".join(load_snippet(facts, "fp32", path, "cpu", stops=True)), loaded)
 
     ids = loaded["tokenizer"]("abc", return_tensors="pt").input_ids
     with torch.no_grad():

@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from budgetsearch.training.adapters import Adapter
+from budgetsearch.training.anatomy import examine
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.modes import training_mode
 from budgetsearch.training.parts import Parts
-from budgetsearch.training.targets import KNOWN, Other
+from budgetsearch.training.targets import KNOWN
+from budgetsearch.views.loading import load_snippet, other_snippet
 from tests.support.families import VOCAB
 
 STEPS, RATE, LENGTH = 3, 1e-2, 12
@@ -27,8 +29,8 @@ MEMBERS = ({"rank": 4, "alpha": 8.0}, {"rank": 2, "alpha": 2.0})
 
 def double(model: Any) -> Any:
     """The same in float64; fused experts multiply one by one, since torch groups only narrower types."""
-    if Parts(model).routed:
-        model.set_experts_implementation("eager")
+    if Parts(getattr(model, "get_base_model", lambda: model)()).routed:
+        getattr(model, "get_base_model", lambda: model)().set_experts_implementation("eager")
     return model.double()
 
 
@@ -105,37 +107,22 @@ class Zoo:
         """The base as transformers alone loads it, frozen, in evaluation mode, in float64."""
         return double(type(self.base).from_pretrained(self.path).eval()).requires_grad_(False)
 
-    def other(self, other: Other) -> Any:
-        """The same on the other class, as a model card says it."""
-        import transformers
-
-        options: dict[str, Any] = {}
-        if not other.whole:
-            config = transformers.AutoConfig.from_pretrained(self.path)
-            text = config.get_text_config()
-            text.tie_word_embeddings = config.tie_word_embeddings
-            places = r"^(model\.language_model|language_model\.model)\."
-            names = {places: f"{other.language}.", r"^language_model\.lm_head": "lm_head"}
-            options = {"config": text, "key_mapping": names}
-        model, about = getattr(transformers, other.name).from_pretrained(
-            self.path, output_loading_info=True, **options
-        )
-        assert not about["missing_keys"]
-        return double(model.eval())
+    def card(self, folder: Path, *, other: bool) -> float | None:
+        """The loss of an exported adapter, loaded by the lines of its card; None where there are no such."""
+        model = {"loadable": str(self.path), "anatomy": examine(self.path).facts()}
+        lines = (other_snippet if other else load_snippet)(model, "fp32", str(folder), "cpu")
+        if not lines:
+            return None
+        found: dict[str, Any] = {}
+        exec("\n".join(line for line in lines if "AutoTokenizer." not in line), found)
+        with torch.no_grad():
+            return float(row_losses(double(found["model"].eval()), self.rows[0]).mean())
 
     def wearing(self, member: Adapter) -> float:
         """The loss that this package reports of a member."""
         gang = Gang(self.base, [member], gradients=False)
         with torch.no_grad(), gang.worn(), gang.passing(Pass([2], [LENGTH])):
             return float(row_losses(self.base, self.rows[0]).mean())
-
-    def reloaded(self, model: Any, folder: Path, **options: Any) -> float:
-        """The loss that plain PEFT gives of an exported adapter."""
-        from peft import PeftModel
-
-        worn = PeftModel.from_pretrained(model, folder, **options).eval()
-        with torch.no_grad():
-            return float(row_losses(worn, self.rows[0]).mean())
 
 
 def export(member: Adapter, folder: Path) -> Path:

@@ -333,3 +333,21 @@ def test_a_model_that_cannot_recompute_is_tried_plain_after_all(
     monkeypatch.setattr(calibrate._Bench, "probe", probe)
     found = measured(base, shop, ranks=(4,), micro_batches=((0, 4),))
     assert (found.status, found.micro_batch, found.recompute) == ("ok", 1, False)
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_gangs_are_of_one_where_members_would_change_each_other(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch, mixing: bool
+) -> None:
+    """A layer that looks at all rows at once is found out by trying, and said."""
+    rates(monkeypatch, {1: 100.0, 2: 200.0, 4: 400.0})
+    said: list[str] = []
+    handle = base.model.layers[0].register_forward_hook(
+        lambda module, args, output: output + 0.5 * output.mean(dim=0, keepdim=True) if mixing else output
+    )
+    try:
+        found = measured(base, dataclasses.replace(shop, notice=said.append))
+    finally:
+        handle.remove()
+    assert (1 if mixing else 4) == found.gang
+    assert mixing == any("change each other" in text for text in said)

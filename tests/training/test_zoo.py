@@ -48,13 +48,11 @@ def test_a_family_trains_as_plain_peft_and_loads_again(family: str, tmp_path: Pa
     folder, said = export(member, tmp_path / "adapter"), zoo.wearing(member)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
-        assert said == pytest.approx(zoo.reloaded(zoo.plain(), folder), abs=ROUNDED)
-        if (other := zoo.known.other) is not None and other.name != "Llama4ForConditionalGeneration":
-            # In transformers 5.24 that class itself cannot read text without an image.
-            place = {rf"^{re.escape(Parts(zoo.base).language)}\.": f"{other.language}."}
-            assert said == pytest.approx(
-                zoo.reloaded(zoo.other(other), folder, key_mapping=place), abs=ROUNDED
-            )
+        assert said == pytest.approx(zoo.card(folder, other=False), abs=ROUNDED)
+        if family != "llama4":  # whose whole reads no text without an image in transformers 5.24
+            there = zoo.card(folder, other=True)
+            assert (zoo.known.other is None) == (there is None)
+            assert there is None or said == pytest.approx(there, abs=ROUNDED)
 
 
 @pytest.mark.parametrize("family", lanes())

@@ -17,8 +17,8 @@ from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.reports import Beat
 from budgetsearch.storage.files import local_time
-from budgetsearch.views.card import load_snippet
 from budgetsearch.views.drawing import above
+from budgetsearch.views.loading import load_snippet
 from budgetsearch.views.progress import LiveProgress, PlainProgress
 from budgetsearch.views.report.markdown import text_of
 from budgetsearch.views.report.numbers import numbers_of
@@ -233,7 +233,7 @@ def test_a_bar_in_a_message_does_not_break_the_table() -> None:
 @pytest.mark.parametrize("quantization", ["fp32", "bf16", "int8", "nf4"])
 def test_the_loading_snippet_is_five_lines_of_python(quantization: str) -> None:
     """It compiles, and it names base, adapter and quantization."""
-    lines = load_snippet(MODEL, quantization, "runs/a/adapter", whole_run().history)
+    lines = load_snippet(MODEL, quantization, "runs/a/adapter", "cpu")
     compile("\n".join(lines), "snippet", "exec")
     assert len(lines) == 5
     assert "'org/tiny'" in lines[2]
