@@ -15,8 +15,8 @@ from budgetsearch.training.members import Member, Shop
 from budgetsearch.training.modes import mixed
 
 ROUNDED = 1e-3
-"""Relative difference of a member's gradients, alone and beside another: in 32 bits sums in another order come
-to less."""
+"""Relative difference of a member's gradients, alone and beside another: in 32 bits sums in another order
+come to less."""
 ROUNDED_HALF = 0.2
 """The same in 16 bits, where a router may choose another expert; members that mix differ by about 1."""
 STIRRED = 0.02
