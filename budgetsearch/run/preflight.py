@@ -23,6 +23,7 @@ from budgetsearch.run.choose_engine import check_engine, is_elsewhere
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.shared import check_shared, folder_of, own_place
+from budgetsearch.training.data.gym import GYM
 from budgetsearch.training.data.models import BIG_MODEL
 from budgetsearch.training.data.origins import Origin, check_spelling, on_hub, origins_of
 from budgetsearch.training.data.samples import check_rows
@@ -91,7 +92,8 @@ def anchored(settings: Settings) -> Settings:
 def _anchored(origin: Origin) -> str:
     """Of a pattern the folder that it is looked for in; what is not on this disk stays as it is."""
     path = Path(origin.source).expanduser()
-    here = path.exists() or (glob.has_magic(origin.source) and not on_hub(origin.source))
+    generated = origin.source.startswith(GYM)  # its parameters look like a pattern
+    here = path.exists() or (glob.has_magic(origin.source) and not generated and not on_hub(origin.source))
     bare, sign, query = origin.source.rpartition("?split=")
     if not here and sign and Path(bare).expanduser().exists():
         return origin.at(f"{Path(bare).expanduser().absolute()}{sign}{query}")

@@ -14,6 +14,7 @@ import pytest
 from budgetsearch.core.errors import DeviceError, SettingsError, SpaceError
 from budgetsearch.run.configuration import default_out, load_settings
 from budgetsearch.run.fields import default_of, takes_of
+from budgetsearch.run.preflight import anchored
 from budgetsearch.run.prepare import prepare_inputs
 from budgetsearch.run.settings import RunSettings, Settings
 from tests.support.fake_nvml import FakeNvml, card
@@ -263,3 +264,16 @@ def test_a_run_folder_is_always_decided(tmp_path: Path) -> None:
     """A given one stands; else it is below runs/."""
     assert Path("x/y") == load(tmp_path, {**CPU, "out": "x/y"}).out
     assert "runs" == str((load(tmp_path).out or Path()).parent)
+
+
+def test_sources_are_anchored_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a resume works from any folder: files, folders with a split and patterns, each with its weight;
+    what is generated or on the Hub stays as it is."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "x.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    local = ["x.jsonl=2", "d?split=train=1", "d/*.jsonl=1"]
+    others = ["reasoning-gym:chain_sum?size=4=1", "hub:o/n?split=train=1", "o/n=1"]
+    settings = load_settings({"data": [*local, *others], "gpu": "cpu", "out": "run"})
+    expected = [f"{tmp_path}/{one}" for one in local] + others
+    assert expected == anchored(settings).data.splitlines()
