@@ -224,6 +224,7 @@ class AdapterExporter:
             (self._new / TEMPLATE_FILE).write_text(template, encoding="utf-8")
         if stops := self.data_facts.get("stops"):
             config = _object(self.tokenizer_files_from / GENERATION_FILE)
+            config.pop("_from_model_config", None)  # generation would take the base's ends again
             known = config.get("eos_token_id")
             known = known if isinstance(known, list) else [known]
             ends = [end for end in dict.fromkeys([*stops, *known]) if end is not None]

@@ -161,7 +161,8 @@ def _keep_what_runs(model: Any, config: Any, quantization: str) -> None:
         ) from error
     useless = [place for name in parts.towers for place in _unreached(model, name, reached)]
     known = Known(
-        idle=frozenset(parts.linears.keys() - learning),
+        # Where no gradient reaches any of them, as in a head of zeros, that says nothing of the layers.
+        idle=frozenset(parts.linears.keys() - learning if learning else ()),
         given_up=tuple(name for name, _ in model.named_modules() if _is_in(name, useless)),
         other=other_of(config, model),
     )

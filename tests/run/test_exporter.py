@@ -193,7 +193,8 @@ def test_the_adapter_says_where_answers_end_and_how_to_ask(house: House, story: 
     """Beside what the base says of generation: the trained ends first, and the template that rows were
     rendered with."""
     model = house.root / "model"
-    (model / "generation_config.json").write_text('{"eos_token_id": 1, "temperature": 0.6}', encoding="utf-8")
+    base = '{"_from_model_config": true, "eos_token_id": 1, "temperature": 0.6}'
+    (model / "generation_config.json").write_text(base, encoding="utf-8")
     facts = {**FACTS["data"], "stops": [7, 1], "chat_template": "{{ messages }}"}
     exporter = dataclasses.replace(house.exporter(), data_facts=facts)
     path = Path(exporter.export(story.history, best(story), final=True))

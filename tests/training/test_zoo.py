@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from budgetsearch.core.errors import ModelError
 from budgetsearch.machine.configs import find_shape
 from budgetsearch.training.anatomy import examine
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.parts import Parts
+from budgetsearch.training.targets import targets_of
 from tests.support.families import FAMILIES, build
+from tests.support.tiny import make_tiny_model
 from tests.support.zoo import Zoo, export
 
 TYPICAL = ("llama_tied", "gpt2", "opt", "qwen3_next", "gpt_oss", "nemotron_h", "mistral3", "qwen3_5")
@@ -83,3 +86,12 @@ def test_a_family_is_what_its_anatomy_says(family: str, tmp_path: Path) -> None:
     kept = {id(m.weight): m for m in packed.modules() if isinstance(m, Linear4bit)}
     counted = sum(m.in_features * m.out_features for m in kept.values())
     assert counted == pytest.approx(found.packable, abs=0.04 * found.weights)
+
+
+def test_where_no_gradient_reaches_any_layer_all_of_them_wear_adapters(tmp_path: Path) -> None:
+    """A head of zeros says nothing of the layers below it: it may learn first."""
+    folder = make_tiny_model(tmp_path / "model", layers=1)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"].zero_()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert 7 == len(targets_of(load_base(str(folder), "fp32", "cpu"), "all-linear").names)
