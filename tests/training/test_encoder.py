@@ -198,11 +198,8 @@ def test_options_choose_what_is_learned() -> None:
     assert bare.endswith("Red.<|im_end|>]]\n")
     folded = encoder("gemma", Options(system="Be kind."))
     prompt = folded.tokenizer.decode(folded.prompt(sample_of(chat("A?", "Red."))[0]))
-    asked = folded.tokenizer.apply_chat_template(
-        chat("A?")["messages"],
-        chat_template=folded.template.used(),
-        tokenize=False,
-        add_generation_prompt=True,
+    asked = folded.template.asking().apply_chat_template(
+        chat("A?")["messages"], tokenize=False, add_generation_prompt=True
     )
     assert prompt == asked
     other = shown(encoder("mistral", Options(template="chatml")), chat("A?", "Red."))

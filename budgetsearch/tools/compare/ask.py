@@ -200,6 +200,8 @@ class Asking:
                 yield Question(task, entrant, adapter, one.adapter.parent, about, options)
 
     def _put(self, question: Question, room: Room, model: Any) -> TaskResult:
+        from budgetsearch.training.data.templates import Template
+
         what = f"{question.entrant}: {question.task.name}"
         self.tick(what, 0, 0)
 
@@ -208,8 +210,11 @@ class Asking:
 
         if question.task.ours:
             return room.own_answers(model, question, self.asked.limit, tick)
+        tokenizer = room.tokenizer
+        if self.asked.chat_template:
+            tokenizer = Template(room.tokenizer, question.options).asking()
         return ask_harness(
-            model, room.tokenizer, question.task,
+            model, tokenizer, question.task,
             limit=self.asked.limit, folder=self.asked.folder,
             chat=self.asked.chat_template, batch=room.batch,
         )  # fmt: skip

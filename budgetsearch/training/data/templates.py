@@ -178,6 +178,12 @@ class Template:
         source = self.tokenizer.get_chat_template()
         return f"{before}{source}"
 
+    def asking(self) -> Any:
+        """A tokenizer whose own chat template asks as training asked."""
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.chat_template = self.used() or tokenizer.chat_template
+        return tokenizer
+
     def _folded(self, turns: list[Turn]) -> list[Turn]:
         if len(turns) < 2 or turns[1].role != "user":
             raise Skip("the chat template has no system role, and no user turn follows the system text")
