@@ -51,7 +51,7 @@ class Prepared:
     @property
     def anatomy(self) -> Anatomy:
         """The base model's parts, and where adapters go."""
-        return _examined(self.base.path, self.settings.targets, self.settings.trust_remote_code)
+        return examined(self.base.path, self.settings.targets, self.settings.trust_remote_code)
 
     @cached_property
     def shape(self) -> ModelShape | None:
@@ -67,8 +67,13 @@ class Prepared:
 
 
 @cache
-def _examined(path: Path, targets: str, trust_remote_code: bool) -> Anatomy:
-    """Once in a process: it takes a second or two."""
+def examined(path: Path, targets: str, trust_remote_code: bool) -> Anatomy:
+    """The anatomy of the base model in a folder; found once in a process, for it takes a second or two.
+
+    Raises:
+        ModelError: it cannot be trained here at all.
+        SettingsError: ``targets`` names no layer of it.
+    """
     from budgetsearch.training.anatomy import examine
     from budgetsearch.training.quiet import quiet
 
@@ -116,7 +121,7 @@ def prepare_inputs(
         trust_remote_code=settings.trust_remote_code,
         say=say,
     )
-    anatomy = _examined(base.path, settings.targets, settings.trust_remote_code)
+    anatomy = examined(base.path, settings.targets, settings.trust_remote_code)
     check_possible(settings.model, quantizations, anatomy.refused)
     say(anatomy.sentence())
     data = prepare(

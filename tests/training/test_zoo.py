@@ -17,6 +17,7 @@ from budgetsearch.training.bases import load_base
 from budgetsearch.training.parts import Parts
 from budgetsearch.training.targets import targets_of
 from tests.support.families import FAMILIES, build
+from tests.support.models_page import PAGE, row_of
 from tests.support.tiny import make_tiny_model
 from tests.support.zoo import Zoo, export
 
@@ -64,6 +65,7 @@ def test_a_family_is_what_its_anatomy_says(family: str, tmp_path: Path) -> None:
     counts, a plan's too, are the loaded model's; 4 bits are where they are promised, or nf4 is refused."""
     path = build(family, tmp_path)
     found = examine(path)
+    assert row_of(family, found) in PAGE.read_text(encoding="utf-8").splitlines()
     base = load_base(str(path), "fp32", "cpu")
     parts = Parts(base)
     assert sum(p.numel() for p in base.parameters()) == found.weights

@@ -13,6 +13,7 @@ from budgetsearch.machine.host import gib
 from budgetsearch.machine.profiles import profile
 from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.preflight import INPUTS, largest_adapter, run_need
+from budgetsearch.run.prepare import check_possible, examined
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.shared import folder_of, url_of
@@ -98,6 +99,15 @@ def _model(settings: Settings, cache: Path, space: Space) -> Iterator[Check]:
         return
     for name, check in model.CHECKS.items():
         yield attempt(name, partial(check, facts))
+    if facts.folder is not None:
+        yield attempt("adapters", partial(_adapters, settings, facts.folder, space))
+
+
+def _adapters(settings: Settings, folder: Path, space: Space) -> Check:
+    """What a run finds out of the model's modules before it measures anything."""
+    found = examined(folder, settings.targets, settings.trust_remote_code)
+    check_possible(settings.model, space.quantizations, found.refused)
+    return ok("adapters", found.sentence().removeprefix("adapters "))
 
 
 def _repositories(settings: Settings) -> list[Repository]:

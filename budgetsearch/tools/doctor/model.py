@@ -43,6 +43,8 @@ class ModelFacts:
     """Where getting it writes to; None: this package's own cache."""
     shape: ModelShape | None = None
     """None: unknown."""
+    folder: Path | None = None
+    """Where its files lie on this machine; None: nowhere yet."""
 
 
 def on_hub(source: str) -> bool:
@@ -77,7 +79,8 @@ def look(source: str, cache: Path, repository: Repository | None) -> ModelFacts:
 
 def _folder(path: Path, text: str) -> ModelFacts:
     weights = f"{_count_weights(path):,} weights"
-    return ModelFacts(f"{text}, {weights}", _licence(path), _has_template(path), 0, shape=_shape(path))
+    shape = _shape(path)
+    return ModelFacts(f"{text}, {weights}", _licence(path), _has_template(path), 0, None, shape, path)
 
 
 def _shape(path: Path) -> ModelShape | None:
