@@ -26,7 +26,7 @@ commands = typer.Typer()
 
 @commands.command(
     cls=SettingsCommand,
-    epilog="Example:  budgetsearch doctor --gpu a100 --model mistralai/Mistral-7B-v0.1 --out runs/mine",
+    epilog="Example:  budgetsearch doctor --gpu a100 --model Qwen/Qwen3-8B-Base --out runs/mine",
 )
 @with_options(settings_options(("model", "revision", "data", "gpu", "device", "out")))
 def doctor(

@@ -67,7 +67,7 @@ def test_the_default_model_fits_its_card(name: str) -> None:
     """A 7B in 16 bits trains in 21.3 GB (litgpt); smaller cards get a smaller one."""
     found = profile(name)
     assert found.usable_bytes is not None
-    assert (found.usable_bytes > 21.3e9) == ("Mistral-7B" in found.model)
+    assert (found.usable_bytes > 21.3e9) == ("Qwen3-8B" in found.model)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_16_bits_are_those_that_the_card_has_units_for(
 
 
 def test_auto_gives_an_unknown_card_a_model_that_fits() -> None:
-    """A 7B where there is room for it, else a small one."""
+    """An 8B where there is room for it, else a small one."""
     found = [detect("auto", nvml=FakeNvml(card("NVIDIA X", gib))).profile for gib in (48, 8)]
-    assert ["mistralai/Mistral-7B-v0.1", "HuggingFaceTB/SmolLM2-1.7B"] == [p.model for p in found]
+    assert ["Qwen/Qwen3-8B-Base", "HuggingFaceTB/SmolLM3-3B"] == [p.model for p in found]
     assert [profile("a100").revision, profile("t4").revision] == [p.revision for p in found]
 
 

@@ -57,7 +57,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_profile(tmp_path: Path) -
 def test_the_card_of_the_file_gives_the_defaults(tmp_path: Path) -> None:
     """A named card needs no driver to know its defaults."""
     found = load(tmp_path, {}, "gpu: a100\n")
-    assert ("mistralai/Mistral-7B-v0.1", "lora", 16, 1024) == (
+    assert ("Qwen/Qwen3-8B-Base", "lora", 16, 1024) == (
         found.model, found.space, found.batch_size, found.max_length,
     )  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_auto_takes_the_defaults_of_the_card_that_is_here(tmp_path: Path) -> Non
     """gpu stays auto, the rest follows the card."""
     nvml = FakeNvml(card("Tesla T4", 15))
     found = load_settings({}, cwd=tmp_path, nvml=nvml)
-    assert ("auto", "HuggingFaceTB/SmolLM2-1.7B") == (found.gpu, found.model)
+    assert ("auto", "HuggingFaceTB/SmolLM3-3B") == (found.gpu, found.model)
 
 
 def test_an_explicit_file_replaces_the_one_in_the_folder(tmp_path: Path) -> None:

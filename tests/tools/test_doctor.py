@@ -36,7 +36,7 @@ from budgetsearch.tools.doctor.machine import DriverFacts, Machine
 
 NAMES = [
     *("python", "packages", "torch", "card", "cuda", "driver", "bitsandbytes", "nvml"),
-    *("disk", "shared memory", "hub", "model", "licence", "chat template"),
+    *("disk", "shared memory", "hub", "model", "licence", "chat template", "adapters"),
     *("space", "targets", "data"),
 ]
 DiskUsage = namedtuple("DiskUsage", "total used free")
@@ -967,3 +967,23 @@ def test_the_command_prints_json(place: list[str]) -> None:
 def test_wrong_usage_has_code_2(place: list[str]) -> None:
     """As with every other command."""
     assert 2 == invoke("--gpu", "h1000")[0]
+
+
+def test_a_model_that_cannot_be_trained_fails_with_what_works(
+    tmp_path: Path, tiny_model: Path, rows_file: Path
+) -> None:
+    """What a run would find out of the model's modules is a line of the doctor, not the end of a search."""
+    folder = tmp_path / "packed"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    packed = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": packed}))
+    space = (Path(__file__).parents[2] / "search_spaces/lora_small.yaml").read_text(encoding="utf-8")
+    alone = space.replace("values: [fp32, nf4]", "values: [nf4]").replace(
+        "{weights: [1, 1]}", "{weights: [1]}", 1
+    )
+    (tmp_path / "nf4.yaml").write_text(alone, encoding="utf-8")
+    given = {"gpu": "cpu", "model": str(folder), "data": str(rows_file), "space": str(tmp_path / "nf4.yaml")}
+    found = check_of(examine({**given, "out": str(tmp_path / "run")}, cache=tmp_path / "cache"), "adapters")
+    assert "fail" == found.state
+    assert "quantized already (fp8)" in found.text + found.remedy
