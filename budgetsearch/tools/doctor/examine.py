@@ -23,6 +23,7 @@ from budgetsearch.tools.doctor.hub import Repository
 from budgetsearch.tools.doctor.model import ModelFacts
 from budgetsearch.training.data.origins import origins_of
 
+ALL_LINEAR = "all-linear"
 Say = Callable[[Check], None]
 
 
@@ -105,7 +106,8 @@ def _model(settings: Settings, cache: Path, space: Space) -> Iterator[Check]:
 
 def _adapters(settings: Settings, folder: Path, space: Space) -> Check:
     """What a run finds out of the model's modules before it measures anything."""
-    found = examined(folder, settings.targets, settings.trust_remote_code)
+    named = all(name.strip() for name in settings.targets.split(","))  # else another line says so
+    found = examined(folder, settings.targets if named else ALL_LINEAR, settings.trust_remote_code)
     check_possible(settings.model, space.quantizations, found.refused)
     return ok("adapters", found.sentence().removeprefix("adapters "))
 
