@@ -26,7 +26,7 @@ from budgetsearch.core.events import CardWatched, Closed, Heartbeat, Opened
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.deadline import ENDING
-from budgetsearch.core.records import PHASES, Score
+from budgetsearch.core.records import PHASES, Revision, Score
 from budgetsearch.core.reports import Beat, CardUse
 from budgetsearch.storage.ledger import Ledger, read_entries
 from budgetsearch.storage.runfolder import RunFolder
@@ -39,7 +39,7 @@ from budgetsearch.views.report.over_time import PHASE_GROUPS
 from budgetsearch.views.study.importance import importances
 from tests.support.browser import Page, browser_page
 from tests.support.comparable import Standing
-from tests.support.factories import FACTS, Story, best_scored, params, whole_run
+from tests.support.factories import FACTS, Story, best_scored, params, paused, whole_run
 from tests.support.simulation import make_driver
 
 SECTIONS = [
@@ -61,6 +61,7 @@ FIGURES = {
     "timeline",
     "ladder",
     "progress",
+    "rate",
     "memory_front",
     "importance",
     "rank_agreement",
@@ -223,6 +224,23 @@ def test_the_figures_show_the_numbers() -> None:
     front = next(trace for trace in figures["memory_front"].data if trace["name"] == "Pareto front")
     assert len(front["x"]) == sum(1 for t in found.trials if t.on_memory_front)
     assert {trace["name"] for trace in figures["memory_over_time"].data} == {"memory in use", "utilization"}
+    assert len(figures["rate"].data[0]["x"]) == sum(
+        span.train_seconds > 0 and span.stop_tokens > span.start_tokens for span in found.timeline.spans
+    )
+
+
+def test_the_rate_shows_where_a_full_run_moved_its_end() -> None:
+    """A diamond at the moment, with what it was and what was done."""
+    story = paused()
+    segment = story.start(1, 2, "full run starts")
+    middle = (segment.start_tokens + segment.stop_tokens) // 2
+    change = Revision(middle, replace(segment.schedule, stop_tokens=segment.stop_tokens - 1), 0.48)
+    story.end(segment, 0.8, revisions=(change,))
+    (_, moved) = figures_of(numbers(story))["rate"].data
+    assert moved["name"] == "the end moves"
+    assert "0.48 times as fast as foreseen" in moved["text"][0]
+    span = next(one for one in numbers(story).timeline.spans if one.revisions)
+    assert span.start_seconds <= 60 * moved["x"][0] <= span.stop_seconds  # drawn in minutes
 
 
 def test_idle_seconds_do_not_look_like_lost_ones() -> None:

@@ -113,6 +113,7 @@ FIGURES = (
     over_time.timeline,
     across_trials.ladder,
     over_time.progress,
+    over_time.rate,
     across_trials.memory_front,
     across_trials.importance,
     across_trials.rank_agreement,

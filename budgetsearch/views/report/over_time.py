@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
+from budgetsearch.core.records import Revision
 from budgetsearch.views.drawing import (
     BEST,
     BLUE,
@@ -205,6 +207,51 @@ def _spent(numbers: Numbers) -> tuple[str, list[float], float]:
         unit, divisor = time_unit(numbers)
         title, times = f"charged {_gpu(numbers)}time", [p.charged_seconds / divisor for p in points]
     return f"{title} ({unit})", times, max(whole / divisor, times[-1])
+
+
+def rate(numbers: Numbers) -> Figure | None:
+    """Tokens per second of each segment, and where a full run moved its end because of them."""
+    spans = [s for s in numbers.timeline.spans if s.train_seconds and s.stop_tokens > s.start_tokens]
+    if not spans:
+        return None
+    unit, divisor = time_unit(numbers)
+    colours = trial_colours(numbers)
+    rates = [(span.stop_tokens - span.start_tokens) / span.train_seconds for span in spans]
+    marker = {"color": [colours.get(span.trial_id, OTHER) for span in spans], "size": 8}
+    words = [_span_words(span) for span in spans]
+    times = [span.stop_seconds / divisor for span in spans]
+    data = [dots_of("a segment", times, rates, marker, words, "%{y:.0f} tokens/s<br>%{text}")]
+    legend = [*trial_legend(numbers, "●")]
+    moved = [(span, per_second, change)
+             for span, per_second in zip(spans, rates, strict=True) for change in span.revisions]  # fmt: skip
+    if moved:
+        data.append(_moved_ends(moved, divisor))
+        legend.append(Key("◇", INK, "a full run moves its end"))
+    layout = layout_of(f"time since the start ({unit})", "training rate (tokens per second)", height=260)
+    layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
+    shows = f"From {min(rates):.0f} to {max(rates):.0f} tokens/s; {len(moved)} times an end was moved."
+    return Figure("rate", data, layout, shows, tuple(legend))
+
+
+def _moved_ends(moved: Sequence[tuple[Span, float, Revision]], divisor: float) -> Json:
+    return dots_of(
+        "the end moves",
+        [_moment(span, change.tokens) / divisor for span, _, change in moved],
+        [per_second for _, per_second, _ in moved],
+        {"symbol": "diamond-open", "size": 10, "color": INK},
+        [
+            f"at {change.tokens} tokens trial {span.trial_id} trains {change.rate:.2f} times as fast as "
+            f"foreseen; its full run now ends at {change.schedule.stop_tokens}"
+            for span, _, change in moved
+        ],
+        "%{text}",
+    )
+
+
+def _moment(span: Span, tokens: int) -> float:
+    """About when a segment had come so far."""
+    share = (tokens - span.start_tokens) / max(1, span.stop_tokens - span.start_tokens)
+    return span.start_seconds + min(1.0, share) * (span.stop_seconds - span.start_seconds)
 
 
 def memory_over_time(numbers: Numbers) -> Figure | None:

@@ -21,7 +21,7 @@ from budgetsearch.core.events import (
     SegmentEnded,
     SegmentStarted,
 )
-from budgetsearch.core.records import PHASES, Segment, SegmentResult
+from budgetsearch.core.records import PHASES, Revision, Segment, SegmentResult
 from budgetsearch.views.report.workers import Accounts
 from budgetsearch.views.words import CUT_OFF
 
@@ -55,6 +55,10 @@ class Span:
     peak_bytes: int
     promotion: bool
     reason: str
+    train_seconds: float = 0.0
+    """Of training alone; a gang's members share theirs by the tokens that each has seen."""
+    revisions: tuple[Revision, ...] = ()
+    """How the end of a full run was moved on the way."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,8 @@ class _Walk:
             peak_bytes=result.peak_bytes if result else 0,
             promotion=is_promotion(segment, reason),
             reason=reason,
+            train_seconds=result.seconds.get("train", 0.0) if result else 0.0,
+            revisions=result.revisions if result else (),
         )
 
 
