@@ -125,6 +125,15 @@ BROKEN = [
 ]
 
 
+def test_columns_that_nothing_is_made_of_are_said_once(tmp_path: Path) -> None:
+    """With the number of rows that hold something there, and nothing that a terminal would obey."""
+    rows = [{"question": "q", "answer": "a", "id": 0, "no\x1bte": note} for note in ("", "n", None)]
+    source = write(tmp_path / "x.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    said: list[str] = []
+    assert 3 == len(list(samples.find([Origin(source)])[0].samples(Tally(), said.append)))
+    assert [f"columns of {source} that nothing is made of: id (3 rows), no?te (1 rows)"] == said
+
+
 @pytest.mark.parametrize(("name", "line", "place", "why"), BROKEN)
 def test_a_broken_row_is_counted_and_the_next_is_read(
     tmp_path: Path, name: str, line: str | bytes, place: str, why: str

@@ -11,6 +11,7 @@ from typing import Any
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError
 from budgetsearch.training.data.conversation import Sample, Skip, Text
+from budgetsearch.training.data.shapes import check_characters
 from budgetsearch.training.data.spans import rendered
 from budgetsearch.training.data.templates import Options, Template
 
@@ -108,7 +109,7 @@ class Encoder:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def _texts(self, text: str) -> list[Encoded]:
-        _check_characters(text)
+        check_characters(text)
         ids = list(self.tokenizer(text, verbose=False)["input_ids"])
         eos = self.tokenizer.eos_token_id
         if eos is not None and ids[-1:] != [eos]:
@@ -123,7 +124,7 @@ class Encoder:
 
     def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a text, and the characters of each."""
-        _check_characters(text)
+        check_characters(text)
         fast = getattr(self.tokenizer, "is_fast", False)
         # A row above the model's length is cut later, no need to warn.
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
@@ -155,14 +156,6 @@ class Encoder:
         if pending or at != len(text):
             raise Skip("the tokenizer does not say which of its tokens are which characters")
         return places
-
-
-def _check_characters(text: str) -> None:
-    """Half a surrogate pair (an escape such as \\ud800 in JSON) is no character of any text."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise Skip(f"it holds {text[error.start]!r}, half a character") from None
 
 
 def questions(encoder: Encoder, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[int]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,11 +16,13 @@ from budgetsearch.core.ports import Say
 from budgetsearch.training.data.conversation import Sample, Skip, Text, from_json
 from budgetsearch.training.data.lines import Broken
 from budgetsearch.training.data.origins import Located, Origin, locate
-from budgetsearch.training.data.shapes import parse_columns, sample_of
+from budgetsearch.training.data.shapes import parse_columns, sample_of, shown
 from budgetsearch.training.data.tally import Tally
 
 FIRST_ROWS = 10_000
 """One of so many must be usable before anything else is done."""
+SHOWN = 8
+"""Names of columns that nothing is made of."""
 Look = Callable[[int], None]
 """Hears the number of each row before it is looked at."""
 
@@ -43,18 +46,23 @@ class Source:
         Raises:
             DataError: it cannot be read.
         """
-        columns = parse_columns(self.origin.columns)
+        columns, idle = parse_columns(self.origin.columns), Counter[str]()
         for number, (place, row) in enumerate(itertools.islice(self.located.rows(say), most)):
             look(number)
             if isinstance(row, Broken):
                 tally.add(row.why, [place])
                 continue
             try:
-                sample, _ = sample_of(row, place, columns)
+                sample, used = sample_of(row, place, columns)
             except Skip as skip:
                 tally.add(skip.reason, [place])
                 continue
+            idle.update(str(name) for name in row.keys() - used if row[name] not in (None, ""))
             yield sample if self.located.files else replace(sample, check=row["check"])
+        if idle and self.located.files:
+            some = ", ".join(f"{shown(name, 40)} ({rows} rows)" for name, rows in idle.most_common(SHOWN))
+            more = f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else ""
+            say(f"columns of {self.located.source} that nothing is made of: {some}{more}")
 
 
 def find(origins: Sequence[Origin], say: Say = lambda _: None) -> list[Source]:

@@ -333,7 +333,20 @@ def _text(value: Any, column: str) -> str:
         return _content(value)[0]
     if isinstance(value, (Mapping, bytes)):
         raise Skip(f"{column!r} is no text; make it text")
-    return json.dumps(value) if isinstance(value, (bool, int, float)) else str(value)
+    return check_characters(json.dumps(value) if isinstance(value, (bool, int, float)) else str(value))
+
+
+def check_characters(text: str) -> str:
+    """The text, if there are no halves of surrogate pairs in it, such as an escape \\ud800 in JSON leaves.
+
+    Raises:
+        Skip: there is one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Skip(f"it holds {text[error.start]!r}, half a character") from None
+    return text
 
 
 def _parsed(value: Any, column: str) -> Any:
@@ -359,4 +372,9 @@ def _is_list(value: Any) -> bool:
 
 def _names(row: Row) -> str:
     names = ", ".join(map(str, row)) or "none"
-    return "".join(c if c.isprintable() else "?" for c in names[:SHOWN])
+    return shown(names, SHOWN)
+
+
+def shown(text: str, most: int) -> str:
+    """So much of a stranger's text on one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most])

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from budgetsearch.core.errors import DataError
 from budgetsearch.training.data.conversation import Conversation, Skip, Turn, split_thought
 from budgetsearch.training.data.probes import ASK, PROBE, Known, probe, said
+from budgetsearch.training.data.shapes import shown
 
 DAY = datetime.datetime(2024, 7, 26)
 """Today, for every template that asks: rows must not depend on the day of the run."""
@@ -138,7 +139,7 @@ class Template:
             )  # fmt: skip
         except Exception as error:  # a template is a stranger's program: it may divide by zero or call itself
             words = " ".join(str(error).split()) or type(error).__name__
-            raise Skip(f"the chat template does not take it: {_shown(words)}") from None
+            raise Skip(f"the chat template does not take it: {shown(words, SAID)}") from None
         return texts[0], found[0] if found else []
 
     def chat(self, talk: Conversation) -> list[dict[str, Any]]:
@@ -289,13 +290,8 @@ def written(template: str) -> str:
     except (OSError, ValueError) as error:
         known = ", ".join(NAMED)
         raise DataError(
-            f"--template {_shown(template)}: neither {known} nor a file that can be read ({error})"
+            f"--template {shown(template, SAID)}: neither {known} nor a file that can be read ({error})"
         ) from None
     if "{{" not in text and "{%" not in text:
-        raise DataError(f"--template {_shown(template)}: there is no Jinja template in this file")
+        raise DataError(f"--template {shown(template, SAID)}: there is no Jinja template in this file")
     return text
-
-
-def _shown(text: str) -> str:
-    """A stranger's text on one line, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:SAID]
