@@ -400,3 +400,13 @@ def test_the_plan_for_several_gpus_is_told() -> None:
     assert "a run takes --engine ray for it" in text
     open_ended = plan(hours=2, engine="ray")
     assert "every GPU that Ray sees" in next(g.source for g in open_ended.guesses if g.what == "workers")
+
+
+def test_a_plan_says_what_no_quantization_shrinks(tmp_path: Path) -> None:
+    """Routed experts are counted in 16 bits or more, and a line says so; a dense model has none."""
+    from tests.support.families import build
+
+    experts, dense = (plan(model=str(build(name, tmp_path / name))) for name in ("qwen3_moe", "qwen3"))
+    (line,) = [guess for guess in experts.guesses if guess.what == "routed experts"]
+    assert line.value.startswith("4") and "of the weights, in 16 or 32 bits" in line.value
+    assert [] == [guess for guess in dense.guesses if guess.what == "routed experts"]

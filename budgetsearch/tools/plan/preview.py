@@ -215,12 +215,22 @@ def _nothing_works(inputs: Inputs, found: Mapping[str, Calibration]) -> DeviceEr
     )
 
 
+def _experts(inputs: Inputs) -> list[Guess]:
+    """What stays as wide as it is under every quantization."""
+    if inputs.shape is None or not inputs.shape.experts:
+        return []
+    share = inputs.shape.experts / inputs.shape.weights
+    source = "no quantization here shrinks them, and they wear no adapters"
+    return [Guess("routed experts", f"{share:.0%} of the weights, in 16 or 32 bits", source)]
+
+
 def _guesses(inputs: Inputs, found: Mapping[str, Calibration], measured: bool) -> list[Guess]:
     data = inputs.data
     weights = f"{inputs.shape.weights / 1e9:.2f}B weights" if inputs.shape else "not foreseen"
     known = [
         *_workers(inputs.settings),
         Guess("shape of the model", weights, inputs.shape_source),
+        *_experts(inputs),
         Guess("memory of the card", gib(inputs.card.usable_bytes), inputs.card.profile.source),
     ]
     earlier = [
