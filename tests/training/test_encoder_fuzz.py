@@ -57,7 +57,7 @@ def encoder(name: str, length: int | None = None, thinking: Any = "keep") -> Enc
     return Encoder(bytes_tokenizer(specials, template, **names), Options(thinking=thinking), length)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(name=TEMPLATE, row=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4))
 def test_nothing_but_a_reason_comes_out_of_a_row_of_anything(name: str, row: dict[str, Any]) -> None:
     """Neither a traceback nor a row without anything to learn."""
@@ -106,7 +106,7 @@ def answers(talk: Conversation) -> list[Turn]:
     return [talk.turns[i] for i in talk.trained()]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(name=TEMPLATE, thinking=st.sampled_from(["keep", "off"]), messages=talks(PLAIN))
 def test_what_is_learned_is_what_the_assistant_says(
     name: str, thinking: str, messages: list[dict[str, Any]]
@@ -133,7 +133,7 @@ def test_what_is_learned_is_what_the_assistant_says(
         assert found.ids[: len(prompt)] == prompt
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(name=TEMPLATE, messages=talks(WORDS), length=st.sampled_from([8, 24, 60]))
 def test_text_that_looks_like_a_template_is_text(
     name: str, messages: list[dict[str, Any]], length: int
