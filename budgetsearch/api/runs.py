@@ -16,6 +16,7 @@ from budgetsearch.api.display import display
 from budgetsearch.api.explained import explained
 from budgetsearch.api.given import given
 from budgetsearch.core.errors import RunFolderError, SettingsError
+from budgetsearch.core.events import Opened
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.ports import Watcher
@@ -185,6 +186,11 @@ def search(settings: RunSettings, config: PathLike | None, resume: str, beside: 
                 shared=chosen.shared,
                 trust_remote_code=chosen.trust_remote_code,
             )
+            begun = next(iter(read_entries(folder.ledger)), None)
+            known = begun.event.settings if begun is not None and isinstance(begun.event, Opened) else {}
+            for role in ("model", "data", "valid"):
+                if (named := getattr(chosen, role)) == known.get(role):
+                    again[role] = named
             return Run(**vars(session.resume(folder, again, caller, patient=True)))
         return Run(**vars(session.start(chosen, caller)))
 
@@ -207,7 +213,8 @@ def resume(
         changes: ``hours``, which it may take in all; ``deadline``, another one or the first; ``storage``, the
             study's URL again with its password, which stands nowhere in the run; ``engine``, ``gpus`` and
             ``address``, as on another cluster; ``shared``, ``trust_remote_code``, the storage and the address
-            again where the run has them, for its folder may be a stranger's.
+            again where the run has them, for its folder may be a stranger's; of a run that was begun
+            elsewhere also ``model``, ``data`` and ``valid``, where they have to be fetched.
 
     Raises:
         RunFolderError: there is no run in the folder, or it is in use.

@@ -112,6 +112,9 @@ ASKED: Mapping[str, Any] = {
         str | None, typer.Option(help="Card to ask on, or cpu.", show_default="that of the first run")
     ],
     "trust_remote_code": TrustAgain,
+    "model": Annotated[
+        str | None, typer.Option(help="Base of a run that was begun elsewhere, again: it may be fetched.")
+    ],
 }
 """The fields of ``Tasks``."""
 

@@ -6,14 +6,29 @@ with a flag; everything else is read and can do no harm.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import SettingsError, UntrustedCode
+from budgetsearch.core.events import Opened
 from budgetsearch.run.fields import flag_of
 from budgetsearch.run.settings import Changes
+from budgetsearch.storage.files import append_to, cache_folder
+from budgetsearch.storage.ledger import read_entries
+from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import url_of
+from budgetsearch.training.data.origins import origins_of
+
+LOGGER = logging.getLogger("budgetsearch.run.permissions")
+REMOTE = ("hub:", "pypi:")
+BEGUN = "runs-begun"
+"""In the cache: a line for each run that this user began."""
 
 ASKED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "trust_remote_code": (bool, "lets code that comes with its base model run on this machine"),
@@ -29,12 +44,14 @@ ASKED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 """By setting: which values of a run's are used only if the flag says the same again, and what they do."""
 TAKEN: Mapping[str, str] = {
-    "model revision": "fetched as data: a wheel from PyPI is unpacked, never installed; code needs its flag",
-    "data valid": "read as rows, and its hash must be what it was",
+    "model revision": "fetched as data (FETCHED); a wheel from PyPI is unpacked, never installed",
+    "data valid": "read as rows (FETCHED), and its hash must be what it was",
     "space": "the ledger's plan holds it; YAML without tags",
     "out": "not used: the run is where the user says",
     "gpu device engine gpus": "what of this machine is used",
     "hours deadline grace_seconds": "how long",
+    "columns bad_rows system thinking train_on": "how rows are read and written",
+    "template": "rendered in a sandbox, and stopped where it takes too long",
     "seed split_seed": "numbers",
     "max_length batch_size eta first_rung full_share max_epochs valid_share max_rows": "numbers",
     "max_trials max_gang eval_share task_examples optimizer torch_compile targets": "how it trains",
@@ -42,6 +59,90 @@ TAKEN: Mapping[str, str] = {
     "fresh_calibration": "what is measured instead of remembered",
 }
 """The other settings, and why they may come from anywhere."""
+
+
+FETCHED: Mapping[str, Callable[[str], bool]] = {
+    "model": lambda source: not Path(source).expanduser().exists(),
+    "data": lambda source: any(one.source.startswith(REMOTE) for one in origins_of(source)),
+    "valid": lambda source: any(one.source.startswith(REMOTE) for one in origins_of(source)),
+}
+"""By setting: which sources come over the network. Those of a run that this user has not begun are fetched
+only if its flag names them again."""
+
+
+def remember(opened: Opened) -> None:
+    """Keep in mind that this user begins this run; its folder alone cannot say so."""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with append_to(cache_folder() / BEGUN) as file:
+            file.write(f"{_digest(opened)}\n".encode())
+    except OSError as error:
+        LOGGER.warning("What this run fetches is asked for again when it goes on: %s.", error)
+
+
+def check_source(run: Path, role: str, source: str, given: str | None) -> None:
+    """Refuse to fetch what only a folder from elsewhere asks for.
+
+    Args:
+        run: the folder of a run, or of its adapter.
+        role: the setting: model, data or valid.
+        source: what it names.
+        given: what this user names.
+
+    Raises:
+        SettingsError: the flag is missing; it is named.
+    """
+    if given == source or not FETCHED[role](source) or _was_begun_here(run, role, source):
+        return
+    flag = f"{flag_of(role)} {shlex.quote(source)}"
+    raise SettingsError(
+        f"{run} was not begun by you here, and {source} would be fetched for it. If you trust it, allow it "
+        f"with {flag}; a folder that may be somebody else's does not decide that."
+    )
+
+
+def check_sources(run: Path, settings: Mapping[str, Any], changes: Changes) -> None:
+    """The same of all that a run which goes on has.
+
+    Raises:
+        SettingsError: a flag is missing, or names something else than the run has.
+    """
+    for role in FETCHED:
+        source, given = settings.get(role), changes.get(role)
+        if given is not None and str(given) != source:
+            raise SettingsError(
+                f"{flag_of(role)} {given}: a run goes on with what it has ({source}); the flag only allows "
+                "to fetch that. With something else, start a new run."
+            )
+        if source:
+            check_source(run, role, str(source), None if given is None else str(given))
+
+
+def _was_begun_here(run: Path, role: str, source: str) -> bool:
+    """Whether this user began the run, and with this source."""
+    for folder in map(RunFolder, (run, run.absolute().parent)):
+        if folder.has_ledger():
+            entry = next(iter(read_entries(folder.ledger)), None)
+            opened = entry.event if entry is not None else None
+            return (
+                isinstance(opened, Opened)
+                and source in str(opened.settings.get(role))
+                and _digest(opened) in _begun()
+            )
+    return False
+
+
+def _begun() -> frozenset[str]:
+    try:
+        return frozenset((cache_folder() / BEGUN).read_text(encoding="utf-8").split())
+    except (OSError, ValueError):
+        return frozenset()
+
+
+def _digest(opened: Opened) -> str:
+    """Of what the run began with; its facts hold a random name."""
+    text = json.dumps(encode([opened.settings, opened.facts]), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_permitted(settings: Mapping[str, Any], changes: Changes) -> None:

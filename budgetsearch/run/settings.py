@@ -261,15 +261,15 @@ class Changes(TypedDict, total=False):
     address: str | None
     shared: str | None
     trust_remote_code: bool | None
+    model: str | os.PathLike[str] | None
+    data: Any
+    valid: str | os.PathLike[str] | Sequence[str] | None
 
 
 class RunSettings(Changes, total=False):
     """The settings as keywords of ``run``, for type checkers; None counts as not given."""
 
-    model: str | os.PathLike[str] | None
     revision: str | None
-    data: Any
-    valid: str | os.PathLike[str] | Sequence[str] | None
     columns: str | Sequence[str] | None
     bad_rows: str | int | None
     template: str | os.PathLike[str] | None

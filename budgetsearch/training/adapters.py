@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from budgetsearch.core.errors import ModelError
+from budgetsearch.core.codec import read_json
+from budgetsearch.core.errors import CheckpointError, ModelError
 from budgetsearch.core.records import Params
 from budgetsearch.training.gang import Tensors
 from budgetsearch.training.targets import targets_of
@@ -103,6 +105,56 @@ class Adapter:
             found[f"{PREFIX}{name}.lora_A.weight"] = self.average[f"{name}/A"].cpu().contiguous()
             found[f"{PREFIX}{name}.lora_B.weight"] = self.average[f"{name}/B"].t().cpu().contiguous()
         return found
+
+
+OURS = frozenset(
+    {
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "target_parameters",
+        "rank_pattern",
+        "alpha_pattern",
+    }
+    | {"base_model_name_or_path", "inference_mode"}
+)
+"""What a configuration of ours decides; all else is PEFT's default for a LoRA adapter of a language model."""
+
+
+def worn(base: Any, folder: Path) -> Any:
+    """The base with the adapter in a folder on it, which may be a stranger's, as PEFT loads it.
+
+    Raises:
+        CheckpointError: its configuration asks for more than a plain LoRA adapter: PEFT imports modules,
+            grows the base or reads other files where it is told to.
+    """
+    from peft import PeftModel
+
+    path = folder / "adapter_config.json"
+    try:
+        check_plain(read_json(path.read_bytes()))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not that of an adapter of ours: {error}") from error
+    model = PeftModel.from_pretrained(base, folder, is_trainable=False)
+    model.eval()
+    return model
+
+
+def check_plain(config: Any) -> None:
+    """Insist on the configuration of a plain LoRA adapter.
+
+    Raises:
+        ValueError: it is none; names the key.
+    """
+    from peft import LoraConfig
+
+    if not isinstance(config, dict):
+        raise ValueError("it holds no mapping")
+    usual = {key: _plain(value) for key, value in LoraConfig(task_type="CAUSAL_LM").to_dict().items()}
+    for key, value in config.items():
+        if key not in OURS and key != "peft_version" and value and value != usual.get(key):
+            raise ValueError(f"it sets {key[:40]!r} to {str(value)[:80]!r}")
 
 
 def _plain(value: Any) -> Any:

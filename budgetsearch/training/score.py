@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.policy.jobs import MAX_ANSWERS
 from budgetsearch.core.records import Score, ScoreJob
+from budgetsearch.training.adapters import worn
 from budgetsearch.training.evaluate import (
     EVAL_BATCH,
     accuracy,
@@ -48,11 +49,8 @@ class Answers:
 
 def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> Score:
     """Losses, then answers while the limit lasts; afterwards the base is bare again."""
-    from peft import PeftModel
-
     timer = Timer()
-    model = PeftModel.from_pretrained(base, shop.checkpoint_path / job.checkpoint, is_trainable=False)
-    model.eval()
+    model = worn(base, shop.checkpoint_path / job.checkpoint)
     result = Score(status="ok", quantization=job.quantization)
     if job.eval_examples:
         result = _measured(model, job, shop, started, result)

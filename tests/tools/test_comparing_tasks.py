@@ -44,7 +44,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         run = write_run(folder / name, score(), settings=values, facts=facts)
         torch.manual_seed(number)
         # B of random weights too: a fresh adapter would answer as its base does.
-        lora = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+        lora = LoraConfig(
+            r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+        )
         get_peft_model(load_base(str(tiny_model), "fp32", "cpu"), lora).save_pretrained(run / "adapter")
         best = read_history(run / "ledger.sqlite").incumbent
         assert best is not None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.errors import DataError, ModelError
 from budgetsearch.core.plan import Plan
+from budgetsearch.run.permissions import check_source
 from budgetsearch.run.prepare import options_of
 from budgetsearch.run.settings import Settings
 from budgetsearch.storage.ledger import read_history
@@ -126,6 +127,7 @@ class Asking:
         if not able:
             return
         for one in able:
+            check_source(Path(one.run.path), "model", one.settings.model, self.asked.model)
             if one.settings.trust_remote_code and not self.asked.trust_remote_code:
                 one.base(self.cache, False, self.say)  # before the first answer, not after hours of them
         from budgetsearch.machine.detect import detect
@@ -272,10 +274,9 @@ class Room:
         if adapter is None:
             yield self.base
             return
-        from peft import PeftModel
+        from budgetsearch.training.adapters import worn
 
-        model = PeftModel.from_pretrained(self.base, adapter, is_trainable=False)
-        model.eval()
+        model = worn(self.base, adapter)
         try:
             yield model
         finally:

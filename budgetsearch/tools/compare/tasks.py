@@ -36,6 +36,8 @@ class Tasks:
     """Card to ask on; None: that of the first run."""
     trust_remote_code: bool = False
     """Whether code that came with a base may run, if it ran in the run."""
+    model: str | None = None
+    """The base of a run that was begun elsewhere: it may be fetched."""
 
     def check(self) -> None:
         """Insist on options that fit together.
@@ -45,8 +47,8 @@ class Tasks:
         """
         if self.names is None and self != Tasks():
             raise UsageError(
-                "--limit, --task-data, --chat-template, --trust-remote-code and --gpu belong to --tasks; "
-                "name tasks too."
+                "--limit, --task-data, --chat-template, --trust-remote-code, --model and --gpu belong to "
+                "--tasks; name tasks too."
             )
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit must be 1 or more; it is {self.limit}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from budgetsearch.core.errors import DataError, ModelError, UsageError
 from budgetsearch.core.ports import Say
 from budgetsearch.run.manifest_schema import Base, File, Found, Manifest, Rows, Source
+from budgetsearch.run.permissions import check_source
 from budgetsearch.run.prepare import prepare_inputs
 from budgetsearch.storage.files import cache_folder
 from budgetsearch.training.data.origins import origins_of
@@ -216,10 +217,12 @@ def _locate(found: Found, flag: str, wanted: Base | Source, given: str | None) -
 
     Raises:
         ModelError, DataError: a local one is nowhere.
+        SettingsError: it would be fetched for a folder from elsewhere.
     """
     if given is not None:
         return given
     if wanted.path is None:
+        check_source(found.folder, flag, wanted.source, given)
         return wanted.source
     homes = [found.folder, found.folder.parent]
     if found.folder.name == "adapter":
