@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from typing import Annotated
 
@@ -45,6 +46,9 @@ def main() -> None:
     from budgetsearch.run.process import leave, take_process
 
     take_process()
+    # A ledger is read into hundreds of thousands of records that stay: to look through them for garbage again
+    # and again takes a fifth of the time.
+    gc.set_threshold(50_000)
     code = 0
     try:
         app()

@@ -85,15 +85,26 @@ def _union_decoder(options: tuple[Any, ...]) -> Decoder:
 
 
 def _record_decoder(kind: Any) -> Decoder:
-    fields = {name: _decoder(hint) for name, hint in typing.get_type_hints(kind).items()}
+    name, fields = kind.__name__, typing.get_type_hints(kind)
+    decoders = {field: _decoder(hint) for field, hint in fields.items()}
+    inner = tuple((field, decoder) for field, decoder in decoders.items() if decoder is not _as_it_is)
+    every, checked = frozenset((*fields, "is")), hasattr(kind, "__post_init__")
 
     def record(value: Any) -> Any:
-        if not isinstance(value, dict) or value.get("is") != kind.__name__:
-            raise ValueError(f"expected a {kind.__name__} record, found {str(value)[:80]!r}")
-        known = {name: fields[name](item) for name, item in value.items() if name in fields}
-        try:
-            return kind(**known)
-        except TypeError as error:
-            raise ValueError(f"a {kind.__name__} record is incomplete: {error}") from error
+        if not isinstance(value, dict) or value.get("is") != name:
+            raise ValueError(f"expected a {name} record, found {str(value)[:80]!r}")
+        known = {**value} if value.keys() <= every else {key: value[key] for key in value if key in every}
+        del known["is"]
+        for field, decoder in inner:
+            if field in known:
+                known[field] = decoder(known[field])
+        if checked or len(known) < len(fields):  # the rest has its defaults
+            try:
+                return kind(**known)
+            except TypeError as error:
+                raise ValueError(f"a {name} record is incomplete: {error}") from error
+        made = object.__new__(kind)  # a frozen record's own way to set its fields takes several times as long
+        made.__dict__.update(known)
+        return made
 
     return record

@@ -16,7 +16,7 @@ from budgetsearch.core.secrets import without_secrets
 from budgetsearch.machine.clock import Timing
 from budgetsearch.run.export import exporter_of
 from budgetsearch.run.failure import keep_traceback
-from budgetsearch.run.permissions import check_permitted
+from budgetsearch.run.permissions import check_permitted, check_sources
 from budgetsearch.run.settings import Changes
 from budgetsearch.storage.files import cache_folder
 from budgetsearch.storage.ledger import read_entries
@@ -30,16 +30,20 @@ AMPLE_SECONDS = 600.0
 
 
 def conclude(
-    folder: RunFolder, say: Say, timing: Timing | None = None, entries: Sequence[Entry] = ()
+    folder: RunFolder,
+    say: Say,
+    timing: Timing | None = None,
+    entries: Sequence[Entry] = (),
+    changed: bool = True,
 ) -> None:
     """Write manifest and reports within what is left of the time; what cannot be written is said.
 
     A signal ends it: the run is over, and reports can be written at any time. ``entries``: the ledger's,
-    of whoever has read them.
+    of whoever has read them. ``changed``: there is something that reports of before do not tell.
     """
     command = f"budgetsearch report {folder.command_word}"
     try:
-        _write(folder, say, timing, entries or list(read_entries(folder.ledger)))
+        _write(folder, say, timing, entries or list(read_entries(folder.ledger)), changed)
     except KeyboardInterrupt:
         say(f"stopped before the reports were written; `{command}` writes them")
     except OSError as error:
@@ -51,19 +55,27 @@ def conclude(
         say(f"the reports could not be written: {what}{where}; `{command}` writes them")
 
 
-def _write(folder: RunFolder, say: Say, timing: Timing | None, entries: Sequence[Entry]) -> None:
+def _write(
+    folder: RunFolder, say: Say, timing: Timing | None, entries: Sequence[Entry], changed: bool
+) -> None:
     from budgetsearch.run.manifest import write_manifest
 
     history = fold(entries)
     write_manifest(folder, history)
+    if not changed and folder.reports_stand():
+        return
     left = timing.seconds_left() if timing else AMPLE_SECONDS
     if untold := write_in_time(folder, entries, history, left):
         say(untold)
 
 
-def make_up(folder: RunFolder, history: History, changes: Changes, say: Say) -> None:
+def make_up(
+    folder: RunFolder, entries: Sequence[Entry], history: History, changes: Changes, say: Say
+) -> bool:
     """What the process of a run that is over may not have come to, if it was killed right then: the study's
     last lines, and removing what nobody needs any more. An adapter that was damaged since is written again.
+
+    Returns whether something was missing.
     """
     from budgetsearch.run.export import mend
     from budgetsearch.views.study.mirror import mirror_of
@@ -72,20 +84,25 @@ def make_up(folder: RunFolder, history: History, changes: Changes, say: Say) -> 
     assert opened is not None
     try:
         check_permitted(opened.settings, changes)
+        check_sources(folder.path, opened.settings, changes)
     except UsageError as error:
         say(f"nothing of the finished run is made up: {error}")
-        return
+        return True
+    behind = not folder.study_is_level(entries[-1].seq)
     try:
-        mirror = mirror_of(resumed_storage(opened, changes.get("storage")), folder, opened)
-        mirror.catch_up(history)
-        folder.note_study(mirror.level)
-        mirror.close()
+        if behind:
+            mirror = mirror_of(resumed_storage(opened, changes.get("storage")), folder, opened)
+            mirror.catch_up(history)
+            level = mirror.level
+            mirror.close()
+            folder.note_study(level, entries[-1].seq)
     except SettingsError as error:
         LOGGER.warning("The Optuna study is not looked at. %s", error)
     exporter = exporter_of(folder, opened, folder.adapter)
-    mend(exporter, history, say, lambda: _tokenizer(opened.settings, say))
+    mended = mend(exporter, history, say, lambda: _tokenizer(opened.settings, say))
     exporter.sweep(history)
     folder.tidy()
+    return behind or mended
 
 
 def _tokenizer(known: Mapping[str, Any], say: Say) -> Path:

@@ -272,24 +272,26 @@ def mend(
     history: History,
     say: Callable[[str], None],
     tokenizer: Callable[[], Path],
-) -> None:
-    """Write the adapter of a run that is over again from its checkpoint, if it was damaged or is another's.
+) -> bool:
+    """Write the adapter of a run that is over again from its checkpoint, if it was damaged or is another's;
+    returns whether it was not as it should be.
 
     ``tokenizer``: finds a folder with the tokenizer's files.
     """
     best = history.incumbent
     try:
         if best is None or exporter.stands(str(best.best_checkpoint)):
-            return
+            return False
     except UnreadableError as error:
         say(str(error))
-        return
+        return True
     wrong = "damaged or another trial's" if exporter.target.is_dir() else "missing"
     say(f"the adapter in {exporter.target} is {wrong}; it is written again")
     try:
         exporter.with_tokenizer(tokenizer()).export(history, best, final=True)
     except (CheckpointError, DiskError, UsageError) as error:
         say(f"it cannot be written again: {error}")
+    return True
 
 
 def exporter_for(exporter: AdapterExporter, shared: str | None) -> AdapterExporter:

@@ -31,7 +31,7 @@ from budgetsearch.run.configuration import revised
 from budgetsearch.run.export import exporter_of
 from budgetsearch.run.failure import marked
 from budgetsearch.run.foresight import check_hours
-from budgetsearch.run.permissions import check_permitted
+from budgetsearch.run.permissions import check_permitted, check_sources, remember
 from budgetsearch.run.preflight import Resolved, anchored, card_of, check_room, resolve
 from budgetsearch.run.prepare import (
     Prepared,
@@ -176,8 +176,8 @@ def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool
             if history.opened is None:
                 raise folder.never_began()
             if history.closed is not None and history.closed.state == "finished":
-                make_up(folder, history, changes, caller.say)
-                conclude(folder, caller.say, entries=entries)
+                changed = make_up(folder, entries, history, changes, caller.say)
+                conclude(folder, caller.say, entries=entries, changed=changed)
                 return result_of(folder, history)
             session = _gone_on_with(folder, lock, history, changes, caller)
             search(session)
@@ -203,6 +203,7 @@ def _gone_on_with(
     assert opened is not None
     settings = Settings.model_validate(dict(opened.settings))
     check_permitted(opened.settings, changes)
+    check_sources(folder.path, opened.settings, changes)
     settings = moved(settings, changes)
     card = card_of(settings)
     settings = settings.model_copy(update={"storage": resumed_storage(opened, changes.get("storage"))})
@@ -299,6 +300,8 @@ def driver_of(session: Session, prepared: Prepared, engine: Engine) -> Driver:
     settings = prepared.settings
     began = opened_by(prepared, folder.path.name, timing.budget_seconds)
     ledger = Ledger(folder.ledger)
+    if ledger.history.opened is None:
+        remember(began)
     opened = ledger.history.opened or began
     folder.prepare(settings.model_dump(mode="json"), run_id_of(opened))
     check_same_inputs(opened, began.facts)
@@ -349,4 +352,5 @@ def _await_views(session: Session, follower: Follower | None) -> None:
         if isinstance(watcher, ScalarLogger):
             watcher.close(closing_seconds("loggers", timing.seconds_left()))
     if follower is not None:
-        session.folder.note_study(follower.close(closing_seconds("study", timing.seconds_left())))
+        level = follower.close(closing_seconds("study", timing.seconds_left()))
+        session.folder.note_study(level, follower.seq)

@@ -142,7 +142,7 @@ class Backup:
 
 
 def _line(row: Row) -> bytes:
-    return (json.dumps(row.values(), separators=(",", ":")) + "\n").encode()
+    return (json.dumps(row, separators=(",", ":")) + "\n").encode()
 
 
 def _row(line: bytes) -> Row | None:

@@ -178,7 +178,7 @@ class Ledger:
         body = json.dumps(encode(event), allow_nan=False)
         row = sealed(self._seal, entry.seq, entry.at, entry.wall, type(event).__name__, body)
         try:
-            self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row.values())
+            self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise LedgerError(_unwritable(self.path, error)) from error
         self._backup.append(row, durably=isinstance(event, DEAR))

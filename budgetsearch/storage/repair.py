@@ -98,9 +98,7 @@ def _build(path: Path, rows: list[Row]) -> None:
         connection = connect(path)
         try:
             connection.execute("BEGIN")
-            connection.executemany(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", (row.values() for row in rows)
-            )
+            connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
             connection.execute("COMMIT")
             connection.execute("PRAGMA journal_mode=DELETE")  # nothing of it is left beside the file
         finally:

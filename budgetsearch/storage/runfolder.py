@@ -28,7 +28,7 @@ OWN = (
         "ledger.jsonl",
         "traceback.log",
         "ray",
-        "study.behind",
+        "study.state",
         "preparing.txt",
         ".settings.json.new",
         ".versions.lock.new",
@@ -63,8 +63,8 @@ class RunFolder:
     """The same once more, in a file that only grows."""
     study = _Inside("study.sqlite")
     """The Optuna study: a view of the ledger."""
-    study_behind = _Inside("study.behind")
-    """There while the study is known to lack something that the ledger has."""
+    study_state = _Inside("study.state")
+    """Whether the study had all that the ledger had, when somebody last looked."""
     preparing = _Inside("preparing.txt")
     """What is being done before the first event."""
     settings = _Inside("settings.json")
@@ -200,15 +200,44 @@ class RunFolder:
         made_from = told_by(self.adapter).get("checkpoint")
         return checkpoint is not None and made_from == checkpoint and weights.is_file()
 
-    def note_study(self, level: bool) -> None:
-        """Keep in mind whether the study has all that the ledger has; nothing else can tell without it."""
+    def note_study(self, level: bool, events: int) -> None:
+        """Keep in mind whether the study has all of the ledger's so many events: to find out takes long, and
+        of a database elsewhere nobody else can tell."""
         try:
-            if level:
-                self.study_behind.unlink(missing_ok=True)
-            else:
-                self.study_behind.touch()
+            replace_file(self.study_state, json.dumps(self._study_stand(level, events)).encode())
         except OSError:
             pass  # a note that cannot be kept is no reason to end a run
+
+    def study_is_behind(self) -> bool:
+        """Whether the study is known to lack something."""
+        return self._noted_of_study().get("level") is False
+
+    def study_is_level(self, events: int) -> bool:
+        """Whether the run's own study has been left alone since it had all of so many events."""
+        stand = self._study_stand(True, events)
+        return stand["file"] is not None and stand == self._noted_of_study()
+
+    def _study_stand(self, level: bool, events: int) -> dict[str, Any]:
+        found = self.study.stat() if self.study.is_file() else None
+        file = None if found is None else [found.st_ino, found.st_size, found.st_mtime_ns]
+        return {"level": level, "events": events, "file": file}
+
+    def _noted_of_study(self) -> Mapping[str, Any]:
+        try:
+            found = read_json(self.study_state.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def reports_stand(self) -> bool:
+        """Whether all reports are there, written after the ledger's last event."""
+        try:
+            last = self.ledger.stat().st_mtime_ns
+            return all(
+                p.stat().st_mtime_ns >= last for p in (self.report, self.report_json, self.report_html)
+            )
+        except OSError:
+            return False
 
     def note_step(self, step: str) -> None:
         """Let others know what is being done before the first event."""

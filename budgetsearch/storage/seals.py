@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from json.encoder import encode_basestring_ascii
+from math import isfinite
+from typing import Any, NamedTuple
 
 FORMAT = 1
 """Of the ledger and its backup; the seals of another format do not fit this one's."""
@@ -18,8 +19,7 @@ GENESIS = hashlib.sha256(f"budgetsearch ledger {FORMAT}".encode()).hexdigest()
 """What stands before the first row's seal."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One event as it is stored."""
 
     seq: int
@@ -29,10 +29,6 @@ class Row:
     body: str
     """JSON."""
     seal: str
-
-    def values(self) -> tuple[int, float, float, str, str, str]:
-        """In the order of the columns."""
-        return (self.seq, self.at, self.wall, self.kind, self.body, self.seal)
 
 
 KINDS = (int, float, float, str, str, str)
@@ -48,7 +44,7 @@ def row_of(values: Any) -> Row | None:
     """The row that a database or a line of JSON holds; None if the values cannot be one."""
     if not isinstance(values, (list, tuple)) or len(values) != len(KINDS):
         return None
-    return Row(*values) if all(map(isinstance, values, KINDS)) else None
+    return Row._make(values) if all(map(isinstance, values, KINDS)) else None
 
 
 def follows(previous: str, row: Row) -> bool:
@@ -75,5 +71,10 @@ def last_seal(rows: Sequence[Row]) -> str:
     return rows[-1].seal if rows else GENESIS
 
 
-def _seal(previous: str, *values: Any) -> str:
-    return hashlib.sha256((previous + json.dumps(values)).encode()).hexdigest()
+def _seal(previous: str, seq: int, at: float, wall: float, kind: str, body: str) -> str:
+    if type(seq) is int and isfinite(at) and isfinite(wall):  # the same as below, in a quarter of the time
+        texts = encode_basestring_ascii(kind), encode_basestring_ascii(body)
+        told = f"[{seq}, {at!r}, {wall!r}, {texts[0]}, {texts[1]}]"
+    else:
+        told = json.dumps((seq, at, wall, kind, body))
+    return hashlib.sha256((previous + told).encode()).hexdigest()

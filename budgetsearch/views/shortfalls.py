@@ -73,7 +73,7 @@ def _adapter(folder: RunFolder, history: History) -> Iterator[Shortfall]:
 
 
 def _study(folder: RunFolder) -> Iterator[Shortfall]:
-    if folder.study_behind.exists():
+    if folder.study_is_behind():
         what = "The Optuna study is not complete, the ledger is"
         yield Shortfall("study", what, _resume(folder, "brings it level"))
 

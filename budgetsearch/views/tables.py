@@ -205,7 +205,7 @@ def status_dict(history: History, going: bool = True) -> dict[str, Any]:
         "reserve_seconds": plan.reserve_seconds if plan else None,
         "ladder": list(plan.ladder) if plan else [],
         "trials": [
-            {**dataclasses.asdict(row), "losses": list(row.losses)}
+            {**vars(row), "losses": list(row.losses)}
             for row in sorted(trial_rows(history, going), key=lambda row: row.trial_id)
         ],
         "best": None if best is None else _best_dict(best, history),
@@ -255,8 +255,11 @@ def deadline_kept(history: History) -> bool | None:
 def _full_lengths(history: History) -> str:
     """Tokens of the full runs, where not all of them came equally far."""
     states = [state for state in history.trials.values() if state.full_losses]
-    if len({state.tokens for state in states}) < 2:
+    lengths = {state.tokens for state in states}
+    if len(lengths) < 2:
         return ""
+    if len(states) > 3:
+        return f" (full runs of {min(lengths)} to {max(lengths)} tokens)"
     return f" (full runs: {', '.join(f'trial {one.trial_id} {one.tokens} tokens' for one in states)})"
 
 

@@ -175,7 +175,8 @@ def test_the_space_to_copy_is_the_runs_own(tmp_path: Path) -> None:
         own = tmp_path / "own.yaml"
         own.write_text(text.split("\n\n")[1], encoding="utf-8")
         before, after = (
-            {each["name"]: each for each in load_space(path).to_dict()["dimensions"]} for path in (mine, own)
+            {each["name"]: {**each, "source": ""} for each in load_space(path).to_dict()["dimensions"]}
+            for path in (mine, own)
         )
         fixed = {"name": "learning_rate", "kind": "constant", "value": 1e-4}
         assert {**before, "learning_rate": {**after["learning_rate"], **fixed}} == after

@@ -291,7 +291,7 @@ def test_a_damaged_ledger_is_said_by_status_and_mended_by_resume(
     seen = subprocess.run(
         [sys.executable, "-m", "budgetsearch", "status", str(run)], capture_output=True, text=True, check=True
     )
-    assert ", failed\n" in seen.stdout
+    assert ", failed" in seen.stdout
     assert seen.stderr.count("is damaged") == 1
     assert f"budgetsearch resume {shlex.quote(str(run))}" in seen.stderr
     assert before == {name: (run / name).read_bytes() for name in before}

@@ -146,7 +146,7 @@ def test_a_row_survives_both_files(
 ) -> None:
     """Whatever its numbers and text are, JSON gives back what was sealed."""
     row = sealed(GENESIS, 1, at, wall, "Noticed", json.dumps(body))
-    again = row_of(json.loads(json.dumps(row.values())))
+    again = row_of(json.loads(json.dumps(row)))
     assert row == again
     assert again is not None
     assert follows(GENESIS, again)

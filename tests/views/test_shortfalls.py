@@ -250,12 +250,12 @@ def test_an_adapter_or_a_study_that_is_not_there_is_told_by_whatever_shows_the_r
     as it is there, `report` with its pages, the Python API."""
     path = write_run(tmp_path / "run", score())
     adapter = put_adapter(path, str(read_history(path / "ledger.sqlite").incumbent.best_checkpoint))  # type: ignore[union-attr]
-    RunFolder(path).note_study(level=False)
+    RunFolder(path).note_study(level=False, events=1)
     study = f"MISSING  The Optuna study is not complete, the ledger is: `budgetsearch resume {path}` brings"
     for gone in (False, True):
         if gone:
             shutil.rmtree(adapter)
-            RunFolder(path).note_study(level=True)
+            RunFolder(path).note_study(level=True, events=1)
         first = f"MISSING  The adapter of trial 0 is not in {adapter}: "
         for command in ("status", "report"):
             code, text = invoke(command, str(path))

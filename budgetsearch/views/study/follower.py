@@ -37,7 +37,8 @@ class Follower:
         as well count once."""
         self._mirror, self._past = mirror, past
         self._history = History()
-        self._seq = 0
+        self.seq = 0
+        """The number of the last entry that was taken in."""
         self._behind = False
         self._news = threading.Condition()
         self._handed: list[Entry] = []
@@ -109,10 +110,10 @@ class Follower:
         return True
 
     def _apply(self, entry: Entry) -> None:
-        if entry.seq <= self._seq:
+        if entry.seq <= self.seq:
             return
         apply(self._history, entry)
-        self._seq = entry.seq
+        self.seq = entry.seq
         # Before the plan there is no study: a run that is refused leaves none.
         planned = self._history.plan is not None
         self._behind = self._behind or (planned and not isinstance(entry.event, SILENT))

@@ -21,7 +21,7 @@ from budgetsearch.training import checkpoints, sums
 KNOWN = (
     *("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "study.sqlite", "adapter", "checkpoints"),
     *("report.md", "report.json", "report.html", "settings.json", "versions.lock", "worker.log", "lock"),
-    *("ledger.jsonl", "manifest.json", "artifacts", "ray"),
+    *("ledger.jsonl", "manifest.json", "artifacts", "ray", "study.state"),
 )
 """All that a finished run leaves."""
 SLACK = 0.2
