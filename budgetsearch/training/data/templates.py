@@ -290,8 +290,8 @@ def written(template: str) -> str:
     except (OSError, ValueError) as error:
         known = ", ".join(NAMED)
         raise DataError(
-            f"--template {shown(template, SAID)}: neither {known} nor a file that can be read ({error})"
+            f"--template {shown(template, SAID)}: give {known} or a Jinja file that can be read ({error})"
         ) from None
     if "{{" not in text and "{%" not in text:
-        raise DataError(f"--template {shown(template, SAID)}: there is no Jinja template in this file")
+        raise DataError(f"--template {shown(template, SAID)}: no Jinja template is in it; name another")
     return text
