@@ -113,6 +113,7 @@ def test_the_delimiter_of_a_table_is_named_once(tmp_path: Path, delimiter: str, 
 BROKEN = [
     ("x.jsonl", "{oops\n", "2", "it is not valid JSON"),
     ("x.jsonl", "[1]\n", "2", "it is a list"),
+    ("x.jsonl", "[{}]\n", "2", "it is a list"),
     ("x.jsonl", "[" * 100_000 + "\n", "2", "nested too deeply"),
     ("x.jsonl", b'{"question": "\xff"}\n', "2", "it is not UTF-8"),
     ("x.jsonl", '{"question": "a\0b", "answer": "a"}\n', "2", "it is not valid JSON"),

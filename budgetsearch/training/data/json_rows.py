@@ -16,15 +16,15 @@ BLOCK = 1 << 20
 
 def jsonl_rows(path: Path) -> Iterator[Read]:
     """The rows of a file with a row a line."""
-    lines = lines_of(path)
-    for number, line in enumerate(lines, start=1):
+    first = True
+    for number, line in enumerate(lines_of(path), start=1):
         if not (line := line.strip(" \t\r\n")):
             continue
-        if (number == 1 and line in ("[", "{")) or line.startswith("[{"):
+        if first and (line in ("[", "{") or line.startswith("[{")):
             yield from json_rows(path)  # a name may promise lines and hold a list
             return
+        first = False
         yield str(number), _parsed(line)
-    lines.close()  # type: ignore[attr-defined]
 
 
 def _parsed(line: str) -> Row | Broken:
