@@ -31,7 +31,8 @@ def _parsed(line: str) -> Row | Broken:
     if not whole(line):
         return Broken("it is not UTF-8")
     try:
-        return _object(json.loads(line))
+        value = json.loads(line)
+        return _mended(value) if "\\ud" in line.lower() else _object(value)
     except json.JSONDecodeError as error:
         return Broken(f"it is not valid JSON ({error.msg})")
     except (ValueError, RecursionError):  # thousands of digits, or of brackets
