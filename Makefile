@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart check pure test test-slow lint docs clean bench-policy bench-training bench-ray
+.PHONY: help setup quickstart check pure test test-slow lint docs clean bench-policy bench-training bench-ray gpu-check
 
 help:
 	@echo "make quickstart   set up, then search on a real small model for 0.2 hours"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-policy CURVES=FOLDER   compare budget policies on recorded curves"
 	@echo "make bench-training   gangs against PEFT + Trainer, rungs, the useful share of a search; about 2 hours"
 	@echo "make bench-ray    what share of their time 1 to 16 workers on Ray work; half an hour, mostly asleep"
+	@echo "make gpu-check    ten minutes on a card: steps, memory, waits and losses against what is promised"
 	@echo "make docs         build the documentation into site/"
 	@echo "make setup        make .venv and install the project with its tools"
 
@@ -56,6 +57,9 @@ bench-training: setup
 
 bench-ray: setup
 	$(BIN)/python -m benchmarks.ray.efficiency
+
+gpu-check: setup
+	$(BIN)/python -m benchmarks.gpu.acceptance --device $(if $(filter cpu,$(DEVICE)),cuda:0,$(DEVICE))
 
 docs: setup
 	sed -i "/^| setting/,\$$d" docs/settings.md

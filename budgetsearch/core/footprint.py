@@ -22,11 +22,14 @@ class Footprint:
     """Activations of one token in flight."""
     per_token_recompute: float
     """The same with gradient checkpointing."""
+    plain: float = 0.0
+    """Fixed as well, but only without gradient checkpointing: copies of the base."""
 
     def bytes(self, *, rank: int, tokens: float, members: int = 1, recompute: bool = False) -> float:
         """Peak bytes; ``tokens`` are those of one member's longest micro-batch."""
         each = self.per_token_recompute if recompute else self.per_token
-        return self.fixed + members * (rank * self.per_rank + tokens * each)
+        fixed = self.fixed + (0.0 if recompute else self.plain)
+        return fixed + members * (rank * self.per_rank + tokens * each)
 
     def micro_batch(self, limit: float, *, rank: int, length: int, most: int, recompute: bool) -> int:
         """The largest micro-batch of rows of ``length`` tokens within ``limit`` bytes: ``most``, or that
@@ -35,6 +38,10 @@ class Footprint:
         while micro and self.bytes(rank=rank, tokens=micro * length, recompute=recompute) > limit:
             micro //= 2
         return micro
+
+    def positions(self, limit: float, *, rank: int) -> int:
+        """How many fit in a pass of one member without gradient checkpointing; 0 if none."""
+        return max(0, int((limit - self.bytes(rank=rank, tokens=0)) / self.per_token))
 
     def corrected(self, probes: Sequence[Probe], rank: int) -> Footprint:
         """The same rule, moved so that it says what the probes measured.
@@ -52,6 +59,7 @@ class Footprint:
             per_rank=self.per_rank * scale,
             per_token=self.per_token * scale,
             per_token_recompute=self.per_token_recompute * scale,
+            plain=self.plain * scale,
         )
         fixed = max(p.peak_bytes - scale * part for p, part in zip(known, growing, strict=True))
         return replace(scaled, fixed=max(0.0, fixed))

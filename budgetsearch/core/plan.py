@@ -50,6 +50,8 @@ class Plan:
     limit_bytes: int | None = None
     gang_gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """By quantization: how many times the reference rate 1, 2, ... members reach together."""
+    gang_micro_batches: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By quantization: what a pass holds of each of 1, 2, ... members side by side."""
     recompute: Mapping[str, bool] = field(default_factory=dict)
     """By quantization: whether gradient checkpointing pays."""
     footprints: Mapping[str, Footprint] = field(default_factory=dict)

@@ -134,12 +134,14 @@ class Segment:
     batch_size: int
     """Effective batch in sequences: one optimizer step."""
     micro_batch: int
-    """Sequences per forward pass; ``batch_size / micro_batch`` passes make a step."""
+    """What a pass holds: so many rows as long as the longest, or more that are shorter (training.batches)."""
     checkpoint_in: str | None = None
     """Name of the checkpoint to start from, relative to the checkpoint folder."""
     attempt: int = 0
     recompute: bool = False
-    """Whether activations are computed again in the backward pass (gradient checkpointing)."""
+    """Whether activations are computed again in the backward pass (gradient checkpointing), ..."""
+    plain_positions: int = 0
+    """... but in passes of at most so many positions (rows x width)."""
     evaluate: bool = True
     """Whether its loss is measured at its end; most links of a full run only write a checkpoint."""
     landing: Landing | None = None
@@ -167,10 +169,12 @@ class Stint:
     trial_ids: tuple[int, ...]
     """In their order in the batch."""
     micro_batches: tuple[int, ...]
-    """Sequences of each, in the steps that begin here."""
+    """Those of each, in the steps that begin here; 0: one row after the other."""
     passes: int
     cut: bool = False
     """Whether memory ran out, or nearly, after these passes: steps that were not complete were given up."""
+    plain: bool = True
+    """Whether some passes could still go without the gradient checkpointing of the others."""
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,18 @@ class Training:
 
     @property
     def compute_bytes(self) -> int:
-        """Of one activation."""
-        return 4 if self.device == "cpu" or self.quantization == "fp32" else 2
+        """Of one activation: a card computes in 16 bits whatever its base is."""
+        return 4 if self.device == "cpu" else 2
+
+    @property
+    def copies(self) -> bool:
+        """Whether autocast copies the base in 16 bits: each product anew, kept for the backward pass."""
+        return self.device != "cpu" and self.quantization == "fp32"
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one value between the blocks, which is as the base is."""
+        return 4 if self.copies else self.compute_bytes
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class MemoryParts:
     """Kept for the backward pass, and what it works on."""
     logits: float
     quantization: float
-    """The largest layer as it is unpacked for a product."""
+    """The largest layer as it is unpacked for a product, or the 16-bit copies of a base in 32 bits."""
     context: float
     """What the allocator does not see."""
 
@@ -105,16 +115,14 @@ def estimate(shape: ModelShape, training: Training) -> MemoryParts:
 
 def footprint(shape: ModelShape, training: Training) -> Footprint:
     """The same as a rule for every rank, gang and micro-batch; see ``core.footprint``."""
-    one = estimate(shape, training)
-    plain, again = (
-        _activation_bytes_per_token(shape, replace(training, recompute=recompute))
-        for recompute in (False, True)
-    )
+    one, again = (estimate(shape, replace(training, recompute=recompute)) for recompute in (False, True))
+    tokens = training.micro_batch * training.length * training.gang
     return Footprint(
-        fixed=one.base + one.logits + one.quantization + one.context,
+        fixed=one.base + one.logits + again.quantization + one.context,
         per_rank=_adapter_bytes_per_rank(shape, training),
-        per_token=plain,
-        per_token_recompute=again,
+        per_token=one.activations / tokens,
+        per_token_recompute=again.activations / tokens,
+        plain=one.quantization - again.quantization,
     )
 
 
@@ -175,17 +183,20 @@ def _inputs_per_token(targeted: tuple[Linear, ...], training: Training) -> float
     size = training.compute_bytes
     if training.dropout:  # every layer its own mask of a byte, and its own thinned copy
         return float(sum(linear.inputs * (size + 1) for linear in targeted))
-    sources = {linear.reads: linear.inputs for linear in targeted if linear.reads != "attention"}
-    return float(size * sum(sources.values()))
+    read = [(linear.reads, linear.inputs) for linear in targeted if linear.reads != "attention"]
+    if training.copies:  # a norm's result is in 32 bits, and every layer gets a copy of its own
+        own = [inputs for reads, inputs in read if reads != "product"]
+        return float(size * (sum(own) + max((i for reads, i in read if reads == "product"), default=0)))
+    return float(size * sum(dict(read).values()))
 
 
 def _activation_bytes_per_token(shape: ModelShape, training: Training) -> float:
-    size = training.compute_bytes
+    size, state = training.compute_bytes, training.state_bytes
     block = kept_per_token(shape, training)
     # While the last block goes backward: gradients inside its feed-forward layer, and of the hidden state.
-    live = size * (3 * shape.wide + 3 * shape.hidden)
+    live = size * 3 * shape.wide + state * 3 * shape.hidden
     if training.recompute:
-        return shape.layers * size * shape.hidden + block + live
+        return shape.layers * state * shape.hidden + block + live
     return shape.layers * block + live
 
 
@@ -196,10 +207,14 @@ def _adapter_bytes_per_rank(shape: ModelShape, training: Training) -> float:
 
 def _logit_bytes(shape: ModelShape, training: Training) -> float:
     rows = 1 if training.device == "cpu" else LOGIT_ROWS
-    return float(max(LOGITS, rows * shape.vocab) * (2 + 4 + 2 if training.compute_bytes == 2 else 4 + 4))
+    head = 2 * shape.vocab * shape.hidden if training.copies else 0
+    each = 2 + 4 + 2 if training.compute_bytes == 2 else 4 + 4
+    return float(max(LOGITS, rows * shape.vocab) * each + head)
 
 
 def _workspace(shape: ModelShape, training: Training) -> float:
+    if training.copies:
+        return 2.0 * shape.block_weights / (shape.layers if training.recompute else 1)
     if training.quantization in ("fp32", "bf16"):
         return 0.0
     return float(training.compute_bytes * max((linear.weights for linear in shape.linears), default=0))

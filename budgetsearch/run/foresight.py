@@ -12,7 +12,7 @@ from budgetsearch.core.policy.jobs import OPTIONAL_SHARE, probe_seconds
 from budgetsearch.core.policy.planning import PlanRequest, minimum_seconds, too_small
 from budgetsearch.core.records import Calibration
 from budgetsearch.core.resources.disk import CHECKPOINT_BYTES
-from budgetsearch.core.resources.memory import foresee
+from budgetsearch.core.resources.memory import LEAST_POSITIONS, foresee
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.configs import find_config, find_shape
 from budgetsearch.machine.detect import Card, detect
@@ -196,7 +196,7 @@ def _guessed(inputs: Inputs, request: PlanRequest, name: str, slow: float) -> Ca
         for recompute in (False, True)
     )
     # Half the speed for the recomputed third: worth it only where next to nothing fits without.
-    recompute = plain == 0 or (plain == 1 and again >= 4)
+    recompute = plain == 0 or (plain * length < LEAST_POSITIONS and again >= 4 * plain)
     weights = inputs.known_shape.weights_per_rank(inputs.settings.targets)
     return guess_calibration(
         inputs.known_shape,

@@ -58,6 +58,7 @@ class DataOrder:
     def __init__(self, lengths: ArrayLike, batch_size: int, seed: int) -> None:
         """``lengths`` of all rows, in tokens."""
         self.lengths, self.batch_size, self.seed = numpy.asarray(lengths), batch_size, seed
+        self.longest = int(self.lengths.max())
         self._epoch = -1
         self._order = numpy.empty(0, dtype=numpy.int64)
 
@@ -85,6 +86,27 @@ class DataOrder:
         return numpy.concatenate(order)
 
 
+def passes(
+    order: DataOrder, rows: Sequence[int], micro_batch: int, step: int, plain: int = 0
+) -> list[list[int]]:
+    """The rows of a step, the longest first, in passes that have room for ``micro_batch`` of the longest.
+
+    What counts is positions, rows x width. A pass holds one row at least; with 0 it is one after the other.
+    ``plain`` positions need no gradient checkpointing: where that is too little for the longest row, those
+    that it is enough for come in passes of so many.
+    """
+    found: list[list[int]] = []
+    most = _up(order.longest, step)
+    for row in rows:
+        width = _up(int(order.lengths[found[-1][0]]), step) if found else 0
+        room = plain if width <= plain < most else micro_batch * most
+        if found and (len(found[-1]) + 1) * width <= room:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
 def width_step(device: str) -> int:
     """Widths are multiples of this: products on a card like them, and libraries plan anew for each width."""
     return 1 if device == "cpu" else CARD_WIDTHS
@@ -106,7 +128,7 @@ def collate(data: TokenSet, groups: Sequence[Sequence[int]], pad: int, step: int
         labels=torch.from_numpy(ids.reshape(-1)[places]),
         targets=tuple(sum(data.targets(row) for row in rows) for rows in groups),
         rows=tuple(len(rows) for rows in groups),
-        lengths=tuple(_up(int(max(data.lengths[row] for row in rows)), step) for rows in groups),
+        lengths=tuple(_up(int(max((data.lengths[r] for r in rows), default=0)), step) for rows in groups),
         tokens=tuple(int(sum(data.lengths[row] for row in rows)) for rows in groups),
     )
 

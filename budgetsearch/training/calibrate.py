@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -129,6 +129,7 @@ class _Bench:
         """What is measured: the largest that fits."""
         self.last: GangTraining
         self._begun, self._step_seconds = time.monotonic(), 0.0
+        self._plain = 0
         data = shop.data.train
         longest = sorted(range(len(data)), key=lambda row: (-data.lengths[row], row))
         self._longest = longest[: job.batch_size]
@@ -166,8 +167,9 @@ class _Bench:
         return []
 
     def _recomputing(self, micro: int, plain: list[Probe]) -> list[Probe] | None:
-        """The same with gradient checkpointing, if that lets a larger micro-batch fit; None if the model
-        cannot."""
+        """The same with gradient checkpointing in the passes that need it, if that lets a larger micro-batch
+        fit; None if the model cannot."""
+        self._plain = plain[0].micro_batch * plain[0].length if plain else 0
         try:
             found = self._largest(micro, recompute=True)
         except Exception:  # not every model can; the plain probe stands
@@ -182,10 +184,8 @@ class _Bench:
         if most > 1 and not self._members_stay_apart():
             most = 1
         while 2 * before.members <= most and self._has_room(before) and self.has_time(self._double()):
-            try:
-                probe = self.probe(2 * before.members, alone.micro_batch, alone.recompute)
-            except Exception:  # out of memory, or a model that gangs cannot train; one alone stands
-                traceback.print_exc()
+            probe = self._sharing(2 * before.members, before.micro_batch, alone.recompute)
+            if probe is None:
                 break
             found.append(probe)
             if saturated([p.tokens_per_second for p in found])[1] or self.shop.stopping():
@@ -197,7 +197,8 @@ class _Bench:
     def _members_stay_apart(self) -> bool:
         """Whether a gang of two is exact in this model."""
         try:
-            segments = [_segment(self.job, self.rank, n, 1, False) for n in range(2)]
+            first = _segment(self.job, self.rank)
+            segments = [replace(first, trial_id=PROBE_TRIAL + n, seed=n) for n in range(2)]
             training = GangTraining.set_up(self.base, segments, self.shop)
             exact = gangs_are_exact(self.base, training.members, self.shop)
         except Exception:  # out of memory, or a model that gangs cannot train
@@ -206,6 +207,19 @@ class _Bench:
         if not exact:
             self.shop.notice("in this model members of a gang would change each other, so each trains alone")
         return exact
+
+    def _sharing(self, members: int, micro: int, recompute: bool) -> Probe | None:
+        """So many members with as much of each as fits; None if it does not, or the model trains no gangs."""
+        while micro:
+            try:
+                return self.probe(members, micro, recompute)
+            except Exception as error:  # one alone stands
+                traceback.print_exc()
+                if not is_memory_error(error):
+                    return None
+            free(self.shop.device)
+            micro //= 2
+        return None
 
     def _double(self) -> float:
         """Seconds of a probe with twice as many members: a first step, and those that are timed."""
@@ -224,7 +238,9 @@ class _Bench:
     def probe(self, members: int, micro: int, recompute: bool) -> Probe:
         """Time real steps of so many members side by side."""
         self.shop.start_peak()
-        segments = [_segment(self.job, self.rank, n, micro, recompute) for n in range(members)]
+        first = replace(_segment(self.job, self.rank), micro_batch=micro, recompute=recompute)
+        first = replace(first, plain_positions=self._plain if recompute else 0)
+        segments = [replace(first, trial_id=PROBE_TRIAL + n, seed=n) for n in range(members)]
         self.last = training = GangTraining.set_up(self.base, segments, self.shop)
         gang = Gang(self.base, [m.adapter for m in training.members])
         mode = training_mode(self.base, recompute=recompute, torch_compile=self.shop.torch_compile)
@@ -233,6 +249,7 @@ class _Bench:
                 member.make_states()
                 member.begin_step(self._longest)
             self._step(training, gang)
+            peak = self.shop.peak_bytes()  # with gradient checkpointing: later passes may go without
             tokens, start = self._tokens(training), time.monotonic()
             for step in range(1, 10_000):
                 self._step(training, gang)
@@ -244,7 +261,7 @@ class _Bench:
             raise MemoryError(why)
         rate, self._step_seconds = (self._tokens(training) - tokens) / passed, passed / step
         longest = int(self.shop.data.train.lengths[self._longest[0]])
-        peak = max(0, self.shop.peak_bytes() - self.shop.other_bases())
+        peak = max(0, (peak if recompute else self.shop.peak_bytes()) - self.shop.other_bases())
         return Probe(members, micro, recompute, longest, rate, peak)
 
     def _step(self, training: GangTraining, gang: Gang) -> None:
@@ -261,22 +278,21 @@ class _Bench:
         return sum(member.tokens for member in training.members)
 
 
-def _segment(job: CalibrateJob, rank: int, number: int, micro: int, recompute: bool) -> Segment:
+def _segment(job: CalibrateJob, rank: int) -> Segment:
     params: Params = {
         "quantization": job.quantization,
         "rank": rank,
         "learning_rate": 1e-6,
         "dropout": job.dropout,
     }
-    segment = Segment(
-        trial_id=PROBE_TRIAL + number,
+    return Segment(
+        trial_id=PROBE_TRIAL,
         params=params,
-        seed=number,
+        seed=0,
         rung=0,
         start_tokens=0,
         stop_tokens=10**12,
         schedule=Schedule(0, 10**12),
         batch_size=job.batch_size,
-        micro_batch=micro,
+        micro_batch=1,
     )
-    return dataclasses.replace(segment, recompute=recompute)

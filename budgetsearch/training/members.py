@@ -16,7 +16,7 @@ from budgetsearch.core.schedule import rate_factor
 from budgetsearch.storage.ownership import checkpoint_in
 from budgetsearch.training import checkpoints
 from budgetsearch.training.adapters import Adapter
-from budgetsearch.training.batches import DataOrder
+from budgetsearch.training.batches import DataOrder, passes, width_step
 
 if TYPE_CHECKING:
     from budgetsearch.training.data.tokens import PreparedData
@@ -83,7 +83,7 @@ class Diverged(Exception):
     """The training loss or the weights are not finite any more, or ran away."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """A trial that trains, alone or beside others: nothing here depends on its neighbours."""
 
@@ -93,6 +93,8 @@ class Member:
     optimizer: torch.optim.Optimizer
     order: DataOrder
     micro_batch: int
+    plain_positions: int = 0
+    """Passes of at most so many go without the gradient checkpointing of its kind."""
     tokens: int = 0
     steps: int = 0
     status: Status | None = None
@@ -135,7 +137,7 @@ class Member:
     def _new(cls, segment: Segment, shop: Shop, adapter: Adapter) -> Member:
         optimizer = make_optimizer(shop.optimizer, list(adapter.weights().values()))
         order = DataOrder(shop.data.train.lengths, segment.batch_size, shop.seed)
-        member = cls(shop, segment, adapter, optimizer, order, segment.micro_batch)
+        member = cls(shop, segment, adapter, optimizer, order, segment.micro_batch, segment.plain_positions)
         member.scale = LOSS_SCALE if shop.half == "fp16" and shop.device != "cpu" else 1.0
         return member
 
@@ -155,11 +157,27 @@ class Member:
 
     def begin_step(self, rows: Sequence[int]) -> None:
         """The next optimizer step is on these rows of the training data."""
-        size = self.micro_batch
-        self._pending = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+        self._pending = passes(
+            self.order, rows, self.micro_batch, width_step(self.shop.device), self.plain_positions
+        )
         self._losses = []
         self._targets = sum(self.shop.data.train.targets(row) for row in rows)
         self._tokens = int(self.shop.data.train.lengths[rows].sum())
+
+    @property
+    def rows_under_way(self) -> int:
+        """Rows of the micro-batch that ``next_rows`` returned last."""
+        return len(self._pending[0]) if self._pending else 0
+
+    @property
+    def width_under_way(self) -> int:
+        """The longest of them, in tokens."""
+        return int(max(self.order.lengths[row] for row in self._pending[0]))
+
+    @property
+    def most_positions(self) -> int:
+        """Rows x width that a micro-batch of it may hold."""
+        return max(1, self.micro_batch) * self.order.longest
 
     @property
     def step_targets(self) -> int:

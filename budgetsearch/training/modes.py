@@ -89,6 +89,19 @@ def _without_dropout(layers: list[Any]) -> list[tuple[Any, str, float]]:
 
 
 @contextmanager
+def kept_activations(base: Any, wanted: bool) -> Iterator[None]:
+    """Inside, a base that computes its activations again does not, if so wanted."""
+    layers = blocks(base) if wanted else []
+    for layer in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = True
+
+
+@contextmanager
 def _compiled(base: Any, wanted: bool) -> Iterator[None]:
     """Inside, torch.compile runs what lies between the target layers of each block, if wanted.
 

@@ -25,7 +25,7 @@ from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import target_losses
 from budgetsearch.training.members import OTHERS, Diverged, Member, Shop
 from budgetsearch.training.memory import free, is_memory_error
-from budgetsearch.training.modes import mixed, training_mode
+from budgetsearch.training.modes import kept_activations, mixed, training_mode
 
 
 class Timer:
@@ -78,6 +78,8 @@ class GangTraining:
     """Who trained side by side so far, and for how long."""
     _passes: int = 0
     """Of the stint under way."""
+    _plain: bool = False
+    """Whether the last pass went without the gradient checkpointing that others need."""
 
     @classmethod
     def set_up(cls, base: Any, segments: Sequence[Segment], shop: Shop) -> GangTraining:
@@ -105,6 +107,7 @@ class GangTraining:
         with training_mode(self.base, recompute=self.recompute, torch_compile=self.shop.torch_compile):
             while group := self._unfinished()[: self.width]:
                 sizes, cause, self._passes = tuple(m.micro_batch for m in group), "", 0
+                plain = all(m.plain_positions == m.segment.plain_positions for m in group)
                 try:
                     self._together(group)
                 except MemoryPressure as pressure:
@@ -115,7 +118,7 @@ class GangTraining:
                         raise
                     cause, self.last_words = "out of memory", str(error)
                 trials = tuple(m.segment.trial_id for m in group)
-                self.course.append(Stint(trials, sizes, self._passes, cut=bool(cause)))
+                self.course.append(Stint(trials, sizes, self._passes, bool(cause), plain))
                 if cause:  # outside, where the traceback holds no tensors any more
                     self._make_smaller(group, cause)
 
@@ -134,6 +137,7 @@ class GangTraining:
                 group = [members[number] for number in stint.trial_ids]
                 for member, size in zip(group, stint.micro_batches, strict=True):
                     member.micro_batch = size
+                    member.plain_positions = member.segment.plain_positions if stint.plain else 0
                 self._repeat(group, stint.passes)
                 if stint.cut:
                     for member in group:
@@ -180,12 +184,15 @@ class GangTraining:
                 self.shop.beat(shown.segment.trial_id, "train", shown.tokens, loss)
 
     def step_on(self, gang: Gang, group: list[Member]) -> None:
-        """One micro-batch of every member; whoever completes its effective batch takes its step."""
+        """A micro-batch of every member that fits in; whoever completes its effective batch steps."""
         start = time.monotonic()
-        rows, device = [m.next_rows() for m in group], self.shop.device
+        rows, device = self._side_by_side(group), self.shop.device
         batch = collate(self.shop.data.train, rows, self.shop.pad, width_step(device))
         now = Pass(batch.rows, batch.lengths, [m.mask_seed for m in group], training=True)
-        with gang.passing(now), unmasked(self.base, batch.ids.shape[1]):
+        alone = self.recompute and len(group) == 1
+        self._plain = alone and batch.ids.numel() <= group[0].plain_positions
+        ways = kept_activations(self.base, self._plain), unmasked(self.base, batch.ids.shape[1])
+        with gang.passing(now), ways[0], ways[1]:
             with mixed(device, self.shop.half):
                 losses = target_losses(self.base, batch.to(device))
             sums = [part.sum() for part in losses.split(list(batch.targets))]
@@ -195,7 +202,8 @@ class GangTraining:
             if any(m.scale != 1.0 for m in group):
                 parts_scaled = parts * parts.new_tensor([m.scale for m in group])
             parts_scaled.sum().backward()
-        complete = [m for m, part in zip(group, parts.detach(), strict=True) if m.take(part)]
+        done = zip(group, rows, parts.detach(), strict=True)
+        complete = [member for member, own, part in done if own and member.take(part)]
         if complete:
             # One wait for the device, however many members.
             found = torch.stack([m.measure() for m in complete]).tolist()
@@ -206,6 +214,21 @@ class GangTraining:
             member.charge("train", seconds * batch.tokens[k] / sum(batch.tokens))
             member.positions += batch.ids.shape[1] * batch.rows[k]
 
+    def _side_by_side(self, group: list[Member]) -> list[list[int]]:
+        """The next micro-batch of each member; nothing of those whose rows, padded to the widest one's
+        length, do not fit beside the others. Who has computed least goes first: nobody waits for long."""
+        rows = {id(m): m.next_rows() for m in group}
+        room = sum(m.most_positions for m in group)
+        taken: list[Member] = []
+        count = width = 0
+        for member in sorted(group, key=lambda m: m.positions):
+            wider = max(width, member.width_under_way)
+            more = count + member.rows_under_way
+            if not taken or more * wider <= room:
+                taken.append(member)
+                count, width = more, wider
+        return [rows[id(m)] if m in taken else [] for m in group]
+
     def _finish(self, member: Member, loss: float, norm: float) -> None:
         try:
             member.finish_step(loss, norm)
@@ -214,6 +237,7 @@ class GangTraining:
 
     def _make_smaller(self, group: list[Member], cause: str) -> None:
         """Memory ran out: fewer members at a time, then smaller micro-batches, from the last step on."""
+        rows = max(member.rows_under_way for member in group)
         for member in group:
             member.clear()
         if self.shop.make_room():
@@ -221,12 +245,16 @@ class GangTraining:
         elif len(group) > 1:
             self.width = (len(group) + 1) // 2
             note = f"{cause} with {len(group)} at once; went on with {self.width}"
-        elif group[0].micro_batch > 1:
+        elif self._plain:
+            note = f"{cause} in a pass without gradient checkpointing; went on with it in every pass"
+            for member in self._like(group[0]):
+                member.plain_positions = 0
+        elif group[0].micro_batch > 1 or rows > 1:
             half = group[0].micro_batch // 2
-            note = f"{cause} with a micro-batch of {group[0].micro_batch}; went on with {half}"
-            for member in self._unfinished():  # what one cannot do its like cannot do either
-                if needs_as_much(member.segment.params, group[0].segment.params):
-                    member.micro_batch = min(member.micro_batch, half)
+            went_on = half or "one row after the other"
+            note = f"{cause} with a micro-batch of {group[0].micro_batch}; went on with {went_on}"
+            for member in self._like(group[0]):
+                member.micro_batch = min(member.micro_batch, half)
         else:
             group[0].status = "out_of_memory"
             note = f"one sample alone does not fit: {self.last_words}"[:500]
@@ -235,6 +263,10 @@ class GangTraining:
         self.shop.notice(f"trial {names}: {note}")
         for member in group:
             member.detail = "; ".join(filter(None, (member.detail, note)))
+
+    def _like(self, one: Member) -> list[Member]:
+        """Who needs as much: what one cannot do its like cannot do either."""
+        return [m for m in self._unfinished() if needs_as_much(m.segment.params, one.segment.params)]
 
     # ---------------------------------------------------------------------- evaluation
 
@@ -246,7 +278,7 @@ class GangTraining:
         if not group:
             return
         self.shop.beat(group[0].segment.trial_id, "evaluate", group[0].tokens, None)
-        batch = min(batch, *(m.micro_batch for m in group))
+        batch = max(1, min(batch, *(m.micro_batch for m in group)))
         try:
             self._evaluate(count, group, batch)
         except Exception as error:
@@ -335,7 +367,7 @@ class GangTraining:
             peak_bytes=self.shop.peak_bytes(),
             checkpoint_out=name,
             detail=member.detail,
-            micro_batch=member.micro_batch,
+            micro_batch=max(1, member.micro_batch),
             gang=self.width,
             began=len(self.members) if self.broken else 0,
             yielded=self.yielded,

@@ -27,7 +27,7 @@ from budgetsearch.core.records import (
     SegmentResult,
     TrainJob,
 )
-from budgetsearch.core.resources.memory import DOUBT, foresee, problem
+from budgetsearch.core.resources.memory import DOUBT, foresee, plain_positions, problem
 from budgetsearch.engines.simulator import Result
 from budgetsearch.sampler.sampler import OptunaSampler
 from budgetsearch.storage.ledger import MemoryLedger
@@ -135,6 +135,15 @@ def test_a_smaller_rank_gets_a_larger_micro_batch_where_it_fits() -> None:
     assert plan.footprints["fp32"].bytes(rank=16, tokens=200) == pytest.approx(1560)
     sizes = [new_trial(plan, 0, Proposal(params(rank), "prior")).micro_batch for rank in (16, 8)]
     assert sizes == [2, 4]
+
+
+def test_only_passes_that_do_not_fit_compute_their_activations_again() -> None:
+    """The corrected rule without checkpointing: 1000 + 10 r + 2 positions within 93% of 2100."""
+    plan = plan_with()
+    assert 0 == plain_positions(plan, params(16))  # 396 are too few to be worth their launches
+    plan = replace(plan, footprints={"fp32": replace(plan.footprints["fp32"], per_token=1.0)})
+    assert [793, 833] == [plain_positions(plan, params(rank)) for rank in (16, 12)]
+    assert 0 == plain_positions(replace(plan, footprints={}), params(16))
 
 
 def history_of(*ranks: int) -> tuple[MemoryLedger, History]:

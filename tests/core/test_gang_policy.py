@@ -186,6 +186,26 @@ def test_a_smaller_micro_batch_is_remembered(tmp_path: Path) -> None:
     assert {2} == {s.micro_batch for s in later}
 
 
+def test_members_share_what_one_alone_may_fill_and_get_it_back(tmp_path: Path) -> None:
+    """In a gang each begins with what the calibration found to fit beside the others; alone, with its own."""
+
+    class Short(SyntheticWorld):
+        def perform(self, job: Job) -> tuple[tuple[Any, ...], float]:
+            (*results,), seconds = super().perform(job)
+            if isinstance(job, TrainJob):
+                sizes = {s.trial_id: s.micro_batch for s in job.segments}
+                results = [replace(r, micro_batch=sizes[r.trial_id]) for r in results]
+            elif isinstance(results[0], Calibration):
+                probes = [replace(p, micro_batch=4 // p.members) for p in results[0].probes]
+                results = [replace(results[0], micro_batch=4, probes=tuple(probes))]
+            return tuple(results), seconds
+
+    path = tmp_path / "l.sqlite"
+    ganged(path, world=Short(gains=GAINS), budget=7200.0, **SMALL_DATA)
+    sizes = {(len(job.segments), s.micro_batch) for job in jobs(path) for s in job.segments}
+    assert {(1, 4), (4, 1)} <= sizes <= {(1, 4), (2, 2), (3, 1), (4, 1)}
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     budget=st.floats(300, 9000),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from budgetsearch import api
@@ -28,11 +29,13 @@ from budgetsearch.machine.nvml import NvmlCard
 from budgetsearch.machine.profiles import profile
 from budgetsearch.run.preflight import standing
 from budgetsearch.tools.doctor import card as lines
-from budgetsearch.tools.doctor import host, hub, machine, model
+from budgetsearch.tools.doctor import host, hub, machine, model, step
 from budgetsearch.tools.doctor.check import Check, attempt, divided, exit_code, fail, line, ok, summary, warn
 from budgetsearch.tools.doctor.examine import examine
 from budgetsearch.tools.doctor.host import Place
 from budgetsearch.tools.doctor.machine import DriverFacts, Machine
+from budgetsearch.tools.doctor.step import QUANTIZATIONS
+from tests.support.cuda_standin import OnCpu, install
 
 NAMES = [
     *("python", "packages", "torch", "card", "cuda", "driver", "bitsandbytes", "nvml"),
@@ -304,9 +307,12 @@ NF4_ANSWER = {
 }
 
 
+STEP_ANSWER = {name: {"seconds": 2.0} for name in QUANTIZATIONS}
+
+
 def on_a100(**changes: Any) -> Machine:
     """A machine whose A100 works, with these changes: a name of an answer, or a field."""
-    answers = {"torch": TORCH_ANSWER, "cuda": CUDA_ANSWER, "bitsandbytes": NF4_ANSWER}
+    answers = {"torch": TORCH_ANSWER, "cuda": CUDA_ANSWER, "bitsandbytes": NF4_ANSWER, "step": STEP_ANSWER}
     fields = {"gpu": "a100", "card": A100, "driver": DRIVER}
     for name, value in changes.items():
         (answers if name in answers else fields)[name] = value
@@ -325,6 +331,39 @@ def test_a_card_that_works() -> None:
     assert "cuda:0 is NVIDIA A100-SXM4-40GB, capability 8.0, computes, has bf16" == lines.cuda(on_a100()).text
     assert "570.86.15, up to CUDA 12.8; torch wants 12.6" == lines.driver(on_a100()).text
     assert "0 NVIDIA A100-SXM4-40GB (39.00 GiB of 40.00 GiB free)" == lines.nvml(on_a100()).text
+
+
+@pytest.mark.parametrize(
+    ("answer", "says", "remedy"),
+    [
+        ({"problem": "RuntimeError: Invalid device argument 0"}, "no worker starts", "torch for CUDA"),
+        (
+            {**STEP_ANSWER, "nf4": {"problem": "AttributeError: cdequantize"}},
+            *("nf4 cannot be trained", "`bitsandbytes`"),
+        ),
+        ({**STEP_ANSWER, "bf16": {"problem": "CUDA out of memory"}}, "bf16 cannot be trained", "nvidia-smi"),
+    ],
+)
+def test_a_step_that_fails_says_which_and_what_to_do(answer: dict[str, Any], says: str, remedy: str) -> None:
+    """What the worker would die of at its first job, an hour later."""
+    found = lines.step(on_a100(step=answer))
+    assert "fail" == found.state
+    assert says in found.text
+    assert remedy in found.remedy
+
+
+def test_the_steps_are_those_of_the_workers_own_workshop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card that stands in: one kind trains, one cannot be loaded, and the next is asked all the same."""
+    install(lambda module, name, value: monkeypatch.setattr(module, name, value, raising=False))
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
+    monkeypatch.setattr(step, "QUANTIZATIONS", ("nf5", "fp32"))
+    was = torch.backends.cuda.cudnn_sdp_enabled()
+    with OnCpu():
+        found = step.ask_step("cuda:0")
+    torch.backends.cuda.enable_cudnn_sdp(was)
+    assert "nf5" in found["nf5"]["problem"]
+    assert found["fp32"]["seconds"] >= 0
+    assert {} == step.ask_step("cpu")
 
 
 CPU_BUILD = {"version": "2.8.0+cpu", "built": None}

@@ -6,10 +6,11 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgetsearch.training.batches import DataOrder, collate
+from budgetsearch.training.batches import DataOrder, collate, passes
 from budgetsearch.training.data.store import TokenSet, writing
 from budgetsearch.training.members import Shop
 
@@ -48,6 +49,28 @@ def test_rows_of_similar_length_come_together() -> None:
     shuffled = rng.sample(lengths, len(lengths))
     plain = sum(waste(shuffled[start : start + 8]) for start in range(0, 2000, 8))
     assert grouped < plain / 4
+
+
+@pytest.mark.parametrize("step", [1, 16])
+@pytest.mark.parametrize("micro", [0, 1, 2, 8])
+def test_a_pass_holds_what_so_many_of_the_longest_rows_would_take(micro: int, step: int) -> None:
+    """Rows times width stay within it, every row comes once, and no pass could have held one more."""
+    rng = random.Random(1)
+    lengths = [rng.randint(5, 100) for _ in range(200)]
+    order = DataOrder(lengths, 16, 0)
+    room = micro * -(-max(lengths) // step) * step
+    count = 0
+    for number in range(40):
+        rows = order.step_rows(number)
+        cut = passes(order, rows, micro, step)
+        assert rows == [row for part in cut for row in part]
+        widths = [-(-max(lengths[row] for row in part) // step) * step for part in cut]
+        assert all(
+            len(part) == 1 or len(part) * width <= room for part, width in zip(cut, widths, strict=True)
+        )
+        assert all((len(part) + 1) * width > room for part, width in zip(cut[:-1], widths, strict=False))
+        count += len(cut)
+    assert micro < 2 or count < 0.9 * 40 * 16 / micro  # short rows fill what long ones would
 
 
 def waste(lengths: list[int]) -> int:

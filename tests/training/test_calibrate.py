@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from budgetsearch.core.records import CalibrateJob, Calibration, Probe, Schedule, Segment
+from budgetsearch.core.resources.memory import gang_micro_batches
 from budgetsearch.training import bases, calibrate, checkpoints
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.bases import load_base
@@ -30,12 +31,13 @@ def base(tiny_model: Path) -> Any:
     return load_base(str(tiny_model), "fp32", "cpu")
 
 
-def limited(base: Any, positions: int, *, recomputed: int | None = None) -> Any:
-    """Let the base run out of memory beyond so many positions; more with gradient checkpointing."""
+def limited(base: Any, rows: int, shop: Shop, *, recomputed: int | None = None) -> Any:
+    """Let the base run out of memory beyond so many of the longest rows; more with gradient checkpointing."""
+    longest = max(shop.data.train.lengths)
 
     def look(module: Any, args: Any, kwargs: Any) -> None:
         on = any(getattr(m, "gradient_checkpointing", False) and m.training for m in module.modules())
-        if len(kwargs["input_ids"]) > (recomputed if on and recomputed else positions):
+        if kwargs["input_ids"].numel() > longest * (recomputed if on and recomputed else rows):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     return base.register_forward_pre_hook(look, with_kwargs=True)
@@ -125,12 +127,13 @@ def test_the_user_may_forbid_gangs_and_int8_does(
 def test_the_micro_batch_is_halved_until_it_fits(
     base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two rows fit: the micro-batch is two, and no gang fits beside it."""
+    """Two rows fit: the micro-batch is two; of two members one each fits, and of four nothing does."""
     rates(monkeypatch, {1: 100, 2: 200, 4: 400})
-    handle = limited(base, 2)
+    handle = limited(base, 2, shop)
     found = measured(base, shop)
     handle.remove()
-    assert (2, 1, False) == (found.micro_batch, found.gang, found.recompute)
+    assert (2, 2, False) == (found.micro_batch, found.gang, found.recompute)
+    assert (2, 1) == gang_micro_batches(found)
 
 
 def test_gradient_checkpointing_is_taken_where_it_pays(
@@ -138,7 +141,7 @@ def test_gradient_checkpointing_is_taken_where_it_pays(
 ) -> None:
     """It lets eight rows fit in place of two and is faster: on. Where everything fits it is not tried."""
     rates(monkeypatch, {1: 100, 2: 100, 4: 100})
-    handle = limited(base, 2, recomputed=8)
+    handle = limited(base, 2, shop, recomputed=8)
     found = measured(base, shop)
     handle.remove()
     assert (8, True) == (found.micro_batch, found.recompute)
@@ -147,7 +150,7 @@ def test_gradient_checkpointing_is_taken_where_it_pays(
 
 def test_what_does_not_fit_at_all_is_an_error(base: Any, shop: Shop) -> None:
     """Not even one row: the worker reports it as out of memory."""
-    handle = limited(base, 0)
+    handle = limited(base, 0, shop)
     with pytest.raises(MemoryError, match="does not fit at rank 4"):
         measured(base, shop)
     handle.remove()
@@ -197,7 +200,7 @@ def test_what_is_optional_may_fail(base: Any, shop: Shop, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(calibrate._Bench, "probe", probe)
     monkeypatch.setattr(calibrate, "time_answers", silent)
-    handle = limited(base, 4)
+    handle = limited(base, 4, shop)
     found = measured(base, shop, task_examples=4)
     handle.remove()
     assert ("ok", 4, 1, False) == (found.status, found.micro_batch, found.gang, found.recompute)

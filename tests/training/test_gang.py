@@ -441,22 +441,22 @@ def test_a_gradient_that_overflows_without_a_scale_has_diverged(
 
 
 class Hungry:
-    """Runs out of memory when a batch has more rows than fit."""
+    """Runs out of memory when a batch has more positions than so many of the longest rows."""
 
-    def __init__(self, base: Any, rows: int) -> None:
-        self.rows, self.widest, self.base = rows, 0, base
+    def __init__(self, longest: int, rows: float) -> None:
+        self.longest, self.rows, self.most = longest, rows, 0.0
 
     def __call__(self, module: Any, args: Any, kwargs: Any) -> None:
-        count = len(kwargs["input_ids"])
-        if count > self.rows:
-            raise torch.OutOfMemoryError(f"CUDA out of memory: {count} rows")
-        self.widest = max(self.widest, count)
+        rows = kwargs["input_ids"].numel() / self.longest
+        if rows > self.rows:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {rows} of the longest rows")
+        self.most = max(self.most, rows)
 
 
 @pytest.fixture
-def hungry(base: Any, request: pytest.FixtureRequest) -> Iterator[Hungry]:
+def hungry(base: Any, shop: Shop, request: pytest.FixtureRequest) -> Iterator[Hungry]:
     """The base with memory for so many rows."""
-    hook = Hungry(base, request.param)
+    hook = Hungry(max(shop.data.train.lengths), request.param)
     handle = base.register_forward_pre_hook(hook, with_kwargs=True)
     yield hook
     handle.remove()
@@ -469,7 +469,7 @@ def test_out_of_memory_is_survived(base: Any, shop: Shop, hungry: Hungry, width:
     """First the gang shrinks, then the micro-batch is halved; the weights are the same, and it is told."""
     segments = [dataclasses.replace(trial(0), trial_id=n, seed=n, micro_batch=4) for n in range(3)]
     results = train_gang(base, segments, shop, 4)
-    assert width * micro == hungry.widest  # as many rows at once as were left
+    assert width * micro / 2 < hungry.most  # as much at once as was left
     for segment, result in zip(segments, results, strict=True):
         assert result.status == "ok"
         assert (width, micro) == (result.gang, result.micro_batch)
@@ -477,6 +477,66 @@ def test_out_of_memory_is_survived(base: Any, shop: Shop, hungry: Hungry, width:
         hungry.rows = 99
         assert_equal(plain_peft(base, segment, shop.data).weights, weights_of(saved.tensors), EXACT)
     assert "out of memory" in results[0].detail
+
+
+def test_short_rows_that_do_not_fit_together_go_one_after_the_other(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass has room for the longest row, and something else took half of it: no trial is given up."""
+    segment, made = trial(0, micro_batch=1, batch_size=6), DataOrder.__init__
+
+    def with_a_longer_row(self: DataOrder, *args: Any) -> None:
+        made(self, *args)
+        self.longest *= 3
+
+    monkeypatch.setattr(DataOrder, "__init__", with_a_longer_row)
+
+    def tighter(module: Any, args: Any, kwargs: Any) -> None:
+        if len(kwargs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = base.register_forward_pre_hook(tighter, with_kwargs=True)
+    (result,) = train_gang(base, [segment], shop, 1)
+    handle.remove()
+    assert ("ok", 1) == (result.status, result.micro_batch)
+    assert "one row after the other" in result.detail
+    assert 0 == result.course[-1].micro_batches[0]
+    saved = checkpoints.load(shop.checkpoint_path / str(result.checkpoint_out))
+    assert_equal(plain_peft(base, segment, shop.data).weights, weights_of(saved.tensors), EXACT)
+
+
+def test_only_passes_that_do_not_fit_compute_their_activations_again(
+    base: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that fit without gradient checkpointing come in passes of their own; the weights are the same."""
+    longest = max(shop.data.train.lengths)
+    segment = trial(0, recompute=True, plain_positions=int(0.9 * longest), micro_batch=2)
+    seen, real = set(), GangTraining.step_on
+
+    def step_on(self: GangTraining, gang: Any, group: Any) -> None:
+        real(self, gang, group)
+        seen.add(self._plain)
+
+    monkeypatch.setattr(GangTraining, "step_on", step_on)
+    (result,) = train_gang(base, [segment], shop, 1)
+    assert {True, False} == seen
+    saved = checkpoints.load(shop.checkpoint_path / str(result.checkpoint_out))
+    assert_equal(plain_peft(base, segment, shop.data).weights, weights_of(saved.tensors), EXACT)
+
+
+def test_a_gang_pads_nobody_beyond_what_fits(base: Any, shop: Shop) -> None:
+    """Members at long and at short rows: together they never take more than each for itself, nobody waits for
+    ever, and whoever waits ends where it would alone."""
+    segments = [trial(0, micro_batch=1, batch_size=b, trial_id=n) for n, b in enumerate((1, 6, 4))]
+    hook = Hungry(max(shop.data.train.lengths), 3.0)
+    handle = base.register_forward_pre_hook(hook, with_kwargs=True)
+    results = train_gang(base, segments, shop, 1)
+    handle.remove()
+    assert {"ok"} == {result.status for result in results}
+    assert {3} == {result.gang for result in results}
+    for segment, result in zip(segments, results, strict=True):
+        saved = checkpoints.load(shop.checkpoint_path / str(result.checkpoint_out))
+        assert_equal(plain_peft(base, segment, shop.data).weights, weights_of(saved.tensors), EXACT)
 
 
 def test_what_one_rank_cannot_do_a_smaller_one_may_still(base: Any, shop: Shop) -> None:

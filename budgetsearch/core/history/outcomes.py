@@ -52,9 +52,10 @@ def segment_ended(history: History, event: SegmentEnded) -> None:
     state.peak_bytes = max(state.peak_bytes, result.peak_bytes)
     state.steps += result.steps
     # Whoever made room for other processes may have it back next time.
-    if result.micro_batch is not None and not result.yielded:
-        state.micro_batch = min(state.micro_batch, result.micro_batch)
-        _note_shrunk(history, segment, result.micro_batch)
+    micro = segment.micro_batch if result.micro_batch is None else result.micro_batch
+    if micro < segment.micro_batch and not result.yielded:  # one of a gang may begin with less than its own
+        state.micro_batch = min(state.micro_batch, micro)
+        _note_shrunk(history, segment, micro)
     size = result.began or history.job_sizes[event.job_id]
     if not result.yielded:
         _note_gang(history, segment, result, size)
@@ -78,8 +79,6 @@ def _note_disk(history: History, job_id: int, segment: Segment, result: SegmentR
 
 def _note_shrunk(history: History, segment: Segment, micro_batch: int) -> None:
     """Memory ran out on the way: whoever needs as much starts smaller."""
-    if micro_batch >= segment.micro_batch:
-        return
     history.shrunk.append((segment.params, micro_batch))
     for state in history.trials.values():
         state.micro_batch = taught(history.shrunk, state.trial.params, state.micro_batch)

@@ -44,12 +44,19 @@ def gather(situation: Situation, lead: Run, rules: Callable[[Situation], Answer]
 
 def joined(situation: Situation, run: Run, other: Run) -> Run:
     """Both in one job. Its limit is tighter than that of one alone: when a member hangs, all of them wait."""
-    segments = run.job.segments + other.job.segments
+    segments = _sharing(situation, run.job.segments + other.job.segments)
     alone = situation.costs.segment_seconds
     expected = sum(alone(s.params, s.stop_tokens - s.start_tokens) for s in segments)
     limit = max(run.job.limit_seconds, LIMIT_FACTOR * expected)
     job = replace(run.job, segments=segments, limit_seconds=min(situation.left, limit))
     return Run(job, run.reasons + other.reasons)
+
+
+def _sharing(situation: Situation, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """The members with what the calibration found to fit of each, side by side."""
+    sizes = situation.plan.gang_micro_batches.get(cost_class(segments[0].params), ())
+    most = sizes[min(len(segments), len(sizes)) - 1] if sizes else segments[0].micro_batch
+    return tuple(replace(s, micro_batch=min(s.micro_batch, most)) for s in segments)
 
 
 def _fits(situation: Situation, lead: Run, other: Run) -> bool:

@@ -15,6 +15,7 @@ from budgetsearch.core.policy.costs import PESSIMISM, PLANNING_MARGIN
 from budgetsearch.core.policy.deadline import TASK_SHARE, answer_seconds, exit_seconds
 from budgetsearch.core.records import Calibration, cost_class
 from budgetsearch.core.resources.disk import held_of
+from budgetsearch.core.resources.memory import gang_micro_batches
 from budgetsearch.core.space.space import Space
 
 MIN_RUNG_STEPS = 4
@@ -181,6 +182,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         max_trials=Space.parse(space).size(request.max_trials * request.workers),
         limit_bytes=request.limit_bytes,
         gang_gains={name: gang_gains(c) for name, c in usable.items()},
+        gang_micro_batches={name: sizes for name, c in usable.items() if (sizes := gang_micro_batches(c))},
         recompute={name: c.recompute for name, c in usable.items()},
         footprints={
             name: request.footprints[name].corrected(c.probes, c.rank)

@@ -18,6 +18,7 @@ from budgetsearch.core.policy.deadline import seconds_left
 from budgetsearch.core.policy.evidence import entry_rung
 from budgetsearch.core.policy.rungs import Rungs
 from budgetsearch.core.records import Schedule, Segment, TrainJob, cost_class
+from budgetsearch.core.resources.memory import plain_positions
 
 RULED_OUT = 20
 """When so many samples in a row cannot fit into memory, nothing of the space does."""
@@ -179,9 +180,11 @@ class Situation:
 
 def segment_to(situation: Situation, state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
     """To a token count, from the checkpoint that the trial has."""
+    params = state.trial.params
+    recompute = situation.plan.recompute.get(cost_class(params), False)
     return Segment(
         trial_id=state.trial_id,
-        params=state.trial.params,
+        params=params,
         seed=state.trial.seed,
         rung=rung,
         start_tokens=state.tokens,
@@ -191,7 +194,8 @@ def segment_to(situation: Situation, state: TrialState, rung: int, stop: int, sc
         micro_batch=state.micro_batch,
         checkpoint_in=state.checkpoint,
         attempt=state.crashes + state.lost + state.moves,
-        recompute=situation.plan.recompute.get(cost_class(state.trial.params), False),
+        recompute=recompute,
+        plain_positions=plain_positions(situation.plan, params) if recompute else 0,
     )
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.records import Params, cost_class
+from budgetsearch.core.records import Calibration, Params, cost_class
 
 DOUBT = 1.15
 """Before anything was measured an estimate may be so many times the truth; nothing is refused within that."""
 CAUTION = 0.93
 """A micro-batch that nobody measured is taken if the corrected estimate is below this share of the limit: the
 soft limit of the watcher is at 97%."""
+LEAST_POSITIONS = 512
+"""Estimate: with fewer in a pass a card waits for weights and launches more than checkpointing costs."""
 GIB = 2**30
 
 
@@ -82,6 +84,25 @@ def micro_batch(plan: Plan, params: Params) -> int:
         recompute=plan.recompute.get(name, False),
     )
     return max(measured, foreseen)
+
+
+def plain_positions(plan: Plan, params: Params) -> int:
+    """Of the passes that need no gradient checkpointing, where the others of its kind do."""
+    name, rank = cost_class(params), params.get("rank")
+    footprint = plan.footprints.get(name)
+    if footprint is None or plan.limit_bytes is None or not isinstance(rank, int):
+        return 0
+    found = footprint.positions(CAUTION * plan.limit_bytes, rank=rank)
+    return found if found >= LEAST_POSITIONS else 0
+
+
+def gang_micro_batches(calibration: Calibration) -> tuple[int, ...]:
+    """What fits of each of 1, 2, ... members up to the chosen size; nothing where that is what fits alone."""
+    known = {p.members: p.micro_batch for p in calibration.probes if 1 < p.members <= calibration.gang}
+    if not any(size < calibration.micro_batch for size in known.values()):
+        return ()
+    above = [min(k for k in known if k >= members) for members in range(2, calibration.gang + 1)]
+    return (calibration.micro_batch, *(known[members] for members in above))
 
 
 def taught(shrunk: Sequence[tuple[Params, int]], params: Params, micro: int) -> int:

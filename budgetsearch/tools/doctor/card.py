@@ -119,6 +119,39 @@ def bitsandbytes(machine: Machine) -> Check:
     return ok(name, f"{text} ({answer['library']}), nf4 on {device} is right")
 
 
+STEP_REMEDIES: Mapping[str, str] = {
+    "out of memory": "nvidia-smi lists who holds memory; stop it, or take another card with --device.",
+    "no kernel image": CUDA_BUILD,
+    "busy or unavailable": DRIVER,
+}
+"""By a word in what a step says; else it is bitsandbytes' affair where it packs, and torch's for the rest."""
+
+
+def step(machine: Machine) -> Check:
+    """Whether the worker trains a real step of a tiny model on the card, under each kind of base."""
+    if machine.on_cpu and not machine.misses_its_card:
+        return ok("step", _unused(machine))
+    answer = machine.answers.get("step", {})
+    if machine.card is None or machine.on_cpu or not answer:
+        return ok("step", "not tried: no card was asked")
+    if problem := answer.get("problem"):
+        return fail("step", f"no worker starts on the card: {problem}", _step_remedy("", problem))
+    wrong = {name: found["problem"] for name, found in answer.items() if "problem" in found}
+    if wrong:
+        name, problem = next(iter(wrong.items()))
+        text = f"{', '.join(wrong)} cannot be trained on the card: {problem}"
+        return fail("step", text, _step_remedy(name, problem))
+    times = ", ".join(f"{name} {found['seconds']} s" for name, found in answer.items())
+    return ok("step", f"the worker trains on the card, loading included: {times}")
+
+
+def _step_remedy(quantization: str, problem: str) -> str:
+    known = [todo for word, todo in STEP_REMEDIES.items() if word in problem.lower()]
+    if known:
+        return known[0]
+    return SETTLE.format("bitsandbytes") if quantization in ("nf4", "int8") else CUDA_BUILD
+
+
 def nvml(machine: Machine) -> Check:
     """Whether the driver tells what cards there are and what memory they have left."""
     facts = machine.driver
@@ -137,5 +170,5 @@ def _unused(machine: Machine) -> str:
     return "not needed for --gpu cpu" if machine.gpu == "cpu" else "not needed: --gpu auto takes the CPU"
 
 
-CHECKS = (torch, card, cuda, driver, bitsandbytes, nvml)
+CHECKS = (torch, card, cuda, driver, bitsandbytes, nvml, step)
 """In the order of their lines."""

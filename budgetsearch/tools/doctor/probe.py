@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from budgetsearch.tools.doctor.check import describe
+from budgetsearch.tools.doctor.step import ask_step
 
 BACKENDS = ("cpu", "cuda", "xpu", "mps", "hpu")
 
@@ -87,6 +88,7 @@ QUESTIONS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "torch": ask_torch,
     "cuda": ask_cuda,
     "bitsandbytes": ask_bitsandbytes,
+    "step": ask_step,
 }
 
 
