@@ -38,7 +38,7 @@ from budgetsearch.tools.doctor.step import QUANTIZATIONS
 from tests.support.cuda_standin import OnCpu, install
 
 NAMES = [
-    *("python", "packages", "torch", "card", "cuda", "driver", "bitsandbytes", "nvml"),
+    *("python", "packages", "torch", "card", "cuda", "driver", "bitsandbytes", "nvml", "step"),
     *("disk", "shared memory", "hub", "model", "licence", "chat template", "adapters"),
     *("space", "targets", "data"),
 ]
