@@ -17,7 +17,7 @@ from typing import Any
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import BudgetsearchError, LedgerError, RunFolderError
 from budgetsearch.core.secrets import shown_settings
-from budgetsearch.storage.files import remove_empty, replace_file, unwritable
+from budgetsearch.storage.files import remove_empty, replace_file, replace_text, unwritable
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.lock import RunLock, held, read_owner
 from budgetsearch.storage.ownership import claim, give_back, is_unused
@@ -242,7 +242,7 @@ class RunFolder:
     def note_step(self, step: str) -> None:
         """Let others know what is being done before the first event."""
         try:
-            self.preparing.write_text(step, encoding="utf-8")
+            replace_text(self.preparing, step)
         except OSError:
             pass  # whoever cannot be told waits
 

@@ -77,9 +77,9 @@ def good(tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def broken_row(tmp_path: Path) -> str:
-    """A data file whose third row lacks its columns."""
+    """A data file in which no row has its columns."""
     path = tmp_path / "broken.jsonl"
-    rows = [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}, {"text": "no"}]
+    rows = [{"text": "no"}] * 3
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return str(path)
 
@@ -96,7 +96,7 @@ def empty_file(tmp_path: Path) -> str:
     [
         ("--data", "nowhere.jsonl", r"nowhere\.jsonl"),
         ("--data", empty_file, "empty"),
-        ("--data", broken_row, r"broken\.jsonl:3"),
+        ("--data", broken_row, r"broken\.jsonl:1"),
         ("--data", "reasoning-gym:family_relation", "family_relationships"),
         ("--model", "./nowhere", "nowhere"),
         ("--gpu", "h1000", "h100"),

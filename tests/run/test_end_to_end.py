@@ -16,6 +16,7 @@ import pytest
 
 from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import Decided, Planned, SegmentEnded, SegmentStarted
+from budgetsearch.run.fields import read_hours
 from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.simulate.invariants import check
@@ -129,7 +130,7 @@ def test_the_least_budget_ends_with_an_adapter_and_the_next_try_measures_nothing
     """What is refused names the hours that suffice; half as much again, for this machine is busy, yields a
     scored adapter, twice, and the second time what was measured the first time is used again."""
     words, _ = command(workplace, "run", "--hours", "0.001", "--out", "runs/no").communicate(timeout=60)
-    hours = 1.5 * float(words.split("--hours ")[1].split()[0])
+    hours = 1.5 * read_hours(words.split("--hours ")[1].split()[0])
     said = ""
     for name in ("least", "again"):
         process = command(workplace, "run", "--hours", f"{hours:.4f}", "--out", f"runs/{name}")

@@ -38,15 +38,20 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 """A name in the folder, and what writes to it."""
 FRESH = {
     "training/checkpoints.py": 2,
-    "training/data/tokens.py": 2,
+    "training/data/tokens.py": 1,
+    "training/data/preparer.py": 3,
+    "training/data/scan.py": 2,
+    "training/data/store.py": 3,
+    "training/data/supervise.py": 1,
     "training/data/models.py": 2,
     "training/sums.py": 1,
     "training/memory.py": 1,
-    "run/export.py": 2,
+    "run/export.py": 4,
     "tools/reproduce/replay.py": 1,
     "engines/shared.py": 1,
     "engines/worker.py": 1,
     "tools/doctor/probe.py": 1,
+    "tools/doctor/step.py": 1,
     "tools/compare/harness.py": 1,
 }
 """Writes of another kind, by their number: into a folder that was made for them a moment ago, to /proc, to

@@ -789,7 +789,7 @@ def test_a_run_is_not_resumed_while_its_checkpoints_are_not_mounted(
     ledger.close()
     before = len(read_history(folder.ledger).results), folder.ledger.stat().st_size
     with pytest.raises(SettingsError, match=r"is missing.*mount the folder"):
-        api.resume(folder.path)
+        api.resume(folder.path, model=settings.model, data=settings.data)
     assert before == (len(read_history(folder.ledger).results), folder.ledger.stat().st_size)
 
 

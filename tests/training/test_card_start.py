@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,13 @@ def test_the_peak_may_be_started_before_cuda_is(card: Card) -> None:
 def test_the_allocators_cap_is_where_the_watcher_draws_its_line(setup: WorkerSetup, card: Card) -> None:
     """A cache beyond it would look full for ever; cuDNN's attention is out, and CUDA is on."""
     was = torch.backends.cuda.cudnn_sdp_enabled()
+    setup = replace(setup, limit_bytes=card.total // 2)
     workshop = made(setup)
     try:
         workshop._begin(TrainJob(1, (make_segment(),), eval_examples=1, limit_seconds=1.0))
         assert card.fraction is not None and setup.limit_bytes is not None
-        assert LIMIT_SHARE * setup.limit_bytes - CONTEXT_BYTES == pytest.approx(card.fraction * card.total)
+        line = LIMIT_SHARE * setup.limit_bytes - CONTEXT_BYTES
+        assert 0 <= line - card.fraction * card.total < 2**30  # beside it at least the context, as measured
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         workshop.close()

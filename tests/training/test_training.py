@@ -44,8 +44,8 @@ def test_a_paused_trial_equals_one_that_was_never_paused(
 def test_training_lowers_the_validation_loss(shop: Shop, tiny_model: Path, prepared: PreparedData) -> None:
     """A few dozen steps are clearly better than the bare base."""
     model = base(tiny_model)
-    (losses,) = example_losses(model, prepared.valid, range(8), pad=0, device="cpu")
-    targets = [prepared.valid.targets(row) for row in range(8)]
+    (losses,) = example_losses(model, prepared.valid, range(min(8, len(prepared.valid))), pad=0, device="cpu")
+    targets = [prepared.valid.targets(row) for row in range(len(losses))]
     before = mean_loss(losses, targets)
     result = train(model, make_segment(0, 6000), shop)
     assert result.status == "ok"
@@ -81,8 +81,9 @@ def test_a_checkpoint_is_a_peft_adapter_with_the_reported_loss(
     result = train(resident, make_segment(0, 1500, params=params), shop)
     fresh = load_base(str(tiny_model), quantization, "cpu")
     model = PeftModel.from_pretrained(fresh, shop.checkpoint_path / str(result.checkpoint_out))
-    (losses,) = example_losses(model.eval(), prepared.valid, range(8), pad=0, device="cpu", batch=4)
-    targets = [prepared.valid.targets(row) for row in range(8)]
+    count = min(8, len(prepared.valid))
+    (losses,) = example_losses(model.eval(), prepared.valid, range(count), pad=0, device="cpu", batch=4)
+    targets = [prepared.valid.targets(row) for row in range(len(losses))]
     assert result.example_losses == pytest.approx(losses, abs=1e-5)
     assert result.loss == pytest.approx(mean_loss(losses, targets), abs=1e-5)
 
@@ -142,7 +143,7 @@ def test_a_damaged_checkpoint_is_named(shop: Shop, tiny_model: Path) -> None:
     with pytest.raises(CheckpointError, match=r"trainer\.safetensors has changed"):
         checkpoints.load(folder)
     file.unlink()
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is missing"):
         checkpoints.load(folder)
 
 
