@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make quickstart   set up, then search on a real small model for 0.2 hours"
 	@echo "make test         set up, then run every check"
-	@echo "make test-slow    set up, then what make test leaves out: every family of models, six minutes"
+	@echo "make test-slow    set up, then what make test leaves out: every family of models, runs under load, ..."
 	@echo "make check        set up, then style, types, layers and the pure tests: a minute"
 	@echo "make bench-policy CURVES=FOLDER   compare budget policies on recorded curves"
 	@echo "make bench-training   gangs against PEFT + Trainer, rungs, the useful share of a search; about 2 hours"

@@ -50,7 +50,13 @@ def run(place: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+FURTHER = ("log_to_tensorboard.py", "own_space.py")
+"""Whole runs like the others; `make test-slow` has them."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in FURTHER else []) for name in SCRIPTS]
+)
 def test_a_script_runs(place: Path, name: str) -> None:
     """It ends well and prints where things are."""
     if "tensorboard" in name:

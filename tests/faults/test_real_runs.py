@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.faults.deadlines import summary
 from tests.support.faults.modules import run_module
 
 
+@pytest.mark.slow
 def test_real_training_that_is_killed_loses_and_repeats_nothing() -> None:
     """The same for the command line on a tiny model, and plain PEFT loads what it leaves."""
     assert run_module("realkills", "--kills", "3", "--seed", "1")["kills"] == 3
 
 
+@pytest.mark.slow
 def test_real_runs_under_load_end_before_their_deadline() -> None:
     """From the start of the command to its exit, with a process that competes for the processor."""
     found = run_module("deadlines", "--runs", "2", "--longest", "90", "--load", "1")

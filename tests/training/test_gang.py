@@ -331,6 +331,7 @@ def test_gradient_checkpointing_changes_nothing(base: Any, shop: Shop, numbers: 
     assert not any(module.training for module in base.modules())
 
 
+@pytest.mark.slow
 def test_torch_compile_changes_nothing_and_is_paid_for_once(tmp_path: Path, shop: Shop) -> None:
     """Compiled layers give the same weights to the rounding of their float32 norms, with gradient
     checkpointing too; another trial on the same base compiles nothing new, and outside of training nothing
