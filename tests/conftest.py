@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output that is piped is as wide as it likes, whatever terminal the tests were started from."""
+    """pytest-xdist tells its workers a width; what is piped here is as wide as for everybody."""
     monkeypatch.delenv("COLUMNS", raising=False)
 
 

@@ -17,7 +17,8 @@ from functools import cache
 from typing import Any
 
 from benchmarks.training.common import write
-from benchmarks.training.trace import PRODUCTS, Kernel, Setup, traced_step
+from benchmarks.training.kernels import PRODUCTS, Kernel
+from benchmarks.training.trace import Setup, traced_step
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.resources.memory import CAUTION
 from budgetsearch.machine.configs import known_models

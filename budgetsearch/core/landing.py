@@ -125,6 +125,7 @@ class Pilot:
 
 
 MOST_LOOKS = 300
+"""Of a simulated segment: one that has thousands of steps is looked at in larger ones."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,6 @@ def fly(segment: Segment, step_tokens: float, seconds: Callable[[int, float], fl
     """
     pilot, tokens, elapsed = Pilot(segment), segment.start_tokens, 0.0
     pilot.begin(tokens, elapsed)
-    # Nobody looks at more than some hundred steps of a segment that has thousands.
     step = max(1, round(step_tokens), (segment.stop_tokens - tokens) // MOST_LOOKS)
     while tokens < pilot.stop:
         made = min(step, pilot.stop - tokens)

@@ -246,8 +246,8 @@ def check_run_folder(
         raise RunFolderError(
             f"{flag} {out}: its disk has {amount(max(0, free))} free, but a run needs at least {least} there "
             f"and {most} at most (checkpoints of {amount(need.checkpoint)} at the largest rank, the adapter "
-            "twice, and the records). Make room, name a folder on another disk, or use a --space with "
-            "smaller ranks."
+            "twice, and the records). Make room, name a folder on another disk, give fewer --hours, or use a "
+            "--space with smaller ranks."
         )
     held = need.affordable(free)
     if free < need.most:

@@ -17,7 +17,8 @@ from unittest.mock import patch
 import torch
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 
-from benchmarks.training.trace import PRODUCTS, Setup, Step, Traced, evaluation, fake_card, foreseen, step
+from benchmarks.training.kernels import PRODUCTS
+from benchmarks.training.trace import Setup, Step, Traced, evaluation, fake_card, foreseen, step
 from budgetsearch.core.records import CalibrateJob
 from budgetsearch.machine import memory as foresight
 from budgetsearch.training import attention, batches, calibrate, evaluate, gang, losses, recipe

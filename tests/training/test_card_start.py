@@ -26,7 +26,6 @@ from budgetsearch.engines.local import ALLOCATOR, LocalEngine
 from budgetsearch.machine.memory import CONTEXT_BYTES
 from budgetsearch.machine.watch import LIMIT_SHARE
 from budgetsearch.training import bases, memory
-from budgetsearch.training.data.tokens import PreparedData
 from budgetsearch.training.workshop import Workshop
 from tests.support.cuda_standin import GIB, REFUSAL, Card, OnCpu, install
 from tests.support.training import make_segment
@@ -35,18 +34,9 @@ SECONDS = 120.0
 
 
 @pytest.fixture
-def setup(prepared: PreparedData, tiny_model: Path, tmp_path: Path) -> WorkerSetup:
+def setup(setup: WorkerSetup, tmp_path: Path) -> WorkerSetup:
     """A worker on a card."""
-    return WorkerSetup(
-        model_path=str(tiny_model),
-        model_name=str(tiny_model),
-        data_path=str(prepared.folder),
-        checkpoint_path=str(tmp_path),
-        device="cuda:0",
-        targets="all-linear",
-        seed=0,
-        limit_bytes=16 * GIB,
-    )
+    return replace(setup, checkpoint_path=str(tmp_path), device="cuda:0", limit_bytes=16 * GIB)
 
 
 @pytest.fixture
@@ -112,16 +102,20 @@ def test_the_peak_may_be_started_before_cuda_is(card: Card) -> None:
     assert card.calls == [] and not card.started
 
 
-def test_the_allocators_cap_is_where_the_watcher_draws_its_line(setup: WorkerSetup, card: Card) -> None:
-    """A cache beyond it would look full for ever; cuDNN's attention is out, and CUDA is on."""
+@pytest.mark.parametrize("context", [0, 3 * CONTEXT_BYTES], ids=["little beside it", "more than foreseen"])
+def test_the_allocators_cap_is_where_the_watcher_draws_its_line(
+    setup: WorkerSetup, card: Card, monkeypatch: pytest.MonkeyPatch, context: int
+) -> None:
+    """A cache beyond it would look full for ever, and what the card holds beside it counts, as foreseen or as
+    measured; cuDNN's attention is out, and CUDA is on."""
     was = torch.backends.cuda.cudnn_sdp_enabled()
-    setup = replace(setup, limit_bytes=card.total // 2)
+    monkeypatch.setattr(Workshop, "_context_bytes", lambda workshop: context)
     workshop = made(setup)
     try:
         workshop._begin(TrainJob(1, (make_segment(),), eval_examples=1, limit_seconds=1.0))
         assert card.fraction is not None and setup.limit_bytes is not None
-        line = LIMIT_SHARE * setup.limit_bytes - CONTEXT_BYTES
-        assert 0 <= line - card.fraction * card.total < 2**30  # beside it at least the context, as measured
+        line = LIMIT_SHARE * setup.limit_bytes - max(CONTEXT_BYTES, context)
+        assert line == pytest.approx(card.fraction * card.total)
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         workshop.close()
