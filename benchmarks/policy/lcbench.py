@@ -32,7 +32,7 @@ class Surrogate:
         )
         self._code = json.loads((folder / "encoding.json").read_text())["OpenML_task_id"][task]
         table: CurveTable = load(folder / f"{task}.npz")
-        self.name, self.points = f"lcbench-{task}", EPOCHS
+        self.name, self.points, self.own_lengths = f"lcbench-{task}", EPOCHS, False
         self.count = 1_000_000  # in effect without end
         self.mean_cost, self.point_cost = table.mean_cost, table.point_cost
         self.median, self.worst = table.median, 0.0  # no accuracy is below zero

@@ -14,7 +14,8 @@ from pathlib import Path
 from budgetsearch.core.records import Job, TrainJob, WorkerSetup
 from budgetsearch.core.reports import Beat, JobEnded
 from budgetsearch.engines.simulator import Result
-from budgetsearch.engines.worker import Inbox, Pipe, die_with_parent
+from budgetsearch.engines.worker import Inbox, Pipe
+from budgetsearch.machine.child import die_with_parent
 from tests.support.worlds import SyntheticWorld
 
 TOKENS_PER_SECOND = 1000.0

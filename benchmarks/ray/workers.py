@@ -18,7 +18,6 @@ from budgetsearch.core.reports import Report
 from budgetsearch.engines.simulator import SimulatorEngine
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.invariants import check
-from budgetsearch.views.report.workers import account
 from tests.support.simulation import make_driver
 
 
@@ -53,7 +52,7 @@ def measure(workers: int, budget: float) -> dict[str, Any]:
     taken = time.process_time() - start - engine.seconds
     assert isinstance(driver.ledger, MemoryLedger)
     history = check(driver.ledger.entries, budget)
-    spent = account(driver.ledger.entries)
+    spent = driver.history.accounts
     return {
         "workers": workers,
         "budget_seconds": budget,

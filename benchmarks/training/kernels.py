@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROUND = 512
 """torch's allocator gives no less, nor anything between its multiples."""
 WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "item")
-PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")
+PACKED, UNPACKED_ABOVE = "gemm_4bit", 1536
+"""bitsandbytes' product with packed weights; with more positions it writes and reads them in 16 bits."""
 ATTENTION, MATH = "flash", "math attention"
 NO_KERNEL = {
     *("view", "_unsafe_view", "reshape", "detach", "alias", "as_strided", "lift_fresh", "is_same_size"),
@@ -115,6 +117,8 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
         if name == "embedding":  # reads the rows that it needs
             size = 2.0 * made[0].numel() * made[0].element_size()
             self.widths.add(given[1].shape[-1])
+        if name == PACKED and made[0].numel() // made[0].shape[-1] > UNPACKED_ABOVE:
+            size += 4.0 * given[0].shape[-1] * made[0].shape[-1]
         first = str((given or made)[0].dtype).removeprefix("torch.")
         shape = tuple(made[0].shape) if made else ()
         self.kernels.append(Kernel(name, operations_of(name, given, made), size, first, shape))
@@ -135,7 +139,7 @@ def operations_of(name: str, given: Sequence[Any], made: Sequence[Any]) -> float
     """Floating-point operations of a kernel."""
     if name in PRODUCTS:
         return 2.0 * float(given[-2].numel() * given[-1].shape[-1])
-    if name == "gemm_4bit":
+    if name == PACKED:
         return 2.0 * float(given[0].numel() * made[0].shape[-1])
     if ATTENTION in name or name == MATH:
         backward = "backward" in name

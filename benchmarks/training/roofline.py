@@ -12,12 +12,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 from benchmarks.training.common import write
-from benchmarks.training.kernels import PRODUCTS, Kernel
+from benchmarks.training.kernels import PACKED, PRODUCTS, Kernel
 from benchmarks.training.trace import Setup, traced_step
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.resources.memory import CAUTION
@@ -62,22 +62,34 @@ CARDS = {
 }
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a pass is made."""
+
+    recompute: bool = False
+    dropout: float = 0.0
+    fused: bool = True
+    quantization: str = "bf16"
+
+
 @cache
-def traced(rows: int, recompute: bool, dropout: float, layers: int) -> tuple[Kernel, ...]:
+def traced(rows: int, way: Way, layers: int) -> tuple[Kernel, ...]:
     """Kernels of a step in one pass of so many rows."""
-    setup = Setup(layers=layers, rows=(WIDTH,) * rows, recompute=recompute, dropout=dropout)
-    return traced_step(setup).kernels
+    return traced_step(Setup(layers=layers, rows=(WIDTH,) * rows, **asdict(way))).kernels
 
 
-def whole(rows: int, recompute: bool, card: Card, dropout: float = 0.0) -> float:
-    """Seconds of the pass with all layers."""
-    few, more = (card.seconds(traced(rows, recompute, dropout, layers)) for layers in FEW)
+def whole(rows: int, way: Way, card: Card, *, products: bool = False) -> float:
+    """Seconds of the pass with all layers, or of its products alone."""
+    few, more = (
+        card.seconds([k for k in traced(rows, way, layers) if not products or k.name in (*PRODUCTS, PACKED)])
+        for layers in FEW
+    )
     return few + (more - few) / (FEW[1] - FEW[0]) * (LAYERS - FEW[0])
 
 
 def pass_seconds(positions: int, recompute: bool, card: Card) -> float:
     """Of any pass: interpolated, and never less than the host takes."""
-    known = [(rows * WIDTH, whole(rows, recompute, card)) for rows in SIZES]
+    known = [(rows * WIDTH, whole(rows, Way(recompute), card)) for rows in SIZES]
     above = next((i for i, (size, _) in enumerate(known) if size >= positions), len(known) - 1)
     (x0, y0), (x1, y1) = known[max(1, above) - 1], known[max(1, above)]
     slope = (y1 - y0) / (x1 - x0)
@@ -127,35 +139,44 @@ def kinds(kernels: Sequence[Kernel]) -> dict[str, float]:
     return {name: round(size / 1e9, 2) for name, size in found.most_common(12)}
 
 
+WAYS: Mapping[str, Way] = {
+    "": Way(),
+    "_with_dropout": Way(dropout=0.05),
+    "_nf4": Way(quantization="nf4"),
+    "_without_fused_kernels": Way(fused=False),
+}
+"""By what stands behind a rate's name."""
+
+
+def per_layer(way: Way) -> float:
+    """Kernels that a further layer launches."""
+    few, more = (len(traced(BATCH, way, layers)) for layers in FEW)
+    return (more - few) / (FEW[1] - FEW[0])
+
+
 def measure() -> Mapping[str, Any]:
     """Everything that the JSON holds."""
-    shape = shape_of(known_models()[Setup().model])
-    few, more = (traced(BATCH, False, 0.0, layers) for layers in FEW)
-    tokens = BATCH * WIDTH
+    shape, tokens = shape_of(known_models()[Setup().model]), BATCH * WIDTH
     found: dict[str, Any] = {
-        "what": f"{Setup().model} bf16 rank 16, traced without a card; not measured on a GPU",
-        "kernels_per_layer": (len(more) - len(few)) / (FEW[1] - FEW[0]),
-        "kernels_per_layer_with_dropout": len(traced(BATCH, False, 0.05, 2))
-        - len(traced(BATCH, False, 0.05, 1)),
-        "gigabytes_two_layers_by_kind": kinds(more),
+        "what": f"{Setup().model} bf16 rank 16, traced without a card; not measured on a GPU. Fused kernels: "
+        "stand-ins for Liger's, each with what it reads and writes",
+        "kernels_per_layer": {name.strip("_") or "plain": per_layer(way) for name, way in WAYS.items()},
+        "gigabytes_two_layers_by_kind": kinds(traced(BATCH, Way(), FEW[1])),
         "cards": {},
     }
     for name, card in CARDS.items():
         limit = float(profile(name).usable_bytes or 0)
-        seconds, wet = whole(BATCH, False, card), whole(BATCH, False, card, 0.05)
-        products = replace(card, bandwidth=math.inf)
+        rates = {key: tokens / whole(BATCH, way, card) for key, way in WAYS.items()}
+        rates["_products_alone"] = tokens / whole(BATCH, Way(), card, products=True)
+        rule = footprint(shape, Training("bf16"))
         found["cards"][name] = {
             **asdict(card),
-            f"tokens_per_second_{BATCH}x{WIDTH}": round(tokens / seconds),
-            f"tokens_per_second_{BATCH}x{WIDTH}_with_dropout": round(tokens / wet),
-            f"tokens_per_second_{BATCH}x{WIDTH}_products_alone": round(
-                tokens / whole(BATCH, False, products)
-            ),
-        }
-        rule = footprint(shape, Training("bf16"))
-        found["cards"][name]["dolly_like"] = {
-            "micro_batches_in_rows": simulated(card, rule, limit, by_positions=False),
-            "micro_batches_in_positions": simulated(card, rule, limit, by_positions=True),
+            **{f"tokens_per_second_{BATCH}x{WIDTH}{key}": round(rate) for key, rate in rates.items()},
+            "share_of_products_alone": round(rates[""] / rates["_products_alone"], 3),
+            "dolly_like": {
+                "micro_batches_in_rows": simulated(card, rule, limit, by_positions=False),
+                "micro_batches_in_positions": simulated(card, rule, limit, by_positions=True),
+            },
         }
     return found
 

@@ -8,6 +8,7 @@ CUDA tensors. Launch gaps, the effects of tiles and the allocator's rounding bey
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.training import false_cuda
+from benchmarks.training.fused import fuse
 from benchmarks.training.kernels import (
     MATH,
     Kernel,
@@ -38,11 +40,14 @@ from budgetsearch.machine.memory import Training, estimate
 from budgetsearch.machine.shapes import shape_of
 from budgetsearch.training import attention, losses, modes
 from budgetsearch.training.adapters import Adapter
+from budgetsearch.training.bases import read_together
 from budgetsearch.training.batches import CARD_WIDTHS
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Member, Shop
 from budgetsearch.training.modes import training_mode
+from budgetsearch.training.parts import Parts
 from budgetsearch.training.recipe import GangTraining
+from budgetsearch.training.targets import KNOWN, Known
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 MODEL = "mistralai/Mistral-7B-v0.1"
@@ -65,6 +70,8 @@ class Setup:
     """0: all rows at once."""
     capability: tuple[int, int] = (9, 0)
     half: str = "bf16"
+    fused: bool = False
+    """With what stands in for Liger's kernels."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Changes to the model's configuration."""
 
@@ -168,6 +175,7 @@ class Packed4bit(torch.nn.Module):  # type: ignore[misc]  # torch is untyped her
             linear.weight.data, blocksize=64, compress_statistics=True, quant_type="nf4"
         )
         self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.weight.quant_state, self.compute_dtype, self.bias = self.state, half, None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As Linear4bit does it."""
@@ -192,9 +200,16 @@ def build(setup: Setup) -> Any:
             if type(layer) is torch.nn.Linear and layer is not base.get_output_embeddings():
                 parent, _, child = name.rpartition(".")
                 setattr(base.get_submodule(parent), child, Packed4bit(layer, half))
+    code, usual = sys.modules[type(base).__module__], "apply_rotary_pos_emb"
+    setattr(code, usual, getattr(code, f"_{usual}", getattr(code, usual)))
+    if setup.fused:
+        setattr(code, f"_{usual}", getattr(code, usual))
+        fuse(base)
     base.requires_grad_(False)
     base.config.use_cache = False
     base.eval()
+    together = read_together(base, Parts(base).linears)
+    setattr(base, KNOWN, Known(together=together))
     for found_once in (losses._PLAIN, attention._AGREES):  # by comparing numbers: there are none
         setattr(base, found_once, True)
     return base
@@ -268,6 +283,8 @@ class Traced:
     def training(self) -> Iterator[tuple[GangTraining, Gang]]:
         """Members at the beginning of a step."""
         members = [Member._new(self.segment(n), self.shop, self.adapter()) for n in range(self.setup.members)]
+        for member in members:  # its own order of the data would ask fake tensors for numbers
+            member.order.step_rows = lambda step: list(range(len(self.setup.rows)))  # type: ignore[method-assign]
         training = GangTraining(self.base, self.shop, members, len(members), self.setup.recompute)
         gang = Gang(self.base, [m.adapter for m in members])
         mode = training_mode(self.base, recompute=self.setup.recompute, torch_compile=False)
@@ -295,8 +312,6 @@ def step(traced: Traced, warm: int = 1) -> Step:
         for number in range(warm + 1):
             trace.clear()
             passes = 0
-            for member in training.members:  # its own order of the data would ask fake tensors for numbers
-                member.begin_step(range(len(traced.setup.rows)))
             while training.members[0].steps == number:
                 training.step_on(gang, training.members)
                 passes += 1
@@ -345,6 +360,7 @@ def foreseen(setup: Setup) -> float:
         recompute=setup.recompute,
         gang=setup.members,
         dropout=bool(setup.dropout),
+        repeated=setup.capability < attention.GROUPED_FROM,
     )
     return estimate(shape, training).allocated
 

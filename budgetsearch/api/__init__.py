@@ -12,26 +12,39 @@ from budgetsearch.api.runs import (
     status,
 )
 from budgetsearch.api.tools import (
+    check,
     compare,
     dashboard,
     doctor,
+    export,
     inspect,
     plan,
     reproduce,
+    serve,
     simulate,
+    submit,
+    unpack,
     verify,
 )
+from budgetsearch.run.permissions import Places
 from budgetsearch.tools.compare.tasks import Tasks
-from budgetsearch.tools.reproduce.inputs import Places
+from budgetsearch.tools.export.wanted import Wanted
+from budgetsearch.tools.serve.command import Serving
+from budgetsearch.tools.submit.entry import Submitting
 
 __all__ = [
     "Places",
     "Run",
+    "Serving",
+    "Submitting",
     "Tasks",
     "Trials",
+    "Wanted",
+    "check",
     "compare",
     "dashboard",
     "doctor",
+    "export",
     "inspect",
     "list_runs",
     "open_history",
@@ -41,7 +54,10 @@ __all__ = [
     "reproduce",
     "resume",
     "run",
+    "serve",
     "simulate",
     "status",
+    "submit",
+    "unpack",
     "verify",
 ]

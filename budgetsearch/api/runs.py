@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from budgetsearch.api.callbacks import watcher_of
 from budgetsearch.api.display import display
 from budgetsearch.api.explained import explained
 from budgetsearch.api.given import given
+from budgetsearch.api.steering import ask
 from budgetsearch.core.errors import RunFolderError, SettingsError
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history.fold import fold
@@ -25,7 +26,7 @@ from budgetsearch.run.configuration import load_settings, names_out
 from budgetsearch.run.result import Result, result_of
 from budgetsearch.run.session import Caller
 from budgetsearch.run.settings import Changes, RunSettings
-from budgetsearch.storage.ledger import read_entries, read_history
+from budgetsearch.storage.ledger import one_generation, read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.report.write import Reports, write_reports
 from budgetsearch.views.runs import Listed, runs_below
@@ -89,6 +90,18 @@ class Run(Result):
     def resume(self, **options: Any) -> Run:
         """Go on with it; the keywords are those of ``budgetsearch.resume``."""
         return resume(self.path, **options)
+
+    def try_(self, configuration: str) -> str:
+        """Add a configuration while it goes: ``rank=16,learning_rate=2e-4``."""
+        return ask(self.path, "try", guess=configuration)
+
+    def drop(self, trial: int) -> str:
+        """Give a trial up while it goes."""
+        return ask(self.path, "drop", trial)
+
+    def promote(self, trial: int) -> str:
+        """Send a trial one rung up, ahead of the others."""
+        return ask(self.path, "promote", trial)
 
     def __repr__(self) -> str:
         loss = "" if self.best is None else f", loss {self.best.loss:.4f}"
@@ -188,7 +201,7 @@ def search(settings: RunSettings, config: PathLike | None, resume: str, beside: 
             )
             begun = next(iter(read_entries(folder.ledger)), None)
             known = begun.event.settings if begun is not None and isinstance(begun.event, Opened) else {}
-            for role in ("model", "data", "valid"):
+            for role in ("model", "data", "valid", "metric"):
                 if (named := getattr(chosen, role)) == known.get(role):
                     again[role] = named
             return Run(**vars(session.resume(folder, again, caller, patient=True)))
@@ -213,8 +226,9 @@ def resume(
         changes: ``hours``, which it may take in all; ``deadline``, another one or the first; ``storage``, the
             study's URL again with its password, which stands nowhere in the run; ``engine``, ``gpus`` and
             ``address``, as on another cluster; ``shared``, ``trust_remote_code``, the storage and the address
-            again where the run has them, for its folder may be a stranger's; of a run that was begun
-            elsewhere also ``model``, ``data`` and ``valid``, where they have to be fetched.
+            again where the run has them, and ``metric`` where it is a function, for the run's folder may be a
+            stranger's; of a run that was begun elsewhere also ``model``, ``data`` and ``valid``, where they
+            have to be fetched.
 
     Raises:
         RunFolderError: there is no run in the folder, or it is in use.
@@ -231,7 +245,8 @@ def search_on(run: PathLike, changes: Changes, beside: Beside) -> Run:
         known = ", ".join(Changes.__annotations__)
         raise SettingsError(f"resume: {', '.join(sorted(unknown))} cannot be changed; it takes {known}.")
     with beside.caller() as caller:
-        return Run(**vars(session.resume(RunFolder(Path(run)), changes, caller)))
+        named = cast(Changes, given(changes))
+        return Run(**vars(session.resume(RunFolder(Path(run)), named, caller)))
 
 
 def open_run(path: PathLike) -> Run:
@@ -265,8 +280,7 @@ def look(run: PathLike) -> tuple[History, dict[str, Any]]:
     from budgetsearch.views.under_way import under_way
 
     folder = _folder_of(run)
-    entries = list(read_entries(folder.ledger))
-    history = _begun(folder, fold(entries))
+    history = _begun(folder, read_history(folder.ledger))
     going = folder.goes(history.closed is not None)
     found = status_dict(history, going)
     best = history.incumbent
@@ -274,7 +288,7 @@ def look(run: PathLike) -> tuple[History, dict[str, Any]]:
         found["best"]["adapter_path"] = None
     found["now"] = under_way(history, time.time()) if going else None
     found["shortfalls"] = [asdict(one) for one in shortfalls_of(folder, history, going)]
-    workers = worker_seconds_of(entries)
+    workers = worker_seconds_of(history.accounts)
     if workers.most_workers > 1:
         found["workers"] = asdict(workers)
     reports = (folder.report_html, folder.report, folder.report_json)
@@ -303,8 +317,9 @@ def report(run: PathLike, *, out: PathLike | None = None) -> Reports:
         RunFolderError: there is no run in the folder, or the reports cannot be written.
     """
     folder = _folder_of(run)
-    entries = list(read_entries(folder.ledger))
-    history = _begun(folder, fold(entries))
+    with one_generation():
+        entries = list(read_entries(folder.ledger))
+        history = _begun(folder, fold(entries))
     try:
         return write_reports(folder, entries, history, Path(out) if out is not None else None)
     except OSError as error:

@@ -12,6 +12,8 @@ from budgetsearch.cli import look as looking
 from budgetsearch.cli import prepare as helping
 from budgetsearch.cli import reproduce as repeating
 from budgetsearch.cli import run as running
+from budgetsearch.cli import steer as steering
+from budgetsearch.cli import use as using
 from budgetsearch.cli.errors import EXIT_FAILED
 
 app = typer.Typer(
@@ -37,7 +39,7 @@ def root(
         raise typer.Exit
 
 
-for group in (running, looking, repeating, helping):
+for group in (running, steering, looking, using, repeating, helping):
     app.add_typer(group.commands)
 
 

@@ -94,7 +94,7 @@ ASKED: Mapping[str, Any] = {
         typer.Option(
             "--tasks",
             help="Ask bases and adapters too: names of lm-eval (gsm8k,arc_easy), data files, or "
-            "reasoning-gym:NAME?size=N&seed=S, with commas.",
+            "reasoning-gym:NAME?size=N&seed=S, with commas; challenge: the challenge's open scenarios.",
         ),
     ],
     "limit": Annotated[int | None, typer.Option(help="Examples of each task at most.")],
@@ -132,6 +132,9 @@ def compare(
         Path | None,
         typer.Option(help="Write compare.html and compare.json into this folder.", show_default="no files"),
     ] = None,
+    price: Annotated[
+        float | None, typer.Option(help="What an hour of the card costs: adds what each run cost.", min=0)
+    ] = None,
     as_json: JsonOption = False,
     **asked: Any,
 ) -> None:
@@ -147,7 +150,7 @@ def compare(
         from budgetsearch.tools.compare.tasks import Tasks
 
         with asking() as (say, tick), heard(say):
-            found = api.compare(runs, tasks=Tasks(**asked), baseline=baseline, tick=tick)
+            found = api.compare(runs, tasks=Tasks(**asked), baseline=baseline, price=price, tick=tick)
         written = write(found, out) if out is not None else []
         if as_json:
             echo(json.dumps(values(found), indent=2, allow_nan=False))

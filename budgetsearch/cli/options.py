@@ -50,7 +50,7 @@ PLACES: Mapping[str, Any] = {
     "trust_remote_code": TrustAgain,
 }
 """The fields of ``Places``."""
-SHORTER = {"grace_seconds": "--grace"}
+SHORTER = {"grace_seconds": "--grace", "tries": "--try"}
 """Flags beside that of the setting's name."""
 
 Command = Callable[..., None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +20,7 @@ from budgetsearch.cli.options import (
     with_data,
     with_options,
 )
-from budgetsearch.cli.output import console
+from budgetsearch.cli.output import console, heard, say_aside
 from budgetsearch.views.terminal import Terminal, echo
 
 commands = typer.Typer()
@@ -28,7 +30,7 @@ commands = typer.Typer()
     cls=SettingsCommand,
     epilog="Example:  budgetsearch doctor --gpu a100 --model Qwen/Qwen3-8B-Base --out runs/mine",
 )
-@with_options(settings_options(("model", "revision", "data", "gpu", "device", "out")))
+@with_options(settings_options(("model", "revision", "data", "hours", "gpu", "device", "out")))
 def doctor(
     file: DataArgument = None, config: ConfigOption = None, as_json: JsonOption = False, **settings: Any
 ) -> None:
@@ -49,9 +51,35 @@ def doctor(
     raise typer.Exit(exit_code(checks))
 
 
+@commands.command(epilog="Example:  budgetsearch check my_module:MyRecipe")
+def check(
+    recipe: Annotated[str, typer.Argument(metavar="MODULE:CLASS", help="The recipe; its code runs.")],
+    space: Annotated[str | None, typer.Option(help="Search space.", show_default="the recipe's own")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Try on a recipe of your own what every recipe promises, before it has a budget.
+
+    Pauses and checkpoints change nothing, seeds repeat, other configurations train. The exit code is 1 if a
+    promise is broken.
+    """
+    with errors():
+        from budgetsearch import api
+
+        def tell(promise: Any) -> None:
+            if not as_json:
+                detail = f": {promise.detail}" if promise.detail else ""
+                echo(f"{'ok    ' if promise.kept else 'BROKEN'}  {promise.name}{detail}")
+
+        found = api.check(recipe, space=space, device=device, seen=tell)
+        if as_json:
+            echo(json.dumps([dataclasses.asdict(promise) for promise in found], indent=2))
+    raise typer.Exit(0 if all(promise.kept for promise in found) else 1)
+
+
 INSPECTED = (
     *("model", "revision", "trust_remote_code", "data", "valid", "columns", "bad_rows", "max_length"),
-    *("max_rows", "valid_share", "split_seed", "gpu"),
+    *("template", "system", "thinking", "train_on", "max_rows", "valid_share", "split_seed", "gpu"),
 )
 
 
@@ -77,13 +105,29 @@ def inspect(
         from budgetsearch.tools.inspect.show import show
 
         number = None if every else rows
-        found = api.inspect(rows=number, config=config, **with_data(settings, file))
+        # Fetching a model and making tokens take a while; a program that reads JSON hears nothing.
+        with nullcontext() if as_json else heard(say_aside):
+            found = api.inspect(rows=number, config=config, **with_data(settings, file))
         if as_json:
             echo(json.dumps(found.to_json()))
             return
         terminal = console()
         for line in show(found, colour=terminal.is_terminal and not terminal.no_color):
             terminal.print(line, soft_wrap=True, highlight=False)
+
+
+@commands.command(epilog="Example:  budgetsearch unpack openai/gpt-oss-20b models/gpt-oss-20b-bf16")
+def unpack(
+    model: Annotated[str, typer.Argument(help="A model whose checkpoint is quantized: Hub id or folder.")],
+    folder: Annotated[Path, typer.Argument(help="Where the copy goes; it must not exist.")],
+    revision: Annotated[str | None, typer.Option(help="Commit of a Hub model.")] = None,
+) -> None:
+    """Write a copy in 16 bits of a model that is quantized already; give it as --model, and every
+    quantization can be had."""
+    with errors():
+        from budgetsearch import api
+
+        echo(f"--model {api.unpack(model, folder, revision=revision)}")
 
 
 @commands.command(epilog="Example:  budgetsearch spaces")

@@ -39,7 +39,7 @@ def reproduce(
     """
     with errors(), _unfinished(), heard(say_aside):
         from budgetsearch import api
-        from budgetsearch.tools.reproduce.inputs import Places
+        from budgetsearch.run.permissions import Places
 
         outcome = api.reproduce(
             run, out=out, alone=alone, anyway=anyway, tolerance=tolerance, places=Places(**places),
@@ -68,7 +68,7 @@ def verify(
     """
     with errors(), _unfinished(), heard(say_aside):
         from budgetsearch import api
-        from budgetsearch.tools.reproduce.inputs import Places
+        from budgetsearch.run.permissions import Places
 
         outcome = api.verify(
             run, score=score, tolerance=tolerance, places=Places(**places)

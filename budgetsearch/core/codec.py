@@ -10,6 +10,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Union
@@ -57,13 +58,25 @@ def _decoder(kind: Any) -> Decoder:
     origin = typing.get_origin(kind)
     if origin in (Union, types.UnionType):
         return _union_decoder(typing.get_args(kind))
-    if origin is tuple:
-        item = _decoder(typing.get_args(kind)[0])
-        return tuple if item is _as_it_is else lambda value: tuple(map(item, value))
-    if origin is Mapping:
-        item = _decoder(typing.get_args(kind)[1])
-        return lambda value: {key: item(one) for key, one in value.items()}
+    inner = typing.get_args(kind)
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return _row_decoder(tuple(map(_decoder, inner)))
+    if origin in (tuple, list, set, frozenset):
+        item = _decoder(inner[0])
+        return origin if item is _as_it_is else lambda value: origin(map(item, value))
+    if origin is Counter:
+        return lambda value: Counter({inner[0](key): one for key, one in value.items()})
+    if origin in (Mapping, dict):
+        key: Decoder = int if inner[0] is int else _as_it_is
+        item = _decoder(inner[1])
+        return lambda value: {key(name): item(one) for name, one in value.items()}
     return _record_decoder(kind) if dataclasses.is_dataclass(kind) else _as_it_is
+
+
+def _row_decoder(places: tuple[Decoder, ...]) -> Decoder:
+    if all(place is _as_it_is for place in places):
+        return tuple
+    return lambda value: tuple(place(one) for place, one in zip(places, value, strict=True))
 
 
 def _as_it_is(value: Any) -> Any:

@@ -7,8 +7,10 @@
     │   ├── SettingsError         an unknown key or a value out of range
     │   ├── SpaceError            a search space that does not parse
     │   ├── DataError             a data file or a row that cannot be used
+    │   │   └── LateError         data that were not prepared when the budget left no more
     │   ├── ModelError            a base model that cannot be found or loaded
     │   │   └── UntrustedCode     one that runs its own code, which nobody has allowed
+    │   ├── RecipeError           a training of the user's own that cannot be used
     │   ├── DeviceError           a card that is unknown or absent
     │   │   └── CardLost          a card that fell off the bus (gpu.nvml)
     │   ├── BudgetError           a budget below the measured minimum
@@ -48,12 +50,20 @@ class DataError(UsageError):
     """Training or validation data that cannot be used."""
 
 
+class LateError(DataError):
+    """Data that were not prepared when the budget left no more."""
+
+
 class ModelError(UsageError):
     """A base model that cannot be found, fetched or loaded."""
 
 
 class UntrustedCode(ModelError):
     """A base model, or its tokenizer, that runs its own code to load, and nobody has allowed it."""
+
+
+class RecipeError(UsageError):
+    """A training of the user's own that cannot be found or loaded, or breaks its contract."""
 
 
 class DeviceError(UsageError):

@@ -57,6 +57,14 @@ class TrialAdded:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A person's word on a trial, given while the run went; a configuration to try is a ``TrialAdded``."""
+
+    action: Literal["drop", "promote"]
+    trial_id: int
+
+
+@dataclass(frozen=True)
 class Decided:
     """A decision with all that it depended on beside the ledger before it."""
 
@@ -154,6 +162,7 @@ Event = (
     | Planned
     | WorkersChanged
     | TrialAdded
+    | Asked
     | Decided
     | SegmentStarted
     | Heartbeat

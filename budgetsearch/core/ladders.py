@@ -28,15 +28,19 @@ SCOUTS_FROM = 8.0
 """Full runs that the budget must hold for scouts: below, they cost more than they tell."""
 
 
-def ladders_for(multiple: float, first: float | None, eta: int) -> list[tuple[float, ...]]:
+def ladders_for(
+    multiple: float, first: float | None, eta: int, own_lengths: bool = False
+) -> list[tuple[float, ...]]:
     """The ladders for a budget of ``multiple`` full runs, the preferred first, of which the first whose
     lowest rung is long enough is taken; rungs rise, and the last is 1.
 
     ``first`` is what the user asked for as the first rung, from which the others rise by ``eta``;
-    None: as the budget allows.
+    None: as the budget allows. ``own_lengths``: runs pay only near ends of their own, so that unfinished ones
+    say little; then the deep ladder waits until there are scouts that can find out.
     """
     if first is None:
-        return [DEEP, USUAL, FULL_RUNS] if multiple >= DEEP_FROM else [USUAL, FULL_RUNS]
+        deep_from = SCOUTS_FROM if own_lengths else DEEP_FROM
+        return [DEEP, USUAL, FULL_RUNS] if multiple >= deep_from else [USUAL, FULL_RUNS]
     shares = [first] if first < 1 else []
     while shares and shares[-1] * eta < 1 / math.sqrt(eta):  # one just below the full run is no use
         shares.append(shares[-1] * eta)

@@ -30,6 +30,9 @@ STEPS_KEPT = 1.5
 NOTEWORTHY = 0.04
 """The end moves where it is off by so large a share of the way that is left, and by two steps at least."""
 
+TOLD_SHARE = 0.1
+"""The user hears of an end that moves by so large a part."""
+
 
 @dataclass
 class Pilot:
@@ -51,6 +54,7 @@ class Pilot:
         self._marks: deque[tuple[float, int]] = deque()
         self._looked = 0.0
         self._planned = list(self.segment.revisions)
+        self._told = self.segment.stop_tokens
 
     @property
     def _ends(self) -> bool:
@@ -84,6 +88,25 @@ class Pilot:
             return None
         end = min(affordable, max(landing.longest, self.segment.stop_tokens))
         return self._moved(tokens, max(end, tokens), int(rate * step), elapsed)
+
+    def news(self, change: Revision, unit: str = "tokens") -> str:
+        """What the user should hear of a change; nothing if much the same was said before.
+
+        The rate is its reason only where it changed by as much, and in the same direction: a run also ends
+        earlier because less time was left for it than was planned.
+        """
+        end, told = change.schedule.stop_tokens, self._told
+        if abs(end - told) < TOLD_SHARE * told:
+            return ""
+        self._told = end
+        later, faster, times = end > told, change.rate > 1.0, max(change.rate, 1.0 / change.rate)
+        why = f"there is {'more' if later else 'less'} time for it than was planned"
+        if later == faster and times >= 1.0 + TOLD_SHARE:
+            why = f"training is {times:.1f} times {'faster' if faster else 'slower'} than foreseen"
+        return (
+            f"trial {self.segment.trial_id}: {why}; its full run now ends at {end:,} {unit} "
+            f"instead of {told:,}"
+        )
 
     def _moved(self, tokens: int, end: int, step: int, elapsed: float) -> Revision | None:
         """The end is moved to ``end`` if that is worth a word; what cannot be reached is given up at once."""

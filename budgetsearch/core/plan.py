@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from budgetsearch.core.bases import Base, cost_class
 from budgetsearch.core.footprint import Footprint
+from budgetsearch.core.metric import Metric
 from budgetsearch.core.records import Params
 
 
@@ -36,6 +38,7 @@ class Plan:
     max_tokens: int
     """``max_epochs`` over the training data."""
     batch_size: int
+    """In sequences; the largest that the space can ask for."""
     step_tokens: float
     """Mean tokens of one optimizer step."""
     eval_examples: int
@@ -69,6 +72,19 @@ class Plan:
     """Jobs that can run at once, at the most that the run has seen. With one nothing runs beside anything."""
     single: bool = False
     """Too little time for a search: one configuration, the likeliest, gets all of it."""
+    whole: bool = False
+    """Training cannot go on from where it was: every segment begins from nothing."""
+    metric: Metric | None = None
+    """What finalists and the full run's checkpoints are chosen by; None: the loss."""
+    metric_answers: int = 0
+    """So many answers of each are graded by it; 0 where there is no time for a number that says anything."""
+    answer_seconds: Mapping[str, float] = field(default_factory=dict)
+    """By quantization: what one of them takes, its grading included."""
+    epoch_tokens: int = 0
+    """Of the training data, where trials may have epochs of their own; else 0."""
+    token_shares: Mapping[str, float] = field(default_factory=dict)
+    """Of several models, by label: the tokens that the same rows are, over those of the first. Tokens of the
+    data and of steps are counted with the first model's."""
 
     @property
     def full_seconds(self) -> float:
@@ -79,6 +95,32 @@ class Plan:
     def top_rung(self) -> int:
         """Index of the full run in the ladder."""
         return len(self.ladder) - 1
+
+    @property
+    def free(self) -> bool:
+        """The space is one of anything: see ``Space.free``."""
+        return self.space.get("free") is True
+
+    def knobs(self, params: Params) -> Params:
+        """Those parameters whose names mean something here: none of a free space, whose ``batch_size`` or
+        ``epochs`` are the recipe's own."""
+        return {} if self.free else params
+
+    def cost_class(self, params: Params) -> str:
+        """What costs, memory and speeds of a configuration are kept by."""
+        return cost_class(params, self.free)
+
+    def token_share(self, base: str) -> float:
+        """How many times the first model's tokens the same rows are under this base."""
+        return self.token_shares.get(Base.parse(base).model, 1.0)
+
+    def step_of(self, params: Params) -> float:
+        """Mean tokens of one optimizer step of a configuration's model."""
+        return self.step_tokens * self.token_share(self.cost_class(params))
+
+    def grading_seconds(self, quantization: str) -> float:
+        """What the answers of one checkpoint take, as calibrated."""
+        return self.metric_answers * self.answer_seconds.get(quantization, 0.0)
 
     def gang_gain(self, quantization: str, members: int) -> float:
         """How many times the rate of one alone so many members reach together."""

@@ -15,6 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from budgetsearch.core.bases import ModelSetup, cost_class
+from budgetsearch.core.code import RecipeCode
+from budgetsearch.core.course import Stint
+from budgetsearch.core.metric import Values
+
 ParamValue = str | int | float | bool
 Params = Mapping[str, ParamValue]
 
@@ -32,11 +37,6 @@ Phase = Literal[
 ]  # fmt: skip
 """``down``: with a deadline, what passed between two processes of the run."""
 PHASES: tuple[Phase, ...] = typing.get_args(Phase)
-
-
-def cost_class(params: Params) -> str:
-    """What decides the reference rate of a configuration: its quantization, where the space has one."""
-    return str(params.get("quantization", "any"))
 
 
 # --------------------------------------------------------------------------- work
@@ -71,8 +71,16 @@ class WorkerSetup:
     half: str = "bf16"
     """What the card computes in where 16 bits suffice: ``bf16``, or ``fp16`` on a card without its units."""
     shared: str = ""
-    """Where checkpoints lie that several machines share: the folder ``checkpoint_path``, or a URL; then that
-    folder is of no concern to the worker. Empty: on this machine."""
+    """Where checkpoints lie that several machines share: a folder, or a URL; empty: on this one."""
+    recipe: RecipeCode | None = None
+    """A training of the user's own in the place of that of adapters: there is no model and no data then."""
+    metric: str = ""
+    """What answers are graded by, beside the accuracy; empty: nothing. A function may lie in ..."""
+    metric_folder: str = ""
+    worn: str = ""
+    """Whatever a trial may put adapters on, for which base and calibration are made; empty: ``targets``."""
+    models: tuple[ModelSetup, ...] = ()
+    """Several base models: losses are then in nats per byte of the completion."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,13 @@ class Segment:
     """It ends itself by the clock; None: at ``stop_tokens``, however long that takes."""
     revisions: tuple[Revision, ...] = ()
     """Changes of its schedule that were made before, to be made again."""
+    answers: int = 0
+    """So many answers are graded by the metric at its end."""
+
+    @property
+    def only_grades(self) -> bool:
+        """Answers of what is there are graded, and that is all."""
+        return self.answers > 0 and not self.evaluate and self.start_tokens >= self.stop_tokens
 
     @property
     def goal_tokens(self) -> int:
@@ -160,21 +175,6 @@ class Segment:
             return self
         last = revisions[-1].schedule
         return replace(self, schedule=last, stop_tokens=last.stop_tokens)
-
-
-@dataclass(frozen=True)
-class Stint:
-    """So many passes of the same trials side by side: a gang from one change of its members to the next."""
-
-    trial_ids: tuple[int, ...]
-    """In their order in the batch."""
-    micro_batches: tuple[int, ...]
-    """Those of each, in the steps that begin here; 0: one row after the other."""
-    passes: int
-    cut: bool = False
-    """Whether memory ran out, or nearly, after these passes: steps that were not complete were given up."""
-    plain: bool = True
-    """Whether some passes could still go without the gradient checkpointing of the others."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class TrainJob:
 
     @property
     def quantization(self) -> str:
-        """The quantization that all segments share."""
+        """The base that all segments share, by its name."""
         return cost_class(self.segments[0].params)
 
 
@@ -206,8 +206,7 @@ class CalibrateJob:
     batch_size: int
     limit_seconds: float
     micro_batches: tuple[tuple[int, int], ...] = ()
-    """What is foreseen to fit at each of the ranks, plain and with gradient checkpointing; nothing: the whole
-    effective batch is tried."""
+    """What should fit at each rank, plain and with checkpointing; nothing: the whole batch is tried."""
     dropout: float = 0.0
     """The largest that a configuration may ask for: it keeps masks and copies of its inputs."""
     limit_bytes: int | None = None
@@ -257,16 +256,14 @@ class SegmentResult:
     loss: float | None = None
     """Mean cross-entropy per completion token on the validation subset (nats)."""
     example_losses: tuple[float, ...] = ()
-    """Mean cross-entropy of each validation example, in the order of the subset; of its first ones where the
-    time ended."""
+    """Mean cross-entropy of each validation example, in their order; of the first where the time ended."""
     train_loss: float | None = None
     """Mean of the last eight steps' losses; ..."""
     train_noise: float = 0.0
     """... its standard error."""
     steps: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by phase: load, train, evaluate, checkpoint. What a gang took together its members share:
-    training by the tokens that each has seen, the rest alike."""
+    """By phase: load, train, evaluate, checkpoint; members share training by their tokens, the rest alike."""
     peak_bytes: int = 0
     checkpoint_out: str | None = None
     detail: str = ""
@@ -282,12 +279,13 @@ class SegmentResult:
     padding: float = 0.0
     """Share of the computed positions that were padding."""
     course: tuple[Stint, ...] = ()
-    """Of its whole job: who trained side by side, and for how long. With the segments it makes the job
-    repeatable, whatever memory did."""
+    """Of its whole job: who trained side by side, and for how long; it makes the job repeatable."""
     computed_on: Mapping[str, str] = field(default_factory=dict)
     """What decides how sums round: processor or card, threads, versions (training.machine)."""
     revisions: tuple[Revision, ...] = ()
     """How its schedule was changed on the way."""
+    metric: Values = ()
+    """What the metric gave to each answer; of the first ones where the time ended."""
 
 
 @dataclass(frozen=True)
@@ -364,7 +362,7 @@ class Score:
     base_example_losses: tuple[float, ...] = ()
     adapter_example_losses: tuple[float, ...] = ()
     example_tokens: tuple[int, ...] = ()
-    """Completion tokens of each of these examples: what it weighs in the mean losses."""
+    """Completion tokens of each of these examples, or bytes: what it weighs in the mean losses."""
     base_accuracy: float | None = None
     adapter_accuracy: float | None = None
     task_examples: int = 0
@@ -372,6 +370,8 @@ class Score:
     base_grades: tuple[float, ...] = ()
     """Grade of each answer, 0 to 1, in the order of the validation rows."""
     adapter_grades: tuple[float, ...] = ()
+    base_metric: Values = ()
+    adapter_metric: Values = ()
     samples: tuple[Mapping[str, Any], ...] = ()
     """A few examples: prompt, reference, base answer, adapter answer."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -390,6 +390,8 @@ class Score:
             task_examples=answers.task_examples,
             base_grades=answers.base_grades,
             adapter_grades=answers.adapter_grades,
+            base_metric=answers.base_metric,
+            adapter_metric=answers.adapter_metric,
             samples=answers.samples,
             seconds={**self.seconds, **answers.seconds},
             detail=answers.detail,

@@ -20,6 +20,9 @@ from budgetsearch.engines.worker import EXIT_DEVICE
 
 MAX_DEATHS = 5
 """A worker that died so often without finishing a job is not started again."""
+PROVEN = 3
+"""So many times as often where jobs have been finished before: some configurations kill it, and the search
+has to get past them. Each is tried twice."""
 MAX_LOSSES = 1
 """So many times in a row a new process may find the card gone again."""
 CODE_SECONDS = 2.0
@@ -28,6 +31,11 @@ ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 """Nearly every pass has a size of its own: torch's allocator then grows its blocks, where it would scatter
 them. What the user has set stays."""
 WORKER = "budgetsearch.engines.worker"
+
+
+def most_deaths(*, proven: bool) -> int:
+    """After how many deaths in a row a worker is given up. ``proven``: it has finished a job before."""
+    return MAX_DEATHS * PROVEN if proven else MAX_DEATHS
 
 
 class LocalEngine:
@@ -55,6 +63,7 @@ class LocalEngine:
         self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._job: Job | None = None
         self._deaths = self._losses = 0
+        self._proven = False
         self._introduced = False
 
     def warm_up(self) -> None:
@@ -127,7 +136,7 @@ class LocalEngine:
                 "nvidia-smi; a reset or a reboot may bring it back. Everything so far is kept, and "
                 "`budgetsearch resume RUN` goes on then."
             )
-        if self._deaths >= MAX_DEATHS:
+        if self._deaths >= most_deaths(proven=self._proven):
             raise EngineError(
                 f"The worker process died {self._deaths} times without finishing a job. Its last words:\n"
                 f"{self._last_words()}\nThe whole log is {self._log}."
@@ -150,7 +159,7 @@ class LocalEngine:
         if report is None:
             return self._died()
         if isinstance(report, JobEnded):
-            self._job, self._deaths, self._losses = None, 0, 0
+            self._job, self._deaths, self._losses, self._proven = None, 0, 0, True
         return [report]
 
     def _died(self) -> list[Report]:

@@ -36,7 +36,7 @@ from budgetsearch.storage.shared import folder_of, open_store
 from budgetsearch.training import sums
 
 if TYPE_CHECKING:
-    from budgetsearch.training.workshop import Workshop
+    from budgetsearch.training.trainers import Trainer
 
 COPIES_BYTES = 8 * 2**30
 """Copies beyond this are removed, the longest unused first; never those of the job at hand."""
@@ -46,8 +46,8 @@ LOCK = "lock"
 
 
 def with_shared(
-    setup: WorkerSetup, build: Callable[[WorkerSetup], Workshop], stopping: Callable[[int], bool]
-) -> Workshop | Guard:
+    setup: WorkerSetup, build: Callable[[WorkerSetup], Trainer], stopping: Callable[[int], bool]
+) -> Trainer | Guard:
     """What ``build`` makes of the setup; where several machines share checkpoints, with a guard before it.
 
     ``stopping(job_id)``: whether a job was cancelled; then the store is not asked again and again.
@@ -125,7 +125,7 @@ class Copies:
 class Guard:
     """A workshop behind something that concerns checkpoints alone; all else is the workshop's."""
 
-    workshop: Workshop
+    workshop: Trainer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.workshop, name)

@@ -107,9 +107,9 @@ class SimulatorEngine:
         self._ready.append(JobEnded(running.job.job_id, results))
 
 
-def lora_like_loss(segment: Segment, tokens: int, seed: int = 0) -> float:
+def usual_loss(segment: Segment, tokens: int, seed: int = 0) -> float:
     """A validation loss after so many tokens: a power law towards a floor that the configuration decides."""
-    rate = math.log10(float(segment.params["learning_rate"]))
-    floor = 0.5 + 0.3 * (rate + 2.7) ** 2 + 0.2 / math.log2(1 + int(segment.params["rank"]))
+    rate = math.log10(float(segment.params.get("learning_rate", 2e-3)))
+    floor = 0.5 + 0.3 * (rate + 2.7) ** 2 + 0.2 / math.log2(1 + int(segment.params.get("rank", 1)))
     noise = random.Random(f"{seed}/{segment.trial_id}/{tokens}").gauss(0.0, 0.01)
     return floor + 3.0 * math.pow(1 + tokens / 1000.0, -0.7) + noise

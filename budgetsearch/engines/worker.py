@@ -7,7 +7,6 @@ outlive its driver.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import queue
@@ -34,12 +33,13 @@ from budgetsearch.core.records import (
 )
 from budgetsearch.core.reports import JobEnded, Report
 from budgetsearch.core.results import failed_results
+from budgetsearch.machine.child import die_with_parent
 
-PR_SET_PDEATHSIG = 1
 EXIT_DEVICE = 3
 """The process ended itself because its card is lost: no fault of what it was doing."""
 EXIT_BROKEN = 4
-"""... because its device answers nothing any more in this process, after an illegal access or the like."""
+"""... because its device answers nothing any more in this process, after an illegal access or the like; or
+because what stands on its input is no order, so that nobody knows what was asked for."""
 LOST = (
     "gpu is lost",
     "no cuda-capable device",
@@ -112,7 +112,14 @@ class Inbox:
 
     def _read(self) -> None:
         for line in sys.stdin:
-            order = decode(Order, read_json(line))
+            try:
+                order = decode(Order, read_json(line))
+                if not isinstance(order, Order):
+                    raise ValueError("it is no record")
+            except ValueError as error:  # a job would wait forever for what it was
+                print(f"an order cannot be understood ({error}): {line[:200]!r}", file=sys.stderr, flush=True)
+                self.closing()
+                os._exit(EXIT_BROKEN)
             if isinstance(order, Cancel):
                 self._cancelled.add(order.job_id)
             else:
@@ -136,14 +143,14 @@ def main() -> None:
     pipe, inbox = Pipe(), Inbox()
     _quiet_libraries()
     from budgetsearch.engines.shared import with_shared
-    from budgetsearch.training.workshop import Workshop
+    from budgetsearch.training.trainers import trainer_of
 
     setup = inbox.orders.get()
     if not isinstance(setup, WorkerSetup):
         raise SystemExit("the first order must be the setup")
     try:
         workshop = with_shared(
-            setup, lambda setup: Workshop(setup, pipe.send, inbox.is_cancelled), inbox.is_cancelled
+            setup, lambda setup: trainer_of(setup, pipe.send, inbox.is_cancelled), inbox.is_cancelled
         )
     except Exception as error:
         traceback.print_exc()
@@ -204,12 +211,6 @@ def is_lost(error: Exception) -> bool:
 def _is_final(error: Exception) -> bool:
     """Whether the device answers nothing any more in this process: an illegal access, a lost card."""
     return type(error).__name__ == "AcceleratorError" or "CUDA error:" in str(error)
-
-
-def die_with_parent() -> None:
-    """On Linux the kernel ends this process when its driver dies, even while it holds the GIL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _quiet_libraries() -> None:

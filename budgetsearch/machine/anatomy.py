@@ -13,11 +13,14 @@ from typing import Any
 
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError
+from budgetsearch.core.targets import part_of
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """What the families call the number of routed experts."""
 TEXT = ("text_config", "llm_config", "language_config")
 """Where a model that also sees keeps the sizes of its language part."""
+BACK = r"down|w2|out|fc2"
+"""In the name of an expert's matrix that leads back to the hidden state."""
 GATE_WIDTH = 8
 """A layer with fewer inputs or outputs is a gate or a set of coefficients: no low rank is below it."""
 MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
@@ -25,11 +28,13 @@ MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 MOST_HEADER = 2**27
 """Bytes: a header that claims more is no header."""
 
+BUFFER = r"(inv_freq|masked_bias|position_ids|slope_rate|(query|key|diagonal)_decay|rotary_emb\.\w+)$"
+"""Names of tensors that a file may hold and nobody learns."""
 PACKED = frozenset({"mxfp4", "fp8"})
 """Quantizations of checkpoints that transformers unpacks to 16 or 32 bits while it loads them."""
 QUANTIZATIONS = ("fp32", "bf16", "int8", "nf4")
-ORIGINAL = "For others use the model that it was made from."
-COPY = "For others save an unpacked copy with transformers and use that."
+ORIGINAL = "Use the model that it was made from."
+COPY = "For others `budgetsearch unpack MODEL FOLDER` writes an unpacked copy."
 
 Table = Mapping[str, tuple[int, ...]]
 """The shape of each tensor of a model, by its name."""
@@ -61,7 +66,7 @@ def checkpoint_of(config: Mapping[str, Any]) -> str:
 def refused_by(checkpoint: str) -> dict[str, str]:
     """Quantizations that cannot be had of a checkpoint that is quantized so, and why."""
     if checkpoint in ("nf4", "int8"):
-        why = f"the checkpoint is quantized already: it is {checkpoint} and nothing else. {ORIGINAL}"
+        why = f"the checkpoint is quantized already: it is {checkpoint} and nothing else. {COPY}"
         return {name: why for name in QUANTIZATIONS if name != checkpoint}
     if checkpoint in PACKED:
         why = f"the checkpoint is quantized already ({checkpoint}) and is unpacked for bf16 and fp32. {COPY}"
@@ -95,16 +100,18 @@ def table_of(folder: Path) -> Table:
 
 
 def _is_head(name: str) -> bool:
-    return re.search(r"(^|\.)(lm_head|embed_out|output)\.\w+$", name) is not None
+    return re.search(r"(^|\.)(lm_head|embed_out|output)\.\w+$|^head\.\w+$", name) is not None
 
 
 def _sized(name: str, kind: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """A tensor as it is once it is unpacked; scales are no weights."""
+    """A tensor as it is once it is unpacked; scales, masks and tables of positions are no weights."""
     if name.endswith(("_blocks", "_packed")) and kind == "U8":  # two 4-bit numbers a byte
         return {name.rpartition("_")[0]: (*shape[:-2], 2 * prod(shape[-2:]))}
     if re.search(
         r"(_scales?|_scale_inv|\.absmax|\.quant_map|\.quant_state\.\w+|\.SCB|\.weight_format)$", name
     ):
+        return {}
+    if re.search(BUFFER, name) or (len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3] > 1):
         return {}
     if kind in ("U8", "I8", "I32"):
         raise ModelError(f"{name} is packed, so its size does not show")
@@ -188,19 +195,46 @@ class Tensors:
 
     def _routed(self, name: str) -> bool:
         shape, count = self.table[name], experts_of(self.text)
-        fused = len(shape) == 3 and count > 0 and shape[0] == count
+        fused = len(shape) == 3 and count > 0 and shape[0] == count and min(shape[1:]) > 1
         router = count > 0 and len(shape) == 2 and shape[0] == count
         return "experts" in name.split(".")[:-1] or fused or router
 
     @cached_property
-    def linears(self) -> Counter[tuple[str, int, int]]:
-        """How many linear layers of the blocks have this (last part of the name, inputs, outputs)."""
+    def linears(self) -> Counter[tuple[str, str, int, int]]:
+        """How many linear layers of the blocks have this (set of targets, last part of the name, inputs,
+        outputs)."""
         return Counter(
-            (name.split(".")[-2], self.table[name][1], self.table[name][0])
+            (
+                part_of(name.removesuffix(".weight")),
+                name.split(".")[-2],
+                self.table[name][1],
+                self.table[name][0],
+            )
             for names in self.blocks.values()
             for name in names
             if self._is_linear(name)
         )
+
+    @cached_property
+    def expert_sizes(self) -> Counter[tuple[int, int]]:
+        """How many matrices of routed experts have these (inputs, outputs), as they lie in the model: what
+        the files hold one by one is fused there, and so are two that read the same."""
+        found: Counter[tuple[int, int]] = Counter()
+        apart: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name in (name for names in self.blocks.values() for name in names if self._routed(name)):
+            shape = self.table[name]
+            if len(shape) == 3:
+                found[shape[2], shape[1]] += shape[0]
+            elif len(shape) == 2 and re.search(r"\bexperts\.\d+\..*weight$", name):
+                expert, leaf = name.removesuffix(".weight").rsplit(".", 1)
+                apart.setdefault(expert, {})[leaf] = shape
+        for matrices in apart.values():
+            first = [shape for leaf, shape in matrices.items() if not re.search(BACK, leaf)]
+            back = [shape for leaf, shape in matrices.items() if re.search(BACK, leaf)]
+            if len({*first}) == 1:
+                first = [(len(first) * first[0][0], first[0][1])]
+            found.update((inputs, outputs) for outputs, inputs in (*first, *back))
+        return found
 
     def _is_linear(self, name: str) -> bool:
         shape = self.table[name]

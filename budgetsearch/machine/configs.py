@@ -84,15 +84,15 @@ def find_shape(model: str, revision: str | None, cache: Path) -> tuple[ModelShap
         ModelError: it is nowhere to be had, or it follows neither from sizes nor from files.
     """
     config, source = find_config(model, revision, cache)
-    folder = _weights_of(model, revision, cache)
+    folder = folder_of(model, revision, cache)
     if folder is not None:
         with suppress(ModelError):
             return shape_of(config, model, table_of(folder)), f"headers in {folder}"
     return shape_of(config, model), source
 
 
-def _weights_of(model: str, revision: str | None, cache: Path) -> Path | None:
-    """The folder that may hold the model's weights on this machine."""
+def folder_of(model: str, revision: str | None, cache: Path) -> Path | None:
+    """The folder that may hold the files of a model on this machine."""
     path = Path(model).expanduser()
     if path.exists() or model in known_models():
         return path if path.is_dir() else None

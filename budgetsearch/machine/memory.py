@@ -1,4 +1,5 @@
-"""Memory that training an adapter takes, foreseen from a model's shape: no weights, no torch.
+"""Memory that training an adapter and answering with it take, foreseen from a model's shape: no weights, no
+torch.
 
 The parts are counted, not fitted: what the trainer's layers keep for the backward pass was listed for the
 families of ``shapes`` and is checked against what autograd really keeps (tests/machine/test_estimate.py). The
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.space.space import Space
+from budgetsearch.core.targets import ALL_LINEAR, EXPERTS, words_of
 from budgetsearch.machine.shapes import NORMED, Linear, ModelShape
 
 GIB = 2**30
@@ -38,6 +40,10 @@ LOGITS, LOGIT_ROWS = 2**23, 256
 many rows of them at least."""
 
 
+LOOKED_LOGITS = 2**27
+"""Logits of prompts that a server looks at together: 512 MiB in float32."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What decides about memory, beside the model."""
@@ -54,6 +60,8 @@ class Training:
     optimizer: str = "adamw"
     gang: int = 1
     dropout: bool = False
+    repeated: bool = False
+    """Whether keys and values are repeated for grouped heads, as on a card before Ampere."""
     device: str = "cuda"
     """``cpu`` computes in fp32 and has no context on a card."""
 
@@ -104,11 +112,32 @@ def estimate(shape: ModelShape, training: Training) -> MemoryParts:
     """Peak bytes of a training step, by part."""
     tokens = training.micro_batch * training.length * training.gang
     return MemoryParts(
-        base=base_bytes(shape, training.quantization, training.device),
+        base=base_bytes(shape, training.quantization, training.device, training.targets),
         adapters=training.gang * training.rank * _adapter_bytes_per_rank(shape, training),
         activations=tokens * _activation_bytes_per_token(shape, training),
         logits=_logit_bytes(shape, training),
         quantization=_workspace(shape, training),
+        context=PROCESS_BYTES if training.device == "cpu" else CONTEXT_BYTES,
+    )
+
+
+def answering(shape: ModelShape, training: Training) -> MemoryParts:
+    """Peak bytes while ``micro_batch`` answers are written at once, of ``length`` tokens with their prompts.
+
+    Keys and values are counted as if every block kept those of every token: of recurrent or sliding blocks it
+    is too much.
+    """
+    tokens, size = training.micro_batch * training.length, training.compute_bytes
+    cache = 2 * size * shape.layers * shape.kv_heads * shape.head_width
+    live = training.state_bytes * 4 * shape.hidden + size * 3 * shape.wide  # one block's: nothing is kept
+    one = training.length * shape.vocab  # a prompt whose tokens are told of is looked at as a whole
+    together = min(training.micro_batch * one, max(one, LOOKED_LOGITS))
+    return MemoryParts(
+        base=base_bytes(shape, training.quantization, training.device, training.targets),
+        adapters=4.0 * training.rank * shape.weights_per_rank(training.targets),
+        activations=float(tokens * (cache + live)),
+        logits=float(size * together + (4 + 4) * one),
+        quantization=_workspace(shape, replace(training, recompute=True)),
         context=PROCESS_BYTES if training.device == "cpu" else CONTEXT_BYTES,
     )
 
@@ -127,24 +156,36 @@ def footprint(shape: ModelShape, training: Training) -> Footprint:
 
 
 def footprints(
-    shape: ModelShape, space: Space, *, targets: str, optimizer: str, device: str
+    shape: ModelShape, space: Space, *, targets: str, optimizer: str, device: str, half: str = "bf16"
 ) -> dict[str, Footprint]:
-    """The rule of every quantization that the space can ask for."""
+    """The rule of every quantization that the space can ask for. A card that computes in fp16 as its ``half``
+    is one before Ampere."""
     dropout = any(space.values_of("dropout"))
     kind = "cpu" if device == "cpu" else "cuda"
     return {
         name: footprint(
             shape,
-            Training(name, targets=targets, optimizer=optimizer, dropout=dropout, device=kind),
+            Training(
+                name,
+                targets=targets,
+                optimizer=optimizer,
+                dropout=dropout,
+                repeated=half == "fp16",
+                device=kind,
+            ),
         )
         for name in space.quantizations
     }
 
 
-def base_bytes(shape: ModelShape, quantization: str, device: str = "cuda") -> float:
+def base_bytes(
+    shape: ModelShape, quantization: str, device: str = "cuda", targets: str = ALL_LINEAR
+) -> float:
     """Bytes of the frozen base: its blocks under the quantization, the rest as it computes."""
+    packed = shape.packed_experts(quantization, targets)
     rest = 4 if quantization == "fp32" or (device == "cpu" and quantization != "bf16") else 2
-    return shape.block_weights * WEIGHT_BYTES[quantization] + shape.other_weights * rest
+    shrunk = shape.block_weights + packed
+    return shrunk * WEIGHT_BYTES[quantization] + (shape.other_weights - packed) * rest
 
 
 def kept_per_token(shape: ModelShape, training: Training) -> float:
@@ -156,7 +197,8 @@ def kept_per_token(shape: ModelShape, training: Training) -> float:
     kept = 4.0 * hidden * shape.norms  # norms work in 32 bits
     if shape.family in NORMED:
         kept += 4.0 * (q + kv)
-    kept += size * (2 * q + 2 * kv) + 4.0 * shape.heads  # queries, keys, values, result; a sum a head
+    kept += size * (2 * q + 2 * (q if training.repeated else kv))  # queries and the result, keys and values
+    kept += 4.0 * shape.heads  # a sum a head
     fused = {linear.name for linear in shape.linears if linear.reads == "block"}
     if len(fused) == 1:  # values are a view of the fused product, which stays as a whole
         kept += size * (q + kv)
@@ -170,24 +212,21 @@ def _kept_by_counted(shape: ModelShape, training: Training) -> float:
     """As far as it can be told of layers of any kind: norms, every layer's result, and a token's experts' as
     if they were layers of their size. States of recurrent layers are left out, so it may be too little."""
     size, targeted = training.compute_bytes, shape.targeted(training.targets)
+    targeted = tuple(linear for linear in targeted if linear not in shape.fused)
     results = sum(linear.share * linear.outputs for linear in shape.linears)
     experts = shape.active * shape.experts / (shape.layers * shape.hidden)
     adapters = training.rank * sum(linear.share for linear in targeted)
     inputs = sum(linear.share * linear.inputs for linear in targeted)
-    copies = (size + 1) * inputs if training.dropout else size * inputs / 2
+    copies = (size / 2 + bool(training.dropout)) * inputs
     return 8.0 * shape.hidden + size * (results + experts + adapters) + copies
 
 
 def _inputs_per_token(targeted: tuple[Linear, ...], training: Training) -> float:
-    """What adapters keep of the inputs of their layers; the attention's result is kept anyway."""
-    size = training.compute_bytes
-    if training.dropout:  # every layer its own mask of a byte, and its own thinned copy
-        return float(sum(linear.inputs * (size + 1) for linear in targeted))
-    read = [(linear.reads, linear.inputs) for linear in targeted if linear.reads != "attention"]
-    if training.copies:  # a norm's result is in 32 bits, and every layer gets a copy of its own
-        own = [inputs for reads, inputs in read if reads != "product"]
-        return float(size * (sum(own) + max((i for reads, i in read if reads == "product"), default=0)))
-    return float(size * sum(dict(read).values()))
+    """What adapters keep of the inputs of their layers, one copy for all that read the same; the attention's
+    result is kept anyway."""
+    read = {linear.reads: linear.inputs for linear in targeted if linear.reads != "attention"}
+    masks = sum(linear.inputs for linear in targeted) if training.dropout else 0  # a byte each
+    return float(training.compute_bytes * sum(read.values()) + masks)
 
 
 def _activation_bytes_per_token(shape: ModelShape, training: Training) -> float:
@@ -213,6 +252,20 @@ def _logit_bytes(shape: ModelShape, training: Training) -> float:
 
 
 def _workspace(shape: ModelShape, training: Training) -> float:
+    return _made_experts(shape, training) + _unpacked(shape, training)
+
+
+def _made_experts(shape: ModelShape, training: Training) -> float:
+    """One block's routed experts as they are made for a pass: unpacked, or with the product of an adapter
+    added; that also has gradients."""
+    weights = sum(linear.share * linear.weights for linear in shape.fused)
+    size = 4 if training.quantization == "fp32" else training.compute_bytes
+    if EXPERTS in words_of(training.targets):
+        return float(2 * size * weights)
+    return float(size * weights) if shape.packed_experts(training.quantization, training.targets) else 0.0
+
+
+def _unpacked(shape: ModelShape, training: Training) -> float:
     if training.copies:
         return 2.0 * shape.block_weights / (shape.layers if training.recompute else 1)
     if training.quantization in ("fp32", "bf16"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budgetsearch.core.errors import ModelError, SettingsError, nearest
+from budgetsearch.core.targets import ALL_LINEAR, ATTENTION, EXPERTS, MLP, SETS, words_of
 from budgetsearch.machine.anatomy import Table, Tensors, checkpoint_of, experts_of, refused_by, text_part
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -82,6 +83,8 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "qwen": {"o": "c_proj", "gate": "w2", "up": "w1", "down": "c_proj"},
 }
 """What a family calls a matrix, where it is not q_proj, k_proj, ... as in Llama."""
+IN: Mapping[str, str] = {"block": ATTENTION, "attention": ATTENTION, "feed": MLP, "product": MLP}
+"""The set of targets that a layer is in, by what it reads."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,14 @@ class Linear:
     """How many of them a block has on average."""
     adapted: bool = True
     """Whether it wears an adapter if nothing is said."""
+    part: str = MLP
+    """The set of targets that it is in."""
+
+    def chosen_by(self, word: str) -> bool:
+        """Whether this word of the targets means it."""
+        if word in SETS:
+            return word == self.part or (word == ALL_LINEAR and self.adapted)
+        return word == self.name
 
     @property
     def weights(self) -> int:
@@ -125,7 +136,7 @@ class ModelShape:
     act: str = "silu"
     """The activation inside the feed-forward layer."""
     experts: int = 0
-    """Weights of routed experts and their routers, which no quantization here shrinks."""
+    """Weights of routed experts and their routers."""
     active: float = 0.0
     """Share of them that a token runs through."""
     rest: int | None = None
@@ -134,6 +145,14 @@ class ModelShape:
     """Quantizations that cannot be had of this checkpoint, and why."""
     counted: bool = False
     """Whether the layers were counted in a real model instead of following from the family."""
+    fused: tuple[Linear, ...] = ()
+    """The matrices of routed experts, which no setting but ``experts`` puts adapters on."""
+
+    def packed_experts(self, quantization: str, targets: str) -> int:
+        """Weights of routed experts that 4 bits shrink: they do where those wear no adapters."""
+        if not quantization.startswith("nf4") or EXPERTS in words_of(targets):
+            return 0
+        return round(self.layers * sum(linear.share * linear.weights for linear in self.fused))
 
     @property
     def block_weights(self) -> int:
@@ -147,7 +166,7 @@ class ModelShape:
 
     @property
     def other_weights(self) -> int:
-        """Embeddings, output layer, norms and routed experts, which stay in 16 or 32 bits."""
+        """Embeddings, output layer and norms, which stay in 16 or 32 bits, and routed experts."""
         if self.rest is not None:
             return self.rest + self.experts
         tables = 1 if self.tied else 2
@@ -177,11 +196,10 @@ class ModelShape:
         return 4 if self.act in ELEMENTWISE else 1
 
     def targeted(self, targets: str) -> tuple[Linear, ...]:
-        """The layers of one block that get an adapter: ``all-linear``, or names by commas."""
-        if targets == "all-linear":
-            return tuple(linear for linear in self.linears if linear.adapted)
-        wanted = {name.strip() for name in targets.split(",")}
-        return tuple(linear for linear in self.linears if linear.name in wanted)
+        """The layers of one block that get an adapter: sets of them, or names by commas."""
+        words = words_of(targets)
+        every = (*self.linears, *self.fused)
+        return tuple(linear for linear in every if any(linear.chosen_by(word) for word in words))
 
     def weights_per_rank(self, targets: str) -> int:
         """Weights of an adapter on these layers of all blocks, for each unit of its rank."""
@@ -195,13 +213,13 @@ class ModelShape:
             SettingsError: no layer has one of these names.
         """
         names = tuple(dict.fromkeys(linear.name for linear in self.linears))
-        if targets == "all-linear":
-            return
-        for word in (one.strip() for one in targets.split(",")):
-            if "." not in word and word not in names:
+        for word in words_of(targets):
+            if word == EXPERTS and not self.fused:
+                raise SettingsError("--targets experts: this model has no routed experts. Use all-linear.")
+            if "." not in word and word != ALL_LINEAR and not self.targeted(word):
                 raise SettingsError(
-                    f"--targets {word!r} names no layer of this model{nearest(word, names)}; use all-linear "
-                    f"or some of {', '.join(names)}."
+                    f"--targets {word!r} names no layer of this model{nearest(word, (*SETS, *names))}; use "
+                    f"{ALL_LINEAR} or some of {', '.join(names)}."
                 )
 
 
@@ -230,10 +248,14 @@ def _counted(tensors: Tensors, name: str) -> ModelShape:
     hidden = _size(text, "hidden", name)
     heads = _optional(text, "heads") or max(1, hidden // 64)
     linears = tuple(
-        Linear(leaf, inputs, outputs, f"{leaf} {inputs}", count / layers, not tensors.refuses(leaf))
-        for (leaf, inputs, outputs), count in tensors.linears.items()
+        Linear(leaf, inputs, outputs, f"{leaf} {inputs}", count / layers, not tensors.refuses(leaf), part)
+        for (part, leaf, inputs, outputs), count in tensors.linears.items()
     )
-    packed = sum(count * inputs * outputs for (_, inputs, outputs), count in tensors.linears.items())
+    packed = sum(count * inputs * outputs for (_, _, inputs, outputs), count in tensors.linears.items())
+    fused = tuple(
+        Linear(EXPERTS, inputs, outputs, EXPERTS, count / layers, adapted=False, part=EXPERTS)
+        for (inputs, outputs), count in tensors.expert_sizes.items()
+    )
     chosen, experts = text.get("num_experts_per_tok") or text.get("moe_k") or 1, experts_of(text)
     return ModelShape(
         family=str(text.get("model_type", "")),
@@ -250,6 +272,7 @@ def _counted(tensors: Tensors, name: str) -> ModelShape:
         active=min(1.0, int(chosen) / experts) if experts and isinstance(chosen, int) else 0.0,
         rest=tensors.weights - packed - tensors.experts,
         counted=True,
+        fused=fused,
     )
 
 
@@ -321,6 +344,8 @@ def _linears(family: str, hidden: int, wide: int, q: int, kv: int) -> tuple[Line
     found = []
     for fused, pieces in FUSED.get(family, {}).items():
         inputs, _, reads = parts[pieces[0]]
-        found.append(Linear(fused, inputs, sum(parts.pop(piece)[1] for piece in pieces), reads))
+        outputs = sum(parts.pop(piece)[1] for piece in pieces)
+        found.append(Linear(fused, inputs, outputs, reads, part=IN[reads]))
     names = NAMES.get(family, {})
-    return (*found, *(Linear(names.get(key, f"{key}_proj"), *size) for key, size in parts.items()))
+    every = parts.items()
+    return (*found, *(Linear(names.get(k, f"{k}_proj"), *size, part=IN[size[2]]) for k, size in every))

@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.codec import encode
+from budgetsearch.core.metric import LOSS
 from budgetsearch.core.ports import Calibrations
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import Card
@@ -15,8 +17,9 @@ from budgetsearch.machine.host import processor
 from budgetsearch.run.jobs import NothingKept
 from budgetsearch.run.prepare import PACKAGES
 from budgetsearch.run.settings import Settings
-from budgetsearch.storage.calibrations import KeptCalibrations
+from budgetsearch.storage.calibrations import KeptCalibrations, KeptSeconds, file_of
 from budgetsearch.storage.files import cache_folder
+from budgetsearch.training.recipes.loading import find_recipe
 
 SETTINGS = (
     "revision",
@@ -52,18 +55,50 @@ def calibrations_of(
     )
 
 
+def preparation_of(settings: Settings) -> KeptSeconds:
+    """What it took the last run with this model and these data to begin here."""
+    names = ("revision", "max_rows", "max_length", "targets", "engine", "columns", "template")
+    conditions = {
+        **{name: getattr(settings, name) for name in names},
+        **{name: _source(getattr(settings, name)) for name in ("data", "valid")},
+        "model": _models(settings),
+        "machine": [platform.node(), os.cpu_count()],
+        "version": importlib.metadata.version("budgetsearch"),
+    }
+    return KeptSeconds(cache_folder() / "preparations" / file_of(conditions))
+
+
 def _conditions(settings: Settings, space: Space, card: Card) -> dict[str, Any]:
+    if settings.recipe is not None:
+        trained: dict[str, Any] = {
+            "recipe": encode(find_recipe(settings.recipe)),
+            "params": dict(space.default()),
+        }
+    else:
+        trained = {
+            **{name: getattr(settings, name) for name in SETTINGS},
+            **{name: _source(getattr(settings, name)) for name in ("data", "valid")},
+            "model": _models(settings),
+            "ranks": space.ranks,
+            "worn": space.targets(settings.targets),
+            "dropout": max(float(value) for value in space.values_of("dropout")),
+            "answers": settings.task_examples > 0,
+        }
     return {
-        **{name: getattr(settings, name) for name in SETTINGS},
-        **{name: _source(getattr(settings, name)) for name in ("model", "data", "valid")},
-        "ranks": space.ranks,
-        "dropout": max(float(value) for value in space.values_of("dropout")),
-        "answers": settings.task_examples > 0,
+        **trained,
+        **({} if settings.metric == LOSS else {"metric": settings.metric}),
         "card": [card.name, card.uuid, card.device, card.profile.name, card.profile.dtype],
         "machine": [platform.node(), processor(), os.cpu_count(), len(os.sched_getaffinity(0))],
         "threads": [os.environ.get(name) for name in THREADS],
         "versions": [platform.python_version(), *map(importlib.metadata.version, PACKAGES)],
     }
+
+
+def _models(settings: Settings) -> list[Any]:
+    """The base model, or each of several."""
+    if len(settings.models) == 1:
+        return _source(settings.model)
+    return [_source(name) for name in settings.models]
 
 
 def _source(source: str | None) -> list[Any]:

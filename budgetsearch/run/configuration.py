@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from budgetsearch.core.bases import short_name
 from budgetsearch.core.errors import SettingsError, UntrustedCode, UsageError, nearest
+from budgetsearch.core.metric import is_function
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import detect
@@ -25,9 +28,29 @@ from budgetsearch.run.other_trainers import said_here
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import find_space, load_space, read_yaml
 
+LOGGER = logging.getLogger("budgetsearch.run.configuration")
 CONFIG_NAME = "budgetsearch.yaml"
 PLACEHOLDERS: Mapping[str, Any] = {"model": "-", "data": "-", "space": "-", "batch_size": 1, "max_length": 8}
 """What the card's profile fills in; until it is known, these stand there."""
+OF_ADAPTERS = (
+    *(
+        "model",
+        "revision",
+        "data",
+        "valid",
+        "columns",
+        "bad_rows",
+        "template",
+        "metric",
+        "direction",
+        "system",
+        "thinking",
+        "train_on",
+    ),
+    *("max_length", "batch_size", "max_epochs", "valid_share", "max_rows", "max_gang", "optimizer"),
+    *("torch_compile", "task_examples", "targets", "trust_remote_code", "split_seed"),
+)
+"""Settings that mean nothing beside a recipe."""
 FLAGS = "the flags"
 
 
@@ -52,15 +75,30 @@ def load_settings(
     """
     origin, written = _read_config(config, cwd or Path.cwd())
     given = {key: _plain(value) for key, value in overrides.items() if value is not None}
+    if config is None and "recipe" in given and "recipe" not in written:
+        written = _without_adapters(written, origin)
     chosen = {**{key: value for key, value in written.items() if value is not None}, **given}
     for source, values in ((FLAGS, given), (origin, written)):
         _check_keys(values, source, chosen)
     sources = {key: FLAGS if key in given else origin for key in chosen}
     checked = _validate({**PLACEHOLDERS, **chosen}, sources)
+    _check_models(checked)
     if config is None and checked.trust_remote_code and "trust_remote_code" not in given:
         raise UntrustedCode(
             f"{origin} lets code of a base model run, and it was not named: such a file comes with a folder. "
             f"Allow it with --trust-remote-code, or name the file with --config."
+        )
+    if config is None and checked.recipe is not None and "recipe" not in given:
+        raise UntrustedCode(
+            f"{origin} names a recipe, whose code would run, and it was not named: such a file comes with a "
+            f"folder. Allow it with --recipe {checked.recipe}, or name the file with --config."
+        )
+    if checked.recipe is not None:
+        return _with_recipe(checked, sources)
+    if config is None and is_function(checked.metric) and "metric" not in given:
+        raise UntrustedCode(
+            f"{origin} lets the function {checked.metric} run, and it was not named: such a file comes with "
+            f"a folder. Allow it with --metric {checked.metric}, or name the file with --config."
         )
     card = _profile(checked, nvml)
     missing = {key: getattr(card, key) for key in PLACEHOLDERS if key not in chosen}
@@ -70,6 +108,68 @@ def load_settings(
     load_space(settings.space) if isinstance(settings.space, dict) else find_space(settings.space)
     if settings.out is None:
         return settings.model_copy(update={"out": default_out(settings.model)})
+    return settings
+
+
+def _check_models(settings: Settings) -> None:
+    """Insist that several base models are several.
+
+    Raises:
+        SettingsError: one is named twice or not at all, or a revision says nothing of which it means.
+    """
+    models = settings.models
+    if twice := [name for place, name in enumerate(models) if name in models[:place]]:
+        raise SettingsError(f"--model names {twice[0]} twice; name each base model once.")
+    if not all(name.strip() for name in models):
+        raise SettingsError("--model names an empty base model; leave it out.")
+    if len(models) > 1 and settings.revision is not None:
+        raise SettingsError(
+            f"--revision {settings.revision} does not say which of {', '.join(models)} it means; fetch that "
+            "one and name its folder."
+        )
+
+
+def check_one_model(settings: Settings) -> None:
+    """Insist on one base model.
+
+    Raises:
+        SettingsError: there are several.
+    """
+    if len(settings.models) > 1:
+        raise SettingsError(
+            f"--model names {len(settings.models)} base models ({', '.join(settings.models)}); this takes "
+            "one. `run` searches over several, and `plan` says which suits the card and the hours."
+        )
+
+
+def _without_adapters(written: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
+    """What the folder's own file says, less what it says of adapters: the command line names a recipe."""
+    unused = [key for key in (*OF_ADAPTERS, "space") if written.get(key) is not None]
+    if unused:
+        LOGGER.warning("%s: %s not used, for a recipe has its own.", origin, ", ".join(unused))
+    return {key: value for key, value in written.items() if key not in unused}
+
+
+def _with_recipe(settings: Settings, sources: Mapping[str, str]) -> Settings:
+    """Settings of a run with a recipe, which has neither model nor data. ``sources``: who gave a setting.
+
+    Raises:
+        SettingsError: something was given that only adapters have.
+    """
+    useless = [
+        flag_of(key) if sources[key] == FLAGS else f"{key} in {sources[key]}"
+        for key in OF_ADAPTERS
+        if key in sources
+    ]
+    if useless:
+        raise SettingsError(
+            f"{', '.join(useless)}: a recipe has model and data of its own, so there is no use for "
+            f"{'it' if len(useless) == 1 else 'them'} beside --recipe {settings.recipe}."
+        )
+    if isinstance(settings.space, str) and settings.space != PLACEHOLDERS["space"]:
+        find_space(settings.space)
+    if settings.out is None:
+        return settings.model_copy(update={"out": default_out(str(settings.recipe).replace(":", "."))})
     return settings
 
 
@@ -90,9 +190,7 @@ def names_out(config: Path | None, cwd: Path | None = None) -> bool:
 
 def default_out(model: str, now: datetime | None = None) -> Path:
     """``runs/MODEL-YYYYmmdd-HHMMSS``, with the short name of the model; ``now`` is local time."""
-    bare = re.sub(r"^\w+:|==.*$", "", model).rstrip("/\\")
-    last = re.split(r"[/\\]", bare)[-1].removesuffix(".gguf")
-    short = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
+    short = "-".join(map(short_name, model.split("\n")))[:80]
     return Path("runs") / f"{short}-{now or datetime.now():%Y%m%d-%H%M%S}"
 
 

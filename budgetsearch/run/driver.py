@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from budgetsearch.core.decisions import Finish, NeedCandidates, Run
@@ -29,9 +29,9 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.deadline import grace_seconds, landing_seconds, seconds_left, watchdog_patience
-from budgetsearch.core.policy.decide import decide
+from budgetsearch.core.policy.decide import IN_VAIN, decide
 from budgetsearch.core.policy.jobs import new_trial, score_jobs
-from budgetsearch.core.policy.planning import SINGLE, PlanRequest, make_plan
+from budgetsearch.core.policy.planning import PlanRequest, make_plan
 from budgetsearch.core.ports import Calibrations, Clock, Engine, Exporter, Sampler
 from budgetsearch.core.records import Calibration, Job, Score, SegmentResult, TrainJob
 from budgetsearch.core.reports import Beat, JobEnded, Notice, Report
@@ -52,18 +52,13 @@ from budgetsearch.run.jobs import (
     limit_of,
     to_measure,
 )
+from budgetsearch.run.notices import told_at_start
 from budgetsearch.storage.ledger import Ledger
 
 POLL_SECONDS = 0.5
 """How long the loop waits for a report before it looks at the clock again."""
 SILENCE_SECONDS = 5.0
 """While a job is silent (loading, evaluating) the driver itself notes so often that time passes."""
-FEW_ROWS = 8
-"""With fewer validation rows a difference of two losses says next to nothing, and has no interval."""
-FEW_ROWS_MEAN = (
-    "Validation rows: {}. So few hardly tell which configuration is better, nor how good the adapter is. "
-    "Give more data, a larger --valid-share, or --valid."
-)
 
 
 @dataclass
@@ -84,6 +79,8 @@ class Driver:
     """The name of the signal that asked the run to stop, or nothing."""
     down_seconds: float = 0.0
     """What passed since the last process of this run, where that counts."""
+    wishes: Callable[[History, Plan], Iterable[Event]] = lambda history, plan: ()
+    """What a person asks for while the run goes."""
     kept: Calibrations = NothingKept()  # noqa: RUF009
     """What earlier runs measured."""
     grace_seconds: float = 30.0
@@ -193,10 +190,8 @@ class Driver:
         request = replace(self.request, workers=max(1, self.engine.slots))
         plan = self.planner(request, self.history.calibrations, self.clock.now())
         self._append(Planned(plan))
-        if plan.single:
-            self._append(Noticed(SINGLE.replace("was", "is")))
-        if self.request.valid_rows < FEW_ROWS:
-            self._append(Noticed(FEW_ROWS_MEAN.format(self.request.valid_rows)))
+        for text in told_at_start(plan, self.request):
+            self._append(Noticed(text))
         return plan
 
     def _search(self, plan: Plan) -> str:
@@ -205,6 +200,8 @@ class Driver:
             self._obey_stop()
             self._incumbent.check_disk()
             plan = self._count_workers(plan)
+            for event in self.wishes(self.history, plan):
+                self._append(event)
             now, slots = self.clock.now(), self._in_flight.free
             if not slots and (self._in_flight or seconds_left(plan, now) > 0):
                 self._pause()  # even if no worker is left: one may come back
@@ -246,7 +243,7 @@ class Driver:
             self._score(plan, best)
         if self._incumbent.export(final=True) is None:
             self._charges.rest("idle")
-            self._close("failed", f"{reason}, so there is no adapter")
+            self._close("failed", f"{reason}, {IN_VAIN}")
             return
         self._charges.rest("export")
         self._close("finished", reason)

@@ -15,10 +15,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from budgetsearch.core.bases import DIMENSION, facts_for
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import (
     CheckpointError,
@@ -26,17 +28,13 @@ from budgetsearch.core.errors import (
     UnreadableError,
     UsageError,
 )
-from budgetsearch.core.events import Opened
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.core.history.trial import TrialState
-from budgetsearch.run.prepare import (
-    run_id_of,
-)
 from budgetsearch.storage.checkpoint_store import ONCE, CheckpointStore
 from budgetsearch.storage.files import exchange, remedy, sha256_of, sync
 from budgetsearch.storage.ownership import TORN, checkpoint_in, is_known, remove_checkpoints
-from budgetsearch.storage.runfolder import MANIFEST_FILE, RunFolder
+from budgetsearch.storage.runfolder import MANIFEST_FILE
 from budgetsearch.storage.shared import folder_of, open_store, place_name, url_of
 from budgetsearch.training import sums
 from budgetsearch.training.sums import ADAPTER_FILES
@@ -59,6 +57,8 @@ TOKENIZER_FILES = (
     "*.tiktoken",
 )
 """Patterns of what ``AutoTokenizer.from_pretrained`` reads."""
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+"""Patterns of the terms that come with a base model, and stay with what is made of it."""
 
 
 @dataclass
@@ -73,6 +73,8 @@ class AdapterExporter:
     keep_checkpoints: bool = False
     owner: str = ""
     """The run, as the sign in ``checkpoint_path`` says: without it nothing is removed there."""
+    tokenizers: Mapping[str, Path] = field(default_factory=dict)
+    """Of several models, by label, in the place of ``tokenizer_files_from``; the facts are in the history."""
 
     def __post_init__(self) -> None:
         """Finish what a crash interrupted."""
@@ -87,8 +89,22 @@ class AdapterExporter:
         return self.run_folder / "adapter"
 
     @property
+    def fresh(self) -> Path:
+        """Where a new one is built."""
+        return self._new
+
+    @property
     def _new(self) -> Path:
         return self.run_folder / ".adapter.new.tmp"
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """What an exported folder has in any case."""
+        return ADAPTER_FILES
+
+    def names(self, known: Mapping[str, str], source: Path) -> dict[str, str]:
+        """The files of a source that go into the exported folder, and their names there."""
+        return {name: name for name in ADAPTER_FILES}
 
     @property
     def _old(self) -> Path:
@@ -104,9 +120,10 @@ class AdapterExporter:
         """
         source, known = self._source(state)
         try:
-            self._build(history, state, source)
+            names = self.names(known, source)
+            self._build(history, state, source, names)
             copied = sums.write_sums(self._new)
-            if wrong := [name for name in ADAPTER_FILES if copied[name] != known[name]]:
+            if wrong := [name for name, new in names.items() if copied[new] != known[name]]:
                 shutil.rmtree(self._new, ignore_errors=True)
                 if sha256_of(source / wrong[0]) == known[wrong[0]]:
                     raise OSError(errno.EIO, "the copy is not what was copied", str(source / wrong[0]))
@@ -131,9 +148,9 @@ class AdapterExporter:
         try:
             source, _ = self._source(state)
             if source == self.target:
-                sums.check_sums(source)
+                sums.check_sums(source, self.needed)
             else:
-                sums.check(source, ADAPTER_FILES)
+                sums.check(source, self.names(sums.read_meta(source)["sha256"], source))
         except CheckpointError as error:
             return str(error)
         return ""
@@ -141,13 +158,13 @@ class AdapterExporter:
     def _source(self, state: TrialState) -> tuple[Path, Mapping[str, str]]:
         """(the folder that the adapter is made from, the sums of its files)."""
         if state.exported is not None and state.exported.name == state.best_checkpoint:
-            source, known = self.target, sums.read_sums(self.target)
+            source, known = self.target, sums.read_sums(self.target, self.needed)
             if self._made_from() != state.best_checkpoint:
                 raise CheckpointError(f"The adapter in {source} was made from another checkpoint.")
         else:
             source = checkpoint_in(self.checkpoint_path, state.best_checkpoint)
             known = sums.read_meta(source)["sha256"]
-        for name in ADAPTER_FILES:
+        for name in self.names(known, source):
             if name not in known:
                 raise CheckpointError(f"{name} is missing in {source}.")
             sums.patiently((source / name).stat, f"{name} in {source}")
@@ -160,7 +177,7 @@ class AdapterExporter:
             UnreadableError: it cannot be read now.
         """
         try:
-            sums.check_sums(self.target)
+            sums.check_sums(self.target, self.needed)
             return self._made_from() == checkpoint
         except CheckpointError:
             return False
@@ -204,35 +221,53 @@ class AdapterExporter:
 
     # ------------------------------------------------------------------------ the folder
 
-    def _build(self, history: History, state: TrialState, source: Path) -> None:
+    def _build(self, history: History, state: TrialState, source: Path, names: Mapping[str, str]) -> None:
         shutil.rmtree(self._new, ignore_errors=True)
         self._new.mkdir()  # not its parents: whoever removed the run's folder does not want another one
-        for name in ADAPTER_FILES:
-            shutil.copyfile(source / name, self._new / name)
-        for path in self._tokenizer_files():
+        for name, new in names.items():
+            shutil.copyfile(source / name, self._new / new)
+        self.describe(history, state, names)
+
+    def describe(self, history: History, state: TrialState, names: Mapping[str, str]) -> None:
+        """Write what goes with the adapter: tokenizer, template, ends of answers, manifest and card."""
+        own = self._of(history, state)
+        for path in own._tokenizer_files():
             shutil.copyfile(path, self._new / path.name)
-        self._write_generation()
+        own._write_generation()
         quantization = str(state.trial.params["quantization"])
-        about = (history, state, self.model_facts, self.data_facts, quantization)
+        about = (history, state, own.model_facts, own.data_facts, quantization)
         manifest = json.dumps(adapter_manifest(*about), indent=2, default=str)
         (self._new / MANIFEST_FILE).write_text(manifest + "\n", encoding="utf-8")
         (self._new / CARD_FILE).write_text(adapter_card(*about), encoding="utf-8")
+
+    def _of(self, history: History, state: TrialState) -> Self:
+        """The same for the model of a trial, where there are several."""
+        facts = history.opened.facts if history.opened else {}
+        if "models" not in facts:
+            return self
+        found, label = facts_for(facts, state.trial.params), str(state.trial.params[DIMENSION])
+        own = copy(self)  # no new one: what crashed was cleared up once
+        own.model_facts, own.data_facts = found["model"], found["data"]
+        own.tokenizer_files_from = self.tokenizers.get(label, self.tokenizer_files_from)
+        return own
 
     def _write_generation(self) -> None:
         """Where an answer ends, and the chat template if rows were rendered with another one."""
         if template := self.data_facts.get("chat_template"):
             (self._new / TEMPLATE_FILE).write_text(template, encoding="utf-8")
-        if stops := self.data_facts.get("stops"):
-            config = _object(self.tokenizer_files_from / GENERATION_FILE)
-            config.pop("_from_model_config", None)  # generation would take the base's ends again
-            known = config.get("eos_token_id")
-            known = known if isinstance(known, list) else [known]
-            ends = [end for end in dict.fromkeys([*stops, *known]) if end is not None]
+        config = _object(self.tokenizer_files_from / GENERATION_FILE)
+        config.pop("_from_model_config", None)  # generation would take the base's ends again
+        known = config.get("eos_token_id")
+        known = known if isinstance(known, list) else [known]
+        stops = self.data_facts.get("stops") or []
+        ends = [end for end in dict.fromkeys([*stops, *known]) if end is not None]
+        if ends:
             text = json.dumps({**config, "eos_token_id": ends}, indent=2)
             (self._new / GENERATION_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _tokenizer_files(self) -> set[Path]:
-        found = {path for pattern in TOKENIZER_FILES for path in self.tokenizer_files_from.glob(pattern)}
+        patterns = (*TOKENIZER_FILES, *LICENCE_FILES)
+        found = {path for pattern in patterns for path in self.tokenizer_files_from.glob(pattern)}
         return {path for path in found if path.is_file()}
 
     def _swap(self) -> None:
@@ -357,17 +392,3 @@ class SharedExporter(AdapterExporter):
         except DiskError as error:
             self.unswept_until = self.clock() + PAUSE_SECONDS
             LOGGER.warning("Checkpoints that nothing needs are still there. %s", error)
-
-
-# --------------------------------------------------------------------------------- the end
-
-
-def exporter_of(folder: RunFolder, opened: Opened, tokenizer: Path) -> AdapterExporter:
-    """What exports the adapters of a run; ``tokenizer``: a folder with the files of its tokenizer."""
-    from budgetsearch.run.export import AdapterExporter, exporter_for
-
-    keep = bool(opened.settings.get("keep_checkpoints"))
-    model, data = opened.facts.get("model", {}), opened.facts.get("data", {})
-    owner = run_id_of(opened)
-    inner = AdapterExporter(folder.path.absolute(), folder.checkpoints, model, data, tokenizer, keep, owner)
-    return exporter_for(inner, opened.settings.get("shared"))

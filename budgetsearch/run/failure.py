@@ -15,6 +15,8 @@ from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import Entry
 from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
+from budgetsearch.core.policy.answers import MISSING
+from budgetsearch.core.policy.decide import IN_VAIN
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.run.permissions import flags_again
 from budgetsearch.storage.files import append_to, local_time
@@ -28,7 +30,10 @@ MARK = "budgetsearch_run"
 MORE_SHARE = 0.1
 """Of its budget, at the least, is proposed for a run that has nothing left."""
 MORE_SECONDS = 360.0
-SPENT_UP = "      no budget is left, so the command gives it more; budgetsearch report {} tells what there is"
+SPENT_UP = (
+    "      too little budget is left, so the command gives it more in all; budgetsearch report {} tells what "
+    "there is"
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ def go_on(run: Path, history: History) -> str:
 
 
 def _more_time(history: History) -> str:
-    """The option that gives a run more time, where what is left would not even do for its end."""
+    """The option that gives a run more time, where what is left would not even do for its end, or did not do
+    for one trial."""
     opened, plan = history.opened, history.plan
     if opened is None:
         return ""
@@ -77,7 +83,9 @@ def _more_time(history: History) -> str:
     now = time.time()
     down = max(0.0, now - history.wall) if by_the_wall else 0.0  # a deadline does not wait
     reserve = plan.reserve_seconds if plan is not None else 0.0
-    if opened.budget_seconds - history.spent - down > reserve:
+    closed = history.closed
+    in_vain = closed is not None and closed.reason.endswith(f"{MISSING}, {IN_VAIN}")
+    if not in_vain and opened.budget_seconds - history.spent - down > reserve:
         return ""
     more = max(MORE_SHARE * opened.budget_seconds, 2 * reserve, MORE_SECONDS)
     if by_the_wall:

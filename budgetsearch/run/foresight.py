@@ -7,24 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from budgetsearch.core.errors import DeviceError, ModelError
+from budgetsearch.core.errors import BudgetError, DeviceError, ModelError
 from budgetsearch.core.policy.jobs import OPTIONAL_SHARE, probe_seconds
-from budgetsearch.core.policy.planning import PlanRequest, minimum_seconds, too_small
+from budgetsearch.core.policy.minimum import too_small
+from budgetsearch.core.policy.planning import PlanRequest, minimum_seconds
 from budgetsearch.core.records import Calibration
 from budgetsearch.core.resources.disk import CHECKPOINT_BYTES
 from budgetsearch.core.resources.memory import LEAST_POSITIONS, foresee
+from budgetsearch.core.space.models import without_models
 from budgetsearch.core.space.space import Space
-from budgetsearch.machine.configs import find_config, find_shape
+from budgetsearch.machine.configs import find_config, find_shape, folder_of
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.profiles import profile
 from budgetsearch.machine.shapes import ModelShape, shape_of
-from budgetsearch.run.calibrations import calibrations_of
+from budgetsearch.run.calibrations import calibrations_of, preparation_of
 from budgetsearch.run.guesses import TrainedWith, guess_calibration
 from budgetsearch.run.preflight import Resolved, check_inputs, known_shape
 from budgetsearch.run.prepare import DataSize, request_for
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
-from budgetsearch.training.data.size import DataGuess, guess_data
+from budgetsearch.training.data.frame import frame_of
+from budgetsearch.training.data.size import DataGuess, Reading, guess_data
 
 SETUP_SECONDS = 20.0
 """Imports, and tokenizing data that are on disk."""
@@ -35,8 +38,28 @@ RAY_SECONDS = 15.0
 """What Ray's own start adds to that (docs/scale.md)."""
 PROBES = 6
 """Sizes that a calibration tries where it has the time, each for its time and a step of warm-up."""
+FILLED = 0.9
+"""Of the positions of a pass that are tokens: rows of similar length come together (docs/training.md)."""
 EVALUATED = 16
 """Examples by which a calibration times an evaluation."""
+
+
+LATE_FACTOR = 2.0
+"""A preparation that was not done in time is taken to need so many times what it had."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Seconds until the first calibration begins."""
+
+    usual: float
+    """What it took the last time, or mostly takes."""
+    least: float
+    """Where everything is fast; no less than it took the last time."""
+
+    def slowed(self, slow: float) -> Setup:
+        """On a machine that is so many times slower."""
+        return Setup(slow * self.usual, slow * self.least)
 
 
 @dataclass(frozen=True)
@@ -51,9 +74,12 @@ class Inputs:
     data: DataGuess
 
     @property
-    def setup_seconds(self) -> float:
+    def setup(self) -> Setup:
         """Until the first calibration begins."""
-        return SETUP_SECONDS + (RAY_SECONDS if on_ray(self.settings) else 0.0)
+        if (known := preparation_of(self.settings).find()) is not None:
+            return Setup(known, known)
+        ray = RAY_SECONDS if on_ray(self.settings) else 0.0
+        return Setup(SETUP_SECONDS + ray, LEAST_SETUP_SECONDS + ray)
 
     @property
     def known_shape(self) -> ModelShape:
@@ -80,12 +106,18 @@ def gather(settings: Settings, cache: Path, *, need_shape: bool = True) -> Input
     shape, source = None, "unknown"
     try:
         shape, source = _shape(settings, cache)
-        shape.check_targets(settings.targets)
+        shape.check_targets(space.targets(settings.targets))
     except ModelError:
         if need_shape:
             raise
-    data = guess_data(settings.data, settings.max_rows)
-    return Inputs(settings, space, _card(settings), shape, source, data)
+    return Inputs(settings, space, _card(settings), shape, source, _data(settings, cache))
+
+
+def _data(settings: Settings, cache: Path) -> DataGuess:
+    """What the data hold, by their first rows and the model's template."""
+    frame = frame_of(folder_of(settings.model, settings.revision, cache), settings.template)
+    reading = Reading(frame, settings.columns, settings.system or "", settings.max_length)
+    return guess_data(settings.data, settings.max_rows, reading)
 
 
 def _shape(settings: Settings, cache: Path) -> tuple[ModelShape, str]:
@@ -109,16 +141,35 @@ def check_hours(run: Resolved, budget_seconds: float, cache: Path) -> None:
     Raises:
         BudgetError: the budget is below the minimum that the guesses come to.
     """
-    shape = known_shape(run.settings, cache)
-    if run.card is None or shape is None:
+    if run.card is None:
         return
-    data = guess_data(run.settings.data, run.settings.max_rows)
-    inputs = Inputs(run.settings, run.space, run.card, shape, "", data)
-    request = guessed_request(inputs, budget_seconds)
-    check_minimum(request, guessed_calibrations(inputs, request), inputs.setup_seconds)
+    late: list[BudgetError] = []
+    for settings in run.settings.apart:
+        shape = known_shape(settings, cache)
+        if shape is None:
+            return
+        inputs = Inputs(settings, without_models(run.space), run.card, shape, "", _data(settings, cache))
+        request = guessed_request(inputs, budget_seconds)
+        try:
+            check_minimum(request, guessed_calibrations(inputs, request), inputs.setup)
+            return  # one that fits suffices: what there is no time for is not measured
+        except BudgetError as error:
+            late.append(error)
+    raise late[0]
 
 
-def check_minimum(request: PlanRequest, found: Mapping[str, Calibration], setup_seconds: float) -> None:
+def too_late(run: Resolved, budget_seconds: float, spent: float, cache: Path) -> BudgetError | None:
+    """What to say where the preparation has used up the budget: from now on ``plan`` and ``run`` reckon with
+    what it took. None where nothing can be foreseen."""
+    preparation_of(run.settings).keep(LATE_FACTOR * spent)
+    try:
+        check_hours(run, budget_seconds, cache)
+    except BudgetError as error:
+        return error
+    return None
+
+
+def check_minimum(request: PlanRequest, found: Mapping[str, Calibration], setup: Setup) -> None:
     """Refuse a budget that does not suffice to measure the first quantization that fits and to train with it,
     however fast this machine prepares a run; what is named is what it mostly takes.
 
@@ -128,9 +179,9 @@ def check_minimum(request: PlanRequest, found: Mapping[str, Calibration], setup_
     first = next((c for c in found.values() if c.status == "ok"), None)
     if first is None:
         return
-    spent = setup_seconds + measuring_seconds(first, request, 0.0)
+    spent = setup.usual + measuring_seconds(first, request, 0.0)
     minimum = minimum_seconds(request, {first.quantization: first}, spent)
-    if minimum - (SETUP_SECONDS - LEAST_SETUP_SECONDS) > request.budget_seconds:
+    if minimum - (setup.usual - setup.least) > request.budget_seconds:
         raise too_small(request.budget_seconds, minimum)
 
 
@@ -139,7 +190,7 @@ def measuring_seconds(found: Calibration, request: PlanRequest, limit_seconds: f
     ends after its share of the limit."""
     if found.measured:
         return 0.0
-    step = request.step_tokens / found.tokens_per_second
+    step = request.step_tokens / request.rate(found)
     probe = step + max(2 * step, probe_seconds(request.budget_seconds))
     optional = min((PROBES - 1) * probe, max(0.0, OPTIONAL_SHARE * limit_seconds - probe))
     evaluated = EVALUATED * found.eval_seconds_per_example
@@ -197,13 +248,16 @@ def _guessed(inputs: Inputs, request: PlanRequest, name: str, slow: float) -> Ca
     )
     # Half the speed for the recomputed third: worth it only where next to nothing fits without.
     recompute = plain == 0 or (plain * length < LEAST_POSITIONS and again >= 4 * plain)
-    weights = inputs.known_shape.weights_per_rank(inputs.settings.targets)
+    weights = inputs.known_shape.weights_per_rank(inputs.space.targets(inputs.settings.targets))
+    micro, row = max(1, again if recompute else plain), request.train_tokens / request.train_rows
+    # A pass has room for positions, rows x width, so short rows come together; never more than a step has.
+    room = min(request.batch_size * row, max(row, FILLED * micro * length))
     return guess_calibration(
         inputs.known_shape,
         inputs.card.profile,
-        TrainedWith(name, rank, max(1, again if recompute else plain), recompute),
+        TrainedWith(name, rank, micro, recompute, room),
         cores=os.cpu_count() or 1,
-        tokens_per_row=request.train_tokens / request.train_rows,
+        tokens_per_row=row,
         adapter_bytes=CHECKPOINT_BYTES * rank * weights,
         slow=slow,
     )

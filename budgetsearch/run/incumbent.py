@@ -20,6 +20,9 @@ from budgetsearch.core.ports import Exporter
 MAX_UNWRITTEN = 2
 """So many jobs in a row may find no room for a checkpoint: between them the disk is swept."""
 
+TRIED_AGAIN = "The run goes on; its end tries again."
+"""What is said where there is no room for a better adapter in the middle of a run."""
+
 STANDS = (
     "The best trial's adapter stands there already, whole, from an earlier export: the run ends with it. "
     "Only its card and budgetsearch.json lack the final scores; `budgetsearch report` has them."
@@ -103,7 +106,7 @@ class Incumbent:
         try:
             self.export(final=False)
         except DiskError as error:
-            self.record(Noticed(f"{error} The run goes on; its end tries again."))
+            self.record(Noticed(f"{error} {TRIED_AGAIN}"))
 
     def sweep(self) -> None:
         """Remove what nothing needs."""

@@ -15,7 +15,8 @@ from budgetsearch.core.policy.deadline import (
     EXIT_SECONDS,
 )
 from budgetsearch.core.policy.jobs import calibration_job
-from budgetsearch.core.policy.planning import PlanRequest, another_pays, too_small
+from budgetsearch.core.policy.minimum import too_small
+from budgetsearch.core.policy.planning import PlanRequest, another_pays
 from budgetsearch.core.ports import Calibrations, Clock, Engine
 from budgetsearch.core.records import Calibration, Job, Phase, Score, SegmentResult, TrainJob
 from budgetsearch.core.reports import JobEnded

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from budgetsearch.core.bases import facts_for
 from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import LedgerError, UsageError
 from budgetsearch.core.history.history import History
@@ -88,18 +89,21 @@ def build(history: History, folder: RunFolder, adapter: Adapter | None = None) -
         LedgerError: the ledger does not tell how the adapter came to be.
     """
     done, opened = history.exported, history.opened
-    if done is None or opened is None or "inputs" not in opened.facts:
+    if done is None or opened is None:
+        return None
+    facts = facts_for(opened.facts, history.trials[done.trial_id].trial.params)
+    if "inputs" not in facts:
         return None
     if adapter is None and told_by(folder.adapter).get("checkpoint") != done.checkpoint:
         return None  # none stands there, or another one than the ledger knows
-    facts, inputs = opened.facts, opened.facts["inputs"]
+    inputs = facts["inputs"]
     indices = _chain(history, done.checkpoint)
     last = history.results[indices[-1]][1]
     settings = _settings(opened.settings, folder.path)
     return Manifest(
         adapter=adapter or _adapter(history, folder, last.tokens),
         base=Base(**{**facts["model"], **inputs["base"], **_placed(facts["model"], folder.path)}),
-        data=_data(facts["data"], inputs, folder.path),
+        data=_data(facts["data"], inputs, folder.path, facts.get("left_out")),
         settings=settings,
         seed=int(settings["seed"]),
         card=dict(facts["card"]),
@@ -198,7 +202,9 @@ def _measured(score: Score | None) -> bool:
 # --------------------------------------------------------------------------------- inputs
 
 
-def _data(data: Mapping[str, Any], inputs: Mapping[str, Any], folder: Path) -> Data:
+def _data(
+    data: Mapping[str, Any], inputs: Mapping[str, Any], folder: Path, left_out: list[int] | None
+) -> Data:
     rows = inputs["rows"]
     return Data(
         sources=tuple(Source(**{**found, **_placed(found, folder)}) for found in inputs["sources"]),
@@ -206,6 +212,7 @@ def _data(data: Mapping[str, Any], inputs: Mapping[str, Any], folder: Path) -> D
         template=data["template"],
         train=Rows(sha256=rows["train_sha256"], stats=data["train"]),
         valid=Rows(sha256=rows["valid_sha256"], stats=data["valid"]),
+        left_out=None if left_out is None else tuple(left_out),
     )
 
 
@@ -221,7 +228,8 @@ def _settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     shown = shown_settings(settings)
     for name in LOCAL:
         if isinstance(shown.get(name), str):
-            shown[name] = _path(shown[name], folder) or shown[name]
+            lines = shown[name].split("\n")
+            shown[name] = "\n".join(_path(line, folder) or line for line in lines)
     for name in ("data", "valid"):
         lines = origins_of(shown.get(name) or "")
         if lines:

@@ -41,6 +41,10 @@ class Base(Part):
     revision: str | None = Field(description="Commit of a Hub model.")
     licence: str | None
     origin: dict[str, Any] | None = Field(description="What a converted model was made of.")
+    anatomy: dict[str, Any] | None = Field(
+        None,
+        description="Its class, the layers with adapters by kind, the share that a quantization shrinks.",
+    )
     sha256: str = Field(description="Over the hashes of its files.")
     files: tuple[File, ...] = Field(description="Weights, configuration and tokenizer.")
 
@@ -69,6 +73,11 @@ class Data(Part):
     template: str = Field(description="chat (the tokenizer's own) or plain.")
     train: Rows
     valid: Rows
+    left_out: tuple[int, ...] | None = Field(
+        None,
+        description="Of a run with several models: validation rows that not all of them have as a whole and "
+        "nobody was measured on; losses are then in nats per byte of the completion.",
+    )
 
 
 class Link(Part):

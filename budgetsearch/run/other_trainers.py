@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from budgetsearch.core.codec import read_json
-from budgetsearch.core.space.space import KNOBS
+from budgetsearch.core.space.knobs import KNOBS, SETTINGS
 
 SEARCHED: Mapping[str, str] = {
     "quantization": "{kind: choice, values: [bf16, nf4]}",
@@ -38,6 +38,16 @@ KNOB_NAMES: Mapping[str, tuple[str, str]] = {
     "bf16": ("quantization", "bf16"),
     "dtype": ("quantization", "bf16"),
     "torch_dtype": ("quantization", "bf16"),
+    "weight_decay": ("weight_decay", "0.01"),
+    "warmup_steps": ("warmup_steps", "20"),
+    "max_grad_norm": ("clip_norm", "0.3"),
+    "clip_norm": ("clip_norm", "0.3"),
+    "use_rslora": ("rslora", "true"),
+    "rslora": ("rslora", "true"),
+    "neftune_noise_alpha": ("neftune_alpha", "5"),
+    "neftune_alpha": ("neftune_alpha", "5"),
+    "loraplus_lr_ratio": ("lora_plus_ratio", "16"),
+    "lora_plus_ratio": ("lora_plus_ratio", "16"),
 }
 """The knob that a name means, and a value to show where none is given."""
 EPOCHS = (
@@ -82,8 +92,6 @@ SAID: Mapping[str, str] = {
     "search_space": "--space FILE.yaml",
     "report_to": "--log wandb",
     "resume_from_checkpoint": "`budgetsearch resume RUN` goes on with a run",
-    "weight_decay": FIXED,
-    "warmup_steps": FIXED,
     "warmup_ratio": FIXED,
     "lr_scheduler_type": FIXED,
     "gradient_checkpointing": FIXED,
@@ -104,7 +112,7 @@ def said_here(name: str, value: str | None = None, space: Mapping[str, Any] | No
     if name not in KNOB_NAMES:
         return None
     knob, usual = KNOB_NAMES[name]
-    fixed = value if value is not None and KNOBS[knob][0](_scalar(value)) else usual
+    fixed = value if value is not None and {**KNOBS, **SETTINGS}[knob][0](_scalar(value)) else usual
     searched = {one: _flow(spec) for one, spec in space.items()} if space else SEARCHED
     lines = {**searched, knob: f"{{kind: constant, value: {fixed}}}"}
     return "\n".join(

@@ -11,12 +11,14 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import SettingsError, UntrustedCode
 from budgetsearch.core.events import Opened
+from budgetsearch.core.metric import LOSS, is_function
 from budgetsearch.run.fields import flag_of
 from budgetsearch.run.settings import Changes
 from budgetsearch.storage.files import append_to, cache_folder
@@ -32,6 +34,8 @@ BEGUN = "runs-begun"
 
 ASKED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "trust_remote_code": (bool, "lets code that comes with its base model run on this machine"),
+    "recipe": (bool, "runs the code of a recipe"),
+    "metric": (is_function, "lets a Python function run that it names"),
     "address": (
         lambda value: value not in (None, "auto"),
         "connects to a Ray cluster, whose workers run code",
@@ -43,6 +47,8 @@ ASKED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 """By setting: which values of a run's are used only if the flag says the same again, and what they do."""
+CODE = ("trust_remote_code", "recipe", "metric")
+"""Those that run code which may be somebody else's."""
 TAKEN: Mapping[str, str] = {
     "model revision": "fetched as data (FETCHED); a wheel from PyPI is unpacked, never installed",
     "data valid": "read as rows (FETCHED), and its hash must be what it was",
@@ -55,6 +61,8 @@ TAKEN: Mapping[str, str] = {
     "seed split_seed": "numbers",
     "max_length batch_size eta first_rung full_share max_epochs valid_share max_rows": "numbers",
     "max_trials max_gang eval_share task_examples optimizer torch_compile targets": "how it trains",
+    "direction": "a word",
+    "tries like": "values of the space; another run is read when this one begins, and never again",
     "keep_checkpoints": "nothing is removed",
     "fresh_calibration": "what is measured instead of remembered",
 }
@@ -62,12 +70,23 @@ TAKEN: Mapping[str, str] = {
 
 
 FETCHED: Mapping[str, Callable[[str], bool]] = {
-    "model": lambda source: not Path(source).expanduser().exists(),
+    "model": lambda source: not all(Path(one).expanduser().exists() for one in source.split("\n")),
     "data": lambda source: any(one.source.startswith(REMOTE) for one in origins_of(source)),
     "valid": lambda source: any(one.source.startswith(REMOTE) for one in origins_of(source)),
 }
 """By setting: which sources come over the network. Those of a run that this user has not begun are fetched
 only if its flag names them again."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie now, if not where the run found them, and what the user allows."""
+
+    model: str | None = None
+    data: str | None = None
+    valid: str | None = None
+    trust_remote_code: bool = False
+    """Whether code that came with the base may run, if it ran in the run."""
 
 
 def remember(opened: Opened) -> None:
@@ -94,7 +113,7 @@ def check_source(run: Path, role: str, source: str, given: str | None) -> None:
     """
     if given == source or not FETCHED[role](source) or _was_begun_here(run, role, source):
         return
-    flag = f"{flag_of(role)} {shlex.quote(source)}"
+    flag = " ".join(f"{flag_of(role)} {shlex.quote(one)}" for one in source.split("\n"))
     raise SettingsError(
         f"{run} was not begun by you here, and {source} would be fetched for it. If you trust it, allow it "
         f"with {flag}; a folder that may be somebody else's does not decide that."
@@ -116,6 +135,12 @@ def check_sources(run: Path, settings: Mapping[str, Any], changes: Changes) -> N
             )
         if source:
             check_source(run, role, str(source), None if given is None else str(given))
+
+
+def asks_of(opened: Opened) -> dict[str, Any]:
+    """The settings of a run for ``check_permitted``: a recipe that this user began with is theirs."""
+    own = _digest(opened) in _begun()
+    return {**opened.settings, "recipe": None} if own else dict(opened.settings)
 
 
 def _was_begun_here(run: Path, role: str, source: str) -> bool:
@@ -152,11 +177,17 @@ def check_permitted(settings: Mapping[str, Any], changes: Changes) -> None:
         SettingsError: a flag is missing; it is named.
         UntrustedCode: the same, for code.
     """
+    given, own = changes.get("metric"), settings.get("metric", LOSS)
+    if given not in (None, own):
+        raise SettingsError(
+            f"--metric {given}: a run goes on with the metric that it has ({own}). With another one, start a "
+            "new run."
+        )
     for name, (is_asked, effect) in ASKED.items():
         value = settings.get(name)
         if not is_asked(value) or _is_allowed(name, value, changes):
             continue
-        kind = UntrustedCode if name == "trust_remote_code" else SettingsError
+        kind = UntrustedCode if name in CODE else SettingsError
         raise kind(
             f"This run {effect}. If you trust it, allow it with {_flag(name, value)}; the run "
             "folder, which may be somebody else's, does not decide that."
@@ -169,6 +200,8 @@ def _is_allowed(name: str, value: Any, changes: Changes) -> bool:
         return True
     if name == "shared":  # a run has its own place below what was named
         return bool(given) and str(value).startswith(f"{str(given).rstrip('/')}/")
+    if name == "metric":  # nothing but the very function that was named
+        return bool(given == value)
     return bool(given)
 
 

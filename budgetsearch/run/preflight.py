@@ -11,15 +11,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.errors import DataError, ModelError, RunFolderError, SettingsError, SpaceError
+from budgetsearch.core.bases import labels_of
+from budgetsearch.core.errors import (
+    DataError,
+    ModelError,
+    RunFolderError,
+    SettingsError,
+    SpaceError,
+    nearest,
+)
 from budgetsearch.core.ladders import DEEP
+from budgetsearch.core.metric import read_metric
 from budgetsearch.core.ports import Say
 from budgetsearch.core.resources.disk import DiskNeed, most_held, need_of
+from budgetsearch.core.space.knobs import KNOBS, SETTINGS
+from budgetsearch.core.space.models import with_models
 from budgetsearch.core.space.space import Space
+from budgetsearch.core.targets import words_of
 from budgetsearch.machine.configs import find_shape, known_models
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.shapes import ModelShape
 from budgetsearch.run.choose_engine import check_engine, is_elsewhere
+from budgetsearch.run.first_guesses import said_of_tries, with_guesses
+from budgetsearch.run.recipe_inputs import anchored_recipe, check_recipe, recipe_space
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.shared import check_shared, folder_of, own_place
@@ -30,6 +44,7 @@ from budgetsearch.training.data.samples import check_rows
 from budgetsearch.training.data.size import guess_data
 from budgetsearch.training.data.sources import check_source
 from budgetsearch.training.data.templates import written
+from budgetsearch.training.metric import check_metric
 from budgetsearch.views.study.storage import anchored_storage, check_url, shown
 
 
@@ -50,10 +65,32 @@ def resolve(settings: Settings) -> Resolved:
         UsageError: the card, the model's source or another input cannot be used.
     """
     card = card_of(settings)
-    check_source(settings.model)
-    space = load_space(settings.space)
+    if settings.recipe is not None:
+        check_recipe(settings)
+        space = space_of(settings)
+        settings = with_guesses(settings, space)
+        said_of_tries(settings, space)
+        _storage(settings, space)
+        _shared(settings, space)
+        return Resolved(settings, space, card)
+    for model in settings.models:
+        check_source(model)
+    space = space_of(settings)
+    settings = with_guesses(settings, space)
     check_inputs(settings, space)
     return Resolved(settings, space, card)
+
+
+def space_of(settings: Settings) -> Space:
+    """What is searched: the space that the settings name, or a recipe's own.
+
+    Raises:
+        SpaceError: there is none, or it is broken.
+    """
+    if settings.recipe is not None:
+        return recipe_space(settings)
+    found = load_space(settings.space)
+    return with_models(found, labels(settings)) if len(settings.models) > 1 else found
 
 
 def card_of(settings: Settings) -> Card | None:
@@ -66,13 +103,19 @@ def card_of(settings: Settings) -> Card | None:
     return None if is_elsewhere(settings) else detect(settings.gpu, settings.device)
 
 
+def labels(settings: Settings) -> tuple[str, ...]:
+    """What a run calls its models: the same before its settings are ``anchored`` and after."""
+    return labels_of([_absolute(source) for source in settings.models])
+
+
 def anchored(settings: Settings) -> Settings:
     """The same settings with absolute paths, so that a resume works from any folder."""
     local: dict[str, Any] = {
         name: str(Path(source).expanduser().absolute())
-        for name in ("model", "space")
+        for name in ("space",)
         if isinstance(source := getattr(settings, name), str) and Path(source).expanduser().exists()
     }
+    local["model"] = "\n".join(map(_absolute, settings.models))
     local |= {
         name: "\n".join(_anchored(origin) for origin in origins_of(data))
         for name in ("data", "valid")
@@ -80,6 +123,8 @@ def anchored(settings: Settings) -> Settings:
     }
     if isinstance(settings.space, str) and not Path(settings.space).suffix:
         local.pop("space", None)  # a name that comes with the package
+    if settings.recipe:
+        local["recipe"] = anchored_recipe(settings.recipe)
     if settings.template:
         local["template"] = written(settings.template)  # a file may change or go
     local["storage"] = anchored_storage(settings.storage)
@@ -87,6 +132,12 @@ def anchored(settings: Settings) -> Settings:
         assert settings.out is not None
         local["shared"] = own_place(settings.shared, settings.out.name)
     return settings.model_copy(update=local)
+
+
+def _absolute(source: str) -> str:
+    """A model's folder or file as an absolute path; any other source as it is."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source
 
 
 def _anchored(origin: Origin) -> str:
@@ -124,19 +175,23 @@ def check_inputs(settings: Settings, space: Space) -> None:
 
 def _space(settings: Settings, space: Space) -> str:
     if space.extra:
+        known = (*KNOBS, *SETTINGS)
+        unknown = ", ".join(f"{name}{nearest(name, known)}" for name in space.extra)
         raise SpaceError(
-            f"The search space {space.name} has dimensions that training does not know: "
-            f"{', '.join(space.extra)}. It knows quantization, rank, learning_rate, alpha and dropout."
+            f"The search space {space.name} has dimensions that training does not know: {unknown}. It knows "
+            f"{', '.join(known)}."
         )
     return f"{space.name}, ranks {', '.join(map(str, space.ranks))}, {', '.join(space.quantizations)}"
 
 
 def _targets(settings: Settings, space: Space) -> str:
-    if not all(name.strip() for name in settings.targets.split(",")):
-        raise SettingsError(
-            f"--targets {settings.targets!r} holds an empty name; write q_proj,v_proj or all-linear."
-        )
-    return settings.targets
+    found = space.targets(settings.targets)
+    for where, targets in (("--targets", settings.targets), (f"targets of {space.name}:", found)):
+        if not all(words_of(targets)):
+            raise SettingsError(
+                f"{where} {targets!r} holds an empty name; write q_proj,v_proj or all-linear."
+            )
+    return found
 
 
 def _rows(data: str | None, columns: str | None) -> str:
@@ -163,8 +218,18 @@ def _shared(settings: Settings, space: Space) -> str:
     return settings.shared or ""
 
 
+def _metric(settings: Settings, space: Space) -> str:
+    metric = read_metric(settings.metric, settings.direction)
+    if metric is None:
+        return ""
+    check_metric(metric, os.getcwd())
+    return f"{metric.name}, {metric.direction}"
+
+
 INPUTS = (
+    Input("metric", _metric),
     Input("space", _space),
+    Input("tries", said_of_tries),
     Input("targets", _targets),
     Input("data", lambda settings, space: _rows(settings.data, settings.columns)),
     Input("validation", lambda settings, space: _rows(settings.valid, None)),
@@ -193,20 +258,25 @@ def check_room(resolved: Resolved, budget_seconds: float, cache: Path, say: Say)
     """
     settings = resolved.settings
     assert settings.out is not None
-    shape = known_shape(settings, cache)
-    if shape is None:
+    if settings.recipe is not None:
+        return  # nobody knows how large its checkpoints are
+    shapes = {one.model: known_shape(one, cache) for one in settings.apart}
+    known = {model: shape for model, shape in shapes.items() if shape is not None}
+    if len(known) < len(shapes):
         say("disk: the need is not known before the model is here; it is looked at then")
         return
     data = guess_data(settings.data, settings.max_rows)
-    added = cache_need(settings.model, shape, data.rows, data.rows * data.tokens_per_row)
-    weights = largest_adapter(settings.targets, resolved.space, shape)
-    need = run_need(settings, weights, budget_seconds, _folder(settings.model))
-    extra = sum(size or 0 for size in added.values())
+    tokens = data.rows * data.tokens_per_row
+    added = [each for m, shape in known.items() for each in cache_need(m, shape, data.rows, tokens).items()]
+    weights = max(largest_adapter(settings.targets, resolved.space, shape) for shape in known.values())
+    need = run_need(settings, weights, budget_seconds, _folder(settings.models[0]))
+    extra = sum(size or 0 for _, size in added)
     together = os.stat(standing(settings.out)).st_dev == os.stat(standing(cache)).st_dev
     if not together and (free := free_bytes(cache)) < extra:
         raise RunFolderError(
             f"The cache {cache} has {amount(free)} free, but {amount(extra)} are needed "
-            f"({', '.join(added)}). Make room, or name another folder with BUDGETSEARCH_CACHE."
+            f"({', '.join(what for what, _ in added)}). Make room, or name another folder with "
+            "BUDGETSEARCH_CACHE."
         )
     check_disks(settings.shared, settings.out, need, say, extra if together else 0)
 
@@ -260,14 +330,12 @@ def check_run_folder(
 
 def largest_adapter(targets: str, space: Space, shape: ModelShape) -> int:
     """Weights of an adapter of the largest rank that the space can ask for."""
-    return shape.weights_per_rank(targets) * max(space.ranks)
+    return shape.weights_per_rank(space.targets(targets)) * max(space.ranks)
 
 
 def run_need(settings: Settings, weights: int, budget_seconds: float, base: Path | None = None) -> DiskNeed:
-    """The need of the run folder with so many weights in the largest adapter.
-
-    ``base``: the folder of the base model, where it is known.
-    """
+    """The need of the run folder with so many weights in the largest adapter. ``base``: the folder of the
+    base model, where it is known."""
     workers = settings.gpus or 1
     held = most_held(eta=settings.eta, top_rung=len(DEEP) - 1, full_runs=FULL_RUNS, workers=workers)
     return need_of(

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from budgetsearch.core.errors import ModelError, RunFolderError
+from budgetsearch.core.errors import ModelError
 from budgetsearch.core.events import Opened
+from budgetsearch.core.metric import LOSS, read_metric
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Say
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space.space import Space
-from budgetsearch.machine.anatomy import QUANTIZATIONS, table_of
+from budgetsearch.machine.anatomy import table_of
 from budgetsearch.machine.configs import read_config
 from budgetsearch.machine.memory import footprints
 from budgetsearch.machine.shapes import ModelShape, shape_of
+from budgetsearch.run.possible import check_possible, examined
 from budgetsearch.run.preflight import check_disks, largest_adapter, run_need
+from budgetsearch.run.spaces import following
 from budgetsearch.storage.files import cache_folder
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import folder_of
@@ -39,19 +43,83 @@ PACKAGES = ("budgetsearch", "torch", "transformers", "peft", "bitsandbytes", "op
 """Whose versions stand in the ledger; all of them stand in versions.lock."""
 
 
+class Subject(Protocol):
+    """What a run trains, once all that it needs is on this machine."""
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the run."""
+        ...
+
+    def setup(self, folder: RunFolder) -> WorkerSetup:
+        """What a worker process works on, whatever its jobs are."""
+        ...
+
+    def request(self, space: Space, budget_seconds: float) -> PlanRequest:
+        """What the plan rests on, beside what is still to be measured."""
+        ...
+
+    def facts(self, run: str) -> dict[str, Any]:
+        """What was found before the first job, for the ledger, the report and the card."""
+        ...
+
+    def held(self, space: Space, out: Path, budget_seconds: float) -> int | None:
+        """How many trials that wait may keep a checkpoint; None: unknown."""
+        ...
+
+    @property
+    def tokenizer(self) -> Path | Mapping[str, Path] | None:
+        """A folder with the tokenizer's files, which go with the adapter; of several models one by label;
+        None: there is none."""
+        ...
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """What a run works on, once its base model and its data are on this machine."""
+    """A base model and data, once they are on this machine: adapters are trained."""
 
     settings: Settings
     card: Card
     base: BaseModel
     data: PreparedData
+    space: Space | None = None
+    """None: there is nothing to search, the trials are known."""
+
+    @property
+    def targets(self) -> str:
+        """Whatever a trial may put adapters on."""
+        usual = self.settings.targets
+        return self.space.targets(usual) if self.space is not None else usual
+
+    def setup(self, folder: RunFolder) -> WorkerSetup:
+        """What a worker process works on, whatever its jobs are."""
+        return worker_setup(self, folder)
+
+    def request(self, space: Space, budget_seconds: float) -> PlanRequest:
+        """What the plan rests on, beside what is still to be measured."""
+        return request_of(self, space, budget_seconds)
+
+    def facts(self, run: str) -> dict[str, Any]:
+        """What was found before the first job, for the ledger, the report and the card."""
+        return facts_of(self, run)
+
+    def held(self, space: Space, out: Path, budget_seconds: float) -> int | None:
+        """How many trials that wait may keep a checkpoint; None: unknown.
+
+        Raises:
+            RunFolderError: the disk has no room for the least that a run needs.
+        """
+        return max_held(self, space, out, budget_seconds)
+
+    @property
+    def tokenizer(self) -> Path:
+        """A folder with the tokenizer's files, which go with the adapter."""
+        return self.base.path
 
     @property
     def anatomy(self) -> Anatomy:
         """The base model's parts, and where adapters go."""
-        return examined(self.base.path, self.settings.targets, self.settings.trust_remote_code)
+        return examined(self.base.path, self.targets, self.settings.trust_remote_code)
 
     @cached_property
     def shape(self) -> ModelShape | None:
@@ -66,45 +134,15 @@ class Prepared:
             return None
 
 
-@cache
-def examined(path: Path, targets: str, trust_remote_code: bool) -> Anatomy:
-    """The anatomy of the base model in a folder; found once in a process, for it takes a second or two.
-
-    Raises:
-        ModelError: it cannot be trained here at all.
-        SettingsError: ``targets`` names no layer of it.
-    """
-    from budgetsearch.training.anatomy import examine
-    from budgetsearch.training.quiet import quiet
-
-    with quiet():
-        return examine(path, targets=targets, trust_remote_code=trust_remote_code)
-
-
-def check_possible(model: str, quantizations: Sequence[str], refused: Mapping[str, str]) -> None:
-    """Insist that the base model can be had under one of these quantizations.
-
-    Raises:
-        ModelError: under none; it says what works.
-    """
-    if not quantizations or not refused.keys() >= set(quantizations):
-        return
-    possible = [name for name in QUANTIZATIONS if name not in refused]
-    why = "; ".join(dict.fromkeys(refused[name] for name in quantizations))
-    remedy = f" Use a --space with {' or '.join(possible)}." if possible else ""
-    raise ModelError(f"{model} cannot be had as {' or '.join(quantizations)}: {why}{remedy}")
-
-
 def prepare_inputs(
     settings: Settings,
     say: Say,
     seconds_left: Callable[[], float] | None = None,
-    quantizations: Sequence[str] = (),
+    space: Space | None = None,
 ) -> tuple[BaseModel, PreparedData]:
     """Fetch and convert the base model, look at its modules, tokenize the data; all but the look is cached.
 
-    ``quantizations``: at least one of these has to be possible.
-
+    ``space``: the model must have its targets and at least one of its quantizations.
     ``seconds_left``: until the data must be prepared; None: no limit.
 
     Raises:
@@ -121,8 +159,9 @@ def prepare_inputs(
         trust_remote_code=settings.trust_remote_code,
         say=say,
     )
-    anatomy = examined(base.path, settings.targets, settings.trust_remote_code)
-    check_possible(settings.model, quantizations, anatomy.refused)
+    targets = space.targets(settings.targets) if space is not None else settings.targets
+    anatomy = examined(base.path, targets, settings.trust_remote_code)
+    check_possible(settings.model, space.quantizations if space is not None else (), anatomy.refused)
     say(anatomy.sentence())
     data = prepare(
         base.path,
@@ -163,6 +202,7 @@ def worker_setup(prepared: Prepared, folder: RunFolder) -> WorkerSetup:
         shared=settings.shared or "",
         device=card.device,
         targets=settings.targets,
+        worn=prepared.targets,
         seed=settings.seed,
         card_uuid=card.uuid,
         limit_bytes=None if card.device == "cpu" else card.usable_bytes,
@@ -170,6 +210,8 @@ def worker_setup(prepared: Prepared, folder: RunFolder) -> WorkerSetup:
         optimizer=settings.optimizer,
         torch_compile=settings.torch_compile,
         half="fp16" if card.profile.dtype == "fp16" else "bf16",
+        metric="" if settings.metric == LOSS else settings.metric,
+        metric_folder=os.getcwd(),
     )
 
 
@@ -212,22 +254,27 @@ def request_for(
     """
     foreseen = {}
     if shape is not None:
-        shape.check_targets(settings.targets)
+        targets = space.targets(settings.targets)
+        shape.check_targets(targets)
         check_possible(settings.model, space.quantizations, shape.refused)
         foreseen = footprints(
-            shape, space, targets=settings.targets, optimizer=settings.optimizer, device=card.device
+            *(shape, space),
+            targets=targets,
+            optimizer=settings.optimizer,
+            device=card.device,
+            half=card.profile.dtype,
         )
     return PlanRequest(
         budget_seconds=budget_seconds,
         gpu=card.profile.name,
-        space=space.to_dict(),
+        space=following(space, shape).to_dict(),
         seed=settings.seed,
         eta=settings.eta,
         first_rung=settings.first_rung,
         full_share=settings.full_share,
-        max_epochs=settings.max_epochs,
+        max_epochs=space.largest("epochs", settings.max_epochs),
         eval_share=settings.eval_share,
-        batch_size=settings.batch_size,
+        batch_size=int(space.largest("batch_size", settings.batch_size)),
         train_tokens=data.train_tokens,
         train_rows=data.train_rows,
         valid_rows=data.valid_rows,
@@ -240,6 +287,7 @@ def request_for(
         footprints=foreseen,
         longest=data.longest,
         dropout=max(float(value) for value in space.values_of("dropout")),
+        metric=read_metric(settings.metric, settings.direction),
     )
 
 
@@ -260,9 +308,9 @@ def max_held(prepared: Prepared, space: Space, out: Path, budget_seconds: float)
 # ------------------------------------------------------------------------------- the ledger
 
 
-def opened_by(prepared: Prepared, run: str, budget_seconds: float) -> Opened:
+def opened_by(prepared: Subject, run: str, budget_seconds: float) -> Opened:
     """The first event of the run of this name."""
-    return Opened(budget_seconds, to_write_down(prepared.settings), facts_of(prepared, run))
+    return Opened(budget_seconds, to_write_down(prepared.settings), prepared.facts(run))
 
 
 def run_id_of(opened: Opened) -> str:
@@ -272,22 +320,11 @@ def run_id_of(opened: Opened) -> str:
 
 def facts_of(prepared: Prepared, run: str) -> dict[str, Any]:
     """What was found before the first job, for the ledger, the report and the card."""
-    from budgetsearch.training.data.provenance import input_facts
+    from budgetsearch.training.data.provenance import input_facts, licences
 
     settings, card, base, data = prepared.settings, prepared.card, prepared.base, prepared.data
     return {
-        "run": uuid.uuid4().hex,
-        # A storage that several runs share holds one study for each.
-        "study": f"{run}-{uuid.uuid4().hex[:8]}" if settings.storage else run,
-        "storage_password": has_password(settings.storage),
-        "card": {
-            "name": card.name,
-            "device": card.device,
-            "usable_bytes": card.usable_bytes,
-            "tflops": card.profile.tflops,
-            "profile": card.profile.name,
-            "stand_in": card.stand_in,
-        },
+        **common_facts(settings, card, run),
         "model": {
             "source": base.source,
             "loadable": base.loadable,
@@ -304,6 +341,7 @@ def facts_of(prepared: Prepared, run: str) -> dict[str, Any]:
             "train": dataclasses.asdict(data.train_stats),
             "valid": dataclasses.asdict(data.valid_stats),
             "prepared": data.folder.name,
+            "licences": licences(settings.data, settings.valid),
             **data.valid_hashes(),
         },
         "inputs": input_facts(base, data, {"data": settings.data, "valid": settings.valid}),
@@ -311,17 +349,25 @@ def facts_of(prepared: Prepared, run: str) -> dict[str, Any]:
     }
 
 
+def common_facts(settings: Settings, card: Card, run: str) -> dict[str, Any]:
+    """Those that every run has, whatever it trains."""
+    return {
+        "run": uuid.uuid4().hex,
+        # A storage that several runs share holds one study for each.
+        "study": f"{run}-{uuid.uuid4().hex[:8]}" if settings.storage else run,
+        "storage_password": has_password(settings.storage),
+        "card": {
+            "name": card.name,
+            "device": card.device,
+            "usable_bytes": card.usable_bytes,
+            "tflops": card.profile.tflops,
+            "profile": card.profile.name,
+            "stand_in": card.stand_in,
+        },
+    }
+
+
 def to_write_down(settings: Settings) -> dict[str, Any]:
     """All settings, but no password."""
     written = settings.model_dump(mode="json")
     return {**written, "storage": without_password(settings.storage) if settings.storage else None}
-
-
-def check_same_inputs(opened: Opened, facts: Mapping[str, Any]) -> None:
-    """A run goes on only with the model and the data that it began with."""
-    for what, key in (("model", "sha256"), ("data", "prepared")):
-        if opened.facts[what][key] != facts[what][key]:
-            raise RunFolderError(
-                f"The {what} has changed since this run began, so its trials could not be compared any "
-                f"more. Bring the old {what} back, or start a new run with another --out."
-            )

@@ -137,7 +137,7 @@ def _give_up(folder: RunFolder, begun: bool) -> NoReturn:
             "It was still preparing model and data, so nothing was earned; the folder "
             f"{folder.path} may be used again."
         )
-    message = f"error: the time is over and the process hangs, so it ends here. {left}\n"
+    message = f"error: the time is over and this process is not at its end, so it is ended here. {left}\n"
     # Perhaps it hangs because nobody reads what it prints.
     words = threading.Thread(target=os.write, args=(2, message.encode()), daemon=True)
     words.start()

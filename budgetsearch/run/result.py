@@ -12,6 +12,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Score
 from budgetsearch.machine.clock import Timing
 from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.views.metric import trial_metric
 from budgetsearch.views.shortfalls import Shortfall, shortfalls_of
 
 
@@ -24,6 +25,8 @@ class Best:
     loss: float
     """Mean validation cross-entropy per completion token (nats)."""
     tokens: int
+    metric: float | None = None
+    """Mean of the run's metric there; None of a run that chooses by the loss."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,13 @@ def result_of(folder: RunFolder, history: History, timing: Timing | None = None)
         reason=closed.reason if closed else "the run has not ended",
         path=folder.path,
         best=(
-            Best(best.trial_id, dict(best.trial.params), best.best_loss, best.best_tokens)
+            Best(
+                best.trial_id,
+                dict(best.trial.params),
+                best.best_loss,
+                best.best_tokens,
+                trial_metric(best, history),
+            )
             if best is not None and best.best_loss is not None
             else None
         ),

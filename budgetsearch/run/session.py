@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from budgetsearch.core.errors import RunFolderError, UsageError
-from budgetsearch.core.events import Entry
-from budgetsearch.core.history.fold import fold
+from budgetsearch.core.errors import LateError, RunFolderError, UsageError
 from budgetsearch.core.history.history import History
+from budgetsearch.core.metric import read_metric
 from budgetsearch.core.policy.deadline import ENDING, closing_seconds
 from budgetsearch.core.ports import Say, Watcher
 from budgetsearch.core.space.space import Space
+from budgetsearch.core.wishes import guesses_of
 from budgetsearch.machine.clock import (
     Timing,
     budget_of_resumed,
@@ -24,35 +25,35 @@ from budgetsearch.machine.clock import (
     timing_of_new,
     timing_of_resumed,
 )
-from budgetsearch.run.calibrations import calibrations_of
-from budgetsearch.run.choose_engine import choose, moved
+from budgetsearch.run.calibrations import calibrations_of, preparation_of
+from budgetsearch.run.choose_engine import Execution, choose, moved
 from budgetsearch.run.conclusion import conclude, make_up
 from budgetsearch.run.configuration import revised
-from budgetsearch.run.export import exporter_of
+from budgetsearch.run.exporters import exporter_of
 from budgetsearch.run.failure import marked
-from budgetsearch.run.foresight import check_hours
-from budgetsearch.run.permissions import check_permitted, check_sources, remember
-from budgetsearch.run.preflight import Resolved, anchored, card_of, check_room, resolve
+from budgetsearch.run.foresight import check_hours, too_late
+from budgetsearch.run.models import PreparedModels, check_same_inputs
+from budgetsearch.run.permissions import asks_of, check_permitted, check_sources, remember
+from budgetsearch.run.preflight import Resolved, anchored, card_of, check_room, resolve, space_of
 from budgetsearch.run.prepare import (
     Prepared,
-    check_same_inputs,
-    max_held,
+    Subject,
     opened_by,
     prepare_inputs,
-    request_of,
     run_id_of,
-    worker_setup,
 )
 from budgetsearch.run.process import PREPARATION_SECONDS, ended_in_time, stop_signals
+from budgetsearch.run.recipes import PreparedRecipe
 from budgetsearch.run.result import Result, result_of
 from budgetsearch.run.settings import Changes, Settings
-from budgetsearch.run.spaces import load_space
+from budgetsearch.run.wishes import Guided, Inbox
 from budgetsearch.storage import repair
 from budgetsearch.storage.files import cache_folder, local_time
 from budgetsearch.storage.ledger import Ledger, read_entries, read_history
 from budgetsearch.storage.lock import RunLock, lock_in_time
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import begin_place, find_place, leave_place
+from budgetsearch.training.metric import check_metric
 from budgetsearch.views.loggers import ScalarLogger
 from budgetsearch.views.study.storage import forget_file, resumed_storage
 
@@ -107,7 +108,7 @@ def start(settings: Settings, caller: Caller) -> Result:
     run = resolve(settings)
     check_room(run, timing.budget_seconds, cache_folder(), caller.say)
     check_hours(run, timing.budget_seconds, cache_folder())
-    run = dataclasses.replace(run, settings=anchored(settings))
+    run = dataclasses.replace(run, settings=anchored(run.settings))
     assert settings.out is not None
     folder = RunFolder(settings.out)
     with _begun(folder, run.settings.shared) as lock:
@@ -171,13 +172,17 @@ def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool
     lock.sign()
     try:
         with marked(folder.path):
-            entries = _mended(folder, caller.say)
-            history = fold(entries)
+            _mend(folder, caller.say)
+            history = read_history(folder.ledger)
             if history.opened is None:
                 raise folder.never_began()
             if history.closed is not None and history.closed.state == "finished":
-                changed = make_up(folder, entries, history, changes, caller.say)
-                conclude(folder, caller.say, entries=entries, changed=changed)
+                if changes.get("hours") is not None or changes.get("deadline"):
+                    caller.say(
+                        "this run is finished and takes no more time; `budgetsearch run` begins another"
+                    )
+                changed = make_up(folder, history, changes, caller.say)
+                conclude(folder, caller.say, history=history, changed=changed)
                 return result_of(folder, history)
             session = _gone_on_with(folder, lock, history, changes, caller)
             search(session)
@@ -186,13 +191,12 @@ def resume(folder: RunFolder, changes: Changes, caller: Caller, *, patient: bool
         lock.release()
 
 
-def _mended(folder: RunFolder, say: Say) -> list[Entry]:
-    """The events of a run, after what can be mended is."""
+def _mend(folder: RunFolder, say: Say) -> None:
+    """Mend of a run's ledger what can be mended."""
     folder.check_no_links()
     if (mended := repair.mend(folder.ledger)) is not None:
         say(mended.line)
         forget_file(folder.study)  # it may know more than the ledger does now
-    return list(read_entries(folder.ledger))
 
 
 def _gone_on_with(
@@ -202,8 +206,9 @@ def _gone_on_with(
     opened = history.opened
     assert opened is not None
     settings = Settings.model_validate(dict(opened.settings))
-    check_permitted(opened.settings, changes)
+    check_permitted(asks_of(opened), changes)
     check_sources(folder.path, opened.settings, changes)
+    check_metric(read_metric(settings.metric, settings.direction), os.getcwd())
     settings = moved(settings, changes)
     card = card_of(settings)
     settings = settings.model_copy(update={"storage": resumed_storage(opened, changes.get("storage"))})
@@ -217,7 +222,7 @@ def _gone_on_with(
     )
     if settings.shared:
         find_place(settings.shared)
-    space = Space.parse(history.plan.space) if history.plan else load_space(settings.space)
+    space = Space.parse(history.plan.space) if history.plan else space_of(settings)
     return Session(Resolved(settings, space, card), folder, lock, timing, caller)
 
 
@@ -258,10 +263,10 @@ def search(session: Session) -> None:
     with stop_signals() as signals, in_time if session.caller.last_resort else nullcontext():
         try:
             engine.warm_up()
-            left = partial(_seconds_to_prepare, session.timing)
-            base, data = prepare_inputs(settings, _noting(folder, say), left, session.run.space.quantizations)
-            prepared = Prepared(settings, execution.card(), base, data)
-            engine.prepare(worker_setup(prepared, folder))
+            prepared = _prepared(session, execution)
+            engine.prepare(prepared.setup(folder))
+            if settings.recipe is None and not folder.has_ledger():
+                preparation_of(settings).keep(session.timing.clock.now())
             driver = driver_of(session, prepared, engine)
             drivers.append(driver)
             driver.stop_requested = signals.gently
@@ -270,6 +275,38 @@ def search(session: Session) -> None:
             engine.close()
         signals.at_once()
         conclude(folder, say, session.timing)
+
+
+def _prepared(session: Session, execution: Execution) -> Subject:
+    """Fetch, convert and tokenize what adapters need, or load the recipe.
+
+    Raises:
+        UsageError: something of it cannot be used.
+    """
+    run = session.run
+    if run.settings.recipe is not None:
+        return PreparedRecipe.of(run.settings, execution.card(), run.space)
+    return _prepared_in_time(session, execution, partial(_seconds_to_prepare, session.timing))
+
+
+def _prepared_in_time(session: Session, execution: Execution, left: Callable[[], float]) -> Subject:
+    """The models and the data of the run.
+
+    Raises:
+        BudgetError: the budget does not even suffice for them.
+    """
+    run, timing = session.run, session.timing
+    say = _noting(session.folder, session.caller.say)
+    try:
+        if len(run.settings.models) > 1:
+            return PreparedModels.of(run.settings, execution.card(), say, run.space, left)
+        inputs = prepare_inputs(run.settings, say, left, run.space)
+        return Prepared(run.settings, execution.card(), *inputs, run.space)
+    except LateError as error:
+        if run.settings.deadline or session.folder.has_ledger():
+            raise
+        refused = too_late(run, timing.budget_seconds, timing.clock.now(), cache_folder())
+        raise refused or error from error
 
 
 def _noting(folder: RunFolder, say: Say) -> Say:
@@ -287,7 +324,7 @@ def _seconds_to_prepare(timing: Timing) -> float:
     return timing.seconds_left() - ENDING["exit"]
 
 
-def driver_of(session: Session, prepared: Prepared, engine: Engine) -> Driver:
+def driver_of(session: Session, prepared: Subject, engine: Engine) -> Driver:
     """Open the ledger of the run and make its driver.
 
     Raises:
@@ -305,20 +342,21 @@ def driver_of(session: Session, prepared: Prepared, engine: Engine) -> Driver:
     opened = ledger.history.opened or began
     folder.prepare(settings.model_dump(mode="json"), run_id_of(opened))
     check_same_inputs(opened, began.facts)
-    request = request_of(prepared, space, timing.budget_seconds)
+    request = prepared.request(space, timing.budget_seconds)
     if ledger.history.plan is None:
-        held = max_held(prepared, space, folder.path, timing.budget_seconds)
+        held = prepared.held(space, folder.path, timing.budget_seconds)
         request = dataclasses.replace(request, max_held=held)
     return Driver(
         ledger=ledger,
         engine=engine,
-        sampler=OptunaSampler(),
-        exporter=exporter_of(folder, opened, prepared.base.path),
+        sampler=Guided(OptunaSampler(), tuple(guesses_of(session.run.settings.tries))),
+        wishes=Inbox(folder.path).take,
+        exporter=exporter_of(folder, opened, prepared.tokenizer),
         clock=timing.clock,
         down_seconds=timing.down_seconds,
         request=request,
         opened=opened,
-        quantizations=space.quantizations,
+        quantizations=space.cost_classes,
         kept=calibrations_of(settings, space, session.run.card, timing.budget_seconds),
         grace_seconds=settings.grace_seconds,
     )

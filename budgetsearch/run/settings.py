@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 
+from budgetsearch.core.metric import LOSS, TAKES
 from budgetsearch.core.space.space import Space
 from budgetsearch.run.fields import (
     default_of,
@@ -30,9 +31,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: str = setting(
+    model: Annotated[str, BeforeValidator(one_a_line)] = setting(
         ...,
-        "Base model: a local folder, a Hub id, a GGUF file, or pypi:PACKAGE==VERSION.",
+        "Base model: a local folder, a Hub id, a GGUF file, or pypi:PACKAGE==VERSION. Several are "
+        "searched over; `plan` says which suits the card and the hours.",
         shown="the card profile's",
         source="open licences of the NeurIPS LLM Efficiency Challenge",
         min_length=1,
@@ -86,6 +88,14 @@ class Settings(BaseModel):
     )
     train_on: Literal["all", "last"] = setting(
         "all", "Which turns of the assistant are trained: all of them, or the last of each row."
+    )
+    recipe: str | None = setting(
+        None,
+        "A training of your own instead of adapters: my_module:MyRecipe, or file.py:MyRecipe. Its code runs; "
+        "model and data are its own business.",
+        shown="adapters are trained",
+        takes="a module or a file and a class, as my_module:MyRecipe",
+        min_length=1,
     )
     gpu: str = setting(
         "auto", "Card: a100, rtx4090, ..., cpu, or auto, the largest card or the CPU.", min_length=1
@@ -143,7 +153,7 @@ class Settings(BaseModel):
     )
     max_length: int = setting(
         ...,
-        "Longest row in tokens; the rest is cut and counted.",
+        "Longest row in tokens; longer conversations are split at turns, what is left is cut, both counted.",
         shown="the card profile's",
         note="in tokens",
         ge=8,
@@ -155,6 +165,19 @@ class Settings(BaseModel):
         source="TRL docs, LoRA wants 8 to 32",
         note="in sequences",
         ge=1,
+    )
+    tries: Annotated[str | None, BeforeValidator(one_a_line)] = setting(
+        None,
+        "Configurations to try first: NAME=VALUE by commas, such as rank=16,learning_rate=2e-4; what one "
+        "leaves out is the likeliest of the space. Once for each.",
+        shown="what the space takes for the likeliest",
+        min_length=1,
+    )
+    like: Path | None = setting(
+        None,
+        "An earlier run whose best configurations are tried first.",
+        shown="none",
+        takes="the folder of a run",
     )
     eta: int = setting(5, "One trial in so many is promoted.", source="measured, docs/policy.md", ge=2)
     first_rung: Annotated[float | None, BeforeValidator(read_fraction)] = setting(
@@ -203,9 +226,20 @@ class Settings(BaseModel):
     task_examples: int = setting(
         32, "Examples answered for the task accuracy; more where time is left at the end.", ge=0, le=32
     )
+    metric: str = setting(
+        LOSS,
+        "What finalists and the full run's checkpoints are chosen by: loss, or of their answers accuracy, "
+        "exact_match, f1, rouge_l, regex:PATTERN, or module:function, your own function of prompt, reference "
+        "and answer; in Python also that function.",
+        takes=TAKES,
+        min_length=1,
+    )
+    direction: Literal["max", "min"] | None = setting(
+        None, "Whether more or less of a module:function is better.", shown="known of all other metrics"
+    )
     targets: str = setting(
         "all-linear",
-        "Layers that get an adapter: all-linear, or names by commas.",
+        "Layers that get an adapter: names by commas, or sets (all-linear, attention, mlp, experts).",
         source="TRL and torchtune docs, attention alone cannot be repaired by rank",
         min_length=1,
     )
@@ -232,6 +266,16 @@ class Settings(BaseModel):
         min_length=1,
     )
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The base models, as they were named."""
+        return tuple(self.model.split("\n"))
+
+    @property
+    def apart(self) -> tuple[Settings, ...]:
+        """These settings with each of the models alone."""
+        return tuple(self.model_copy(update={"model": name}) for name in self.models)
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
@@ -239,6 +283,8 @@ class Settings(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and kind is not bool:
             raise ValueError("a switch is no number")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("no system takes a text with a zero byte")
         return value
 
     @field_validator("device")
@@ -261,9 +307,11 @@ class Changes(TypedDict, total=False):
     address: str | None
     shared: str | None
     trust_remote_code: bool | None
-    model: str | os.PathLike[str] | None
+    metric: str | Callable[[str, str, str], float] | None
+    model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
     data: Any
     valid: str | os.PathLike[str] | Sequence[str] | None
+    recipe: str | type | None
 
 
 class RunSettings(Changes, total=False):
@@ -284,6 +332,8 @@ class RunSettings(Changes, total=False):
     split_seed: int | None
     max_length: int | None
     batch_size: int | None
+    tries: str | Sequence[str] | None
+    like: str | os.PathLike[str] | None
     eta: int | None
     first_rung: float | str | None
     full_share: float | None
@@ -297,6 +347,7 @@ class RunSettings(Changes, total=False):
     torch_compile: bool | None
     eval_share: float | None
     task_examples: int | None
+    direction: str | None
     targets: str | None
     grace_seconds: float | None
     keep_checkpoints: bool | None

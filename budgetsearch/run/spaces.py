@@ -11,7 +11,10 @@ from typing import Any
 import yaml
 
 from budgetsearch.core.errors import SpaceError, UsageError, nearest
+from budgetsearch.core.space.dimensions import Number
 from budgetsearch.core.space.space import Space
+from budgetsearch.machine.rates import center_of
+from budgetsearch.machine.shapes import ModelShape
 
 SUFFIXES = (".yaml", ".yml")
 OWN = "own"
@@ -116,20 +119,34 @@ def find_space(name_or_path: str | Path) -> Path:
     )
 
 
-def load_space(space: str | Path | Mapping[str, Any]) -> Space:
+def load_space(space: str | Path | Mapping[str, Any], *, free: bool = False) -> Space:
     """Read a search space: by the name of one that comes with the package, by path, or from its mapping.
+
+    ``free``: it is that of a recipe, and names whatever that takes.
 
     Raises:
         SpaceError: there is none, or it is broken; it names the file, the line or the dimension.
     """
     if isinstance(space, Mapping):
+        space = {**space, "free": True} if free else space
         return Space.parse(space, str(space.get("name") or OWN))
     path = find_space(space)
     raw = read_yaml(path, SpaceError)
+    raw = {**raw, "free": True} if free else raw
     try:
         return Space.parse(raw, path.stem)
     except SpaceError as problem:
         raise SpaceError(f"{path}: {problem}") from problem
+
+
+def following(space: Space, shape: ModelShape | None) -> Space:
+    """The space with the centre of its learning rate where it suits this model, if it is to follow it and the
+    model's width is known."""
+    rate = next((d for d in space.dimensions if d.name == "learning_rate"), None)
+    if shape is None or not isinstance(rate, Number) or rate.prior is None or not rate.prior.follows:
+        return space
+    center = center_of(shape.hidden)
+    return space.centered("learning_rate", center.rate, center.source)
 
 
 def spaces_folder() -> Path:

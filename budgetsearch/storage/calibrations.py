@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.records import Calibration
@@ -41,6 +41,38 @@ class _File(BaseModel):
     limit_bytes: int | None
     """Memory of the card that it could use; None on the CPU."""
     calibration: Calibration
+
+
+class _Seconds(BaseModel):
+    """What the file of a preparation holds."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    measured: float
+    """Seconds since the epoch."""
+    seconds: float = Field(ge=0)
+
+
+@dataclass(frozen=True)
+class KeptSeconds:
+    """What it took the last run of its kind to begin."""
+
+    path: Path
+
+    def find(self) -> float | None:
+        """Seconds; None where no run of late has told."""
+        try:
+            kept = _Seconds.model_validate_json(self.path.read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return kept.seconds if 0 <= time.time() - kept.measured <= MAX_DAYS * 86_400 else None
+
+    def keep(self, seconds: float) -> None:
+        """Keep what it took now; where that cannot be written, the next run guesses again."""
+        with suppress(OSError, ValidationError):
+            text = _Seconds(measured=time.time(), seconds=seconds).model_dump_json()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(self.path, text)
 
 
 @dataclass(frozen=True)
@@ -98,5 +130,10 @@ class KeptCalibrations:
         return read_json(json.dumps({**self.of, "quantization": quantization}))  # type: ignore[no-any-return]
 
     def _path(self, quantization: str) -> Path:
-        text = json.dumps(self._whole(quantization), sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+        return self.folder / file_of(self._whole(quantization))
+
+
+def file_of(conditions: Mapping[str, Any]) -> str:
+    """The name of the file for what was measured under these conditions."""
+    text = json.dumps(conditions, sort_keys=True)
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"

@@ -8,6 +8,7 @@ more in a backup beside the file, so damage is found, and what one of the two lo
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -51,6 +53,7 @@ from budgetsearch.storage.database import (
     structure_of,
 )
 from budgetsearch.storage.seals import FORMAT, GENESIS, Row, follows, last_seal, longest, sealed
+from budgetsearch.storage.snapshot import Snapshot, is_due, read_snapshot, write_snapshot
 
 LOGGER = logging.getLogger("budgetsearch.storage.ledger")
 DEAR = (Opened, Calibrated, Planned, SegmentEnded, Scored, Exported, Resumed, Closed)
@@ -70,6 +73,19 @@ class Survey:
     flaw: str = ""
     """What is wrong with the backup; a torn last line, which a power cut leaves, is not."""
     copy: Copy = field(default_factory=lambda: Copy([]))
+
+
+@contextmanager
+def one_generation() -> Iterator[None]:
+    """Let the collector of garbage wait: hundreds of thousands of records are made here and kept, and it
+    would look at all of them again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def read_entries(path: Path, after: int = 0) -> Iterator[Entry]:
@@ -98,10 +114,30 @@ def _entry(row: Row, path: Path) -> Entry:
 
 
 def read_history(path: Path) -> History:
-    """The history that the ledger at ``path`` tells."""
-    return fold(read_entries(path))
+    """The history that the ledger at ``path`` tells: from its snapshot on, where there is one that fits."""
+    with one_generation():
+        known = read_snapshot(path)
+        if known is None or not _fits(path, known):
+            return fold(read_entries(path))
+        for entry in read_entries(path, known.seq):
+            apply(known.history, entry)
+        return known.history
 
 
+def _fits(path: Path, known: Snapshot) -> bool:
+    """Whether the ledger's event of its number has its seal."""
+    if not path.is_file():
+        return False
+    try:
+        with reading(path) as connection:
+            check_format(connection, path)
+            row = next(scan(connection, known.seq), None)
+    except Damage:
+        return False
+    return row is not None and (row.seq, row.seal) == (known.seq, known.seal)
+
+
+@one_generation()
 def survey(path: Path) -> Survey:
     """Read a ledger and its backup from their beginnings and compare them.
 
@@ -155,6 +191,7 @@ class Ledger:
         if there.problem:
             raise LedgerError(damaged(path, there.problem, len(there.rows), there.lost))
         self._seq, self._seal = len(there.rows), last_seal(there.rows)
+        self._known = self._seq
         try:
             self._connection = connect(path)
             self._backup = Backup(backup_of(path), there.rows, there.copy)
@@ -184,6 +221,9 @@ class Ledger:
         self._backup.append(row, durably=isinstance(event, DEAR))
         self._seq, self._seal = row.seq, row.seal
         apply(self.history, entry)
+        if is_due(self._seq, self._known):
+            self._known = self._seq
+            write_snapshot(self.path, Snapshot(self._seq, self._seal, self.history))
         self._tell(entry)
         return entry
 

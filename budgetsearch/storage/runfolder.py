@@ -21,11 +21,13 @@ from budgetsearch.storage.files import remove_empty, replace_file, replace_text,
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.lock import RunLock, held, read_owner
 from budgetsearch.storage.ownership import claim, give_back, is_unused
+from budgetsearch.storage.repair import SIDECARS
 
 OWN = (
     *("lock", "worker.log", "checkpoints", "settings.json", "versions.lock", "ledger.sqlite", "study.sqlite"),
     *(
         "ledger.jsonl",
+        "ledger.snapshot",
         "traceback.log",
         "ray",
         "study.state",
@@ -196,9 +198,10 @@ class RunFolder:
     def holds_adapter(self, checkpoint: str | None) -> bool:
         """Whether an adapter is there that says that it was made from this checkpoint; after a failure or a
         damaged ledger it may be another one's, or somebody has moved it."""
-        weights = self.adapter / "adapter_model.safetensors"
-        made_from = told_by(self.adapter).get("checkpoint")
-        return checkpoint is not None and made_from == checkpoint and weights.is_file()
+        told = told_by(self.adapter)
+        files = told.get("files", ["adapter_model.safetensors"])  # a recipe says what it hands out
+        there = all(isinstance(name, str) and (self.adapter / name).is_file() for name in files)
+        return checkpoint is not None and told.get("checkpoint") == checkpoint and there
 
     def note_study(self, level: bool, events: int) -> None:
         """Keep in mind whether the study has all of the ledger's so many events: to find out takes long, and
@@ -306,10 +309,13 @@ class RunFolder:
             raise unwritable(self.path, error) from error
 
     def tidy(self) -> None:
-        """Remove what a process left that was killed while it wrote a report or its settings, and what it
-        said of its preparation."""
+        """Remove what a process left that died while it wrote a report, its settings or its study, and what
+        it said of its preparation."""
         halves = (self.path / f".{path.name}.new" for path in (self.settings, self.versions))
-        for leftover in (*self.path.glob(f".{self.report.stem}.*.tmp"), *halves, self.preparing):
+        half_written = (f".{stem}.*.tmp" for stem in (self.report.stem, self.ledger.stem))
+        texts = (path for pattern in half_written for path in self.path.glob(pattern))
+        study = (self.path / f"{self.study.name}.new{end}" for end in ("", *SIDECARS))
+        for leftover in (*texts, *halves, *study, self.preparing):
             leftover.unlink(missing_ok=True)
 
     def _write_versions(self) -> None:

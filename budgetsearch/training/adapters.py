@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import CheckpointError, ModelError
 from budgetsearch.core.records import Params
+from budgetsearch.training.checkpoints import Saved
 from budgetsearch.training.gang import Tensors
 from budgetsearch.training.targets import targets_of
 
@@ -30,8 +32,11 @@ class Adapter:
         # In one order, fresh or from a file: layers are numbered by it, and sums run in it.
         self.a, self.b = dict(sorted(a.items())), dict(sorted(b.items()))
         self.config = config
-        self.scale = float(config["lora_alpha"]) / int(config["r"])
+        rank = int(config["r"])
+        self.scale = float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
         self.dropout = float(config["lora_dropout"])
+        self.changes = 0
+        """How often the weights have changed since: whoever writes into them counts."""
         self.average = {name: weight.clone() for name, weight in self.weights().items()}
 
     @classmethod
@@ -39,10 +44,11 @@ class Adapter:
         """The adapter that PEFT would put on ``base`` after ``torch.manual_seed(seed)``."""
         from peft import LoraConfig, get_peft_model
 
-        rank, chosen = int(params["rank"]), targets_of(base, targets)
+        rank, chosen = int(params["rank"]), targets_of(base, str(params.get("targets", targets)))
         config = LoraConfig(
             r=rank,
             lora_alpha=float(params.get("alpha", 2 * rank)),
+            use_rslora=bool(params.get("rslora", False)),
             # PEFT knows no dropout where it is told parameters; the gang's layers do.
             lora_dropout=0.0 if chosen.parameters else float(params.get("dropout", 0.0)),
             target_modules=chosen.modules,
@@ -67,16 +73,26 @@ class Adapter:
         return adapter
 
     @classmethod
-    def saved(cls, tensors: Tensors, config: dict[str, Any], params: Params, device: str) -> Adapter:
+    def saved(cls, saved: Saved, params: Params, device: str) -> Adapter:
         """The adapter of a checkpoint of a trial with these ``params``, its average included."""
         weights = {
-            n.removeprefix("weight/"): t.to(device) for n, t in tensors.items() if n.startswith("weight/")
+            n.removeprefix("weight/"): t.to(device)
+            for n, t in saved.tensors.items()
+            if n.startswith("weight/")
         }
         parts = {kind: {n[:-2]: w for n, w in weights.items() if n.endswith(kind)} for kind in ("/A", "/B")}
-        adapter = cls(parts["/A"], parts["/B"], config)
-        adapter.average = {name: tensors[f"average/{name}"].to(device) for name in adapter.average}
+        adapter = cls(parts["/A"], parts["/B"], saved.config)
+        for name in adapter.a:
+            a, b = (saved.adapter[file_name(name, side)] for side in "AB")
+            adapter.average[f"{name}/A"] = a.to(device)
+            adapter.average[f"{name}/B"] = b.t().contiguous().to(device)
         adapter.dropout = float(params.get("dropout", 0.0))
         return adapter
+
+    @property
+    def on_experts(self) -> bool:
+        """Whether routed experts wear it too: it has its rank for each of them."""
+        return any(len(weight) != int(self.config["r"]) for weight in self.a.values())
 
     def weights(self) -> Tensors:
         """All tensors that are trained, ``LAYER/A`` and ``LAYER/B``."""
@@ -93,18 +109,25 @@ class Adapter:
         weights = list(self.weights().values())
         kept = [weight.clone() for weight in weights]
         torch._foreach_copy_(weights, list(self.average.values()))
+        self.changes += 1
         try:
             yield
         finally:
             torch._foreach_copy_(weights, kept)
+            self.changes += 1
 
     def exportable(self) -> Tensors:
-        """The averaged weights under the names that ``PeftModel.from_pretrained`` expects."""
+        """The averaged weights with the names and the shapes that ``PeftModel.from_pretrained`` expects."""
         found = {}
         for name in self.a:
-            found[f"{PREFIX}{name}.lora_A.weight"] = self.average[f"{name}/A"].cpu().contiguous()
-            found[f"{PREFIX}{name}.lora_B.weight"] = self.average[f"{name}/B"].t().cpu().contiguous()
+            found[file_name(name, "A")] = self.average[f"{name}/A"]
+            found[file_name(name, "B")] = self.average[f"{name}/B"].t()
         return found
+
+
+def file_name(layer: str, side: str) -> str:
+    """PEFT's name for the A or the B of a layer."""
+    return f"{PREFIX}{layer}.lora_{side}.weight"
 
 
 OURS = frozenset(
@@ -112,6 +135,7 @@ OURS = frozenset(
         "r",
         "lora_alpha",
         "lora_dropout",
+        "use_rslora",
         "target_modules",
         "target_parameters",
         "rank_pattern",

@@ -3,18 +3,21 @@ go, what a quantization shrinks and which ones it cannot have; on the meta devic
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from budgetsearch.core.errors import ModelError
+from budgetsearch.core.targets import ALL_LINEAR
 from budgetsearch.machine.anatomy import Table, checkpoint_of, refused_by
 from budgetsearch.training.classes import Other, class_of, config_of, empty, other_of, short
 from budgetsearch.training.parts import Parts, weights_of
-from budgetsearch.training.targets import ALL_LINEAR, KNOWN, Known, Targets, leaves, targets_of
+from budgetsearch.training.targets import KNOWN, Known, Targets, leaves, targets_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Anatomy:
     """Of the layers that get adapters."""
     packable: int
     """Of what nf4 and int8 shrink."""
+    packed_experts: int
+    """Of fused experts, which nf4 shrinks as well unless they wear adapters."""
+    expert_names: tuple[str, ...]
+    """How the names of their parameters end."""
     targets: Targets
     checkpoint: str = ""
     """How the checkpoint itself is quantized; empty: not at all."""
@@ -51,12 +58,18 @@ class Anatomy:
         share = self.covered / max(1, self.linear + self.experts)
         text = f"adapters on {leaves(self.targets.names)}: {share:.0%} of the weights of the blocks"
         if self.experts:
-            text += "; routed experts and routers stay as they are"
+            text += f"; {'' if self.targets.on_experts else 'routed experts and '}routers stay as they are"
         if self.towers:
             text += f"; {self.towers / 1e6:,.0f}M weights that see or hear are not kept"
         for why, names in self.targets.left_out.items():
             text += f"; {why} {leaves(names)}"
         return text
+
+    def quantized(self, name: str) -> float:
+        """The share of all weights that a quantization shrinks."""
+        if name in self.refused or name not in ("int8", "nf4"):
+            return 0.0
+        return (self.packable + (self.packed_experts if name == "nf4" else 0)) / max(1, self.weights)
 
     def facts(self) -> dict[str, Any]:
         """For the ledger, the manifest and the card."""
@@ -72,6 +85,9 @@ class Anatomy:
             "experts": self.experts,
             "covered": self.covered,
             "packable": self.packable,
+            "packed_experts": list(self.expert_names) if self.packed_experts else [],
+            "quantized": {name: round(self.quantized(name), 4) for name in ("int8", "nf4")},
+            "layers": dict(Counter(leaves([name]) for name in self.targets.names)),
             "checkpoint": self.checkpoint,
             "adapters": self.sentence(),
         }
@@ -134,12 +150,27 @@ def _measured(model: Any, parts: Parts, chosen: Targets, other: Other | None, co
         towers=towers,
         linear=sum(matrices[name] for name in own.values()),
         experts=min(stacks, sum(weights_of(model.get_submodule(place)) for place in parts.routed)),
-        covered=sum(matrices[name] for name in own.values() if name in set(chosen.names)),
+        covered=sum(matrices[name] for name in own.values() if name in set(chosen.names))
+        + _on_experts(model, parts, chosen),
+        packed_experts=0 if chosen.on_experts or checkpoint else _fused(parts),
+        expert_names=parts.fused_endings,
         packable=sum({id(module.weight): int(module.weight.numel()) for module in packed.values()}.values()),
         targets=chosen,
         checkpoint=checkpoint,
         refused={**_unpackable(odd), **refused_by(checkpoint)},
     )
+
+
+def _on_experts(model: Any, parts: Parts, chosen: Targets) -> int:
+    """Weights of routed experts that wear adapters."""
+    if not chosen.on_experts:
+        return 0
+    return _fused(parts) + sum(int(m.weight.numel()) for m in parts.expert_linears.values())
+
+
+def _fused(parts: Parts) -> int:
+    """Weights of fused experts."""
+    return sum(prod(shape) for found in parts.fused.values() for shape in found.values())
 
 
 def _packed(model: Any, parts: Parts) -> dict[str, Any]:
@@ -149,12 +180,17 @@ def _packed(model: Any, parts: Parts) -> dict[str, Any]:
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    kept = get_keys_to_not_convert(model)
+    kept = {*get_keys_to_not_convert(model)}
+    # The last of the parameters stays as it is; while a model loads, its output layer is not tied yet.
+    last, loading = ([*model.named_parameters(remove_duplicate=once)][-1][0] for once in (True, False))
+    tied = {name for pair in model.all_tied_weights_keys.items() for name in pair}
+    if last not in {loading, *tied}:
+        kept.discard(last.removesuffix(".weight"))
     return {
         name: module
         for name, module in model.named_modules()
         if (type(module) is torch.nn.Linear or isinstance(module, Conv1D))
-        and should_convert_module(name, kept)
+        and should_convert_module(name, list(kept))
         and not any(name.startswith(f"{tower}.") for tower in parts.towers)
     }
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from budgetsearch.core.bases import Base, one_of
 from budgetsearch.core.errors import ModelError
-from budgetsearch.machine.anatomy import PACKED, checkpoint_of, refused_by
+from budgetsearch.core.targets import ALL_LINEAR, EXPERTS, words_of
+from budgetsearch.machine.anatomy import PACKED, checkpoint_of, experts_of, refused_by, text_part
 from budgetsearch.training.attention import agrees
 from budgetsearch.training.classes import class_name_of, class_of, config_of, other_of, short
+from budgetsearch.training.experts import pack_experts
+from budgetsearch.training.fused import fuse
 from budgetsearch.training.gang import set_submodule
 from budgetsearch.training.losses import has_plain_head
 from budgetsearch.training.memory import empty_cache, free, is_memory_error
@@ -25,30 +31,50 @@ RESIDENT_SHARE = 0.5
 
 
 class BasePool:
-    """Loads quantizations of one base model and keeps them."""
+    """Loads base models under their quantizations and keeps them."""
 
     def __init__(
-        self, path: str, device: str, *, trust_remote_code: bool = False, half: str = "bf16"
+        self,
+        path: str,
+        device: str,
+        *,
+        trust_remote_code: bool = False,
+        half: str = "bf16",
+        plainly: Callable[[str], None] = lambda why: None,
+        targets: str = ALL_LINEAR,
+        paths: Mapping[str, str] | None = None,
     ) -> None:
-        self.path, self.device, self.trust_remote_code, self.half = path, device, trust_remote_code, half
+        """``plainly`` hears why a base on a card wears no fused kernels. ``paths``: of several models, by
+        label; bases are then called by model and quantization."""
+        self.device, self.trust_remote_code, self.half = device, trust_remote_code, half
+        self._plainly = plainly
+        self.targets = targets
+        self.paths = paths or {"": path}
         self._models: dict[str, Any] = {}
         self._bytes: dict[str, int] = {}
 
-    def get(self, quantization: str) -> tuple[Any, float]:
-        """(the model in eval mode without gradients, seconds that loading took; 0 if resident)."""
-        if quantization in self._models:
-            return self._models[quantization], 0.0
-        start = time.monotonic()
-        self._make_room(quantization)
+    def get(self, name: str) -> tuple[Any, float]:
+        """(the model in eval mode without gradients, seconds that loading took; 0 if resident).
+
+        Raises:
+            ModelError: there is no such model, or not under this quantization.
+        """
+        if name in self._models:
+            return self._models[name], 0.0
+        start, base = time.monotonic(), Base.parse(name)
+        path = one_of(self.paths, base.model)
+        self._make_room(path if base.model else "")
         model = load_base(
-            self.path,
-            quantization,
+            path,
+            base.quantization,
             self.device,
             trust_remote_code=self.trust_remote_code,
             half=self.half,
+            plainly=self._plainly,
+            targets=self.targets,
         )
-        self._models[quantization] = model
-        self._bytes[quantization] = model.get_memory_footprint()
+        self._models[name] = model
+        self._bytes[name] = model.get_memory_footprint()
         return model, time.monotonic() - start
 
     def drop(self, quantization: str) -> None:
@@ -68,11 +94,13 @@ class BasePool:
             self.drop(name)
         return bool(others)
 
-    def _make_room(self, quantization: str) -> None:
-        """A 24 GB card holds one 7B variant while training: the others go first."""
+    def _make_room(self, other: str) -> None:
+        """A 24 GB card holds one 7B variant while training: the others go first. An ``other`` model may be
+        larger than those here: the files in this folder tell its size."""
         if not self._models:
             return
-        largest = max(self._bytes.values())
+        files = Path(other).glob("*.safetensors") if other else ()
+        largest = max(*self._bytes.values(), sum(file.stat().st_size for file in files))
         if largest > RESIDENT_SHARE * self._free_bytes():
             for name in list(self._models):
                 self.drop(name)
@@ -85,7 +113,14 @@ class BasePool:
 
 
 def load_base(
-    path: str, quantization: str, device: str, *, trust_remote_code: bool = False, half: str = "bf16"
+    path: str,
+    quantization: str,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+    half: str = "bf16",
+    plainly: Callable[[str], None] = lambda why: None,
+    targets: str = ALL_LINEAR,
 ) -> Any:
     """The base model under one quantization (fp32, bf16, int8, nf4), frozen, on ``device``.
 
@@ -93,7 +128,41 @@ def load_base(
     fp32, where 16 bits are slower than their worth. A card without bf16 units (T4, V100) holds what is
     called bf16 as fp16.
 
-    Of a model that also sees or hears only what text runs through is kept.
+    Of a model that also sees or hears only what text runs through is kept. Fused experts take 4 bits under
+    nf4, unless they are ``targets`` of adapters. On a card it wears Liger's kernels where they work;
+    ``plainly`` hears why not.
+
+    Raises:
+        ModelError: the folder does not hold a causal language model, or not under this quantization.
+    """
+    model = whole_base(
+        path, quantization, device, trust_remote_code=trust_remote_code, half=half, targets=targets
+    )
+    _keep_bits(model)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    model.eval()
+    if device != "cpu" and (unfused := fuse(model, device)):
+        plainly(unfused)
+    _keep_what_runs(model, config_of(path, trust_remote_code=trust_remote_code), quantization)
+    free(device)
+    _check_quantized(model, quantization)
+    has_plain_head(model)  # found out while it is bare, and so is the next
+    agrees(model)
+    return model
+
+
+def whole_base(
+    path: str,
+    quantization: str,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+    half: str = "bf16",
+    targets: str = EXPERTS,
+) -> Any:
+    """The model of a folder with all its parts, as transformers loads it under this quantization; fused
+    experts in 4 bits as well, under nf4, unless they are among ``targets``.
 
     Raises:
         ModelError: the folder does not hold a causal language model, or not under this quantization.
@@ -111,10 +180,12 @@ def load_base(
             options["quantization_config"] = _unpacked(checkpoint)
     elif not checkpoint:
         options["quantization_config"] = _bitsandbytes(quantization, compute)
+    packs = quantization == "nf4" and not checkpoint and EXPERTS not in words_of(targets)
+    staged = packs and experts_of(text_part(config.to_dict())) > 0  # in 16 bits they may be too much
     try:
         model, about = found.from_pretrained(
             path,
-            device_map={"": device},
+            device_map={"": "cpu" if staged else device},
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **options,
@@ -127,17 +198,10 @@ def load_base(
             f"{path} lacks weights that {class_name_of(config, found)} needs ({', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}); they would be random. Use a whole language model."
         )
-    _keep_bits(model)
-    if device != "cpu":
-        _use_liger(model)
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    model.eval()
-    _keep_what_runs(model, config, quantization)
-    free(device)
-    _check_quantized(model, quantization)
-    has_plain_head(model)  # found out while it is bare, and so is the next
-    agrees(model)
+    if packs and (fused := Parts(model).fused):
+        pack_experts(model, fused, device)
+    if staged:
+        model.to(device)
     return model
 
 
@@ -165,6 +229,7 @@ def _keep_what_runs(model: Any, config: Any, quantization: str) -> None:
         idle=frozenset(parts.linears.keys() - learning if learning else ()),
         given_up=tuple(name for name, _ in model.named_modules() if _is_in(name, useless)),
         other=other_of(config, model),
+        together=read_together(model, parts.linears),
     )
     setattr(model, KNOWN, known)
     for name in useless:
@@ -212,16 +277,43 @@ def probed(model: Any, watched: Sequence[Any], linears: Mapping[str, Any]) -> tu
     return reached, learning
 
 
+def read_together(model: Any, linears: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """The layers in groups that read one and the same tensor, in the order in which they do."""
+    groups: list[tuple[Any, list[str]]] = []
+
+    def look(name: str, x: Any) -> None:
+        known = next((names for seen, names in groups if seen is x), None)
+        if known is None:
+            groups.append((x, [name]))
+        else:
+            known.append(name)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda part, given, name=name: look(name, given[0]))
+        for name, layer in linears.items()
+    ]
+    try:
+        with torch.no_grad():
+            ids = torch.arange(1, 5, device=model.get_input_embeddings().weight.device).unsqueeze(0)
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(tuple(dict.fromkeys(names)) for _, names in groups)
+
+
 def _check_quantized(model: Any, quantization: str) -> None:
     """Insist that the layers that adapters go to are what the quantization says.
 
     Raises:
         ModelError: some are not.
     """
+    layers = Parts(model).linears
+    if "bitsandbytes" not in sys.modules and quantization not in ("int8", "nf4"):
+        return  # without it, whose import takes seconds, nothing is made of its layers
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     kind = {"nf4": Linear4bit, "int8": Linear8bitLt}.get(quantization)
-    layers = Parts(model).linears
     if kind is None:
         odd = {name: m for name, m in layers.items() if isinstance(m, (Linear4bit, Linear8bitLt))}
     else:
@@ -250,20 +342,6 @@ def _keep_bits(model: Any) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
-
-
-def _use_liger(model: Any) -> None:
-    """Liger's fused norms, rotations and activations, where they are installed and know the model.
-
-    The loss is left as it is: it is fused here already, and over completion tokens only.
-    """
-    try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-    except ImportError:
-        return
-    _apply_liger_kernel_to_instance(
-        model=model, rope=True, cross_entropy=False, fused_linear_cross_entropy=False
-    )
 
 
 def _bitsandbytes(quantization: str, compute: torch.dtype) -> Any:

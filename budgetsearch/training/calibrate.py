@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import statistics
 import time
 import traceback
 from collections.abc import Sequence
@@ -11,16 +13,19 @@ from typing import Any
 import psutil
 import torch
 
+from budgetsearch.core.bases import Base
 from budgetsearch.core.policy.jobs import OPTIONAL_SHARE
 from budgetsearch.core.records import CalibrateJob, Calibration, Params, Probe, Schedule, Segment
+from budgetsearch.machine.neighbours import Neighbours
 from budgetsearch.storage.ownership import PROBE_TRIAL
 from budgetsearch.training.exactness import gangs_are_exact
 from budgetsearch.training.gang import Gang
 from budgetsearch.training.members import Shop
 from budgetsearch.training.memory import free, is_memory_error
 from budgetsearch.training.modes import training_mode
-from budgetsearch.training.recipe import GangTraining, Timer
+from budgetsearch.training.recipe import GangTraining
 from budgetsearch.training.score import time_answers
+from budgetsearch.training.timer import Timer
 
 MIN_STEPS = 2
 EVAL_EXAMPLES = 16
@@ -30,6 +35,13 @@ MISSES = 2
 """After so many doublings in a row that did not pay no larger gang is tried: a single timing may be off."""
 RECOMPUTE_GAIN = 1.02
 """Gradient checkpointing must give so many times the tokens per second of the smaller micro-batch."""
+TICK = 1e-9
+"""No step takes less: one that is told to stop at once does nothing."""
+FEW_STEPS = 5
+"""Fewer do not show by how much they differ."""
+SCATTER = 0.5
+"""Steps are of rows of several lengths, so those of a quiet machine differ too."""
+BUSY_CORES = 0.5
 GANGLESS = ("int8",)
 """LLM.int8() handles outlier columns by looking at all rows at once, so members would change each other."""
 
@@ -45,7 +57,7 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
     """
     timer = Timer()
     timer.seconds["load"] = load_seconds
-    bench = _Bench(base, job, shop)
+    bench, neighbours = _Bench(base, job, shop), Neighbours()
     probes = bench.alone()
     alone = max(probes, key=lambda p: p.tokens_per_second / (RECOMPUTE_GAIN if p.recompute else 1.0))
     gangs = [alone, *bench.gangs(alone)]
@@ -59,9 +71,11 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
     training.members[0].save()
     timer.lap("checkpoint")
     answer = 0.0
-    if job.task_examples and bench.has_time(2 * job.probe_seconds):
+    if job.task_examples and (shop.grader is not None or bench.has_time(2 * job.probe_seconds)):
         answer = _answer_seconds(base, shop, alone.micro_batch, job)
     timer.lap("score")
+    if said := unrest(bench.scatter, neighbours.cores() if shop.device == "cpu" else 0.0):
+        shop.notice(said)
     return Calibration(
         quantization=job.quantization,
         status="ok",
@@ -105,6 +119,25 @@ def saturated(rates: Sequence[float]) -> tuple[int, bool]:
     return chosen, False
 
 
+def spread(rates: Sequence[float]) -> float:
+    """The distance of the quartiles as a share of the median; 0 of too few."""
+    if len(rates) < FEW_STEPS:
+        return 0.0
+    low, middle, high = statistics.quantiles(rates, n=4)
+    return (high - low) / middle if middle else 0.0
+
+
+def unrest(scatter: float, others: float) -> str:
+    """What to say of a machine that is not quiet: steps that differ, cores that others keep busy."""
+    found = (
+        [f"other processes keep {others:.1f} of {os.cpu_count()} cores busy"] if others > BUSY_CORES else []
+    )
+    found += [f"equal steps differ by {scatter:.0%}"] if scatter > SCATTER else []
+    if not found:
+        return ""
+    return f"this machine is not quiet ({'; '.join(found)}): what was measured may not last"
+
+
 def flops_per_token(base: Any, training: GangTraining) -> float:
     """Of one member's training: forward and backward through the linear layers.
 
@@ -128,6 +161,8 @@ class _Bench:
         self.rank = job.ranks[0]
         """What is measured: the largest that fits."""
         self.last: GangTraining
+        self.scatter = 0.0
+        """By how much the steps of a probe differed, as a share of their median rate."""
         self._begun, self._step_seconds = time.monotonic(), 0.0
         self._plain = 0
         data = shop.data.train
@@ -180,7 +215,11 @@ class _Bench:
     def gangs(self, alone: Probe) -> list[Probe]:
         """Twice as many members each time, while that may pay and memory lasts."""
         found, before = [alone], alone
-        most = 1 if self.job.quantization in GANGLESS else self.job.max_gang
+        alone_only = (
+            Base.parse(self.job.quantization).quantization in GANGLESS
+            or self.last.members[0].adapter.on_experts
+        )
+        most = 1 if alone_only else self.job.max_gang
         if most > 1 and not self._members_stay_apart():
             most = 1
         while 2 * before.members <= most and self._has_room(before) and self.has_time(self._double()):
@@ -197,7 +236,7 @@ class _Bench:
     def _members_stay_apart(self) -> bool:
         """Whether a gang of two is exact in this model."""
         try:
-            first = _segment(self.job, self.rank)
+            first = _segment(self.job, self.rank, self.shop.worn)
             segments = [replace(first, trial_id=PROBE_TRIAL + n, seed=n) for n in range(2)]
             training = GangTraining.set_up(self.base, segments, self.shop)
             exact = gangs_are_exact(self.base, training.members, self.shop)
@@ -238,28 +277,33 @@ class _Bench:
     def probe(self, members: int, micro: int, recompute: bool) -> Probe:
         """Time real steps of so many members side by side."""
         self.shop.start_peak()
-        first = replace(_segment(self.job, self.rank), micro_batch=micro, recompute=recompute)
+        first = replace(_segment(self.job, self.rank, self.shop.worn), micro_batch=micro, recompute=recompute)
         first = replace(first, plain_positions=self._plain if recompute else 0)
         segments = [replace(first, trial_id=PROBE_TRIAL + n, seed=n) for n in range(members)]
         self.last = training = GangTraining.set_up(self.base, segments, self.shop)
         gang = Gang(self.base, [m.adapter for m in training.members])
         mode = training_mode(self.base, recompute=recompute, torch_compile=self.shop.torch_compile)
+        rates, seconds = list[float](), list[float]()
         with mode, gang.worn():
             for member in training.members:
                 member.make_states()
                 member.begin_step(self._longest)
             self._step(training, gang)
             peak = self.shop.peak_bytes()  # with gradient checkpointing: later passes may go without
-            tokens, start = self._tokens(training), time.monotonic()
+            start = time.monotonic()
             for step in range(1, 10_000):
+                tokens, before = self._tokens(training), time.monotonic()
                 self._step(training, gang)
+                seconds.append(max(TICK, time.monotonic() - before))
+                rates.append((self._tokens(training) - tokens) / seconds[-1])
                 late = time.monotonic() - start >= self.job.probe_seconds
                 if self.shop.stopping() or (step >= MIN_STEPS and late):
                     break
-            passed = time.monotonic() - start
         if (members > 1 or micro > 1) and (why := self.shop.pressed()):  # it would shrink at once
             raise MemoryError(why)
-        rate, self._step_seconds = (self._tokens(training) - tokens) / passed, passed / step
+        # Medians: a burst of other work may meet a step.
+        rate, self._step_seconds = statistics.median(rates), statistics.median(seconds)
+        self.scatter = max(self.scatter, spread(rates))
         longest = int(self.shop.data.train.lengths[self._longest[0]])
         peak = max(0, (peak if recompute else self.shop.peak_bytes()) - self.shop.other_bases())
         return Probe(members, micro, recompute, longest, rate, peak)
@@ -278,12 +322,13 @@ class _Bench:
         return sum(member.tokens for member in training.members)
 
 
-def _segment(job: CalibrateJob, rank: int) -> Segment:
+def _segment(job: CalibrateJob, rank: int, worn: str) -> Segment:
     params: Params = {
-        "quantization": job.quantization,
+        "quantization": Base.parse(job.quantization).quantization,
         "rank": rank,
         "learning_rate": 1e-6,
         "dropout": job.dropout,
+        **({"targets": worn} if worn else {}),
     }
     return Segment(
         trial_id=PROBE_TRIAL,

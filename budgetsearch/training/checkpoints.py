@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from budgetsearch.core.codec import read_json
@@ -38,7 +38,9 @@ class Saved:
 
     progress: Progress
     tensors: dict[str, torch.Tensor]
-    """``weight/NAME``, ``average/NAME``, ``optimizer/STATE/NAME``."""
+    """``weight/NAME``, ``optimizer/STATE/NAME``."""
+    adapter: dict[str, torch.Tensor]
+    """The average of the weights, under PEFT's names: it is stored as the adapter and nowhere else."""
     config: dict[str, Any]
     """PEFT's, from ``adapter_config.json``."""
 
@@ -89,9 +91,8 @@ def _read(folder: Path, meta: Mapping[str, Any]) -> Saved:
     try:
         config = read_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         progress = Progress(int(meta["tokens"]), int(meta["steps"]))
-        with safe_open(folder / ADAPTER_FILE, framework="pt"):
-            pass  # PEFT reads it when it is scored
-        return Saved(progress, load_file(folder / STATE_FILE), config)
+        adapter = load_file(folder / ADAPTER_FILE)
+        return Saved(progress, load_file(folder / STATE_FILE), adapter, config)
     except SafetensorError as error:
         if "(os error " in str(error):  # what the system said is in its text alone
             raise OSError(str(error)) from error

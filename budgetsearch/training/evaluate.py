@@ -15,7 +15,7 @@ from budgetsearch.training.losses import target_losses
 from budgetsearch.training.modes import mixed
 
 if TYPE_CHECKING:
-    from budgetsearch.training.data.encoder import Encoder
+    from budgetsearch.training.data.reader import Reader
     from budgetsearch.training.data.store import TokenSet
 
 EVAL_BATCH = 8
@@ -64,14 +64,14 @@ def example_losses(
     return losses
 
 
-def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> float:
-    """Mean cross-entropy per trained token over all examples."""
-    return sum(loss * number for loss, number in zip(losses, targets, strict=True)) / sum(targets)
+def mean_loss(losses: Sequence[float], weights: Sequence[int]) -> float:
+    """Mean cross-entropy over all examples, each of which weighs so many trained tokens, or bytes."""
+    return sum(loss * number for loss, number in zip(losses, weights, strict=True)) / sum(weights)
 
 
 def generate_answers(
     model: Any,
-    encoder: Encoder,
+    reader: Reader,
     prompts: Sequence[Sequence[int]],
     *,
     device: str,
@@ -84,7 +84,7 @@ def generate_answers(
     None if ``give_up`` said so at some token: half an answer cannot be graded.
     """
     kept = [list(prompt)[-max_prompt_tokens:] for prompt in prompts]  # a prompt keeps its end, as in training
-    width, pad = max(map(len, kept)), encoder.tokenizer.pad_token_id or 0
+    width, pad = max(map(len, kept)), reader.tokenizer.pad_token_id or 0
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in kept], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in kept], device=device)
     cut = [False]
@@ -101,12 +101,12 @@ def generate_answers(
             do_sample=False,
             use_cache=True,
             pad_token_id=pad,
-            eos_token_id=encoder.stops or None,
+            eos_token_id=reader.stops or None,
             stopping_criteria=[look],
         )
     if cut[0]:
         return None
-    return [encoder.answer(answer) for answer in output[:, width:].tolist()]
+    return [reader.answer(answer) for answer in output[:, width:].tolist()]
 
 
 def accuracy(grades: Sequence[float]) -> float | None:

@@ -7,6 +7,7 @@ import os
 import torch
 
 from budgetsearch.machine.host import processor
+from budgetsearch.training.fused import PACKAGE, refused, version
 
 FLAGS = (
     "ATEN_CPU_CAPABILITY",
@@ -38,5 +39,6 @@ def computed_on(device: str) -> dict[str, str]:
         properties = torch.cuda.get_device_properties(device)
         found["card"] = f"{properties.name} (compute capability {properties.major}.{properties.minor})"
         found["CUDA"] = str(torch.version.cuda)
+        found["fused kernels"] = "none" if refused(device) else f"{PACKAGE} {version()}"
         found["cuDNN"] = str(torch.backends.cudnn.version())
     return found

@@ -5,25 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from budgetsearch.core.landing import Pilot
-from budgetsearch.core.records import Revision, Segment, Status
+from budgetsearch.core.records import Params, Segment, Status
 from budgetsearch.core.schedule import rate_factor
 from budgetsearch.storage.ownership import checkpoint_in
 from budgetsearch.training import checkpoints
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.batches import DataOrder, passes, width_step
+from budgetsearch.training.gang import Tensors
 
 if TYPE_CHECKING:
     from budgetsearch.training.data.tokens import PreparedData
+    from budgetsearch.training.metric import Grader
+
 
 CLIP_NORM = 1.0
 """Gradient norm of one adapter is clipped here (recipes use 0.3 to 1)."""
 BETAS = (0.9, 0.999)
+RATIO = "lr_ratio"
+"""In a group of the optimizer: its rate over that of the configuration."""
 OPTIMIZER = "optimizer/"
 """Before the names of the optimizer's tensors in a checkpoint."""
 LOSS_SCALE = 2.0**12
@@ -56,8 +62,14 @@ class Shop:
     torch_compile: bool = False
     half: str = "bf16"
     """The 16-bit type that the device computes in."""
+    worn: str = ""
+    """Whatever a trial may put adapters on; empty: ``targets``."""
     trust_remote_code: bool = False
     """Whether code that came with the base model may run."""
+    bytes_of: tuple[int, ...] = ()
+    """Bytes of each validation row's completion: losses are per byte of them; nothing: per token."""
+    grader: Grader | None = None
+    """The metric by which answers are graded; None: the run has none."""
     make_room: Callable[[], bool] = lambda: False
     """Give up what the job does not need, such as another resident base; whether there was anything."""
     pressed: Callable[[], str] = lambda: ""
@@ -70,13 +82,20 @@ class Shop:
     notice: Callable[[str], None] = lambda text: None
     """Tell the user something, in a sentence."""
 
+    def weights(self, count: int) -> list[int]:
+        """What each of the first ``count`` validation rows weighs in a mean loss: its tokens, or bytes."""
+        return list(self.bytes_of[:count]) or [self.data.valid.targets(row) for row in range(count)]
+
+    def measured(self, losses: Sequence[float]) -> list[float]:
+        """Losses of the first validation rows, from nats per token to what they are compared by."""
+        if not self.bytes_of:
+            return list(losses)
+        targets = map(self.data.valid.targets, range(len(losses)))
+        return [loss * n / size for loss, n, size in zip(losses, targets, self.bytes_of, strict=False)]
+
 
 OWN, OTHERS = "memory was nearly full", "others left too little memory"
 """Why less has to be done at a time before the allocator fails."""
-
-
-TOLD_SHARE = 0.1
-"""The user hears of an end that moves by so large a part, on a machine that changed by as much."""
 
 
 class Diverged(Exception):
@@ -111,8 +130,6 @@ class Member:
     _pending: list[list[int]] = field(default_factory=list)
     """Micro-batches of the step under way."""
     _losses: list[torch.Tensor] = field(default_factory=list)
-    _told: int = 0
-    """The end that was last told of."""
 
     def __post_init__(self) -> None:
         self.pilot = Pilot(self.segment)
@@ -122,7 +139,7 @@ class Member:
         """A fresh trial, or one that goes on exactly where its checkpoint stopped."""
         if segment.checkpoint_in:
             saved = checkpoints.load(checkpoint_in(shop.checkpoint_path, segment.checkpoint_in))
-            adapter = Adapter.saved(saved.tensors, saved.config, segment.params, shop.device)
+            adapter = Adapter.saved(saved, segment.params, shop.device)
             member = cls._new(segment, shop, adapter)
             member._restore(saved)
             if member.tokens >= segment.stop_tokens:
@@ -135,7 +152,7 @@ class Member:
 
     @classmethod
     def _new(cls, segment: Segment, shop: Shop, adapter: Adapter) -> Member:
-        optimizer = make_optimizer(shop.optimizer, list(adapter.weights().values()))
+        optimizer = make_optimizer(shop.optimizer, adapter.weights(), segment.params)
         order = DataOrder(shop.data.train.lengths, segment.batch_size, shop.seed)
         member = cls(shop, segment, adapter, optimizer, order, segment.micro_batch, segment.plain_positions)
         member.scale = LOSS_SCALE if shop.half == "fp16" and shop.device != "cpu" else 1.0
@@ -157,22 +174,27 @@ class Member:
 
     def begin_step(self, rows: Sequence[int]) -> None:
         """The next optimizer step is on these rows of the training data."""
-        self._pending = passes(
-            self.order, rows, self.micro_batch, width_step(self.shop.device), self.plain_positions
-        )
+        self._pending = self._passes(rows)
         self._losses = []
         self._targets = sum(self.shop.data.train.targets(row) for row in rows)
         self._tokens = int(self.shop.data.train.lengths[rows].sum())
+
+    def _passes(self, rows: Sequence[int]) -> list[list[int]]:
+        step = width_step(self.shop.device)
+        return passes(self.order, rows, self.micro_batch, step, self.plain_positions)
 
     @property
     def rows_under_way(self) -> int:
         """Rows of the micro-batch that ``next_rows`` returned last."""
         return len(self._pending[0]) if self._pending else 0
 
-    @property
-    def width_under_way(self) -> int:
-        """The longest of them, in tokens."""
-        return int(max(self.order.lengths[row] for row in self._pending[0]))
+    def rows_ahead(self) -> list[int]:
+        """The micro-batch that follows the one under way, unless its step has to begin again."""
+        return self._pending[0] if self._pending else self._passes(self.order.step_rows(self.steps + 1))[0]
+
+    def width_of(self, rows: Sequence[int]) -> int:
+        """The longest of these rows, in tokens."""
+        return int(max(self.order.lengths[row] for row in rows))
 
     @property
     def most_positions(self) -> int:
@@ -200,7 +222,7 @@ class Member:
         weights = list(self.adapter.weights().values())
         if self.scale != 1.0:
             torch._foreach_mul_([w.grad for w in weights], 1.0 / self.scale)
-        norm = torch.nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(weights, float(self.segment.params.get("clip_norm", CLIP_NORM)))
         return torch.stack([torch.stack(self._losses).sum().double(), norm.double()])
 
     def finish_step(self, loss: float, norm: float) -> None:
@@ -217,14 +239,16 @@ class Member:
         self._check(loss, norm)
         peak = float(self.segment.params["learning_rate"])
         for group in self.optimizer.param_groups:
-            group["lr"] = peak * rate_factor(self.pilot.schedule, self.tokens)
+            group["lr"] = group[RATIO] * peak * rate_factor(self.pilot.schedule, self.tokens)
         self.optimizer.step()
+        self.adapter.changes += 1
         self.clear()
         self.steps += 1
         self.tokens += self._tokens
         self.adapter.update_average(self.steps)
-        if change := self.pilot.look(self.tokens, self.shop.elapsed()):
-            self._tell(change)
+        change = self.pilot.look(self.tokens, self.shop.elapsed())
+        if change and (told := self.pilot.news(change)):
+            self.shop.notice(told)
         if self.tokens >= self.pilot.stop:
             self.status = "ok"
 
@@ -233,19 +257,6 @@ class Member:
         self.optimizer.step()  # at a rate of zero, on gradients that are zero
         for state in self.optimizer.state.values():
             state["step"] = state["step"] * 0
-
-    def _tell(self, change: Revision) -> None:
-        """Say that the end has moved, unless it was said of much the same."""
-        end, told = change.schedule.stop_tokens, self._told or self.segment.stop_tokens
-        times = max(change.rate, 1.0 / change.rate)
-        if abs(end - told) < TOLD_SHARE * told or times < 1.0 + TOLD_SHARE:
-            return
-        self._told = end
-        how = f"{times:.1f} times {'faster' if change.rate > 1.0 else 'slower'} than foreseen"
-        self.shop.notice(
-            f"trial {self.segment.trial_id}: training is {how}; its full run now ends at {end:,} tokens "
-            f"instead of {told:,}"
-        )
 
     def clear(self) -> None:
         """Forget the gradients and whatever was done of a step that is not complete."""
@@ -270,27 +281,35 @@ class Member:
 
     def save(self) -> str:
         """Write a checkpoint; returns its name."""
+        name, write = self.snapshot()
+        write()
+        return name
+
+    def snapshot(self) -> tuple[str, Callable[[], None]]:
+        """(the name of a checkpoint, what writes it): as things stand now, whatever is trained or evaluated
+        before it is written. Writing touches no tensor of the card's and none of the trial's."""
         segment = self.segment
         name = f"trial{segment.trial_id:04d}-rung{segment.rung}-tokens{self.tokens}-attempt{segment.attempt}"
-        checkpoints.save(
+        write = partial(
+            checkpoints.save,
             self.shop.checkpoint_path / name,
-            adapter=self.adapter.exportable(),
+            adapter=_copies(self.adapter.exportable()),
             config=self.adapter.config,
-            tensors=self._state(),
+            tensors=_copies(self._state()),
             progress=checkpoints.Progress(self.tokens, self.steps),
         )
-        return name
+        if self.shop.device != "cpu":
+            torch.cuda.synchronize(self.shop.device)  # the copies are there
+        return name, write
 
     def _state(self) -> dict[str, torch.Tensor]:
         tensors = {}
         for name, weight in self.adapter.weights().items():
             tensors[f"weight/{name}"] = weight
-            tensors[f"average/{name}"] = self.adapter.average[name]
             for key, value in self.optimizer.state[weight].items():
                 if key != "step":  # as many as the trial has taken
-                    shared = key.startswith("qmap")  # 8-bit: one table for all weights; a file wants its own
-                    tensors[f"{OPTIMIZER}{key}/{name}"] = value.clone() if shared else value
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+                    tensors[f"{OPTIMIZER}{key}/{name}"] = value
+        return tensors
 
     def _restore(self, saved: checkpoints.Saved) -> None:
         self.tokens, self.steps = saved.progress.tokens, saved.progress.steps
@@ -305,10 +324,26 @@ class Member:
                 self.optimizer.state[weights[where]][key] = tensor.to(device)
 
 
-def make_optimizer(name: str, weights: list[torch.Tensor]) -> torch.optim.Optimizer:
-    """AdamW without weight decay; its rate is set before each step."""
+def _copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies in the computer's memory, each with a storage of its own: pinned for those that come from a
+    card, which does not wait for one after the other."""
+    found = {}
+    for name, tensor in tensors.items():
+        card = tensor.device.type != "cpu"
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=card)
+        found[name] = copy.copy_(tensor.detach(), non_blocking=card)
+    return found
+
+
+def make_optimizer(name: str, weights: Tensors, params: Params) -> torch.optim.Optimizer:
+    """AdamW; its rate is set before each step, for B so many times that of A as LoRA+ says."""
+    ratio, decay = float(params.get("lora_plus_ratio", 1.0)), float(params.get("weight_decay", 0.0))
+    kinds = [(1.0, "")] if ratio == 1.0 else [(1.0, "/A"), (ratio, "/B")]
+    groups = [
+        {"params": [w for n, w in weights.items() if n.endswith(kind)], RATIO: times} for times, kind in kinds
+    ]
     if name == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(weights, lr=0.0, betas=BETAS, weight_decay=0.0)
-    return torch.optim.AdamW(weights, lr=0.0, betas=BETAS, weight_decay=0.0, fused=True)
+        return AdamW8bit(groups, lr=0.0, betas=BETAS, weight_decay=decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, weight_decay=decay, fused=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+
+from budgetsearch.machine.anatomy import experts_of
+from budgetsearch.training.experts import fused_parameters
 
 GATE_WIDTH = 8
 """A layer with fewer inputs or outputs is a gate or a set of coefficients: no low rank is below it."""
@@ -70,12 +74,42 @@ class Parts:
         """Modules that hold the routed experts, and how many they hold: fused tensors or a list of layers."""
         found = {}
         for name, module in self.in_blocks():
-            fused = [len(p) for p in module.parameters(recurse=False) if p.dim() == 3 and p.shape[0] > 1]
+            fused = self._fused(name, module)
             if isinstance(module, torch.nn.ModuleList) and "expert" in name.rpartition(".")[2]:
                 found[name] = len(module)
-            elif fused and not isinstance(module, torch.nn.Conv1d):
-                found[name] = fused[0]
+            elif fused:
+                found[name] = next(iter(fused.values()))[0]
         return found
+
+    def _fused(self, name: str, module: Any) -> dict[str, tuple[int, ...]]:
+        """The fused tensors of a module, if they are of experts: heads may have a matrix each, too."""
+        found = fused_parameters(module)
+        called = "expert" in name.rpartition(".")[2].lower() or "expert" in type(module).__name__.lower()
+        counted = {shape[0] for shape in found.values()} == {self._experts}
+        return found if called or counted else {}
+
+    @cached_property
+    def _experts(self) -> int:
+        config: Any = getattr(self.model, "config", None)
+        text = config.get_text_config().to_dict() if hasattr(config, "get_text_config") else {}
+        return experts_of(text)
+
+    @cached_property
+    def fused(self) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+        """The parameters of those that hold fused tensors, with their shapes."""
+        names = {name: self._fused(name, self.model.get_submodule(name)) for name in self.routed}
+        return {name: parameters for name, parameters in names.items() if parameters}
+
+    @property
+    def fused_endings(self) -> tuple[str, ...]:
+        """How their names end, behind the number of the block."""
+        found = {f"{tail_of(place)}.{name}" for place, names in self.fused.items() for name in names}
+        return tuple(sorted(found))
+
+    @cached_property
+    def expert_linears(self) -> dict[str, Any]:
+        """The linear layers of routed experts that lie in a list."""
+        return {n: m for n, m in self.in_blocks() if is_linear(m) and self._is_routed(n)}
 
     @cached_property
     def linears(self) -> dict[str, Any]:
@@ -117,6 +151,11 @@ def _is_stack(module: Any) -> bool:
 def joined(*parts: str) -> str:
     """One name from the names of a place and what is in it; empty ones are left out."""
     return ".".join(filter(None, parts))
+
+
+def tail_of(name: str) -> str:
+    """What follows the number of the block: ``mlp.shared_expert.gate_proj``."""
+    return re.split(r"\.\d+\.", name)[-1]
 
 
 def weights_of(module: Any) -> int:

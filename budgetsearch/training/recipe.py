@@ -8,39 +8,33 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from budgetsearch.core.course import Stint
 from budgetsearch.core.errors import CheckpointError, UnreadableError
-from budgetsearch.core.records import Segment, SegmentResult, Stint
+from budgetsearch.core.records import Segment, SegmentResult
 from budgetsearch.core.resources.disk import CHECKPOINT_BYTES, FILES_BYTES
 from budgetsearch.core.resources.memory import needs_as_much
 from budgetsearch.core.results import untrained
+from budgetsearch.storage.ownership import checkpoint_in
 from budgetsearch.training.attention import unmasked
-from budgetsearch.training.batches import collate, width_step
+from budgetsearch.training.batches import Batch, collate, width_step
 from budgetsearch.training.evaluate import EVAL_BATCH, PARTS, example_losses, mean_loss, parts
 from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import target_losses
 from budgetsearch.training.members import OTHERS, Diverged, Member, Shop
 from budgetsearch.training.memory import free, is_memory_error
 from budgetsearch.training.modes import kept_activations, mixed, training_mode
+from budgetsearch.training.neftune import noisy
+from budgetsearch.training.score import metric_of
+from budgetsearch.training.timer import Timer
+from budgetsearch.training.writer import Writer
 
-
-class Timer:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._mark = time.monotonic()
-
-    def lap(self, phase: str) -> float:
-        """Charge the time since the last lap to ``phase``; returns it."""
-        now = time.monotonic()
-        passed, self._mark = now - self._mark, now
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + passed
-        return passed
+KEPT = ("ok", "cancelled", "out_of_memory")
+"""Whoever ends so has something to go on from."""
 
 
 class MemoryPressure(Exception):
@@ -76,6 +70,10 @@ class GangTraining:
     """Trials whose checkpoint cannot be read, or for whose next one there is no room, with their result."""
     course: list[Stint] = field(default_factory=list)
     """Who trained side by side so far, and for how long."""
+    writer: Writer = field(default_factory=Writer)
+    """Of the checkpoints."""
+    _ahead: tuple[list[list[int]], Batch] | None = None
+    """The rows of the next pass, as far as they are known, and what was made of them."""
     _passes: int = 0
     """Of the stint under way."""
     _plain: bool = False
@@ -186,15 +184,16 @@ class GangTraining:
     def step_on(self, gang: Gang, group: list[Member]) -> None:
         """A micro-batch of every member that fits in; whoever completes its effective batch steps."""
         start = time.monotonic()
-        rows, device = self._side_by_side(group), self.shop.device
-        batch = collate(self.shop.data.train, rows, self.shop.pad, width_step(device))
+        rows, device = self._side_by_side(group, [m.next_rows() for m in group]), self.shop.device
+        batch = self._prepared(rows)
         now = Pass(batch.rows, batch.lengths, [m.mask_seed for m in group], training=True)
         alone = self.recompute and len(group) == 1
         self._plain = alone and batch.ids.numel() <= group[0].plain_positions
         ways = kept_activations(self.base, self._plain), unmasked(self.base, batch.ids.shape[1])
-        with gang.passing(now), ways[0], ways[1]:
+        alphas = [float(m.segment.params.get("neftune_alpha", 0.0)) for m in group]
+        with gang.passing(now), ways[0], ways[1], noisy(self.base, now, alphas):
             with mixed(device, self.shop.half):
-                losses = target_losses(self.base, batch.to(device))
+                losses = target_losses(self.base, batch)
             sums = [part.sum() for part in losses.split(list(batch.targets))]
             # The token mean over the effective batch, whatever the micro-batches: same gradient.
             parts = torch.stack([s / m.step_targets for s, m in zip(sums, group, strict=True)])
@@ -204,6 +203,9 @@ class GangTraining:
             parts_scaled.sum().backward()
         done = zip(group, rows, parts.detach(), strict=True)
         complete = [member for member, own, part in done if own and member.take(part)]
+        for k, member in enumerate(group):
+            member.positions += batch.ids.shape[1] * batch.rows[k]
+        self._prepare(self._side_by_side(group, [m.rows_ahead() for m in group]))
         if complete:
             # One wait for the device, however many members.
             found = torch.stack([m.measure() for m in complete]).tolist()
@@ -212,22 +214,32 @@ class GangTraining:
         seconds = time.monotonic() - start
         for k, member in enumerate(group):
             member.charge("train", seconds * batch.tokens[k] / sum(batch.tokens))
-            member.positions += batch.ids.shape[1] * batch.rows[k]
 
-    def _side_by_side(self, group: list[Member]) -> list[list[int]]:
-        """The next micro-batch of each member; nothing of those whose rows, padded to the widest one's
-        length, do not fit beside the others. Who has computed least goes first: nobody waits for long."""
-        rows = {id(m): m.next_rows() for m in group}
+    def _prepare(self, rows: list[list[int]]) -> Batch:
+        """The batch of these rows on its way to the device: before anybody waits for the pass that runs."""
+        batch = collate(self.shop.data.train, rows, self.shop.pad, width_step(self.shop.device))
+        batch = batch.to(self.shop.device)
+        self._ahead = rows, batch
+        return batch
+
+    def _prepared(self, rows: list[list[int]]) -> Batch:
+        """The same, if it was not prepared already: a step may begin again, or a neighbour have left."""
+        known, self._ahead = self._ahead, None
+        return known[1] if known is not None and known[0] == rows else self._prepare(rows)
+
+    def _side_by_side(self, group: list[Member], rows: list[list[int]]) -> list[list[int]]:
+        """The micro-batch of each member; nothing of those whose rows, padded to the widest one's length, do
+        not fit beside the others. Who has computed least goes first: nobody waits for long."""
         room = sum(m.most_positions for m in group)
         taken: list[Member] = []
         count = width = 0
-        for member in sorted(group, key=lambda m: m.positions):
-            wider = max(width, member.width_under_way)
-            more = count + member.rows_under_way
+        for member, own in sorted(zip(group, rows, strict=True), key=lambda pair: pair[0].positions):
+            wider = max(width, member.width_of(own))
+            more = count + len(own)
             if not taken or more * wider <= room:
                 taken.append(member)
                 count, width = more, wider
-        return [rows[id(m)] if m in taken else [] for m in group]
+        return [own if m in taken else [] for m, own in zip(group, rows, strict=True)]
 
     def _finish(self, member: Member, loss: float, norm: float) -> None:
         try:
@@ -318,9 +330,9 @@ class GangTraining:
                     losses += some
                 if late is not None and late():
                     break  # the first examples must do
-        targets = [shop.data.valid.targets(row) for row in range(len(found[0]))]
-        for member, losses in zip(group, found, strict=True):
-            mean = mean_loss(losses, targets)
+        weights = shop.weights(len(found[0]))
+        for member, losses in zip(group, map(shop.measured, found), strict=True):
+            mean = mean_loss(losses, weights)
             if math.isfinite(mean):
                 self.evaluated[member.segment.trial_id] = Evaluated(mean, tuple(losses))
             else:
@@ -346,10 +358,12 @@ class GangTraining:
         segment, name = member.segment, None
         if member.tokens == segment.start_tokens:
             name = segment.checkpoint_in
-        elif member.status in ("ok", "cancelled", "out_of_memory"):
+        elif member.status in KEPT:
             start = time.monotonic()
             name = self._saved(member)
             member.charge("checkpoint", time.monotonic() - start)
+        else:
+            self.writer.drop(member)
         recent = member.recent[-8:]
         found = self.evaluated.get(segment.trial_id)
         trained = member.tokens - segment.start_tokens
@@ -376,9 +390,18 @@ class GangTraining:
             revisions=tuple(member.pilot.revisions),
         )
 
+    def begin_saving(self) -> None:
+        """Write checkpoints while the evaluation runs."""
+        start = time.monotonic()
+        for member in self.members:
+            if member.status in KEPT and member.tokens > member.segment.start_tokens:
+                self.writer.begin(member)
+        if self.members:
+            self.share("checkpoint", time.monotonic() - start)
+
     def _saved(self, member: Member) -> str | None:
         try:
-            return member.save()
+            return self.writer.saved(member)
         except OSError as error:  # a full disk: the neighbours' checkpoints may still have fitted
             member.status, member.detail = "unwritten", str(error)
             self.evaluated.pop(member.segment.trial_id, None)
@@ -421,7 +444,25 @@ def train_gang(
     if shop.stopping():  # the time is for the checkpoints; what is missing is evaluated when they go on
         for member in training.members:
             member.status = "cancelled" if member.status == "ok" else member.status
-    training.evaluate(eval_examples)
-    training.share("evaluate", timer.lap("evaluate"))
-    results = {member.segment.trial_id: training.result(member) for member in training.members}
-    return [results.get(s.trial_id) or training.broken[s.trial_id] for s in segments]
+    with training.writer:
+        training.begin_saving()
+        timer.lap("checkpoint")
+        training.evaluate(eval_examples)
+        training.share("evaluate", timer.lap("evaluate"))
+        results = {member.segment.trial_id: training.result(member) for member in training.members}
+    found = [results.get(s.trial_id) or training.broken[s.trial_id] for s in segments]
+    training.members.clear()  # their memory is for the answers
+    return [_graded(base, s, result, shop) for s, result in zip(segments, found, strict=True)]
+
+
+def _graded(base: Any, segment: Segment, result: SegmentResult, shop: Shop) -> SegmentResult:
+    """The result with what the metric gives to the answers of its checkpoint, where that is asked for."""
+    if not segment.answers or shop.grader is None or result.status != "ok" or not result.checkpoint_out:
+        return result
+    timer = Timer()
+    folder = checkpoint_in(shop.checkpoint_path, result.checkpoint_out)
+    values, detail = metric_of(base, folder, segment, shop)
+    seconds = {**result.seconds, "score": timer.lap("score")}
+    detail = "; ".join(filter(None, (result.detail, detail)))
+    status = "cancelled" if segment.only_grades and shop.stopping() else result.status
+    return replace(result, metric=values, seconds=seconds, detail=detail, status=status)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetsearch.core.metric import Values
 from budgetsearch.core.policy.jobs import MAX_ANSWERS
-from budgetsearch.core.records import Score, ScoreJob
+from budgetsearch.core.records import Score, ScoreJob, Segment
 from budgetsearch.training.adapters import worn
 from budgetsearch.training.evaluate import (
     EVAL_BATCH,
@@ -22,11 +25,12 @@ from budgetsearch.training.evaluate import (
     parts,
 )
 from budgetsearch.training.members import Shop
-from budgetsearch.training.recipe import Timer
+from budgetsearch.training.memory import free
+from budgetsearch.training.timer import Timer
 
 if TYPE_CHECKING:
     from budgetsearch.training.data.conversation import Sample
-    from budgetsearch.training.data.encoder import Encoder
+    from budgetsearch.training.data.reader import Reader
 
 ANSWER_BATCH = 8
 MARGIN_SHARE = 0.15
@@ -45,6 +49,8 @@ class Answers:
     base: list[float] = field(default_factory=list)
     adapter: list[float] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    base_metric: list[float | None] = field(default_factory=list)
+    adapter_metric: list[float | None] = field(default_factory=list)
 
 
 def score(base: Any, job: ScoreJob, shop: Shop, started: float) -> Score:
@@ -81,7 +87,8 @@ def _measured(model: Any, job: ScoreJob, shop: Shop, started: float, result: Sco
             base_losses += measure(part)
         if shop.stopping() or time.monotonic() > until:
             break
-    targets = [data.targets(row) for row in range(len(base_losses))]
+    base_losses, adapter_losses = shop.measured(base_losses), shop.measured(adapter_losses)
+    targets = shop.weights(len(base_losses))
     if not all(map(math.isfinite, (*base_losses, *adapter_losses))):
         raise ArithmeticError("a validation loss is not finite; base and adapter cannot be compared")
     return replace(
@@ -103,6 +110,7 @@ def _answered(model: Any, job: ScoreJob, shop: Shop, started: float, result: Sco
             _answer(model, job.micro_batch, shop, (MAX_ANSWERS, until), answers)
     except Exception as error:  # the answers so far stand
         detail = f"answers ended early: {type(error).__name__}: {error}"[:500]
+    detail = "; ".join(filter(None, (detail, shop.grader.told() if shop.grader else "")))
     return replace(
         result,
         base_accuracy=accuracy(answers.base),
@@ -110,6 +118,8 @@ def _answered(model: Any, job: ScoreJob, shop: Shop, started: float, result: Sco
         task_examples=len(answers.adapter),
         base_grades=tuple(answers.base),
         adapter_grades=tuple(answers.adapter),
+        base_metric=tuple(answers.base_metric),
+        adapter_metric=tuple(answers.adapter_metric),
         samples=tuple(answers.samples[:SAMPLES]),
         detail=detail,
     )
@@ -123,12 +133,11 @@ def _end(job: ScoreJob, started: float) -> float:
 def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], answers: Answers) -> None:
     """Greedy answers in small batches, on from those that are there ``until`` there are so many or it is so
     late; a batch that is cut off does not count."""
-    from budgetsearch.training.data.encoder import questions
     from budgetsearch.training.data.grading import answer_is_right
 
     count, deadline = until
-    encoder = _encoder(shop)
-    asked = list(itertools.islice(questions(encoder, shop.data.valid_samples), count))
+    reader = _reader(shop)
+    asked = list(itertools.islice(shop.data.questions(), count))
     length = _answer_length(shop)
 
     def late() -> bool:
@@ -141,7 +150,7 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
         prompts = [prompt for _, prompt in some]
         ask = partial(
             generate_answers,
-            *(model, encoder, prompts),
+            *(model, reader, prompts),
             device=shop.device,
             max_new_tokens=length,
             max_prompt_tokens=shop.data.valid_stats.max_row_tokens,
@@ -156,20 +165,72 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
             answers.adapter.append(answer_is_right(sample, after))
             answers.base.append(answer_is_right(sample, before))
             answers.samples.append(_shown(sample, before, after))
+        if shop.grader is not None:
+            samples = [sample for sample, _ in some]
+            answers.base_metric += shop.grader.grade(list(zip(samples, plain, strict=True)), late)
+            answers.adapter_metric += shop.grader.grade(list(zip(samples, tuned, strict=True)), late)
+
+
+def metric_of(base: Any, checkpoint: Path, segment: Segment, shop: Shop) -> tuple[Values, str]:
+    """What the metric gives to the answers of a checkpoint, as many as the segment asks for, and what went
+    wrong. They are generated in batches of prompts of about equal length; None where the time ended."""
+    assert shop.grader is not None
+    reader, landing = _reader(shop), segment.landing
+
+    def late() -> bool:
+        shop.beat(segment.trial_id, "answers", segment.stop_tokens, None)
+        out = landing is not None and shop.elapsed() > landing.seconds - landing.write_seconds
+        return out or shop.stopping()
+
+    asked = list(itertools.islice(shop.data.questions(), segment.answers))
+    order = sorted(range(len(asked)), key=lambda place: len(asked[place][1]))
+    found: list[float | None] = [None] * len(asked)
+    batch, detail = answer_batch(segment.micro_batch), ""
+    model = worn(base, checkpoint)
+    try:
+        for start in range(0, len(order), batch):
+            places = order[start : start + batch]
+            ask = [asked[place] for place in places]
+            texts = _generated(model, reader, [prompt for _, prompt in ask], shop, late)
+            if texts is None:
+                break
+            graded = shop.grader.grade([(s, text) for (s, _), text in zip(ask, texts, strict=True)], late)
+            for place, value in zip(places, graded, strict=True):
+                found[place] = value
+    except Exception as error:  # what was graded stands, and so does the trial
+        traceback.print_exc()
+        free(shop.device)
+        detail = f"answers ended early: {type(error).__name__}: {error}"[:500]
+    finally:
+        model.unload()
+    known = any(value is not None for value in found)
+    return tuple(found) if known else (), "; ".join(filter(None, (detail, shop.grader.told())))
+
+
+def _generated(
+    model: Any, reader: Reader, prompts: Sequence[Sequence[int]], shop: Shop, late: Callable[[], bool]
+) -> list[str] | None:
+    return generate_answers(
+        *(model, reader, prompts),
+        device=shop.device,
+        max_new_tokens=_answer_length(shop),
+        max_prompt_tokens=shop.data.valid_stats.max_row_tokens,
+        give_up=late,
+    )
 
 
 def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> float:
-    """Seconds of one answer of full length by the bare base, in a batch as the scores take it.
+    """Seconds of one answer of full length by the bare base, in a batch as the scores take it, with its grade
+    by the metric.
 
     The batch is given up after ``seconds``, and what it did till then counts for the rest.
     """
-    from budgetsearch.training.data.encoder import questions
-
-    encoder = _encoder(shop)
+    reader = _reader(shop)
     length, steps = _answer_length(shop), [0]
-    some = list(itertools.islice(questions(encoder, shop.data.valid_samples), answer_batch(micro_batch)))
+    some = list(itertools.islice(shop.data.questions(), answer_batch(micro_batch)))
     if not some:
         return 0.0
+    grading = _grade_seconds([sample for sample, _ in some], shop, seconds)
     start = time.monotonic()
 
     def enough() -> bool:
@@ -178,14 +239,31 @@ def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> flo
 
     generate_answers(
         base,
-        encoder,
+        reader,
         [prompt for _, prompt in some],
         device=shop.device,
         max_new_tokens=length,
         max_prompt_tokens=shop.data.valid_stats.max_row_tokens,
         give_up=enough,
     )
-    return (time.monotonic() - start) / max(1, steps[0]) * length / len(some)
+    return (time.monotonic() - start) / max(1, steps[0]) * length / len(some) + grading
+
+
+def _grade_seconds(samples: Sequence[Sample], shop: Shop, seconds: float) -> float:
+    """Seconds that the metric takes for one answer: for the references, the first of which may wait for it to
+    be imported."""
+    if shop.grader is None:
+        return 0.0
+    shop.grader.grade([(samples[0], samples[0].answer)])
+    start, done = time.monotonic(), 0
+    for sample in samples:
+        shop.grader.grade([(sample, sample.answer)])
+        done += 1
+        if shop.stopping() or time.monotonic() - start > seconds:
+            break
+    if why := shop.grader.told():
+        shop.notice(f"the metric was tried on references: {why}")
+    return (time.monotonic() - start) / done
 
 
 def answer_batch(micro_batch: int) -> int:
@@ -193,13 +271,12 @@ def answer_batch(micro_batch: int) -> int:
     return min(ANSWER_BATCH, micro_batch * 2)
 
 
-def _encoder(shop: Shop) -> Encoder:
-    from budgetsearch.training.data.encoder import Encoder
-    from budgetsearch.training.data.templates import Options
+def _reader(shop: Shop) -> Reader:
+    from budgetsearch.training.data.reader import Reader
     from budgetsearch.training.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(shop.model_path, trust_remote_code=shop.trust_remote_code)
-    return Encoder(tokenizer, Options(**shop.data.facts["options"]))
+    return Reader.of(tokenizer, shop.data.facts)
 
 
 def _shown(sample: Sample, before: str, after: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,9 @@ CONFIG_FILE = "adapter_config.json"
 STATE_FILE = "trainer.safetensors"
 META_FILE = "state.json"
 SUMMED = (ADAPTER_FILE, STATE_FILE, CONFIG_FILE)
-"""Whose sums stand in ``state.json``."""
+"""Whose sums stand in ``state.json``; a recipe's checkpoint lists files of its own choice."""
+RECIPE = "recipe"
+"""In ``state.json`` of a recipe's checkpoint: its name."""
 ADAPTER_FILES = (ADAPTER_FILE, CONFIG_FILE)
 """What PEFT reads."""
 SUMS_FILE = "SHA256SUMS"
@@ -59,11 +61,11 @@ def patiently(read: Callable[[], T], what: str) -> T:
     raise AssertionError
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, names: Sequence[str] = SUMMED) -> dict[str, Any]:
     """What ``state.json`` says of the other files of a checkpoint."""
     return {
-        "sha256": {name: sha256_of(folder / name) for name in SUMMED},
-        "bytes": {name: (folder / name).stat().st_size for name in SUMMED},
+        "sha256": {name: sha256_of(folder / name) for name in names},
+        "bytes": {name: (folder / name).stat().st_size for name in names},
     }
 
 
@@ -77,24 +79,29 @@ def read_meta(folder: Path) -> Mapping[str, Any]:
     content = patiently((folder / META_FILE).read_bytes, f"The checkpoint {folder}")
     try:
         meta: Mapping[str, Any] = read_json(content.decode("utf-8"))
-        if (
-            not set(meta["sha256"]) == set(meta["bytes"]) == set(SUMMED)
-        ):  # names of a stranger's choice are no files to open
+        names = set(meta["sha256"])
+        known = all(map(is_plain, names)) if meta.get(RECIPE) else names == set(SUMMED)
+        if not known or names != set(meta["bytes"]):  # what a stranger chose may lead anywhere
             raise CheckpointError(f"The checkpoint {folder} is damaged: {META_FILE} lists other files.")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {folder} cannot be read: {error}") from error
     return meta
 
 
-def check(folder: Path, names: Iterable[str] = SUMMED) -> Mapping[str, Any]:
-    """Compare files of a checkpoint with their sums; returns what ``state.json`` holds.
+def is_plain(name: str) -> bool:
+    """Whether it is the name of a file in a folder, and leads nowhere else."""
+    return bool(name) and Path(name).name == name and name not in (".", "..", META_FILE) and "\0" not in name
+
+
+def check(folder: Path, names: Iterable[str] = ()) -> Mapping[str, Any]:
+    """Compare files of a checkpoint, or all of them, with their sums; returns what ``state.json`` holds.
 
     Raises:
         CheckpointError: one is missing, torn or altered.
         UnreadableError: one cannot be read now.
     """
     meta = read_meta(folder)
-    for name in names:
+    for name in names or meta["sha256"]:
         if patiently(partial(sha256_of, folder / name), f"The checkpoint {folder}") != meta["sha256"][name]:
             raise CheckpointError(f"The checkpoint {folder} is damaged: {name} has changed.")
     return meta
@@ -122,14 +129,14 @@ def write_sums(folder: Path) -> dict[str, str]:
     return known
 
 
-def check_sums(folder: Path) -> None:
+def check_sums(folder: Path, needed: Iterable[str] = ADAPTER_FILES) -> None:
     """Compare a folder with the sums that ``write_sums`` wrote.
 
     Raises:
         CheckpointError: a file is missing or has changed, or there are no sums.
         UnreadableError: one cannot be read now.
     """
-    known = read_sums(folder)
+    known = read_sums(folder, needed)
 
     def altered() -> list[str]:
         return [name for name in sorted(known) if sha256_of(folder / name) != known[name]]
@@ -139,11 +146,11 @@ def check_sums(folder: Path) -> None:
         raise CheckpointError(f"The adapter in {folder} is damaged: {', '.join(wrong)} changed.")
 
 
-def read_sums(folder: Path) -> dict[str, str]:
+def read_sums(folder: Path, needed: Iterable[str] = ADAPTER_FILES) -> dict[str, str]:
     """The sums that ``write_sums`` wrote, by name.
 
     Raises:
-        CheckpointError: there are none for an adapter's files, or a name that leads out of the folder.
+        CheckpointError: there are none for a ``needed`` file, or a name leads out of the folder.
         UnreadableError: they cannot be read now.
     """
     known = {}
@@ -157,6 +164,6 @@ def read_sums(folder: Path) -> dict[str, str]:
         if Path(name).name != name:
             raise CheckpointError(f"The adapter in {folder} is damaged: {SUMS_FILE} names {name[:80]!r}.")
         known[name] = digits
-    if missing := [name for name in ADAPTER_FILES if name not in known]:
+    if missing := [name for name in needed if name not in known]:
         raise CheckpointError(f"The adapter in {folder} is damaged: {SUMS_FILE} does not list {missing[0]}.")
     return known

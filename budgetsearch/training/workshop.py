@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from budgetsearch.core.bases import Base, ModelSetup, one_of
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
@@ -23,18 +24,21 @@ from budgetsearch.core.records import (
 from budgetsearch.core.reports import Beat, CardUse, Notice
 from budgetsearch.machine.memory import CONTEXT_BYTES
 from budgetsearch.machine.watch import LIMIT_SHARE, CardWatcher
-from budgetsearch.training import memory
+from budgetsearch.training import fused, memory
 from budgetsearch.training.bases import BasePool
 from budgetsearch.training.calibrate import calibrate
 from budgetsearch.training.data.tokenizer import load_tokenizer
 from budgetsearch.training.data.tokens import open_prepared
+from budgetsearch.training.heart import Heart
 from budgetsearch.training.machine import computed_on
 from budgetsearch.training.members import OTHERS, OWN, Shop
+from budgetsearch.training.metric import Grader
 from budgetsearch.training.recipe import train_gang
 from budgetsearch.training.score import score
+from budgetsearch.training.threads import Threads
 
-BEAT_SECONDS = 2.0
-"""A heartbeat at most so often."""
+NOTICED_SECONDS = 2.0
+"""The rate of a shorter training says little of the machine."""
 RELIEF_SECONDS = 5.0
 """While memory stays full, what nobody holds is given back at most so often: it costs a pause."""
 
@@ -49,9 +53,9 @@ class Workshop:
         memory.wake(setup.device)  # before anything asks CUDA something
         self.setup = setup
         self._send, self._stopping = send, stopping
-        self._job_id, self._last_beat, self._quantization = 0, 0.0, ""
+        self._job_id, self._quantization = 0, ""
         self._relieved, self._most = -RELIEF_SECONDS, math.inf
-        self._started = 0.0
+        self._started, self._told_plain = 0.0, False
         self._meter = memory.PeakMeter(setup.device)
         self.watcher = CardWatcher(
             setup.card_uuid,
@@ -60,20 +64,38 @@ class Workshop:
             own=None if setup.device == "cpu" else self._held_bytes,
         )
         self.watcher.start()
+        self._heart = Heart(send, self.watcher)
         self.bases = BasePool(
             setup.model_path,
             setup.device,
             trust_remote_code=setup.trust_remote_code,
             half=setup.half,
+            plainly=self._plainly,
+            targets=setup.worn or setup.targets,
+            paths={one.label: one.model_path for one in setup.models},
         )
-        tokenizer = load_tokenizer(Path(setup.model_path), trust_remote_code=setup.trust_remote_code)
-        self.shop = Shop(
-            data=open_prepared(Path(setup.data_path)),
-            model_path=Path(setup.model_path),
+        self._grader = Grader(setup.metric, setup.metric_folder) if setup.metric else None
+        alone = ModelSetup("", setup.model_path, setup.model_name, setup.data_path)
+        self._shops = {one.label: self._shop(one) for one in setup.models or (alone,)}
+        self.shop = next(iter(self._shops.values()))
+        self._computed_on = computed_on(setup.device)
+        self._threads = Threads(setup.device, self._notice)
+
+    def _shop(self, model: ModelSetup) -> Shop:
+        """What the trials of one model share."""
+        setup = self.setup
+        data = open_prepared(Path(model.data_path))
+        if model.label:
+            data = data.without(model.left_out)
+        tokenizer = load_tokenizer(Path(model.model_path), trust_remote_code=setup.trust_remote_code)
+        return Shop(
+            data=data,
+            model_path=Path(model.model_path),
             checkpoint_path=Path(setup.checkpoint_path),
             device=setup.device,
             targets=setup.targets,
-            base_name=setup.model_name,
+            worn=setup.worn,
+            base_name=model.model_name,
             seed=setup.seed,
             pad=tokenizer.pad_token_id or 0,
             beat=self._beat,
@@ -89,22 +111,39 @@ class Workshop:
             other_bases=lambda: self.bases.bytes_of_others(self._quantization),
             notice=self._notice,
             elapsed=lambda: time.monotonic() - self._started,
+            grader=self._grader,
+            bytes_of=data.valid_bytes() if model.label else (),
         )
-        self._computed_on = computed_on(setup.device)
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
         """Train the job's segments, all at once."""
         self._begin(job)
         base, load_seconds = self.bases.get(job.quantization)
+        if not job.course:
+            self._threads.settle(base, self.shop)
         results = train_gang(
             base, job.segments, self.shop, job.eval_examples, load_seconds, course=job.course
         )
-        return tuple(dataclasses.replace(result, computed_on=self._computed_on) for result in results)
+        self._note_rate(job, results)
+        return tuple(dataclasses.replace(result, computed_on=self._machine()) for result in results)
+
+    def _note_rate(self, job: TrainJob, results: Sequence[SegmentResult]) -> None:
+        """Hold the rate of a job against that of others of its kind."""
+        seconds = sum(result.seconds.get("train", 0.0) for result in results)
+        tokens = sum(r.tokens - s.start_tokens for s, r in zip(job.segments, results, strict=True))
+        if seconds > NOTICED_SECONDS and tokens > 0:
+            first = job.segments[0]
+            self._threads.note((job.quantization, len(results), first.recompute), tokens / seconds)
+
+    def _machine(self) -> dict[str, str]:
+        """What decides how sums round now."""
+        return {**self._computed_on, "threads": str(torch.get_num_threads())}
 
     def calibrate(self, job: CalibrateJob) -> Calibration:
         """Measure one quantization."""
         self._begin(job)
         base, load_seconds = self.bases.get(job.quantization)
+        self._threads.settle(base, self.shop)
         return calibrate(base, job, self.shop, load_seconds)
 
     def score(self, job: ScoreJob) -> Score:
@@ -112,7 +151,7 @@ class Workshop:
         started = time.monotonic()
         self._begin(job)
         base, _ = self.bases.get(job.quantization)
-        return dataclasses.replace(score(base, job, self.shop, started), computed_on=self._computed_on)
+        return dataclasses.replace(score(base, job, self.shop, started), computed_on=self._machine())
 
     def forget(self, quantization: str) -> None:
         """Drop a base that an error left in an unknown state, and the memory it held."""
@@ -123,8 +162,10 @@ class Workshop:
         return self.watcher.use()
 
     def close(self) -> None:
-        """Let go of the card's driver."""
+        """Let go of the card's driver, and end the metric's process."""
         self.watcher.close()
+        if self._grader is not None:
+            self._grader.close()
 
     def peak_bytes(self) -> int:
         """Peak memory of this process since the job began: the allocator's and the context beside it, or the
@@ -157,6 +198,7 @@ class Workshop:
 
     def _begin(self, job: Job) -> None:
         self._job_id, self._quantization, self._started = job.job_id, job.quantization, time.monotonic()
+        self.shop = one_of(self._shops, Base.parse(job.quantization).model)
         self._cap()
         self._meter.start()
         self.watcher.begin()
@@ -173,20 +215,14 @@ class Workshop:
         memory.empty_cache(self.setup.device)  # what the allocator keeps for later counts as used
         return OTHERS if self.watcher.check() else ""
 
+    def _plainly(self, why: str) -> None:
+        """A base wears no fused kernels: said once, where somebody has installed them."""
+        if fused.version() and not self._told_plain:
+            self._told_plain = True
+            self._notice(f"{fused.PACKAGE} is not used: {why}; steps take about a quarter longer")
+
     def _notice(self, text: str) -> None:
         self._send(Notice(self._job_id, text))
 
     def _beat(self, trial_id: int | None, activity: str, tokens: int, loss: float | None) -> None:
-        now = time.monotonic()
-        if now - self._last_beat >= BEAT_SECONDS:
-            self._last_beat = now
-            seen = self.watcher.latest()
-            self._send(
-                Beat(
-                    *(self._job_id, trial_id, activity, tokens, loss),
-                    used_bytes=seen.used_bytes if seen else 0,
-                    utilization=seen.utilization if seen else None,
-                    watts=seen.watts if seen else None,
-                    celsius=seen.celsius if seen else None,
-                )
-            )
+        self._heart.beat(self._job_id, trial_id, activity, tokens, loss)

@@ -6,12 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from budgetsearch.core.bases import facts_for
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
-from budgetsearch.core.records import Score, cost_class
-from budgetsearch.views.loading import load_options, load_snippet, other_snippet
+from budgetsearch.core.records import Score
+from budgetsearch.views.loading import (
+    load_options,
+    load_snippet,
+    other_snippet,
+    transformers_snippet,
+    vllm_command,
+)
+from budgetsearch.views.metric import metric_line
 from budgetsearch.views.shortfalls import adapter_shortfalls
-from budgetsearch.views.words import accuracy_of, printable
+from budgetsearch.views.words import accuracy_of, printable, words_of
 
 FORMAT = 1
 CARD_FILE = "README.md"
@@ -66,10 +74,60 @@ def adapter_card(
         *_missing(history),
         _section("Result", _results(history, state)),
         _section("How to load it", _loading(history, model, quantization)),
+        _section("How to serve it", _serving(state, model, quantization)),
         _section("Training", _training(history, state, quantization)),
         _section("Base model", _facts(model, ("source", "revision", "sha256", "licence"))),
         _section("Data", _data_lines(data)),
+        _section("Licences", _licences(model, data)),
         _section("Limits", [*LIMITS, *([INT8] if quantization == "int8" else [])]),
+    ]
+    return printable("\n".join(parts))
+
+
+def recipe_manifest(history: History, state: TrialState, files: Sequence[str]) -> dict[str, Any]:
+    """What a program needs to know of what a recipe hands out."""
+    opened = history.opened
+    facts = opened.facts if opened else {}
+    return {
+        "format": FORMAT,
+        "recipe": dict(facts.get("recipe", {})),
+        "files": list(files),
+        "trial_id": state.trial_id,
+        "checkpoint": state.best_checkpoint,
+        "params": dict(state.trial.params),
+        "units": state.best_tokens,
+        "seed": state.trial.seed,
+        "validation_loss": state.best_loss,
+        "budget_seconds": opened.budget_seconds if opened else None,
+        "versions": dict(facts.get("versions", {})),
+    }
+
+
+def recipe_card(history: History, state: TrialState, manifest: Mapping[str, Any]) -> str:
+    """What people read beside it, in Markdown."""
+    recipe = manifest["recipe"]
+    metric = recipe.get("metric", "loss")
+    loss = "unknown" if state.best_loss is None else f"{state.best_loss:.6g}"
+    score = scored_for(history, state)
+    before = []
+    if score is not None and score.base_loss is not None:
+        before = [f"Untrained, the same configuration comes to {score.base_loss:.6g}."]
+    parts = [
+        f"# {recipe.get('name', 'recipe')}\n",
+        "Found by budgetsearch: many configurations got a little time each, the better ones more, and the "
+        "best one a full run, all within one fixed budget.\n",
+        *_missing(history),
+        _section("Result", [f"Validation {metric}: {loss}.", *before]),
+        _section(
+            "Training",
+            [
+                *(f"- {name}: {value}" for name, value in state.trial.params.items()),
+                f"- {recipe.get('unit', 'units')}: {state.best_tokens}",
+                f"- seed: {state.trial.seed}",
+                f"- code: {recipe.get('place')}:{recipe.get('name')}, sha256 {recipe.get('sha256')}",
+            ],
+        ),
+        _section("Files", [f"- {name}" for name in manifest["files"]]),
     ]
     return printable("\n".join(parts))
 
@@ -92,16 +150,44 @@ INT8 = (
 
 def _loading(history: History, model: Mapping[str, Any], quantization: str) -> list[str]:
     device = device_of(history)
-    lines = ["```python", *load_snippet(model, quantization, ".", device, stops=_stops(history)), "```"]
+    lines = ["With PEFT:", "", "```python"]
+    lines += [*load_snippet(model, quantization, ".", device, stops=_stops(history)), "```"]
+    if (model.get("anatomy") or {}).get("auto", True):
+        lines += ["", "With transformers alone, which finds the base by the adapter's configuration:", ""]
+        lines += ["```python", *transformers_snippet(model, quantization, ".", device), "```"]
     if other := other_snippet(model, quantization, ".", device):
         name = model["anatomy"]["other_class"]
         lines += ["", f"On the class `{name}` of the same model:", "", "```python", *other, "```"]
     return lines
 
 
+def _serving(state: TrialState, model: Mapping[str, Any], quantization: str) -> list[str]:
+    """For vLLM and Ollama; neither is a part of this package, and the lines were not run with it."""
+    command = vllm_command(model, quantization, ".", int(state.trial.params["rank"]))
+    lines = ["```bash", "# in this folder, or with its path instead of the dot", "budgetsearch serve ."]
+    lines += [command] if command else []
+    lines += [
+        "# Ollama takes a GGUF file: base and adapter merged, beside a Modelfile with template and stops",
+        "budgetsearch export RUN --ollama",
+        "```",
+    ]
+    if quantization in ("nf4", "int8"):
+        lines += ["", f"vLLM quantizes the base its own way, which is not quite the {quantization} above."]
+    return lines
+
+
+def _licences(model: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    """Of base and data, as far as their own cards say."""
+    named = model.get("licence") or "its files name none; look where it comes from"
+    lines = [f"- base model: {named}"]
+    for source, licence in (data.get("licences") or {}).items():
+        lines.append(f"- data {source}: {licence or 'not stated with the files'}")
+    return [*lines, "- The terms that came with the base model's files lie beside this one."]
+
+
 def _stops(history: History) -> bool:
     """Whether answers end elsewhere than the base's configuration says."""
-    return bool(history.opened and history.opened.facts.get("data", {}).get("stops"))
+    return bool(history.facts.get("data", {}).get("stops"))
 
 
 def load_lines(history: History) -> list[str]:
@@ -109,8 +195,16 @@ def load_lines(history: History) -> list[str]:
     best, path = history.incumbent, adapter_path(history)
     if best is None or path is None or history.opened is None:
         return []
-    model = history.opened.facts.get("model", {})
-    quantization, device = cost_class(best.trial.params), device_of(history)
+    if recipe := history.opened.facts.get("recipe"):
+        place, name, params = recipe["place"], recipe["name"], dict(best.trial.params)
+        return [
+            f"# with {name} of {place}",
+            f"recipe = {name}()",
+            f"recipe.setup({device_of(history)!r})",
+            f"trial = recipe.load({params!r}, {best.trial.seed}, pathlib.Path({path!r}))",
+        ]
+    model = history.facts.get("model", {})
+    quantization, device = str(best.trial.params["quantization"]), device_of(history)
     return load_snippet(model, quantization, path, device, stops=_stops(history))
 
 
@@ -155,20 +249,24 @@ def _header(model: Mapping[str, Any]) -> str:
 
 
 def _results(history: History, state: TrialState) -> list[str]:
-    score = scored_for(history, state)
+    score, unit = scored_for(history, state), words_of(history).exact
     if score is None or score.adapter_loss is None or score.base_loss is None:
         loss = "unknown" if state.best_loss is None else f"{state.best_loss:.4f}"
-        return [f"Validation loss (nats per completion token): {loss}."]
+        return [f"Validation loss ({unit}): {loss}."]
     lines = [
         "| | base | adapter |",
         "|---|---|---|",
-        f"| validation loss (nats per completion token) | {score.base_loss:.4f} | {score.adapter_loss:.4f} |",
+        f"| validation loss ({unit}) | {score.base_loss:.4f} | {score.adapter_loss:.4f} |",
     ]
     if score.base_accuracy is not None and score.adapter_accuracy is not None:
         lines.append(
             f"| task accuracy ({accuracy_of(score)}) | {score.base_accuracy:.1%} "
             f"| {score.adapter_accuracy:.1%} |"
         )
+    if (line := metric_line(history)) is not None and score is history.score:
+        name, base, adapter, count = line
+        cell = printable(name).replace("|", "\\|")
+        lines.append(f"| {cell}, what was chosen by (n = {count}) | {base:.4f} | {adapter:.4f} |")
     return [*lines, "", f"Base and adapter were both scored under {score.quantization}."]
 
 
@@ -176,9 +274,14 @@ def _training(history: History, state: TrialState, quantization: str) -> list[st
     lines = [f"- {name}: {value}" for name, value in state.trial.params.items()]
     lines += [f"- tokens: {state.best_tokens}", f"- batch: {state.trial.batch_size} sequences"]
     lines += [f"- seed: {state.trial.seed}", f"- base held in {quantization}"]
-    anatomy = (history.opened.facts.get("model", {}) if history.opened else {}).get("anatomy") or {}
+    facts = facts_for(history.opened.facts, state.trial.params) if history.opened else {}
+    anatomy = facts.get("model", {}).get("anatomy") or {}
     if anatomy.get("adapters"):
         lines.append(f"- {anatomy['adapters']}")
+    if anatomy.get("layers"):
+        lines.append("- layers: " + ", ".join(f"{n} x {name}" for name, n in anatomy["layers"].items()))
+    if share := (anatomy.get("quantized") or {}).get(quantization):
+        lines.append(f"- {share:.0%} of the base's weights lie in {quantization}")
     if history.opened:
         lines.append(f"- budget of the whole search: {history.opened.budget_seconds:.0f} s")
     lines.append(f"- configurations tried: {sum(1 for t in history.trials.values() if t.started)}")

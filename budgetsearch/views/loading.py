@@ -1,13 +1,17 @@
-"""Python lines that load a base model as it was in training, with an adapter: for the card and the report."""
+"""Lines that load a base model as it was in training, with an adapter, or serve the two: for the card and the
+report."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 UNPACKING = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 """What unpacks a checkpoint that is quantized so."""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for ``--max-lora-rank``; without it 16."""
 
 
 def load_options(quantization: str, device: str, checkpoint: str = "") -> dict[str, Any]:
@@ -50,6 +54,7 @@ def load_snippet(
         f"from transformers import {', '.join(imports)}",
         f"base = {loader}.from_pretrained({', '.join([repr(_base(model)), *given])})",
         f"model = PeftModel.from_pretrained(base, {adapter!r})",
+        *_packing(parts, quantization),
         *ends,
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})",
     ]
@@ -83,7 +88,45 @@ def other_snippet(model: Mapping[str, Any], quantization: str, adapter: str, dev
         *lines,
         f"base = {named}.from_pretrained({', '.join([repr(base), *given])})",
         f"model = PeftModel.from_pretrained(base, {adapter!r}, key_mapping={moved!r})",
+        *_packing(parts, quantization),
     ]
+
+
+def _packing(parts: Mapping[str, Any], quantization: str) -> list[str]:
+    """Lines that put the routed experts of the base into 4 bits, where training had them so; after PEFT,
+    which would take what unpacks them for layers."""
+    names = parts.get("packed_experts")
+    if quantization != "nf4" or not names or parts.get("checkpoint"):
+        return []
+    return [
+        "from bitsandbytes.nn.parametrize import replace_parameter_4bit",
+        "for name, _ in list(base.named_parameters()):",
+        f"    if name.endswith({tuple(names)!r}):",
+        "        place, _, leaf = name.rpartition('.')",
+        "        experts = base.get_submodule(place)",
+        "        replace_parameter_4bit(experts, leaf, compress_statistics=True, quant_type='nf4')",
+    ]
+
+
+def transformers_snippet(model: Mapping[str, Any], quantization: str, adapter: str, device: str) -> list[str]:
+    """Python lines with which transformers alone loads the adapter and the base that it names."""
+    given, helper = _given(model, quantization, device)
+    return [
+        f"from transformers import {', '.join(['AutoModelForCausalLM', *helper])}",
+        f"model = AutoModelForCausalLM.from_pretrained({', '.join([repr(adapter), *given])})",
+    ]
+
+
+def vllm_command(model: Mapping[str, Any], quantization: str, adapter: str, rank: int) -> str:
+    """The command that serves base and adapter with vLLM; none where its rank is above what that takes."""
+    room = next((most for most in VLLM_RANKS if most >= rank), None)
+    if room is None:
+        return ""
+    packed = " --quantization bitsandbytes" if quantization in ("nf4", "int8") else ""
+    return (
+        f"vllm serve {shlex.quote(_base(model))} --tokenizer {adapter} --enable-lora --max-lora-rank {room} "
+        f"--lora-modules adapter={adapter}{packed}"
+    )
 
 
 def _anatomy(model: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from budgetsearch.core.errors import SettingsError, nearest
 from budgetsearch.core.events import Entry, Heartbeat, Opened, Scored, SegmentEnded
 from budgetsearch.core.history.history import History
+from budgetsearch.core.metric import mean_of
 from budgetsearch.core.secrets import shown_settings
 
 LOGGER = logging.getLogger("budgetsearch.views.loggers")
@@ -117,6 +118,7 @@ def scalars(entry: Entry, history: History) -> dict[str, float]:
         result, best = event.result, history.incumbent
         found[f"validation_loss/trial{result.trial_id}"] = result.loss
         found[f"tokens/trial{result.trial_id}"] = float(result.tokens)
+        found[f"metric/trial{result.trial_id}"] = mean_of(result.metric)
         found["best_loss"] = best.best_loss if best else None
         found["trials"] = float(sum(state.started for state in history.trials.values()))
     elif isinstance(event, Scored) and history.score is not None:

@@ -29,16 +29,25 @@ from budgetsearch.core.events import (
     SegmentEnded,
     SegmentStarted,
 )
+from budgetsearch.core.history.accounts import Accounts
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Calibration, Score, SegmentResult
 from budgetsearch.core.reports import Beat
 from budgetsearch.machine.host import gib
 from budgetsearch.views.card import device_of
 from budgetsearch.views.fitted import Fitted
-from budgetsearch.views.report.workers import Accounts
 from budgetsearch.views.shortfalls import ENDINGS
 from budgetsearch.views.tables import answer_lines, clock, trial_table
-from budgetsearch.views.words import SCORING, counted, params_text, phase_of, printable, rung_name
+from budgetsearch.views.words import (
+    SCORING,
+    Words,
+    counted,
+    params_text,
+    phase_of,
+    printable,
+    rung_name,
+    words_of,
+)
 
 BEAT_SECONDS = 15.0
 """A heartbeat is worth a plain line at most so often."""
@@ -176,9 +185,10 @@ def _details(history: History) -> list[str]:
     lines = []
     best, beat = history.incumbent, history.last_beat
     if best is not None:
-        lines.append(f"best so far: trial {best.trial_id}, loss {best.best_loss:.4f}")
+        loss = words_of(history).loss
+        lines.append(f"best so far: trial {best.trial_id}, {loss} {best.best_loss:.4f}")
     if beat is not None and history.closed is None:
-        lines.append(f"now: {_beat_words(beat)}")
+        lines.append(f"now: {_beat_words(beat, words_of(history))}")
     return lines
 
 
@@ -191,9 +201,9 @@ def _event_text(event: Event, history: History) -> str | None:
     if isinstance(event, Resumed):
         return f"resumed: {history.spent:.0f} s are spent, {counted(len(history.trials), 'trial')} known"
     if isinstance(event, Calibrated):
-        return _calibrated_text(event.calibration)
+        return _calibrated_text(event.calibration, words_of(history))
     if isinstance(event, Planned):
-        return _planned_text(event)
+        return _planned_text(event, words_of(history))
     if isinstance(event, CheckpointLost) or (
         isinstance(event, SegmentEnded) and event.result.status == "lost"
     ):
@@ -205,7 +215,8 @@ def _event_text(event: Event, history: History) -> str | None:
     if isinstance(event, Scored):
         return _scored_text(event.score, history)
     if isinstance(event, Exported):
-        return f"adapter of trial {event.trial_id} in {event.path}" + (" (final)" if event.final else "")
+        what = "adapter" if words_of(history).of_adapters else "result"
+        return f"{what} of trial {event.trial_id} in {event.path}" + (" (final)" if event.final else "")
     if isinstance(event, Closed):
         # The error or the result that follows says why, once; of what was refused also that it failed.
         refused = event.state == "failed" and history.plan is None
@@ -213,11 +224,15 @@ def _event_text(event: Event, history: History) -> str | None:
     return None
 
 
-def _calibrated_text(found: Calibration) -> str:
+def _calibrated_text(found: Calibration, words: Words) -> str:
     if found.status != "ok":
         untimely = found.status in ("timeout", "refused") and found.detail  # which says it all
         why = ENDINGS[found.status] + (f" ({found.detail})" if found.detail else "")
         return f"{found.quantization} is not used: {found.detail if untimely else why}"
+    if not words.of_adapters:
+        again = f"; {REUSED.format(found.measured)}" if found.measured else ""
+        rate, peak = found.tokens_per_second, gib(found.peak_bytes)
+        return f"measured: {rate:.4g} {words.unit}/s, peak {peak}{again}"
     return (
         f"{found.quantization}: {found.tokens_per_second:.0f} tokens/s at micro-batch {found.micro_batch}"
         f"{_gang_text(found)}, loaded in {found.load_seconds:.1f} s, peak {gib(found.peak_bytes)}"
@@ -232,12 +247,13 @@ def _gang_text(found: Calibration) -> str:
     return recompute + (f", {rates[-1]:.0f} with {found.gang} trials at once" if rates else "")
 
 
-def _planned_text(event: Planned) -> str:
+def _planned_text(event: Planned, words: Words) -> str:
     plan = event.plan
     rungs = ", ".join(f"{seconds:.0f} s" for seconds in plan.ladder[:-1])
     return (
         f"planned: rungs of {rungs or 'none'}, full run {plan.full_seconds:.0f} s, "
-        f"reserve {plan.reserve_seconds:.0f} s, {plan.eval_examples} validation examples"
+        f"reserve {plan.reserve_seconds:.0f} s"
+        + (f", {plan.eval_examples} validation examples" if words.of_adapters else "")
         + (f", {plan.workers} workers" if plan.workers > 1 else "")
     )
 
@@ -256,11 +272,14 @@ def _ended_text(result: SegmentResult, history: History) -> str:
     head = f"trial {result.trial_id} {rung_name(history, result.rung)}: "
     if result.status != "ok":
         return head + ": ".join(filter(None, (result.status, result.detail)))
-    loss = "checkpoint" if result.loss is None else f"loss {result.loss:.4f}"
+    words = words_of(history)
+    loss = "checkpoint" if result.loss is None else f"{words.loss} {result.loss:.4f}"
     best = history.incumbent
     is_best = best is not None and best.best_checkpoint == result.checkpoint_out
     seconds = sum(result.seconds.values())
-    return f"{head}{loss} at {result.tokens} tokens, {seconds:.1f} s" + (", best so far" if is_best else "")
+    return f"{head}{loss} at {result.tokens} {words.unit}, {seconds:.1f} s" + (
+        ", best so far" if is_best else ""
+    )
 
 
 def _scored_text(score: Score, history: History) -> str:
@@ -272,14 +291,14 @@ def _scored_text(score: Score, history: History) -> str:
 def _beat_text(beat: Beat, at: float, history: History) -> str:
     budget = history.opened.budget_seconds if history.opened else None
     left = "" if budget is None else f", {budget - at:.0f} s left"
-    return _beat_words(beat) + left
+    return _beat_words(beat, words_of(history)) + left
 
 
-def _beat_words(beat: Beat) -> str:
+def _beat_words(beat: Beat, own: Words) -> str:
     who = "" if beat.trial_id is None or beat.activity in SCORING else f"trial {beat.trial_id} "
     words = [f"{who}{beat.activity}"]
     if beat.tokens:
-        words.append(f"{beat.tokens} tokens")
+        words.append(f"{beat.tokens} {own.unit}")
     if beat.loss is not None:
         words.append(f"training loss {beat.loss:.4f}")
     if beat.used_bytes:

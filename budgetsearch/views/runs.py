@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from budgetsearch.core.errors import BudgetsearchError
-from budgetsearch.core.history.fold import apply
-from budgetsearch.core.history.history import History
-from budgetsearch.storage.ledger import read_entries
+from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.card import adapter_path
 from budgetsearch.views.fitted import Column, Fitted
@@ -39,6 +38,8 @@ class RunRow:
     spent_seconds: float
     budget_seconds: float
     adapter_path: str | None
+    per_byte: bool = False
+    """Whether its losses are in nats per byte, as of several models."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,14 @@ def _row(folder: RunFolder) -> RunRow:
     Raises:
         BudgetsearchError: it has not begun, or its ledger cannot be read.
     """
-    history, began = History(), 0.0
-    for entry in read_entries(folder.ledger):
-        began = began or entry.wall
-        apply(history, entry)
+    history = read_history(folder.ledger)
     opened, best, score = history.opened, history.incumbent, history.score
     if opened is None:
         raise folder.being_prepared() if folder.in_use() else folder.never_began()
     return RunRow(
         path=str(folder.path),
-        began=began,
-        model=str(opened.facts.get("model", {}).get("source", "")),
+        began=next(read_entries(folder.ledger)).wall,
+        model=_trained(history.facts),
         state=state_of(history, folder.goes(history.closed is not None)),
         loss=(score.adapter_loss if score else None) or (best.best_loss if best else None),
         base_loss=score.base_loss if score else None,
@@ -96,6 +94,7 @@ def _row(folder: RunFolder) -> RunRow:
         base_accuracy=score.base_accuracy if score else None,
         spent_seconds=history.spent,
         budget_seconds=opened.budget_seconds,
+        per_byte="models" in opened.facts,
         adapter_path=adapter_path(history) if best and folder.holds_adapter(best.best_checkpoint) else None,
     )
 
@@ -104,7 +103,7 @@ def runs_table(rows: Sequence[RunRow]) -> Fitted:
     """Where it is too wide first the adapter goes, then what else a run can be asked for."""
     run = Column("run", [row.path for row in rows], right=False)
     state = Column("state", [_state(row) for row in rows], right=False)
-    loss = Column("loss", [_of_base(loss_text(row.loss), loss_text(row.base_loss)) for row in rows])
+    loss = Column("loss", [_loss(row) for row in rows])
     when = Column("began", [f"{datetime.fromtimestamp(row.began):%Y-%m-%d %H:%M}" for row in rows])
     model = Column("model", [row.model.rstrip("/").rsplit("/", 1)[-1] for row in rows], right=False)
     right = Column("accuracy", [_of_base(_share(row.accuracy), _share(row.base_accuracy)) for row in rows])
@@ -122,9 +121,20 @@ def _state(row: RunRow) -> str:
     return f"{row.state}, no adapter" if row.state in STATE_MEANS and not row.adapter_path else row.state
 
 
+def _loss(row: RunRow) -> str:
+    """Per byte where several models were compared: no loss per token stands beside it."""
+    text = _of_base(loss_text(row.loss), loss_text(row.base_loss))
+    return f"{text} a byte" if row.per_byte and row.loss is not None else text
+
+
 def _of_base(found: str, base: str) -> str:
     return found if base == "-" else f"{found} | {base}"
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
+
+
+def _trained(facts: Mapping[str, Any]) -> str:
+    """The base model, or the name of a recipe."""
+    return str(facts.get("model", {}).get("source") or facts.get("recipe", {}).get("name", ""))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.policy.deadline import exit_seconds, seconds_left
 from budgetsearch.core.records import Score
 from budgetsearch.storage.runfolder import RunFolder
+from budgetsearch.views.metric import ungraded
 from budgetsearch.views.words import printable
 
 IDLE_SHARE = 0.05
@@ -34,8 +35,8 @@ class Shortfall:
     """One thing that is missing of what a run is for."""
 
     kind: str
-    """adapter, full run, loss, base, accuracy, answers, comparison, checkpoints, crashes, time, study or
-    report."""
+    """adapter, full run, loss, base, accuracy, answers, metric, comparison, checkpoints, crashes, time, study
+    or report."""
     what: str
     why: str
 
@@ -53,7 +54,8 @@ def shortfalls(history: History, going: bool = False) -> tuple[Shortfall, ...]:
     if history.incumbent is None:
         found = [Shortfall("adapter", "There is no adapter", _why(history))]
     else:
-        found = [*_full_run(history), *_unmeasured(history), *_scores(history), *_comparison(history)]
+        found = [*_full_run(history), *_unmeasured(history), *_scores(history), *_metric(history)]
+        found += _comparison(history)
     return (*found, *_losses_on_the_way(history), *_unused(history))
 
 
@@ -91,8 +93,15 @@ def _resume(folder: RunFolder, does: str) -> str:
 
 
 def shortfall_lines(some: Iterable[Shortfall]) -> list[str]:
-    """A line of a terminal for each."""
-    return [f"MISSING  {printable(str(one))}" for one in some]
+    """A line of a terminal for each; a reason that has been given is not given again."""
+    lines, given = list[str](), ""
+    for one in some:
+        told = one
+        if given and one.why.startswith(given):
+            told = replace(one, why=f"the same{one.why.removeprefix(given)}")
+        given = given if told is not one else one.why
+        lines.append(f"MISSING  {printable(str(told))}")
+    return lines
 
 
 def adapter_shortfalls(history: History) -> tuple[Shortfall, ...]:
@@ -158,6 +167,9 @@ def _seconds(history: History, state: TrialState) -> str:
 def _scores(history: History) -> Iterator[Shortfall]:
     """Base and adapter were not compared, or in fewer answers than asked for."""
     score, asked = history.score, _asked(history)
+    own = history.opened is not None and "recipe" in history.opened.facts
+    if own and score is not None and score.adapter_loss is not None:
+        return
     if score is None or score.base_loss is None or score.adapter_loss is None:
         what = "The losses of base and adapter were never compared"
         yield Shortfall("base", what, _why_unscored(history, score))
@@ -174,9 +186,18 @@ def _scores(history: History) -> Iterator[Shortfall]:
         yield Shortfall("answers", what, _why_unscored(history, score))
 
 
+def _metric(history: History) -> Iterator[Shortfall]:
+    """The metric gave no number for some answers: each was left out."""
+    failed, of = ungraded(history)
+    if failed:
+        said = [r.detail for _, r in history.results if r.metric and None in r.metric and r.detail]
+        why = said[-1] if said else "the time for them was over"
+        yield Shortfall("metric", f"{failed} of {of} answers have no number by the metric", why)
+
+
 def _asked(history: History) -> int:
     """Answers that can be graded: as many as were asked for, no more than there are validation rows."""
-    rows = history.opened.facts.get("data", {}).get("valid", {}).get("rows") if history.opened else None
+    rows = history.facts.get("data", {}).get("valid", {}).get("rows")
     asked = history.plan.task_examples if history.plan else 0
     return asked if rows is None else min(asked, rows)
 
@@ -197,6 +218,8 @@ def _comparison(history: History) -> Iterator[Shortfall]:
     if measured == 1:
         tried = sum(1 for state in history.trials.values() if state.started)
         what = f"Only one configuration of {tried} tried has a loss, so nothing was compared"
+        if tried == 1:
+            what = "Only one configuration was tried, so nothing was compared"
         yield Shortfall("comparison", what, "no other got so far" if tried > 1 else _why(history))
 
 

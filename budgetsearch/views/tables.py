@@ -19,6 +19,7 @@ from budgetsearch.core.records import PHASES, Params
 from budgetsearch.core.space.space import Space
 from budgetsearch.views.card import adapter_path
 from budgetsearch.views.fitted import Column, Fitted
+from budgetsearch.views.metric import metric_line, metric_of, trial_metric, ungraded
 from budgetsearch.views.words import (
     CUT_OFF,
     accuracy_of,
@@ -28,6 +29,7 @@ from budgetsearch.views.words import (
     rung_names,
     state_of,
     value_text,
+    words_of,
 )
 
 SCORE_FIELDS = (
@@ -59,6 +61,8 @@ class TrialRow:
     tokens: int
     seconds: float
     peak_bytes: int
+    metric: float | None = None
+    """Mean of the run's metric at its best checkpoint; None where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def _trial_row(state: TrialState, history: History, going: bool) -> TrialRow:
         tokens=state.tokens,
         seconds=state.seconds,
         peak_bytes=state.peak_bytes,
+        metric=trial_metric(state, history),
     )
 
 
@@ -211,6 +216,7 @@ def status_dict(history: History, going: bool = True) -> dict[str, Any]:
         "best": None if best is None else _best_dict(best, history),
         "phases": {row.phase: row.seconds for row in phase_rows(history)},
         "score": {name: getattr(history.score, name) for name in SCORE_FIELDS} if history.score else None,
+        "metric": _metric_dict(history),
         "card": None if (card := card_row(history)) is None else dataclasses.asdict(card),
         "notices": [text for _, text in history.notices],
     }
@@ -221,9 +227,21 @@ def _best_dict(best: TrialState, history: History) -> dict[str, Any]:
         "trial_id": best.trial_id,
         "params": dict(best.trial.params),
         "loss": best.best_loss,
+        "metric": trial_metric(best, history),
         "tokens": best.best_tokens,
         "adapter_path": adapter_path(history),
     }
+
+
+def _metric_dict(history: History) -> dict[str, Any] | None:
+    """What the run chooses by, and what base and adapter have of it; None: the loss."""
+    metric, line = metric_of(history), metric_line(history)
+    if metric is None:
+        return None
+    _, base, adapter, answers = line or (metric.name, None, None, 0)
+    failed, of = ungraded(history)
+    known = {"base": base, "adapter": adapter, "answers": answers, "failed_in_search": failed, "of": of}
+    return {"name": metric.name, "direction": metric.direction, **known}
 
 
 # -------------------------------------------------------------------------- terminals
@@ -241,7 +259,9 @@ def final_lines(history: History) -> list[str]:
         lines.append(f"budget  {history.spent:.0f} of {budget:.0f} s spent{kept}")
     tried, promoted, in_full = trial_counts(history)
     lines.append(f"trials  {tried} tried, {promoted} promoted, {in_full} in full{_full_lengths(history)}")
-    return [*lines, SINGLE] if history.plan and history.plan.single else lines
+    if history.plan is None or not history.plan.single:
+        return lines
+    return [*lines, SINGLE if history.closed else SINGLE.replace("was", "is")]
 
 
 def deadline_kept(history: History) -> bool | None:
@@ -255,12 +275,12 @@ def deadline_kept(history: History) -> bool | None:
 def _full_lengths(history: History) -> str:
     """Tokens of the full runs, where not all of them came equally far."""
     states = [state for state in history.trials.values() if state.full_losses]
-    lengths = {state.tokens for state in states}
+    lengths, unit = {state.tokens for state in states}, words_of(history).unit
     if len(lengths) < 2:
         return ""
     if len(states) > 3:
-        return f" (full runs of {min(lengths)} to {max(lengths)} tokens)"
-    return f" (full runs: {', '.join(f'trial {one.trial_id} {one.tokens} tokens' for one in states)})"
+        return f" (full runs of {min(lengths)} to {max(lengths)} {unit})"
+    return f" (full runs: {', '.join(f'trial {one.trial_id} {one.tokens} {unit}' for one in states)})"
 
 
 def trial_counts(history: History) -> tuple[int, int, int]:
@@ -278,15 +298,20 @@ def answer_lines(history: History) -> list[str]:
     score = history.score
     if score is None or score.base_loss is None or score.adapter_loss is None:
         return []
+    own = words_of(history)
+    under = f"  (under {score.quantization})" if own.of_adapters else ""
     lines = [
-        f"validation loss  base {score.base_loss:.4f} -> adapter {score.adapter_loss:.4f}"
-        f"  (under {score.quantization})"
+        f"validation {own.loss}  {own.before} {score.base_loss:.4f} -> {own.after} {score.adapter_loss:.4f}"
+        f"{under}"
     ]
     if score.base_accuracy is not None and score.adapter_accuracy is not None:
         lines.append(
             f"task accuracy    base {score.base_accuracy:.1%} -> adapter {score.adapter_accuracy:.1%}"
             f"  ({accuracy_of(score)})"
         )
+    if (line := metric_line(history)) is not None:
+        name, base, adapter, count = line
+        lines.append(f"{name:<15}  base {base:.4f} -> adapter {adapter:.4f}  (n = {count}, chosen by it)")
     return lines
 
 
@@ -309,11 +334,13 @@ def trial_table(history: History, limit: int = SHOWN_TRIALS, going: bool = True)
         for rung, name in enumerate(rung_names(history))
     ]
     loss = Column("loss", [loss_text(row.loss) for row in rows])
+    graded = any(row.metric is not None for row in every)
+    metric = [Column("metric", [loss_text(row.metric) for row in rows])] if graded else []
     trial = Column("trial", [str(row.trial_id) for row in rows])
     seconds = Column("seconds", [f"{row.seconds:.0f}" for row in rows])
     status = Column("status", [row.status for row in rows], right=False)
-    choices = [[trial, *knobs, *rungs, seconds, status]]
-    for losses in (rungs, [loss]):
+    choices = [[trial, *knobs, *rungs, *metric, seconds, status]]
+    for losses in ([*rungs, *metric], [loss, *metric]):
         choices += [[trial, *knobs[:kept], *losses, status] for kept in range(len(knobs), -1, -1)]
     caption = f"and {len(every) - limit} more" if len(every) > limit else ""
     waiting = len(every) - trial_counts(history)[0]

@@ -3,12 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.records import Params, Score
 
 SCORING = ("score", "answers")
 """What a worker says of itself while it scores base and adapter."""
+
+
+PER_BYTE = "nats per byte"
+"""What models with tokens of their own are compared in."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a run calls its things: the training of adapters its own, a recipe others."""
+
+    unit: str = "tokens"
+    """What training is counted in."""
+    loss: str = "loss"
+    """What is minimized, ..."""
+    measure: str = "nats per token"
+    """... and its measure."""
+    exact: str = "nats per completion token"
+    """The same, in full."""
+    before: str = "base"
+    """What the best is held against."""
+    after: str = "adapter"
+    """What comes out."""
+
+    @property
+    def of_adapters(self) -> bool:
+        """Whether adapters are trained, and no recipe."""
+        return self.after == "adapter"
+
+
+def words_of(history: History) -> Words:
+    """The words of a run."""
+    recipe = history.opened.facts.get("recipe") if history.opened else None
+    if not recipe:
+        several = history.opened is not None and "models" in history.opened.facts
+        return Words(measure=PER_BYTE, exact=f"{PER_BYTE} of completion") if several else Words()
+    metric = str(recipe.get("metric", "loss"))
+    return Words(str(recipe.get("unit", "units")), metric, metric, metric, "untrained", "trained")
 
 
 GRADINGS = {

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
@@ -14,6 +15,7 @@ from typer.main import get_command
 import budgetsearch as bs
 from budgetsearch.cli import app
 from budgetsearch.cli.output import console
+from budgetsearch.core.errors import LateError
 from budgetsearch.run import session
 from budgetsearch.run.other_trainers import KNOB_NAMES, SAID
 from budgetsearch.run.settings import Settings
@@ -263,3 +265,36 @@ def test_a_budget_below_the_minimum_is_refused(good: list[str], tmp_path: Path) 
     assert code == 2
     assert "too small" in text
     assert not (tmp_path / "out").exists()
+
+
+class Nobody:
+    """An engine that is never asked for anything."""
+
+    def warm_up(self) -> None:
+        """See the port."""
+
+    def close(self) -> None:
+        """See the port."""
+
+
+def test_plan_and_run_name_one_number_before_and_after_a_preparation_that_was_too_slow(
+    good: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By guesses first; once a run has found out that this machine takes longer to begin, both by that."""
+
+    def hours(command: str, *arguments: str) -> str:
+        code, text = invoke(command, *good[1:], *arguments)
+        assert 2 == code, text
+        return " ".join(text.split()).split("Use --hours ")[1].split()[0]
+
+    def late(*_: object) -> None:
+        raise LateError("the data are not prepared after 40 s")
+
+    guessed = hours("run", "--hours=0.0001")
+    assert guessed == hours("plan", "--hours=0.0001") == hours("run", "--hours=5s")
+    monkeypatch.setattr(session, "choose", lambda *_: SimpleNamespace(engine=Nobody()))
+    monkeypatch.setattr(session, "prepare_inputs", late)
+    monkeypatch.setattr("budgetsearch.cli.run.process_age", lambda: 40.0)
+    found = hours("run", f"--hours={guessed}")
+    assert int(found[:-1]) > 80 > int(guessed[:-1])
+    assert found == hours("plan", f"--hours={guessed}") == hours("run", f"--hours={guessed}")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from budgetsearch.core.decisions import Finish, NeedCandidates, Run, Wait
+from budgetsearch.core.events import Asked
 from budgetsearch.core.policy import decide as decide_module
 from budgetsearch.core.policy.answers import Refusal, first
 from budgetsearch.core.policy.decide import RULES, answer_of, decide
@@ -46,6 +47,7 @@ def everything_at_once() -> Story:
     for number in (1, 2):
         story.train(number, 0.4 + number / 100, rung=1)
     story.end(story.start(story.trial()), status="cancelled")
+    story.add(Asked("promote", 5))
     story.trial()
     return story
 
@@ -54,6 +56,7 @@ def test_the_order_of_the_rules_is_the_order_of_precedence(monkeypatch: pytest.M
     """Where all of them could answer the first decides; without it the next one does, and so on."""
     due = [
         "rung 0 goes on",
+        "asked for by hand: promotion",
         "scout",
         "promotion: place 3 of 7 at rung 0, 0.100 ahead of place 4",
         "full run starts",

@@ -47,6 +47,7 @@ def ganged(
     return history
 
 
+@pytest.mark.whole
 def test_what_pays_trains_together(tmp_path: Path) -> None:
     """Gangs form, never larger than calibrated, of one quantization, and no trial is in one twice."""
     path = tmp_path / "l.sqlite"
@@ -61,6 +62,7 @@ def test_what_pays_trains_together(tmp_path: Path) -> None:
     assert history.plan.gang_gains["nf4"] == pytest.approx((1.0, 1.6, 2.0679700, 2.4))
 
 
+@pytest.mark.whole
 def test_more_trials_are_tried_in_the_same_time(tmp_path: Path) -> None:
     """With gangs that reach 2.4 times the rate the same budget holds clearly more trials."""
     alone = ganged(tmp_path / "a.sqlite", budget=7200.0, max_gang=1, **SMALL_DATA)
@@ -206,6 +208,8 @@ def test_members_share_what_one_alone_may_fill_and_get_it_back(tmp_path: Path) -
     assert {(1, 4), (4, 1)} <= sizes <= {(1, 4), (2, 2), (3, 1), (4, 1)}
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     budget=st.floats(300, 9000),
@@ -242,6 +246,7 @@ def test_no_promise_breaks_whatever_gangs_do(
     assert history.incumbent is not None or len(bad) >= 3
 
 
+@pytest.mark.whole
 def test_a_kill_in_a_gang_loses_only_the_running_segments(tmp_path: Path) -> None:
     """Every member starts again from its checkpoint, and the run goes on to its end."""
     path = tmp_path / "l.sqlite"

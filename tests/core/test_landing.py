@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from budgetsearch.core.landing import Flight, Pilot, fly
 from budgetsearch.core.policy.costs import CostModel
-from budgetsearch.core.records import Landing, Schedule, Segment, SegmentResult
+from budgetsearch.core.records import Landing, Revision, Schedule, Segment, SegmentResult
 from budgetsearch.core.schedule import ending_at, rate_factor
 from budgetsearch.views.shortfalls import shortfalls
 from tests.support.factories import Story, paused
@@ -192,3 +192,24 @@ def test_what_segments_take_of_late_is_what_the_next_ones_are_expected_to_take(
         history.results.append((segment(stop=START + 1_000), result))
     seconds = CostModel.learn(plan, history).train_seconds(params, 1_000.0)
     assert seconds == pytest.approx(known * 1_000 / rate, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("end", "rate", "said"),
+    [
+        (0.7, 0.5, "training is 2.0 times slower than foreseen"),
+        (1.4, 1.5, "training is 1.5 times faster than foreseen"),
+        (0.8, 1.5, "there is less time for it than was planned"),
+        (1.2, 1.02, "there is more time for it than was planned"),
+        (0.95, 0.5, ""),
+    ],
+)
+def test_the_rate_is_blamed_only_for_an_end_that_moved_its_way(end: float, rate: float, said: str) -> None:
+    """Else it is the time; of an end that hardly moved nothing is said, and of the same one nothing twice."""
+    pilot = Pilot(segment())
+    change = Revision(START, Schedule(1_000, int(end * PLANNED), 100), rate)
+    found = pilot.news(change, "steps")
+    assert said in found
+    assert bool(said) == bool(found)
+    assert not said or f"now ends at {int(end * PLANNED):,} steps instead of {PLANNED:,}" in found
+    assert pilot.news(change, "steps") == ""

@@ -29,7 +29,7 @@ from budgetsearch.core.events import (
     SegmentStarted,
     WorkersChanged,
 )
-from budgetsearch.core.history.fold import apply
+from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.outcomes import MAX_STRANDED
 from budgetsearch.core.records import Segment, SegmentResult
@@ -38,7 +38,6 @@ from budgetsearch.run.preflight import run_need
 from budgetsearch.run.settings import Settings
 from budgetsearch.storage.ledger import MemoryLedger
 from budgetsearch.tools.simulate.invariants import check
-from budgetsearch.views.report.workers import account
 from tests.support.factories import Story
 from tests.support.faults.proofs import may_stand
 from tests.support.simulation import make_driver
@@ -132,11 +131,13 @@ def test_calibrations_run_beside_each_other() -> None:
     assert [[12.0, 22.0], [12.0, 12.0]] == both
 
 
+@pytest.mark.whole
 def at(entries: Sequence[Entry], kind: type) -> list[float]:
     """When such events happened."""
     return [entry.at for entry in entries if isinstance(entry.event, kind)]
 
 
+@pytest.mark.whole
 def test_more_workers_find_no_worse() -> None:
     """The mean over seeds of the best loss falls, or stays, as workers are added."""
     means = []
@@ -242,7 +243,7 @@ def test_the_seconds_of_all_workers_are_accounted_for() -> None:
     """Beside the wall seconds: what all workers did and waited adds up to all that there was, a lost node's
     jobs are crashes, and with one worker it is the run's wall time."""
     history, entries = played(4, node_changes=[Change(500.0, 2), Change(800.0, 4)])
-    accounts = account(entries)
+    accounts = fold(entries).accounts
     seconds = accounts.worker_seconds()
     missing = 2 * 300.0
     assert pytest.approx(4 * history.spent - missing, abs=5.0) == accounts.total
@@ -252,14 +253,14 @@ def test_the_seconds_of_all_workers_are_accounted_for() -> None:
     assert seconds["crash"] > 0
     assert accounts.search_idle_share < 0.05
     history, entries = played(1)
-    assert pytest.approx(history.spent) == account(entries).total
+    assert pytest.approx(history.spent) == fold(entries).accounts.total
 
 
 def test_what_passes_between_two_processes_is_nobodys_work() -> None:
     """With a deadline it counts, and no GPU is paid for it; what a killed driver's jobs took is lost."""
     story = Story.planned(workers=2)
     segment = story.start(story.trial())
-    before, known = account(story.entries), story.history.spent
+    before, known = fold(story.entries).accounts, story.history.spent
     for seconds, event in (
         (10.0, Charged("idle", 10.0)),
         (510.0, Charged("down", 500.0)),
@@ -268,7 +269,7 @@ def test_what_passes_between_two_processes_is_nobodys_work() -> None:
         entry = Entry(len(story.entries) + 1, known + seconds, 0.0, event)
         story.entries.append(entry)
         apply(story.history, entry)
-    accounts = account(story.entries)
+    accounts = fold(story.entries).accounts
     assert pytest.approx(before.total + 2 * 10.0) == accounts.total
     seconds = accounts.worker_seconds()
     assert pytest.approx(10.0) == seconds["crash"]
@@ -300,6 +301,7 @@ def test_without_any_worker_a_run_waits_no_longer_than_its_deadline() -> None:
     assert history.closed is not None and history.closed.state == "failed"
 
 
+@pytest.mark.whole
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     workers=st.integers(1, 16),

@@ -9,8 +9,9 @@ import pytest
 
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.events import Noticed
+from budgetsearch.core.history.fold import fold
 from budgetsearch.core.history.history import History
-from budgetsearch.core.policy.planning import as_hours
+from budgetsearch.core.policy.minimum import as_hours
 from budgetsearch.core.records import CalibrateJob, Calibration, Job
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import Result
@@ -97,6 +98,10 @@ def test_where_time_is_too_short_for_a_search_one_configuration_is_trained() -> 
     told = [e.event.text for e in entries if isinstance(e.event, Noticed)]
     assert [f"{SINGLE} is trained"] == told
     assert f"{SINGLE} was trained" in final_lines(history)
+    assert f"{SINGLE} is trained" in final_lines(fold(entries[:-1]))
+    assert history.closed is not None
+    assert "no time for another" in history.closed.reason
+    assert "--max-trials" not in history.closed.reason
     assert numbers_of(entries, history).answer.caveat == f"{SINGLE.capitalize()} was trained."
 
 

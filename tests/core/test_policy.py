@@ -62,6 +62,8 @@ def test_the_ladder_deepens_with_the_budget_and_then_takes_scouts() -> None:
     assert [USUAL, USUAL, DEEP, DEEP] == [ladders_for(multiple, None, 5)[0] for multiple in (1.0, 2.9, 3, 30)]
     assert [0, 0, SCOUTS] == [scouts_for(DEEP, multiple) for multiple in (3.0, 7.9, 8.0)]
     assert scouts_for(USUAL, 30.0) == 0
+    ends = [ladders_for(multiple, None, 5, own_lengths=True)[0] for multiple in (3.0, 7.9, 8.0)]
+    assert [USUAL, USUAL, DEEP] == ends  # unfinished runs say little there: deep only where scouts find out
 
 
 def test_a_ladder_whose_first_rung_is_too_short_gives_way_to_the_next() -> None:
@@ -104,6 +106,7 @@ def test_trials_that_never_answer_do_not_use_up_the_turn_of_those_that_would(tmp
     assert history.closed.state == "finished"
 
 
+@pytest.mark.whole
 def test_on_two_rungs_the_last_part_of_the_budget_belongs_to_the_finalists(tmp_path: Path) -> None:
     """With 40% of the budget left no trial enters any more, and several trials run in full."""
     path = tmp_path / "l.sqlite"
@@ -121,6 +124,7 @@ def test_on_two_rungs_the_last_part_of_the_budget_belongs_to_the_finalists(tmp_p
     assert len(history.full_done) >= 4
 
 
+@pytest.mark.whole
 def test_a_checkpoint_that_was_given_up_is_never_asked_for_again(tmp_path: Path) -> None:
     """Whoever was dropped stays dropped, however many worse trials come after it."""
     run(tmp_path / "l.sqlite", Tied(), budget=1000.0, sampler=OptunaSampler())
@@ -178,6 +182,7 @@ def test_the_time_that_is_left_goes_to_the_runner_up(tmp_path: Path) -> None:
     assert history.spent > 0.85 * 7200
 
 
+@pytest.mark.whole
 def test_the_pessimistic_cost_covers_what_was_measured(tmp_path: Path) -> None:
     """Nine in ten of the segments took no longer than it says, and it stays above the expectation."""
     world = SyntheticWorld(slowdown=lambda s: 1.0 + (s.trial_id % 4) / 2)
@@ -195,6 +200,7 @@ def test_the_pessimistic_cost_covers_what_was_measured(tmp_path: Path) -> None:
         assert costs.train_seconds(segment.params, 1000, pessimistic=True) > expected
 
 
+@pytest.mark.whole
 def test_a_runner_up_without_time_for_a_good_part_of_its_way_does_not_start(tmp_path: Path) -> None:
     """Whatever the budget, every full run after the first was begun with a fifth of its way affordable."""
     starts = 0
@@ -322,6 +328,7 @@ DIMENSIONS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.whole
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dimensions=DIMENSIONS,

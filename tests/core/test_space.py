@@ -255,6 +255,14 @@ BROKEN: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a condition on a range": (
         {"x": {"kind": "constant", "value": 1, "when": {"learning_rate": [1]}}}, ["no choice above"],
     ),
+    "a centre that follows nothing known": (
+        {"learning_rate": {**FLOAT, "prior": {"center": 2e-4, "spread": 0.5, "follows": "modle"}}},
+        ["follows takes model"],
+    ),
+    "a centre of something else that follows": (
+        {"rank": {**FLOAT, "low": 1, "high": 8, "prior": {"center": 2, "spread": 0.5, "follows": "model"}}},
+        ["only the centre of learning_rate"],
+    ),
     "a knob on a condition": (
         {"dropout": {"kind": "constant", "value": 0, "when": {"quantization": ["nf4"]}}}, ["every run"],
     ),

@@ -50,8 +50,8 @@ def run(place: Path, *arguments: str) -> str:
     return done.stdout
 
 
-FURTHER = ("log_to_tensorboard.py", "own_space.py")
-"""Whole runs like the others; `make test-slow` has them."""
+FURTHER = ("log_to_tensorboard.py", "own_space.py", "python_api.py", "sources.py")
+"""Whole runs like those of README; `make test-slow` has them."""
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,48 @@ def test_the_list_of_examples_is_complete() -> None:
     """README names every file beside it."""
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert {p.name for p in EXAMPLES.iterdir()} - {"README.md"} <= set(re.findall(r"\(([\w.]+)\)", text))
+
+
+RECIPES = {"digits": "Digits", "trees": "Trees", "sentences": "Sentences", "preferences": "Preferences"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_keeps_its_promises(place: Path, tiny_model: Path, name: str) -> None:
+    """Each is examined on the CPU: pauses, checkpoints and seeds change nothing."""
+    recipe = f"examples/recipes/{name}.py:{RECIPES[name]}"
+    command = [sys.executable, "-m", "budgetsearch", "check", recipe]
+    environment = {**os.environ, "BASE_MODEL": str(tiny_model), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert "BROKEN" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits", "preferences"])
+def test_a_recipe_ends_before_its_deadline_with_something_better(
+    place: Path, tiny_model: Path, name: str, tmp_path: Path
+) -> None:
+    """A whole run in real processes."""
+    import budgetsearch as bs
+
+    recipe = f"{place}/examples/recipes/{name}.py:{RECIPES[name]}"
+    environment = {**os.environ, "BASE_MODEL": str(tiny_model), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "budgetsearch", "run", "--recipe", recipe, "--gpu", "cpu"]
+    done = subprocess.run(
+        [*command, "--hours", "90s", "--out", str(tmp_path / "run")],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
+    run = bs.open(tmp_path / "run")
+    assert "finished" == run.state
+    assert run.spent_seconds < 90
+    assert run.score is not None
+    assert run.score.adapter_loss < run.score.base_loss

@@ -76,3 +76,9 @@ def test_no_test_imports_from_another_test() -> None:
         if isinstance(node, ast.ImportFrom) and ".test_" in f".{node.module}"
     ]
     assert found == []
+
+
+def test_policy_driver_and_engines_know_no_kind_of_training() -> None:
+    """They serve recipes of any kind: no word of LoRA stands there."""
+    places = [*PACKAGE.glob("core/policy/*.py"), PACKAGE / "run/driver.py", *PACKAGE.glob("engines/**/*.py")]
+    assert [] == [path.name for path in places if "lora" in path.read_text(encoding="utf-8").lower()]

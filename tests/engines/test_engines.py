@@ -95,6 +95,23 @@ def test_a_worker_that_always_dies_is_given_up_with_its_last_words(
     engine.close()
 
 
+def test_a_worker_that_has_worked_is_started_more_often(
+    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three configurations in a row that kill it, each tried twice, end no search that goes well."""
+    monkeypatch.setattr(local_engine, "MAX_DEATHS", 1)
+    engine = LocalEngine(setup, tmp_path / "worker.log")
+    statuses = []
+    for kill in (False, True, True, False):
+        job = train_job(segment(0, 100_000 if kill else 100))
+        engine.submit(job)
+        if kill:
+            engine.end()
+        statuses += [result.status for result in await_end(engine, job.job_id).results]
+    assert ["ok", "crashed", "crashed", "ok"] == statuses
+    engine.close()
+
+
 def test_an_orphaned_worker_ends_with_its_driver(setup: WorkerSetup, tmp_path: Path) -> None:
     """kill -9 of the process that owns the engine: its worker is gone soon after."""
     script = f"""
@@ -116,6 +133,19 @@ while True:
     owner.wait()
     owner.stdout.close()
     check_gone(worker, "the worker outlived its driver")
+
+
+@pytest.mark.parametrize("line", ['{"is": "TrainJob", "job_', "[]"])
+def test_what_is_no_order_ends_the_worker_and_is_said(line: str) -> None:
+    """A thread that dies in silence would leave the driver waiting until its deadline."""
+    command = [sys.executable, "-P", "-m", "budgetsearch.engines.worker"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()  # the driver goes on listening
+        assert worker.EXIT_BROKEN == process.wait(timeout=60)
+        assert "an order cannot be understood" in process.stderr.read()
 
 
 class LostCard:

@@ -107,6 +107,7 @@ def processes(name: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_a_lost_node_gives_its_job_back_and_one_that_comes_is_used(
     cluster: Any, engine: RayEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +190,7 @@ def started(entries: Sequence[Entry]) -> int:
     return sum(isinstance(entry.event, SegmentStarted) for entry in entries)
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_killed_driver_a_stop_and_a_lost_node(
     cluster: Any, engine: RayEngine, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from budgetsearch.core.errors import EngineError, SettingsError
 from budgetsearch.core.records import CalibrateJob, Calibration, Job, SegmentResult, WorkerSetup
 from budgetsearch.core.reports import Beat, JobEnded, Notice, Report
 from budgetsearch.engines.contract import await_end, segment, train_job
+from budgetsearch.engines.local import MAX_DEATHS, most_deaths
 from budgetsearch.engines.ray import cluster
 from budgetsearch.engines.ray import engine as ray_tune
 from budgetsearch.engines.ray.engine import RayEngine
@@ -148,6 +149,26 @@ def test_a_waiting_job_that_is_cancelled_ends_at_once() -> None:
     assert ("stranded", 0) == (result.status, result.tokens)
     fleet.up(0)
     assert fleet.taken() is None
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_a_lane_that_has_ended_jobs_may_be_lost_more_often(proven: bool) -> None:
+    """Some configurations kill whoever tries them; one that has never ended a job is given up sooner."""
+    fleet = Fleet(size=1)
+    fleet.up(0, "first")
+    if proven:
+        placed = fleet.place(job_of("fp32"))
+        assert placed is not None
+        fleet.table.hear(Said("0-first", placed.token, ended(placed.job)))
+    fleet.table.hear(Gone("0-first", "it went"))
+    deaths = 0
+    while deaths < 4 * MAX_DEATHS:
+        fleet.up(0, str(deaths))
+        if fleet.place(job_of("fp32")) is None:
+            break
+        fleet.table.hear(Gone(f"0-{deaths}", "it died"))
+        deaths += 1
+    assert most_deaths(proven=proven) == deaths
 
 
 def test_a_silent_lane_is_lost_and_its_segment_counts_for_nothing() -> None:

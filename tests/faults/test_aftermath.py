@@ -21,11 +21,21 @@ from budgetsearch.cli import app
 from budgetsearch.core.errors import EngineError, RunFolderError
 from budgetsearch.core.events import Charged, Closed
 from budgetsearch.core.history.history import History
+from budgetsearch.core.policy.answers import MISSING
+from budgetsearch.core.policy.decide import IN_VAIN
 from budgetsearch.core.records import Segment
 from budgetsearch.engines.simulator import VirtualClock
 from budgetsearch.machine.clock import budget_of_resumed, deadline_of
 from budgetsearch.run import driver
-from budgetsearch.run.failure import Facts, after_failure, aftermath, go_on, keep_traceback, marked, run_of
+from budgetsearch.run.failure import (
+    Facts,
+    after_failure,
+    aftermath,
+    go_on,
+    keep_traceback,
+    marked,
+    run_of,
+)
 from budgetsearch.storage.files import local_time
 from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
@@ -97,10 +107,22 @@ def test_where_no_budget_is_left_the_command_gives_it_more() -> None:
     assert "Go on with:  budgetsearch resume runs/mine" == aftermath(facts(), spent(600.0))[-1]
     for seconds in (661.0, 719.0, 800.0):
         *_, told, command = aftermath(facts(), spent(seconds))
-        assert "no budget is left, so the command gives it more; budgetsearch report runs/mine" in told
+        assert "too little budget is left, so the command gives it more in all" in told
+        assert "budgetsearch report runs/mine" in told
         head, _, hours = command.rpartition(" ")
         assert "Go on with:  budgetsearch resume runs/mine --hours" == head
         assert budget_of_resumed(float(hours), seconds, 720.0) >= seconds + 360.0
+
+
+def test_a_run_in_vain_is_not_to_be_repeated_with_the_same_hours() -> None:
+    """What was left did not do for one trial: the same again would only take more of it."""
+    history = spent(300.0)
+    history.closed = Closed("failed", f"another full run needs 47 s: 4 s {MISSING}, {IN_VAIN}")
+    told = aftermath(facts(adapter=False), history)
+    assert told[-1].startswith("Go on with:  budgetsearch resume runs/mine --hours ")
+    assert "too little budget is left" in told[-2]
+    history.closed = Closed("failed", f"nothing of the search space fits into memory, {IN_VAIN}")
+    assert "Go on with:  budgetsearch resume runs/mine" == aftermath(facts(adapter=False), history)[-1]
 
 
 def test_a_run_with_a_deadline_is_given_another_one() -> None:

@@ -126,12 +126,25 @@ def in_step() -> None:
 def test_a_server_that_comes_back_has_the_whole_study(
     database: Server, place: fastrun.Place, run: Path
 ) -> None:
-    """Stopped during the second trial, started during the fifth: one warning, a line, and all is there."""
+    """Stopped during the second trial, started during the fifth: one warning, a line, and all is there.
+
+    The two may train at once: the server stays away until it was missed.
+    """
 
     def arrange() -> None:
         in_step()
         os.environ[PASSWORD] = SECRET
-        stop, start = at(1, database.stop), at(4, database.start)
+
+        def missed() -> bool:
+            return "The search goes on without it" in place.log.read_text(encoding="utf-8")
+
+        def begin() -> None:
+            until = time.monotonic() + 30.0
+            while not missed() and time.monotonic() < until:
+                time.sleep(0.1)
+            database.start()
+
+        stop, start = at(1, database.stop), at(4, begin)
         fastrun.BEHAVIOUR.during = lambda segment: (stop(segment), start(segment))
 
     url = database.url(password=False)

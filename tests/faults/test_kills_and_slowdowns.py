@@ -8,12 +8,13 @@ from tests.support.faults.modules import run_module
 from tests.support.faults.slowdowns import MOODS, play, play_all
 
 
-def test_a_run_that_is_killed_anywhere_loses_and_repeats_nothing() -> None:
+@pytest.mark.parametrize("kills", [10, pytest.param(25, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_anywhere_loses_and_repeats_nothing(kills: int) -> None:
     """Driver, worker or both, at points chosen alike among all that a run passes, and at any moment: after
     every kill the ledger holds what it held, with the adapter beside it; at the end each second is charged
     once, each token trained once, every decision replays, and the adapter is the best trial's."""
-    found = run_module("kills", "--kills", "25", "--seed", "3")
-    assert found["kills"] == 25
+    found = run_module("kills", "--kills", str(kills), "--seed", "3")
+    assert found["kills"] == kills
     assert found["kill points found"] > 50
     assert set(found["by victim"]) == {"driver", "worker", "both"}
 

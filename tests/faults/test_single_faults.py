@@ -323,7 +323,7 @@ def test_a_full_disk_stops_the_run_with_a_message_and_room_lets_it_finish(
     disk = place.path / "small"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("a small file system cannot be mounted here")

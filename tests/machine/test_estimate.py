@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.records import Probe
 from budgetsearch.core.resources.memory import DOUBT
 from budgetsearch.machine.configs import known_models
-from budgetsearch.machine.memory import GIB, Training, estimate, footprint, kept_per_token
+from budgetsearch.machine.memory import GIB, Training, answering, estimate, footprint, kept_per_token
 from budgetsearch.machine.shapes import shape_of
 from tests.support.published import PUBLISHED, difference
 
@@ -56,6 +57,7 @@ def model_of(config: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
     return model.eval()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_shape_has_the_layers_that_transformers_builds(family: str) -> None:
     """Names, sizes and number of the linear layers of a block, and all weights but the biases."""
@@ -112,6 +114,7 @@ def kept_by_autograd(config: Any, training: Training, dtype: torch.dtype) -> tup
 REST: Mapping[str, Any] = {"tokens": [], "targets": [], "rows": [], "lengths": []}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("changes", "dtype"),
@@ -204,6 +207,23 @@ def test_every_part_grows_with_what_it_depends_on() -> None:
     assert sizes == sorted(sizes)
     small = estimate(shape, Training(**{**vars(one), "optimizer": "adamw8bit"}))
     assert small.adapters < least.adapters
+
+
+def test_answering_keeps_keys_and_values_and_no_gradient() -> None:
+    """Of Qwen3-8B in bf16: 15.3 GiB of weights, 147,456 bytes of keys and values a token, an adapter without
+    its optimizer; twice the answers take twice the activations, and all of it fits where training does."""
+    shape = shape_of(known_models()["Qwen/Qwen3-8B-Base"])
+    one = Training("bf16", rank=16, micro_batch=8, length=2048)
+    found, more = answering(shape, one), answering(shape, replace(one, micro_batch=16))
+    assert 15.2 < found.base / GIB < 15.4
+    assert found.activations > 8 * 2048 * 147_456
+    assert found.activations < 2 * 8 * 2048 * 147_456
+    assert 2 * found.activations == more.activations
+    assert 4 * 16 * shape.weights_per_rank("all-linear") == found.adapters
+    assert found.total / GIB < 23.5
+    packed = answering(shape, replace(one, quantization="nf4"))
+    assert packed.total < found.total
+    assert packed.quantization > 0
 
 
 def test_the_rule_says_what_the_estimate_says() -> None:

@@ -20,8 +20,8 @@ from budgetsearch.machine.clock import RunClock, Timing
 from budgetsearch.run import process as stopping
 from budgetsearch.run import session as compose
 from budgetsearch.run.configuration import load_settings
+from budgetsearch.run.models import check_same_inputs
 from budgetsearch.run.preflight import anchored
-from budgetsearch.run.prepare import check_same_inputs
 from budgetsearch.run.settings import Settings
 from budgetsearch.storage.lock import RunLock
 from budgetsearch.storage.runfolder import RunFolder
@@ -125,7 +125,7 @@ from pathlib import Path
 from budgetsearch.machine.clock import RunClock, Timing
 from budgetsearch.engines.local import LocalEngine
 from budgetsearch.run import process as stopping
-from budgetsearch.run.prepare import check_same_inputs
+from budgetsearch.run.models import check_same_inputs
 from budgetsearch.storage.runfolder import RunFolder
 
 engine = LocalEngine(None, Path({str(tmp_path / "worker.log")!r}))

@@ -16,7 +16,9 @@ import pytest
 
 from budgetsearch.core.decisions import Run
 from budgetsearch.core.events import Decided, Planned, SegmentEnded, SegmentStarted
+from budgetsearch.machine.detect import detect
 from budgetsearch.run.fields import read_hours
+from budgetsearch.run.winner import targets_of_base, winner_of
 from budgetsearch.storage.ledger import read_entries, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.simulate.invariants import check
@@ -26,6 +28,12 @@ HOURS = 0.02  # 72 s
 WHOLE_HOURS = 0.04
 """Of the run whose worker is killed: where all is slow its start, the calibration and the next worker's start
 take a minute, and then it has to search."""
+INTERRUPTED_HOURS = 0.035
+"""Of the run that starts three times: each start takes a quarter of a minute where all is slow."""
+
+
+MIXTURE_HOURS = 0.06
+"""Of a run on routed experts, which take their time to be measured where all is slow."""
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +135,7 @@ def test_a_run_ends_before_its_deadline_with_a_loadable_adapter(finished: tuple[
     assert "adapter" in output
 
 
+@pytest.mark.slow
 def test_the_least_budget_ends_with_an_adapter_and_the_next_try_measures_nothing(workplace: Path) -> None:
     """What is refused names the hours that suffice; half as much again, for this machine is busy, yields a
     scored adapter, twice, and the second time what was measured the first time is used again."""
@@ -230,11 +239,12 @@ def test_status_of_a_finished_run(finished: tuple[Path, str, float], workplace: 
     assert status["best"]["loss"] is not None
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
     """Ctrl-C: code 130, the resume line, a checkpointed segment. A scheduler starts it again and preempts it:
     code 75; resume then finishes in time."""
     run = workplace / "runs" / "interrupted"
-    process = command(workplace, "run", "--out", "runs/interrupted")
+    process = command(workplace, "run", "--out", "runs/interrupted", "--hours", str(INTERRUPTED_HOURS))
     until_segments(run / "ledger.sqlite", 2)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
@@ -242,7 +252,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
     assert "budgetsearch resume runs/interrupted" in output
     stopped = read_history(run / "ledger.sqlite")
     assert stopped.running == {}
-    process = command(workplace, "run", "--resume", "auto", "--out", "runs/interrupted")
+    process = command(
+        workplace, "run", "--resume", "auto", "--out", "runs/interrupted", "--hours", str(INTERRUPTED_HOURS)
+    )
     until_segments(run / "ledger.sqlite", len(stopped.results) + 1)
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
@@ -257,6 +269,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(workplace: Path) -> None:
     check_finished(run)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_reproduced_from_its_manifest(workplace: Path, tmp_path: Path) -> None:
     """Stopped twice, resumed twice, and without ledger and checkpoints: equal to the bit."""
     made = workplace / "runs" / "interrupted" / "manifest.json"
@@ -301,3 +314,67 @@ def test_a_run_killed_with_signal_9_resumes(workplace: Path) -> None:
         assert (segment, result) in after.results
     plans = [e for e in read_entries(run / "ledger.sqlite") if isinstance(e.event, Planned)]
     assert len(plans) == 1
+
+
+@pytest.mark.slow
+def test_the_hours_that_a_refusal_names_end_with_an_adapter_and_its_base_beside_it(workplace: Path) -> None:
+    """However few they are: on a machine whose speed nobody knew the next number may be larger, and is then
+    what this machine takes. What a run of so little time trains is compared with its base."""
+    seconds, texts = "1s", list[str]()
+    for number in range(4):
+        run = command(workplace, "run", "--hours", seconds, "--out", f"least{number}", "--fresh-calibration")
+        texts.append(run.communicate(timeout=300)[0])
+        if run.returncode == 0:
+            break
+        assert 2 == run.returncode, texts
+        assert not (workplace / f"least{number}").exists()
+        seconds = " ".join(texts[-1].split()).split("Use --hours ")[1].split()[0]
+    assert 0 == run.returncode, texts
+    history = read_history(workplace / f"least{number}" / "ledger.sqlite")
+    assert history.opened is not None and history.spent <= history.opened.budget_seconds
+    assert history.score is not None and history.score.base_loss is not None
+    assert (workplace / f"least{number}" / "adapter" / "adapter_model.safetensors").is_file()
+    assert "validation loss  base" in texts[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["by the flag", "by the space"])
+def test_a_run_on_a_mixture_brings_adapters_on_its_experts(workplace: Path, asked: str) -> None:
+    """From the command to the exported folder, which loads as it was trained."""
+    from tests.support.families import build
+
+    model = build("qwen3_moe", workplace / "mixture")
+    space, options = workplace / "space.yaml", ["--targets", "experts"]
+    if asked == "by the space":
+        text = space.read_text(encoding="utf-8")
+        space, options = workplace / "experts.yaml", []
+        space.write_text(f'{text}  targets: {{kind: choice, values: [experts, "attention,experts"]}}\n')
+    run = f"runs/{asked.replace(' ', '-')}"
+    process = command(
+        workplace,
+        "run",
+        "--model",
+        str(model),
+        "--space",
+        str(space),
+        "--out",
+        run,
+        "--seed",
+        "2",
+        "--hours",
+        str(MIXTURE_HOURS),
+        *options,
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "; routers stay as they are" in output
+    check_finished(workplace / run)
+    history = read_history(workplace / run / "ledger.sqlite")
+    assert {1} == {calibration.gang for calibration in history.calibrations.values()}
+    assert history.score is not None and history.score.base_loss is not None
+    assert history.score.adapter_loss is not None and history.score.adapter_loss < history.score.base_loss
+    config = json.loads((workplace / run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["target_parameters"]
+    served = winner_of(workplace / run)
+    assert "experts" in targets_of_base(served.told)
+    assert served.load(model, detect("cpu"), False) is not None

@@ -19,6 +19,8 @@ from budgetsearch.core.history.retention import needed_checkpoints
 from budgetsearch.run import export as exporter_module
 from budgetsearch.run.export import AdapterExporter
 from budgetsearch.training.sums import META_FILE, STATE_FILE, describe
+from budgetsearch.views.card import adapter_card
+from budgetsearch.views.loading import vllm_command
 from tests.support.exporting import House, best
 from tests.support.factories import FACTS, MODEL, Story, params
 
@@ -73,6 +75,43 @@ def test_the_card_shows_losses_accuracy_licence_and_limits(house: House, story: 
         assert part in card
     for part in ("PeftModel.from_pretrained(base, '.')", "- rank: 32", "## Limits", "- sha256: ab"):
         assert part in card
+
+
+def test_the_folder_is_complete_for_whoever_serves_it(house: House, story: Story) -> None:
+    """The end of turn that training taught, the terms of the base, and a line for each way to use it."""
+    model = house.root / "model"
+    (model / "generation_config.json").write_text('{"eos_token_id": 5, "temperature": 0.6}')
+    (model / "LICENSE.txt").write_text("terms", encoding="utf-8")
+    data = {**FACTS["data"], "stops": [7, 5], "licences": {"rows.jsonl": None, "hub:a/b": "cc0-1.0"}}
+    exporter = dataclasses.replace(house.exporter(), data_facts=data)
+    path = Path(exporter.export(story.history, best(story), final=True))
+    generation = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
+    assert {"eos_token_id": [7, 5], "temperature": 0.6} == generation
+    assert "terms" == (path / "LICENSE.txt").read_text(encoding="utf-8")
+    card = (path / "README.md").read_text(encoding="utf-8")
+    for part in (
+        "AutoModelForCausalLM.from_pretrained('.', dtype='float32')",
+        "vllm serve org/tiny --tokenizer . --enable-lora --max-lora-rank 32 --lora-modules adapter=.",
+        "budgetsearch export RUN --ollama",
+        "- base model: MIT",
+        "- data rows.jsonl: not stated with the files",
+        "- data hub:a/b: cc0-1.0",
+    ):
+        assert part in card
+
+
+@pytest.mark.parametrize(("rank", "room"), [(4, 8), (24, 32), (128, 128), (500, 512), (600, None)])
+def test_vllm_is_told_a_rank_that_it_takes_and_that_holds_the_adapters(rank: int, room: int | None) -> None:
+    """Above 16 it refuses without; it knows a few sizes, and none above 512."""
+    command = vllm_command(MODEL, "nf4", "a", rank)
+    assert (f"--max-lora-rank {room} " in command and "bitsandbytes" in command) == (room is not None)
+
+
+@pytest.mark.parametrize(("quantization", "said"), [("int8", True), ("fp32", False)])
+def test_the_card_of_an_int8_base_says_what_a_batch_does(story: Story, quantization: str, said: bool) -> None:
+    """Losses are those of batches there, and a row alone differs."""
+    card = adapter_card(story.history, best(story), MODEL, {}, quantization)
+    assert said == ("LLM.int8() looks at all rows of a batch" in card)
 
 
 def test_an_early_export_has_no_score_yet(house: House) -> None:

@@ -16,7 +16,7 @@ from budgetsearch.storage.ledger import read_history
 from budgetsearch.training.data.models import BaseModel, resolve_model
 
 pytestmark = pytest.mark.real_model
-HOURS = 0.07
+HOURS = 0.06
 
 
 @pytest.fixture(scope="module")

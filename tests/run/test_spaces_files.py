@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from budgetsearch.core.errors import SettingsError, SpaceError
-from budgetsearch.core.space.dimensions import Choice, Number, Tied
+from budgetsearch.core.space.dimensions import Choice, Constant, Normal, Number
 from budgetsearch.core.space.space import Space
-from budgetsearch.run.spaces import list_spaces, load_space, read_yaml, spaces_folder
+from budgetsearch.machine import rates
+from budgetsearch.machine.shapes import ModelShape, shape_of
+from budgetsearch.run.spaces import following, list_spaces, load_space, read_yaml, spaces_folder
 
 FILES = sorted(spaces_folder().rglob("*.yaml"))
 NAMES = [str(path.relative_to(spaces_folder())) for path in FILES]
@@ -51,16 +54,62 @@ def test_every_dimension_says_where_it_comes_from(path: Path) -> None:
 
 
 def test_lora_has_the_priors_of_the_field() -> None:
-    """bf16 and nf4, ranks 8 to 128, a learning rate about 2e-4, alpha at twice the rank."""
+    """bf16 and nf4, ranks 8 to 128, a learning rate that follows the model, about 3e-4, at alpha 32."""
     space = load_space("lora")
     rank, rate, alpha = (space[name] for name in ("rank", "learning_rate", "alpha"))
     assert isinstance(rank, Choice)
     assert isinstance(rate, Number)
-    assert isinstance(alpha, Tied)
+    assert isinstance(alpha, Constant)
     assert ("bf16", "nf4") == space["quantization"].corners()  # type: ignore[union-attr]
     assert ((8, 16, 32, 64, 128), True) == (rank.values, rank.ordered)
-    assert (1e-5, 1e-3, True, 2e-4) == (rate.low, rate.high, rate.log, rate.prior and rate.prior.center)
-    assert ("rank", 2) == (alpha.to, alpha.factor)
+    assert (2e-5, 3e-3, True) == (rate.low, rate.high, rate.log)
+    assert Normal(3e-4, 0.4, "model") == rate.prior
+    assert 32 == alpha.value
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [
+        ("lora", 4096, 3.1e-4),  # Llama 7B
+        ("lora", 2048, 3.4e-4),  # Qwen3 1.7B
+        ("lora_small", 960, 9.8e-4),  # SmolLM2 360M
+        ("lora_small", 576, 2e-3),  # SmolLM2 135M
+        ("lora_small", 64, 2e-3),
+    ],
+)
+def test_the_learning_rate_begins_where_it_suits_the_model(name: str, width: int, expected: float) -> None:
+    """As the fit and the measured small model have it; it says so, and the record of it follows no more."""
+    shape = make_shape(width)
+    space = following(load_space(name), shape)
+    assert expected == space.default()["learning_rate"]
+    assert str(shape.hidden) in space["learning_rate"].source
+    assert Space.parse(space.to_dict()) == space
+    assert "follows" not in str(space.to_dict())
+    assert following(space, shape) is space
+    assert load_space(name) == following(load_space(name), None)
+
+
+def test_a_centre_that_does_not_fit_into_the_range_moves_to_its_end() -> None:
+    """A space of one's own may be narrower than what suits the model."""
+    raw = {**load_space("lora").to_dict(), "name": "own"}
+    rate = next(d for d in raw["dimensions"] if d["name"] == "learning_rate")
+    rate.update(low=1e-6, high=1e-4, prior={"center": 1e-5, "spread": 0.4, "follows": "model"})
+    assert 1e-4 == following(Space.parse(raw), make_shape(4096)).default()["learning_rate"]
+
+
+def make_shape(hidden: int) -> ModelShape:
+    """The shape of a dense model of this width."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 100}
+    return shape_of({"model_type": "llama", "hidden_size": hidden, **sizes})
+
+
+def test_the_fit_in_the_package_is_the_one_that_was_made() -> None:
+    """``benchmarks.spaces.rates`` wrote it down."""
+    found = json.loads(Path("benchmarks/spaces/results/rates.json").read_text(encoding="utf-8"))
+    assert (rates.FIT, rates.PER_DECADE) == (found["fit"]["constant"], found["fit"]["per_width"])
+    left_out, trials = found["left_out"], found["first_trials"]
+    assert left_out["width"]["mean_regret"] < left_out["fixed"]["mean_regret"]
+    assert all(trials["now"][key] < trials["before"][key] for key in trials["now"])
 
 
 def test_lora_small_is_for_the_cpu() -> None:
@@ -73,11 +122,18 @@ def test_lora_small_is_for_the_cpu() -> None:
     assert (3e-4, 1e-2, 2e-3) == (rate.low, rate.high, rate.prior and rate.prior.center)
 
 
+def test_lora_wide_is_lora_and_more() -> None:
+    """The five that every run has are the same: ranges, centres that follow the model, and sources."""
+    plain, wide = load_space("lora"), load_space("lora_wide")
+    assert plain.dimensions == tuple(wide[dimension.name] for dimension in plain.dimensions)
+    assert len(wide.dimensions) > len(plain.dimensions)
+
+
 def test_the_list_names_every_file() -> None:
     """list_spaces gives name, path and description of each, in order."""
     found = list_spaces()
     assert FILES == [info.path for info in found]
-    assert ["lora", "lora_small"] == [info.name for info in found]
+    assert ["lora", "lora_small", "lora_wide"] == [info.name for info in found]
     assert all(info.description for info in found)
 
 

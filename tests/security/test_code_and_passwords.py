@@ -334,8 +334,8 @@ def test_servers_listen_on_loopback_only() -> None:
                     assert "address" == node.arg, f"{path.name}: {ast.unparse(node)}"
     assert {"127.0.0.1", "local"} <= hosts, "Ray's dashboard and its cluster of this machine"
     assert hosts <= {"127.0.0.1", "localhost", "::1", "local"}
-    text = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
-    assert "0.0.0.0" not in text
+    named = {path.name for path in PACKAGE.rglob("*.py") if "0.0.0.0" in path.read_text(encoding="utf-8")}
+    assert named == {"steps.py"}  # inside a container, whose port its owner opens
 
 
 # ------------------------------------------------------------------------- passwords

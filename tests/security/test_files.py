@@ -144,4 +144,5 @@ def test_all_json_is_read_so() -> None:
         for path in PACKAGE.rglob("*.py")
         if any(map(own, ast.walk(ast.parse(path.read_text(encoding="utf-8")))))
     }
-    assert {"core/codec.py", "training/data/json_rows.py", "tools/compare/kept.py"} == found
+    task = "training/data/sketch.py"  # a program that imports nothing but Jinja; its task is our own text
+    assert {"core/codec.py", "training/data/json_rows.py", "tools/compare/kept.py", task} == found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from budgetsearch.engines.local import LocalEngine
 from budgetsearch.machine import child
 from budgetsearch.tools.doctor.machine import ask_libraries
 from budgetsearch.tools.doctor.model import look
+from budgetsearch.training.data.frame import _rendered
 from budgetsearch.training.data.models import resolve_model
 
 PACKAGE = Path(budgetsearch.__file__).parent
@@ -59,6 +61,7 @@ CHILDREN: dict[str, Callable[[Path], object]] = {
     "pip index": seek,
     "worker": work,
     "probe": lambda folder: ask_libraries(None, 0.5),
+    "frame": lambda folder: _rendered("{{ messages }}", {}),
 }
 """What starts a Python, given a folder of its own."""
 
@@ -122,7 +125,7 @@ def starts(tree: ast.AST) -> Iterator[tuple[int, str]]:
             given = {keyword.arg for keyword in node.keywords}
             if not {"env", "cwd"} <= given:
                 yield node.lineno, f"{name} without env and cwd"
-            if "child.python(" not in text or "child.environment(" not in text:
+            if not re.search(r"child\.(python|script)\(", text) or "child.environment(" not in text:
                 yield node.lineno, f"{name} of something else than child.python"
         elif name in POOLS and "os.environ[child.SAFE_PATH]" not in text:
             yield node.lineno, f"{name} without {child.SAFE_PATH}"

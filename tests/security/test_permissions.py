@@ -34,6 +34,11 @@ from tests.support.factories import FACTS
 
 WANTED: dict[str, tuple[dict[str, Any], Changes, str]] = {
     "code": ({"trust_remote_code": True}, {"trust_remote_code": True}, "--trust-remote-code"),
+    "a metric": (
+        {"metric": "theirs.code:score", "direction": "max"},
+        {"metric": "theirs.code:score"},
+        "--metric theirs.code:score",
+    ),
     "a cluster": (
         {"engine": "ray", "gpu": "cpu", "address": "10.0.0.66:6379"},
         {"address": "10.0.0.66:6379"},
@@ -146,6 +151,22 @@ def test_a_file_that_lies_in_the_folder_lets_no_code_run(tmp_path: Path) -> None
     assert load_settings({"trust_remote_code": True}, cwd=tmp_path).trust_remote_code
     assert not load_settings({"trust_remote_code": False}, cwd=tmp_path).trust_remote_code
     assert load_settings({}, tmp_path / CONFIG_NAME, cwd=tmp_path).trust_remote_code
+
+
+def test_a_function_runs_only_where_it_is_named(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Not from a file that lies in the folder, not by the name of another, and not by a manifest."""
+    (tmp_path / CONFIG_NAME).write_text("metric: theirs:score\ndirection: max\ngpu: cpu\n", encoding="utf-8")
+    with pytest.raises(UntrustedCode, match=r"--metric theirs:score.*--config"):
+        load_settings({}, cwd=tmp_path)
+    assert "theirs:score" == load_settings({"metric": "theirs:score"}, cwd=tmp_path).metric
+    theirs = {**settings, "metric": "theirs:score", "direction": "max"}
+    with pytest.raises(SettingsError, match="the metric that it has"):
+        check_permitted(theirs, {"metric": "mine:score"})
+    check_permitted({**settings, "metric": "regex:a"}, {})
+    from types import SimpleNamespace
+
+    manifest: Any = SimpleNamespace(settings=theirs, base=SimpleNamespace(revision=None))
+    assert "loss" == settings_of(manifest, {}, trust=True).metric
 
 
 def test_a_manifest_takes_nobody_to_a_cluster_a_database_or_a_service(settings: dict[str, Any]) -> None:

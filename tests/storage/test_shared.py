@@ -588,6 +588,7 @@ def test_the_copies_of_killed_workers_go_and_those_of_living_ones_stay(courier: 
     assert {courier.copies.folder.parent.name, f"{PREFIX}strange"} == set(os.listdir(base))
 
 
+@pytest.mark.slow
 def test_a_worker_process_trains_on_copies(setup: WorkerSetup, tmp_path: Path) -> None:
     """The real worker uploads, goes on from what is in the store, and leaves nothing below TMPDIR."""
     scratch = tmp_path / "tmp"

@@ -31,13 +31,14 @@ WHOLE = 32
 PEAK_MARGIN = 0.05
 """Of the peak of the whole model, against what is foreseen."""
 KERNELS: Mapping[str, int] = {
-    "plain": 224,
-    "dropout": 245,
-    "recompute": 302,
-    "nf4": 245,
-    "nf4 recompute": 323,
+    "plain": 141,
+    "dropout": 183,
+    "recompute": 189,
+    "nf4": 175,
+    "nf4 recompute": 226,
+    "fused": 74,
 }
-"""A layer's, of one member in one pass and its share of the step; without Liger's."""
+"""A layer's, of one member in one pass and its share of the step."""
 ROWS = (1020, 1000)
 """Of a step: rounded up they have one width."""
 LARGE_VOCABULARY = "meta-llama/Llama-3.1-8B"
@@ -49,6 +50,7 @@ CASES: Mapping[str, Setup] = {
     "recompute": replace(PLAIN, recompute=True),
     "nf4": replace(PLAIN, quantization="nf4"),
     "nf4 recompute": replace(PLAIN, quantization="nf4", recompute=True),
+    "fused": replace(PLAIN, fused=True),
     "gang": replace(PLAIN, members=4, rank=128, dropout=0.05, rows=(512, 400)),
     "fp32": replace(PLAIN, quantization="fp32"),
     "fp16 before Ampere": replace(PLAIN, half="fp16", capability=(7, 0)),
@@ -65,8 +67,10 @@ def wrong_steps(name: str) -> list[str]:
     if name in KERNELS and kernels > KERNELS[name]:
         wrong.append(f"kernels: {kernels:.0f} a layer and pass, {KERNELS[name]} are allowed")
     peak = few.peak_bytes + (more.peak_bytes - few.peak_bytes) / added * (WHOLE - LAYERS[0])
-    if not 1 - PEAK_MARGIN <= peak / foreseen(replace(setup, layers=WHOLE)) <= 1 + PEAK_MARGIN:
-        wrong.append(f"peak: {peak / foreseen(replace(setup, layers=WHOLE)):.3f} of what is foreseen")
+    share = peak / foreseen(replace(setup, layers=WHOLE))
+    least = 0.0 if setup.fused else 1 - PEAK_MARGIN  # plan does not count on fused kernels
+    if not least <= share <= 1 + PEAK_MARGIN:
+        wrong.append(f"peak: {share:.3f} of what is foreseen")
     return wrong
 
 
@@ -89,6 +93,11 @@ def _wrong_widths(found: Step) -> list[str]:
 def _wrong_types(found: Step) -> list[str]:
     full = [k for k in found.kernels if k.name in PRODUCTS and k.dtype != "bfloat16" and k.dtype != "float16"]
     return [f"types: {full[0].name} in {full[0].dtype}"] if full else []
+
+
+def wrong_first_layer(name: str) -> list[str]:
+    """What one layer shows already, which is all but kernels a layer and the whole peak."""
+    return _wrong_step(_traced(replace(CASES[name], layers=1)))
 
 
 def wrong_evaluation() -> list[str]:
@@ -146,14 +155,12 @@ CHECKS: Mapping[str, Callable[[], list[str]]] = {
 
 @contextmanager
 def _wide_masks() -> Iterator[None]:
-    """Dropout as numbers in 32 bits, and a division."""
+    """Dropout as numbers in 32 bits, and a comparison."""
 
-    def drop(self: Any, x: torch.Tensor) -> torch.Tensor:
-        share = self.dropout[0]
-        found: torch.Tensor = x * (torch.rand(x.shape, device=x.device) >= share) / (1.0 - share)
-        return found
+    def fill(self: Any, mask: torch.Tensor, k: int, number: int) -> torch.Tensor:
+        return mask.copy_(torch.rand(mask.shape, device=mask.device) >= self.dropout[k])
 
-    with patch.object(gang.GangLinear, "_drop", drop):
+    with patch.object(gang.Worn, "_fill", fill):
         yield
 
 
@@ -162,14 +169,24 @@ def _blind(shape: Any, training: Any) -> float:
     return 0.0
 
 
+ONE_LAYER = "one layer, "
+"""Before the name of a case: the cheaper check is enough."""
 FAULTS: Mapping[str, tuple[str, Callable[[], Any], str]] = {
-    "a wait in every pass": ("plain", lambda: patch.object(recipe, "unmasked", _nothing), "waits"),
+    "a wait in every pass": (
+        ONE_LAYER + "plain",
+        lambda: patch.object(recipe, "unmasked", _nothing),
+        "waits",
+    ),
     "grouped heads before Ampere": (
-        "fp16 before Ampere",
+        ONE_LAYER + "fp16 before Ampere",
         lambda: patch.object(attention, "GROUPED_FROM", (0, 0)),
         "meeting: math attention",
     ),
-    "rows that stay on the CPU": ("plain", lambda: patch.object(batches.Batch, "to", _stay), "meeting"),
+    "rows that stay on the CPU": (
+        ONE_LAYER + "plain",
+        lambda: patch.object(batches.Batch, "to", _stay),
+        "meeting",
+    ),
     "dropout in 32 bits": ("dropout", _wide_masks, "kernels"),
     "every width its own": ("evaluation", lambda: patch.object(evaluate, "width_step", lambda d: 1), "width"),
     "an evaluation in 32 bits": ("evaluation", lambda: patch.object(evaluate, "mixed", _nothing), "types"),
@@ -198,7 +215,8 @@ def main(names: list[str]) -> None:
         check, fault, _ = FAULTS.get(name, (name, nullcontext, ""))
         try:
             with fault():
-                found = CHECKS[check]()
+                known = CHECKS.get(check)
+                found = known() if known else wrong_first_layer(check.removeprefix(ONE_LAYER))
         except FakeTensorDeviceMismatchError as error:
             found = [f"meeting: {error}"]
         print(json.dumps({name: found}), flush=True)

@@ -156,6 +156,8 @@ FAMILIES: Mapping[str, Family] = {
     "seed_oss": _plain("SeedOssConfig", head_dim=16),
     "stablelm": _plain("StableLmConfig"),
     "apertus": _plain("ApertusConfig"),
+    "helium": _plain("HeliumConfig", head_dim=16),
+    "arcee": _plain("ArceeConfig", head_dim=16),
     "gpt2": Family(
         "GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": VOCAB, "n_positions": 512}
     ),
@@ -215,6 +217,35 @@ FAMILIES: Mapping[str, Family] = {
             "moe_intermediate_size": 32,
         },
         kind="experts",
+    ),
+    "dots1": _experts(
+        "Dots1Config",
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+    ),
+    "flex_olmo": _experts("FlexOlmoConfig", num_experts=4, num_experts_per_tok=2),
+    "hy_v3": _experts("HYV3Config", head_dim=16, **FEW, num_shared_experts=1, first_k_dense_replace=1),
+    "laguna": _experts(
+        "LagunaConfig",
+        head_dim=16,
+        **FEW,
+        shared_expert_intermediate_size=32,
+        sliding_window=16,
+        layer_types=["full_attention", "full_attention"],
+        mlp_layer_types=["dense", "sparse"],
+    ),
+    "minimax": _hybrid(
+        "MiniMaxConfig",
+        {**BASE, **LOCAL, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "rwkv": _hybrid(
+        "RwkvConfig",
+        {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": VOCAB, "attention_hidden_size": 64},
     ),
     "granitemoehybrid": _hybrid(
         "GraniteMoeHybridConfig",
@@ -466,6 +497,17 @@ FAMILIES: Mapping[str, Family] = {
         kind="wrapper",
     ),
 }
+
+
+def has_experts(name: str) -> bool:
+    """Whether the family is a mixture, as its configuration says."""
+    family = FAMILIES[name]
+    inside = [sizes for _, sizes in (family.parts or {}).values()]
+    return any(
+        "num_experts" in key or "routed" in key or "local_experts" in key
+        for sizes in (family.sizes, *inside)
+        for key in sizes
+    )
 
 
 def build(name: str, folder: Path) -> Path:

@@ -24,7 +24,7 @@ FAILS_LATER = {"mamba": "no: its own code multiplies by weights that are packed 
 def row_of(name: str, found: Anatomy) -> str:
     """A family's line of the table."""
     share = f"{found.covered / max(1, found.linear + found.experts):.0%}"
-    packed = "no" if "nf4" in found.refused else "all but the experts" if found.experts else "yes"
+    packed = "no" if "nf4" in found.refused else "yes, int8 without experts" if found.experts else "yes"
     cells = (
         name,
         KINDS[FAMILIES[name].kind],

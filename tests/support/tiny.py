@@ -6,6 +6,7 @@ token counts can be worked out by hand.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def make_tiny_model(
     layers: int = 2,
     seed: int = 0,
     chat_template: bool = True,
+    merges: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write a Llama of ``layers`` random layers and its tokenizer into ``folder``.
 
@@ -41,7 +43,7 @@ def make_tiny_model(
 
     if vocab < 259 or hidden % 8:
         raise ValueError(f"vocab >= 259 and hidden % 8 == 0 are needed, not {vocab} and {hidden}")
-    tokenizer = tiny_tokenizer(chat_template)
+    tokenizer = tiny_tokenizer(chat_template, merges)
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=hidden,
@@ -65,13 +67,14 @@ def make_tiny_model(
     return folder
 
 
-def tiny_tokenizer(chat_template: bool = True) -> Any:
-    """The byte-level tokenizer of the tiny models."""
+def tiny_tokenizer(chat_template: bool = True, merges: Sequence[tuple[str, str]] = ()) -> Any:
+    """The byte-level tokenizer of the tiny models; ``merges``: pairs that are one token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    words = [*alphabet, *(left + right for left, right in merges)]
+    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([TURN_START, TURN_END, PAD])

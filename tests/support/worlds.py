@@ -23,7 +23,7 @@ from budgetsearch.core.records import (
 )
 from budgetsearch.core.reports import Report
 from budgetsearch.core.results import stranded_results, untrained
-from budgetsearch.engines.simulator import Result, SimulatorEngine, VirtualClock, World, lora_like_loss
+from budgetsearch.engines.simulator import Result, SimulatorEngine, VirtualClock, World, usual_loss
 
 MAX_GANG = 64
 """More than any gang has: a world's gains are those of its own sizes."""
@@ -84,6 +84,10 @@ class SyntheticWorld:
     """Whether the checkpoint that a segment starts from cannot be read now."""
     full: Callable[[Segment], bool] = lambda segment: False
     """Whether there is no room for a segment's checkpoint."""
+    metric: Callable[[Segment, int], Sequence[float | None]] = lambda segment, example: ()
+    """What the user's metric gives to so many answers of a segment's checkpoint."""
+    answer_seconds: float = 0.0
+    """Of one answer with its grade."""
     mute: bool = False
     """Whether no answers can be generated."""
     broken: Sequence[str] = ()
@@ -118,14 +122,14 @@ class SyntheticWorld:
 
     def loss(self, segment: Segment, tokens: int) -> float:
         """Validation loss of a configuration after so many tokens."""
-        return lora_like_loss(segment, tokens, self.seed)
+        return usual_loss(segment, tokens, self.seed)
 
     def _calibrate(self, job: CalibrateJob) -> Calibration:
         if job.quantization in self.broken:
             return Calibration(job.quantization, "crashed", detail="broken")
         rate = self.tokens_per_second / (1.5 if job.quantization == "nf4" else 1.0)
         found = Calibration(job.quantization, "ok", rate, 0.05, 0.5, 1.0, micro_batch=job.batch_size)
-        found = replace(found, rank=job.ranks[0])
+        found = replace(found, rank=job.ranks[0], answer_seconds=self.answer_seconds)
         sizes = [size for size in self.gains if size <= job.max_gang]
         probes = tuple(Probe(n, job.batch_size, False, 64, rate * self.gains[n], 0) for n in sizes)
         return replace(found, gang=max(sizes, default=1), probes=probes)
@@ -160,6 +164,12 @@ class SyntheticWorld:
             return result
         name = _name(segment, flight.tokens)
         trained = replace(result, tokens=flight.tokens, checkpoint_out=name, revisions=flight.revisions)
+        if segment.answers:
+            values = tuple(self.metric(segment, segment.answers))
+            seconds = {"train": train, "score": segment.answers * self.answer_seconds}
+            trained = replace(trained, metric=values, seconds=seconds)
+        if segment.only_grades:
+            return replace(trained, checkpoint_out=segment.checkpoint_in)
         if not segment.evaluate:
             return trained
         loss, evaluate = self.loss(segment, flight.tokens), self.overhead_seconds
@@ -170,7 +180,7 @@ class SyntheticWorld:
             trained,
             loss=loss,
             example_losses=(loss,) * measured,
-            seconds={"train": train, "evaluate": evaluate},
+            seconds={**trained.seconds, "train": train, "evaluate": evaluate},
         )
 
     def _flight(self, segment: Segment) -> Flight:

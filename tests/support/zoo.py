@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Zoo:
     """A family's model in float64, two members that could train on it, and rows for each."""
 
     path: Path
+    targets: str = "all-linear"
 
     def __post_init__(self) -> None:
         self.base = double(load_base(str(self.path), "fp32", "cpu"))
@@ -55,13 +56,19 @@ class Zoo:
         self.fresh = [self._member(params, seed) for seed, params in enumerate(MEMBERS)]
 
     def _member(self, params: dict[str, Any], seed: int) -> Adapter:
-        made = Adapter.fresh(self.base, params, targets="all-linear", seed=seed, base_name=str(self.path))
+        made = Adapter.fresh(self.base, params, targets=self.targets, seed=seed, base_name=str(self.path))
         for tensors in (made.a, made.b):
             for name, tensor in tensors.items():
                 tensors[name] = torch.nn.Parameter(tensor.double())
         return made
 
-    def train(self, numbers: Sequence[int], *, recompute: bool = False) -> tuple[torch.Tensor, list[Adapter]]:
+    def train(
+        self,
+        numbers: Sequence[int],
+        *,
+        recompute: bool = False,
+        after_forward: Callable[[], None] = lambda: None,
+    ) -> tuple[torch.Tensor, list[Adapter]]:
         """(losses by step and member, the trained members) of these members side by side."""
         members = [copy.deepcopy(self.fresh[number]) for number in numbers]
         optimizers = [torch.optim.AdamW(list(m.weights().values()), lr=RATE) for m in members]
@@ -75,6 +82,7 @@ class Zoo:
         ):
             for _ in range(STEPS):
                 found = row_losses(self.base, ids).view(len(members), 2).mean(dim=1)
+                after_forward()
                 found.sum().backward()
                 for optimizer in optimizers:
                     optimizer.step()
@@ -125,9 +133,30 @@ class Zoo:
             return float(row_losses(self.base, self.rows[0]).mean())
 
 
+def four_bits(path: Path, folder: Path) -> tuple[float, list[float | None]]:
+    """(the loss that this package reports of an adapter on a base in nf4, what its card's lines give)."""
+    base = load_base(str(path), "nf4", "cpu")
+    member = Adapter.fresh(base, MEMBERS[0], targets="all-linear", seed=0, base_name=str(path))
+    for number, weight in enumerate(member.average.values()):
+        weight.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(number))
+    ids = torch.arange(1, 25).view(2, 12)
+    gang = Gang(base, [member], gradients=False)
+    with member.averaged(), torch.no_grad(), gang.worn(), gang.passing(Pass([2], [12])):
+        said = float(row_losses(base, ids).mean())
+    export(member, folder)
+    model, got = {"loadable": str(path), "anatomy": examine(path).facts()}, []
+    for snippet in (load_snippet, other_snippet):
+        lines, found = snippet(model, "nf4", str(folder), "cpu"), {}
+        exec("\n".join(line for line in lines if "AutoTokenizer." not in line), found)
+        with torch.no_grad():
+            got.append(float(row_losses(found["model"].eval(), ids).mean()) if lines else None)
+    return said, got
+
+
 def export(member: Adapter, folder: Path) -> Path:
     """Write a member as the exporter does."""
     folder.mkdir()
-    save_file(member.exportable(), folder / "adapter_model.safetensors")
+    tensors = {name: tensor.contiguous() for name, tensor in member.exportable().items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(member.config), encoding="utf-8")
     return folder

@@ -18,7 +18,7 @@ def test_every_section_goes_through_on_the_cpu(tmp_path: Path, monkeypatch: pyte
         raise ValueError("no")
 
     monkeypatch.setattr(acceptance, "SECTIONS", {"broken": broken, **acceptance.SECTIONS})
-    names = "broken,widths,profile,losses,less_memory,calibration"
+    names = "broken,plain_peft,widths,profile,losses,checkpoint,swap,less_memory,calibration"
     options = ["--device", "cpu", "--shape", "tiny", "--seconds", "0.01", "--only", names]
     assert 1 == acceptance.main([*options, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8"))

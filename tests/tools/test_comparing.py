@@ -574,7 +574,7 @@ def test_an_axis_of_accuracies_ends_at_0_and_at_100_percent() -> None:
         go.Figure(panel.data, panel.layout)
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, pytest.param(1280, marks=pytest.mark.slow)])
 def test_the_page_fits_a_phone(width: int, tmp_path: Path) -> None:
     """Nothing scrolls sideways, every plot is drawn, long names are whole in the legend and in no plot; it is
     readable light and dark."""

@@ -19,13 +19,13 @@ from budgetsearch.storage.runfolder import MANIFEST_FILE
 from budgetsearch.tools.compare import ask, kept
 from budgetsearch.tools.compare.comparison import Comparison
 from budgetsearch.tools.compare.harness import read_samples
-from budgetsearch.tools.compare.tasks import Task, Tasks, parse_tasks
+from budgetsearch.tools.compare.tasks import SCENARIOS, Task, Tasks, parse_tasks
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.data.models import resolve_model
 from budgetsearch.training.data.tokenizer import load_tokenizer
 from tests.support.command_line import invoke
 from tests.support.comparable import score, write_run
-from tests.support.rows import write_rows
+from tests.support.local_tasks import write_choice_task
 
 GYM = "reasoning-gym:chain_sum?size=4&seed=7"
 
@@ -281,31 +281,13 @@ def test_without_lm_eval_the_extra_is_named(
         compare("gsm8k")
 
 
-def local_task(folder: Path) -> Path:
-    """A definition of a task for lm-eval whose data are a file beside it: no network."""
-    folder.mkdir()
-    rows = write_rows(folder / "rows.jsonl", 12)
-    (folder / "colours.yaml").write_text(
-        "task: colours_local\n"
-        "dataset_path: json\n"
-        f"dataset_kwargs:\n  data_files:\n    test: {rows}\n"
-        "output_type: multiple_choice\n"
-        "test_split: test\n"
-        'doc_to_text: "{{question}}\\nAnswer:"\n'
-        'doc_to_choice: ["red", "green", "blue", "black", "white"]\n'
-        'doc_to_target: "{{answer.split()[0]}}"\n'
-        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n",
-        encoding="utf-8",
-    )
-    return folder
-
-
 def test_a_standard_task_on_local_files(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval asks the base and both adapters eight examples of a local task; results are paired and kept."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra eval)")
     monkeypatch.setenv("BUDGETSEARCH_CACHE", str(place / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    folder = local_task(tmp_path / "definitions")
+    folder = tmp_path / "definitions"
+    write_choice_task(folder, "colours_local")
     arguments = [
         *("compare", str(place / "one"), str(place / "two"), "--limit", "8"),
         *("--tasks", f"colours_local,{GYM}", "--task-data", str(folder), "--out", str(tmp_path / "out")),
@@ -320,3 +302,29 @@ def test_a_standard_task_on_local_files(place: Path, tmp_path: Path, monkeypatch
     assert {"colours_local", "chain_sum"} == set(values["challenge"]["entrants"][0]["rates"])
     with pytest.raises(UsageError, match="colours_local"):
         api.compare([place / "one"], tasks=Tasks("colours_locally", folder=folder))
+
+
+@pytest.mark.slow
+def test_the_challenges_evaluation_is_one_name(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five scenarios, the BIG-bench tasks as one of them, on local definitions of the same names; with the
+    score, and what each run cost."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra eval)")
+    monkeypatch.setenv("BUDGETSEARCH_CACHE", str(place / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    names = [name for source in SCENARIOS.values() for name in source.split(",")]
+    for name in names:
+        write_choice_task(tmp_path / "tasks", name)
+    arguments = ["compare", str(place / "one"), str(place / "two"), "--tasks", "challenge", "--limit", "1"]
+    arguments += ["--task-data", str(tmp_path / "tasks"), "--price", "36", "--json"]
+    code, text = invoke(*arguments)
+    assert code == 0, text
+    values = json.loads(text[text.index("{\n") :])
+    measures = {one["name"]: one["examples"] for one in values["measures"] if one["name"] in SCENARIOS}
+    assert {"MMLU": 1, "TruthfulQA": 1, "BIG-bench": 9, "GSM8K": 1, "BBQ": 1} == measures
+    assert set(SCENARIOS) == set(values["challenge"]["entrants"][0]["rates"])
+    for run in values["runs"]:
+        assert pytest.approx(run["costs"]["device_seconds"] / 100) == run["cost"]
+    with pytest.raises(UsageError, match="--price must be"):
+        api.compare([place / "one"], price=-1.0)

@@ -27,7 +27,11 @@ from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.host import GIB
 from budgetsearch.machine.nvml import NvmlCard
 from budgetsearch.machine.profiles import profile
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.preflight import standing
+from budgetsearch.run.prepare import Prepared, prepare_inputs, worker_setup
+from budgetsearch.run.spaces import load_space
+from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.doctor import card as lines
 from budgetsearch.tools.doctor import host, hub, machine, model, step
 from budgetsearch.tools.doctor.check import Check, attempt, divided, exit_code, fail, line, ok, summary, warn
@@ -36,6 +40,7 @@ from budgetsearch.tools.doctor.host import Place
 from budgetsearch.tools.doctor.machine import DriverFacts, Machine
 from budgetsearch.tools.doctor.step import QUANTIZATIONS
 from tests.support.cuda_standin import OnCpu, install
+from tests.support.families import build
 
 NAMES = [
     *("python", "packages", "torch", "card", "cuda", "driver", "bitsandbytes", "nvml", "step"),
@@ -135,6 +140,47 @@ def test_a_run_a_plan_and_the_doctor_refuse_data_in_the_same_words(
     assert divided(str(of_run.value)) == (found.text, found.remedy)
     assert "fail" == found.state
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+SPACE = """dimensions:
+  quantization: {kind: choice, values: [fp32, nf4]}
+  rank: {kind: constant, value: 4}
+  learning_rate: {kind: constant, value: 1.0e-3}
+  targets: {kind: choice, values: [attention, "all-linear,experts"]}
+"""
+
+
+def test_what_a_space_targets_is_the_same_to_a_run_a_plan_the_doctor_and_inspect(
+    monkeypatch: pytest.MonkeyPatch, rows_file: Path, tmp_path: Path
+) -> None:
+    """Without --targets: where experts are among them all of these foresee them in 16 bits, and where the
+    model has none all say so before anything is spent."""
+    monkeypatch.setattr(machine, "ask", lambda gpu, device: on_a100(gpu=gpu))
+    monkeypatch.setenv("BUDGETSEARCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "space.yaml").write_text(SPACE, encoding="utf-8")
+    mixture, dense = (str(build(name, tmp_path / name)) for name in ("qwen3_moe", "qwen3"))
+    given: dict[str, Any] = {"gpu": "cpu", "data": str(rows_file), "space": str(tmp_path / "space.yaml")}
+    out = str(tmp_path / "run")
+    refusals = []
+    for command in (api.run, api.plan, api.inspect):
+        with pytest.raises(SettingsError) as refused:
+            command(model=dense, **given, out=out)
+        refusals.append(str(refused.value))
+    found = check_of(api.doctor(model=dense, **given, out=out), "adapters")
+    assert 1 == len({*refusals}) and divided(refusals[0]) == (found.text, found.remedy)
+    assert "no routed experts" in refusals[0] and not (tmp_path / "run").exists()
+
+    (foreseen,) = [g for g in api.plan(model=mixture, **given).guesses if g.what == "routed experts"]
+    assert ", in 16 or 32 bits" in foreseen.value
+    assert "; routers stay" in check_of(api.doctor(model=mixture, **given, out=out), "adapters").text
+    settings = load_settings({**given, "model": mixture})
+    space, told = load_space(settings.space), list[str]()
+    inputs = prepare_inputs(settings, told.append, space=space)
+    assert any("; routers stay as they are" in line for line in told)
+    prepared = Prepared(settings, detect("cpu"), *inputs, space)
+    setup = worker_setup(prepared, RunFolder(tmp_path / "run"))
+    assert ("all-linear", "attention,all-linear,experts") == (setup.targets, setup.worn)
+    assert [] == prepared.anatomy.facts()["packed_experts"]
 
 
 def test_the_doctor_looks_at_every_input_that_a_setting_names(
@@ -307,7 +353,7 @@ NF4_ANSWER = {
 }
 
 
-STEP_ANSWER = {name: {"seconds": 2.0} for name in QUANTIZATIONS}
+STEP_ANSWER: dict[str, Any] = {**{name: {"seconds": 2.0} for name in QUANTIZATIONS}, "fused": ""}
 
 
 def on_a100(**changes: Any) -> Machine:
@@ -349,6 +395,18 @@ def test_a_step_that_fails_says_which_and_what_to_do(answer: dict[str, Any], say
     found = lines.step(on_a100(step=answer))
     assert "fail" == found.state
     assert says in found.text
+    assert remedy in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [("liger-kernel is not installed", "budgetsearch[gpu]"), ("they do not work here (x)", "gcc")],
+)
+def test_fused_kernels_are_recommended_where_none_work(why: str, remedy: str) -> None:
+    """A run goes on without them, by a quarter slower."""
+    found = lines.step(on_a100(step={**STEP_ANSWER, "fused": why}))
+    assert found.state == "warn"
+    assert why in found.text
     assert remedy in found.remedy
 
 
@@ -889,8 +947,8 @@ def test_checkpoints_are_foreseen_from_the_model_and_the_space(
     given = {"gpu": "cpu", "model": str(tiny_model), "data": str(rows_file), "out": str(tmp_path / "run")}
     for space in ("lora_small", "lora"):
         examine({**given, "space": space}, cache=tmp_path)
-    # Eight checkpoints at 20 bytes a weight, and the adapter twice.
-    assert (8 * 20 + 2 * 4) * per_rank * (128 - 32) == needs[1] - needs[0]
+    # Eight checkpoints at 16 bytes a weight, and the adapter twice.
+    assert (8 * 16 + 2 * 4) * per_rank * (128 - 32) == needs[1] - needs[0]
 
 
 def test_a_gguf_file_says_its_licence_and_template(tmp_path: Path) -> None:

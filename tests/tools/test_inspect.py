@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 from budgetsearch import inspect
 from budgetsearch.cli import app
+from budgetsearch.core.errors import DataError
+from budgetsearch.storage.files import cache_folder
 from budgetsearch.training.data import preparer, tokens
 from budgetsearch.training.data.tokenizer import load_tokenizer
 from tests.support.tiny import CHAT_TEMPLATE, make_tiny_model
@@ -107,17 +110,57 @@ def test_good_rows_are_shown_without_a_warning(tiny_model: Path, tmp_path: Path)
     assert ([], 3) == (found.warnings, len(found.rows))
 
 
-@pytest.mark.parametrize("kind", ["list", "frame", "dataset"])
+class PolarsFrame:
+    """What a DataFrame of polars offers of itself, which is not installed here."""
+
+    def to_dicts(self) -> list[dict[str, str]]:
+        """All rows at once."""
+        raise MemoryError
+
+    def iter_rows(self, *, named: bool) -> Iterator[dict[str, str]]:
+        """One row after the other."""
+        assert named
+        return iter(ROWS)
+
+
+@pytest.mark.parametrize("kind", ["list", "columns", "frame", "polars", "dataset", "stream"])
 def test_rows_may_be_given_as_python_values(tiny_model: Path, kind: str) -> None:
-    """A list of dictionaries, a DataFrame or a Dataset; the same rows are the same file."""
+    """A list of dictionaries, a dictionary of columns, a DataFrame, a Dataset that may be a stream; the same
+    rows are the same file."""
     import datasets
     import pandas
 
-    data: Any = {"list": ROWS, "frame": pandas.DataFrame(ROWS), "dataset": datasets.Dataset.from_list(ROWS)}[
-        kind
-    ]
-    found = inspect(
-        data=data, valid=[{"prompt": "v", "completion": "w"}], model=tiny_model, gpu="cpu", rows=None
-    )
+    table = datasets.Dataset.from_list(ROWS)
+    data: Any = {
+        "list": ROWS,
+        "columns": {name: [row[name] for row in ROWS] for name in ROWS[0]},
+        "frame": pandas.DataFrame(ROWS),
+        "polars": PolarsFrame(),
+        "dataset": table,
+        "stream": table.to_iterable_dataset(),
+    }[kind]
+    held_out = [{"prompt": "v", "completion": "w"}]
+    found = inspect(data=data, valid=held_out, model=tiny_model, gpu="cpu", rows=None)
     assert (9, 1) == (found.counts["train"], found.counts["valid"])
-    assert inspect(data=ROWS, model=tiny_model, gpu="cpu", rows=0).counts["rows"] == 9
+    written = cache_folder() / "rows"
+    assert 2 == len(list(written.iterdir()))
+    inspect(data=ROWS, valid=held_out, model=tiny_model, gpu="cpu", rows=0)
+    assert 2 == len(list(written.iterdir()))
+
+
+def test_splits_together_are_no_rows(tiny_model: Path) -> None:
+    """One of them has to be chosen; a file that was begun does not stay."""
+    import datasets
+
+    table = datasets.Dataset.from_list(ROWS)
+    with pytest.raises(DataError, match="choose one of train, test"):
+        inspect(data=datasets.DatasetDict({"train": table, "test": table}), model=tiny_model, gpu="cpu")  # type: ignore[arg-type]
+    assert [] == list((cache_folder() / "rows").iterdir())
+
+
+def test_a_template_is_shown_as_a_run_would_use_it(tiny_model: Path, tmp_path: Path) -> None:
+    """What a run takes, inspect takes."""
+    source = write(tmp_path / "x.jsonl", ROWS)
+    options = ("--template", "none", "--system", "Kind.", "--train-on", "last")
+    text = told(source, "--model", str(tiny_model), *options)
+    assert "### Context\nKind.\n\n### Instruction\nq" in text

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from budgetsearch.machine.shapes import shape_of
 from budgetsearch.run.guesses import TrainedWith, guess_calibration
 from budgetsearch.tools.plan.preview import Preview
 from budgetsearch.tools.plan.show import clock, show
-from budgetsearch.training.data.size import guess_data
+from budgetsearch.training.data.frame import WAIT_SECONDS, Frame, frame_of
+from budgetsearch.training.data.size import Reading, guess_data
 from tests.support.fake_nvml import FakeNvml, card
 from tests.support.rows import write_rows
 
@@ -121,10 +124,10 @@ def test_too_few_hours_are_refused_with_the_minimum() -> None:
 
 def test_few_hours_are_no_search_and_many_do_not_help() -> None:
     """The plan says from when on configurations are compared, and from when on nothing is gained."""
-    few, more = plan(hours=0.1), plan(hours=24)
+    few, more = plan(hours=0.1, slow=2), plan(hours=24)
     assert few.rehearsal.trials[0] == 1
     assert 0.1 < few.search_hours < 1
-    assert plan(hours=few.search_hours).rehearsal.trials[0] > 1
+    assert plan(hours=few.search_hours, slow=2).rehearsal.trials[0] > 1
     assert more.enough_hours is not None
     ample = plan(hours=1.1 * more.enough_hours).rehearsal
     assert ample.trials[0] == 200
@@ -258,14 +261,56 @@ def test_a_gguf_file_tells_its_shape(tmp_path: Path) -> None:
 
 
 def test_data_are_counted_by_their_size(tmp_path: Path) -> None:
-    """Rows of a JSONL exactly enough, tokens at four characters each; max_rows counts."""
+    """Rows of a JSONL exactly enough; max_rows counts."""
     path = write_rows(tmp_path / "rows.jsonl", 500)
-    found = guess_data(str(path), None)
-    assert found.rows == pytest.approx(500, rel=0.02)
-    assert found.tokens_per_row == pytest.approx(path.stat().st_size / 500 / 4, rel=0.02)
+    assert guess_data(str(path), None).rows == pytest.approx(500, rel=0.02)
     assert guess_data(str(path), 100).rows == 100
     assert guess_data("reasoning-gym:leg_counting?size=77", None).rows == 77
     assert "guess" in guess_data("hub:a/b/c.jsonl", None).source
+
+
+POLITE = (
+    "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou are a helpful assistant that was "
+    "made by somebody to be polite to all people<|im_end|>\n' }}{%- endif %}{%- for message in messages %}"
+    "{%- if message.role == 'assistant' %}{{- '<|im_start|>assistant\n' }}{% generation %}"
+    "{{- message.content + '<|im_end|>' }}{% endgeneration %}{{- '\n' }}{%- else %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+)
+"""Writes a system text of its own, as those of SmolLM2 and Qwen2.5 do."""
+SHORT = [{"question": f"What is {n} and 40?", "answer": f"{n + 40}"} for n in range(10, 40)]
+
+
+def test_a_row_is_as_long_as_the_model_will_see_it(tmp_path: Path, tiny_model: Path) -> None:
+    """Whatever the file looks like: what a row says and what the template adds, of short rows the most."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (model / "chat_template.jinja").write_text(POLITE, encoding="utf-8")
+    lines = [f"{row['question']};{row['answer']}" for row in SHORT]
+    (tmp_path / "rows.csv").write_text("\n".join(["question;answer", *lines]), encoding="utf-8")
+    (tmp_path / "rows.json").write_text(json.dumps(SHORT, indent=8), encoding="utf-8")
+    names = [{"instruction": row["question"], "input": "", "output": row["answer"]} for row in SHORT]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, names)), encoding="utf-8")
+    found = [
+        plan(gpu="cpu", model=str(model), space="lora_small", hours=1, data=str(file)).tokens_per_row
+        for file in sorted(tmp_path.glob("rows.*"))
+    ]
+    assert found == [pytest.approx(found[0])] * 3
+    by_eye = (
+        16 + 4 + 10 + 10
+    )  # the system text, its turn, the heads and ends of an exchange, what the row says
+    assert found[0] == pytest.approx(by_eye, rel=0.2)
+    longer = guess_data(str(tmp_path / "rows.csv"), None, Reading(frame_of(model), system="Be brief. " * 8))
+    assert 15 < longer.tokens_per_row - found[0] < 30
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "{{ 'x' * 9999999999 }}"]
+)
+def test_a_template_that_hangs_or_eats_memory_holds_no_plan_up(tmp_path: Path, template: str) -> None:
+    """The usual stands in its place."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+    began = time.monotonic()
+    assert Frame() == frame_of(tmp_path)
+    assert time.monotonic() - began < WAIT_SECONDS + 5
 
 
 def test_parquet_and_json_are_counted_too(tmp_path: Path) -> None:
@@ -333,6 +378,7 @@ def test_times_are_readable() -> None:
     assert [clock(s) for s in (7, 90, 3599.6, 86_400)] == ["7 s", "1 min 30 s", "1 h 00 min", "24 h 00 min"]
 
 
+@pytest.mark.slow
 def test_a_probe_measures_instead_of_guessing(
     tiny_model: Path, rows_file: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -403,10 +449,13 @@ def test_the_plan_for_several_gpus_is_told() -> None:
 
 
 def test_a_plan_says_what_no_quantization_shrinks(tmp_path: Path) -> None:
-    """Routed experts are counted in 16 bits or more, and a line says so; a dense model has none."""
+    """A line says how wide routed experts lie, which wear adapters or take 4 bits; a dense model has none."""
     from tests.support.families import build
 
     experts, dense = (plan(model=str(build(name, tmp_path / name))) for name in ("qwen3_moe", "qwen3"))
     (line,) = [guess for guess in experts.guesses if guess.what == "routed experts"]
-    assert line.value.startswith("4") and "of the weights, in 16 or 32 bits" in line.value
+    assert line.value.startswith("4") and "of the weights, in 4 bits under nf4, else in 16" in line.value
+    worn = plan(model=str(tmp_path / "qwen3_moe"), targets="experts")
+    (line,) = [guess for guess in worn.guesses if guess.what == "routed experts"]
+    assert "of the weights, in 16 or 32 bits" in line.value
     assert [] == [guess for guess in dense.guesses if guess.what == "routed experts"]

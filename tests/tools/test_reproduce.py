@@ -40,13 +40,13 @@ from budgetsearch.run import session as compose
 from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.manifest import _chain, _path, write_manifest
 from budgetsearch.run.manifest_schema import Manifest, Scores, digest, read
+from budgetsearch.run.permissions import Places
 from budgetsearch.run.prepare import PACKAGES, Prepared, facts_of, prepare_inputs, worker_setup
 from budgetsearch.storage.ledger import Ledger, read_history
 from budgetsearch.storage.lock import RunLock
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.reproduce import compare
 from budgetsearch.tools.reproduce.bench import Bench, Talk
-from budgetsearch.tools.reproduce.inputs import Places
 from budgetsearch.tools.reproduce.replay import NO_COURSE_NOTE, reasons_of, score_rows
 from budgetsearch.training.data.models import hashed_files
 from budgetsearch.training.data.provenance import file_facts
@@ -246,6 +246,12 @@ def test_the_manifest_tells_the_winners_whole_way(made: MadeRun) -> None:
     )
     assert {"torch", "processor", "threads"} <= set(manifest.training[0].computed_on)
     assert manifest.versions["torch"]
+    anatomy = manifest.base.anatomy
+    assert anatomy is not None
+    assert anatomy["layers"]["q_proj"] > 0
+    assert {"class", "covered", "quantized"} <= set(anatomy)
+    card = (made.folder.adapter / "README.md").read_text(encoding="utf-8")
+    assert f"{anatomy['layers']['q_proj']} x q_proj" in card
 
 
 def test_no_password_and_no_absolute_path_of_an_input(made: MadeRun) -> None:
@@ -382,6 +388,7 @@ def test_the_winner_is_trained_again_from_the_manifest_alone(
     }
 
 
+@pytest.mark.slow
 def test_alone_it_agrees_within_the_tolerance_and_says_why(made: MadeRun) -> None:
     """Same tokens, other rounding: the losses agree to 0.5%, the tensors are only shown."""
     code, output = invoke("reproduce", made.folder.path, "--alone", "--json")
@@ -626,6 +633,7 @@ def test_verify_passes_on_a_run_and_on_its_adapter(made: MadeRun, tmp_path: Path
     assert (0, True) == (code, output.strip().endswith("verified"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_finds_its_adapter(copy: Path, made: MadeRun, tmp_path: Path) -> None:
     """Status, reports, the Python API and verify name the place where it lies now, and no other. What
     ``resume`` exports again after somebody has deleted it is the same adapter."""
@@ -688,6 +696,7 @@ def test_a_strangers_code_runs_only_where_it_is_allowed(with_code: Path, command
     assert not (with_code / "ran").exists()
 
 
+@pytest.mark.slow
 def test_code_that_is_allowed_and_unchanged_runs(with_code: Path) -> None:
     """The flag does what it says: the base is loaded by its own code, and all of it agrees."""
     outcome = api.verify(

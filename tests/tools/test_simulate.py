@@ -98,6 +98,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------ the policy
 
 
+@pytest.mark.slow
 def test_the_policy_finds_more_than_random_search(tmp_path: Path) -> None:
     """On a smooth table its mean regret at 10 full runs is less than half of random search's."""
     table = make_table(tmp_path / "t.npz", count=600)
@@ -140,6 +141,7 @@ def test_only_what_diverged_has_the_worst_value(tmp_path: Path) -> None:
     assert max(recorded) == table.worst
 
 
+@pytest.mark.slow
 def test_the_same_seed_sees_the_same(tmp_path: Path) -> None:
     """A simulated run is a function of table, budget and seed."""
     table = make_table(tmp_path / "t.npz")

@@ -11,9 +11,10 @@ import torch
 
 from budgetsearch.core.errors import ModelError, SettingsError
 from budgetsearch.machine.configs import find_shape
-from budgetsearch.run.prepare import check_possible
+from budgetsearch.run.possible import check_possible
 from budgetsearch.training.anatomy import examine
 from budgetsearch.training.bases import load_base
+from budgetsearch.training.data.unpacking import unpack
 from budgetsearch.training.targets import targets_of
 from tests.support.families import build, rewrite
 
@@ -69,8 +70,31 @@ def test_a_checkpoint_that_is_quantized_is_that_quantization_alone(llama: Path, 
     with pytest.raises(ModelError, match="quantized already: it is nf4"):
         load_base(str(tmp_path), "fp32", "cpu")
     load_base(str(tmp_path), "nf4", "cpu")
-    with pytest.raises(ModelError, match="Use a --space with nf4"):
+    with pytest.raises(ModelError, match=r"budgetsearch unpack .* Use a --space with nf4"):
         check_possible("the model", ("fp32", "bf16"), found.refused)
+
+
+def test_an_unpacked_copy_can_be_had_of_every_quantization(llama: Path, tmp_path: Path) -> None:
+    """It is the packed model's numbers in 16 bits, tokenizer included; what is not packed has none."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    packed = AutoModelForCausalLM.from_pretrained(llama, quantization_config=BitsAndBytesConfig(**NF4))
+    packed.save_pretrained(tmp_path / "packed")
+    AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "packed")
+    copy = unpack(tmp_path / "packed", tmp_path / "copy")
+    assert ("", {}) == (examine(copy).checkpoint, examine(copy).refused)
+    base, ids = load_base(str(copy), "fp32", "cpu"), torch.arange(1, 20).unsqueeze(0)
+    original = load_base(str(tmp_path / "packed"), "nf4", "cpu")
+    assert torch.allclose(base(input_ids=ids).logits, original(input_ids=ids).logits, atol=0.2)
+    assert AutoTokenizer.from_pretrained(copy).get_vocab() == AutoTokenizer.from_pretrained(llama).get_vocab()
+    load_base(str(copy), "nf4", "cpu")
+    with pytest.raises(ModelError, match="is not quantized: use it as it is"):
+        unpack(llama, tmp_path / "again")
+    with pytest.raises(ModelError, match="is there already"):
+        unpack(tmp_path / "packed", copy)
+    rewrite(copy, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(ModelError, match="gptq, which is not unpacked here"):
+        unpack(copy, tmp_path / "again")
 
 
 @pytest.mark.parametrize(
@@ -102,11 +126,33 @@ def test_every_target_has_to_mean_a_layer(llama: Path, targets: str, message: st
         find_shape(str(llama), None, llama)[0].check_targets(targets)
 
 
-@pytest.mark.parametrize("targets", ["experts", "gate", "gate_up_proj"])
-def test_routed_experts_and_routers_wear_no_adapters(experts: Path, targets: str) -> None:
-    """Asked for by name they are refused, and it is said that none of them does."""
-    with pytest.raises(SettingsError, match="Routed experts and their routers wear none here"):
+@pytest.mark.parametrize("targets", ["gate", "gate_up_proj"])
+def test_routers_wear_no_adapters_and_experts_by_their_set_alone(experts: Path, targets: str) -> None:
+    """Asked for by another name they are refused, and it is said what there is."""
+    with pytest.raises(SettingsError, match="Routed experts are --targets experts; routers wear none"):
         examine(experts, targets=targets)
+
+
+def test_sets_of_targets_mean_the_same_to_a_plan_and_to_training(llama: Path, experts: Path) -> None:
+    """Attention and MLP are all linear layers, each in one of them; experts are in neither; a dense model has
+    none."""
+    for path in (llama, experts):
+        shape = find_shape(str(path), None, path)[0]
+        found = {name: examine(path, targets=name) for name in ("all-linear", "attention", "mlp")}
+        parts = [set(found[name].targets.names) for name in ("attention", "mlp")]
+        assert all(parts)
+        assert parts[0].isdisjoint(parts[1])
+        assert set(found["all-linear"].targets.names) == parts[0] | parts[1]
+        ranks = [shape.weights_per_rank(name) for name in found]
+        assert ranks[0] == ranks[1] + ranks[2] == shape.weights_per_rank("attention,mlp")
+    with pytest.raises(SettingsError, match="no routed experts"):
+        examine(llama, targets="experts")
+    with pytest.raises(SettingsError, match="no routed experts"):
+        find_shape(str(llama), None, llama)[0].check_targets("attention,experts")
+    both = examine(experts, targets="all-linear,experts")
+    assert both.covered > examine(experts).covered
+    assert "routers stay as they are" in both.sentence()
+    assert "routed experts" not in both.sentence()
 
 
 def test_shared_experts_wear_adapters_in_16_bits_and_not_where_peft_could_not_load_them(
@@ -130,6 +176,20 @@ def test_a_base_without_all_its_weights_is_refused(llama: Path, tmp_path: Path) 
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks weights .*lm_head\.weight"):
         load_base(str(tmp_path), "fp32", "cpu")
+
+
+def test_linear_layers_of_a_class_of_their_own_are_not_promised_in_4_bits(tmp_path: Path) -> None:
+    """transformers packs torch's own class alone, and says nothing of Falcon's."""
+    path = build("falcon", tmp_path)
+    assert {"nf4", "int8"} == set(examine(path).refused)
+    with pytest.raises(ModelError, match=r"are FalconLinear .*that is not int8"):
+        load_base(str(path), "int8", "cpu")
+
+
+def test_a_router_that_is_a_linear_layer_wears_no_adapter(tmp_path: Path) -> None:
+    """Llama 4's returns two tensors: nothing can be added to that."""
+    found = examine(build("llama4", tmp_path))
+    assert [] == [name for name in found.targets.names if "router" in name]
 
 
 def test_a_tower_that_text_does_not_reach_is_given_up(tmp_path: Path) -> None:

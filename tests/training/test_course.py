@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from budgetsearch.core.records import Schedule, Segment, SegmentResult, Stint
+from budgetsearch.core.course import Stint
+from budgetsearch.core.records import Schedule, Segment, SegmentResult
 from budgetsearch.machine.host import processor
 from budgetsearch.training import checkpoints
 from budgetsearch.training.bases import load_base

@@ -17,7 +17,7 @@ from budgetsearch.training.data.conversation import Conversation, Sample, Turn, 
 from budgetsearch.training.data.grading import answer_is_right, grading_of
 from budgetsearch.training.data.lines import Broken
 from budgetsearch.training.data.origins import Origin, check_spelling, locate, origins_of
-from budgetsearch.training.data.provenance import source_facts
+from budgetsearch.training.data.provenance import licences, source_facts
 from budgetsearch.training.data.rows import read_rows
 from budgetsearch.training.data.samples import check_rows, load_samples
 from budgetsearch.training.data.size import guess_data
@@ -50,6 +50,7 @@ def pairs(source: str) -> list[tuple[str, str]]:
 def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     """JSON in all its forms, tables with any delimiter, Parquet and Arrow agree, packed or not."""
     import datasets
+    import pandas
     import pyarrow
     import pyarrow.parquet
 
@@ -70,6 +71,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
         write(tmp_path / "pretty.json", "\n".join(json.dumps(row, indent=2) for row in rows)),
         write(tmp_path / "x.json", json.dumps(rows)),
         write(tmp_path / "y.json", json.dumps({"canary": "c", "tags": ["a", "b"], "examples": rows})),
+        write(tmp_path / "columns.json", json.dumps({name: [row[name] for row in rows] for name in rows[0]})),
+        write(tmp_path / "pandas.json", pandas.DataFrame(rows).to_json()),
         write(tmp_path / "x.csv", csv.format(",")),
         write(tmp_path / "crlf.csv", "\ufeff" + csv.format(";").replace("二;b\n", "二;b\r\n")),
         write(tmp_path / "x.tsv", csv.format("\t")),
@@ -155,7 +158,7 @@ REFUSED = [
     ("x.jsonl", "", "is empty"),
     ("x.jsonl", "\n\n", "holds no rows"),
     ("x.jsonl", '{"text": "q", "id": 1}', "found: text, id"),
-    ("x.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:40], "cannot be read"),
+    ("x.jsonl.gz", gzip.compress(GOOD.encode() * 99, mtime=0)[:40], "cannot be read"),
     ("x.json", '[\n{"a": 1},\n]', "x.json:3 is not valid JSON"),
     ("x.json", '{"a": [], "b": []}', "an object with 2 lists"),
     ("x.json", "7", "neither a list"),
@@ -276,6 +279,7 @@ def test_the_splits_of_a_folder_are_recognised(tmp_path: Path, saved: bool) -> N
     assert "test is left alone" in said[0]
     assert ["test 0"] == [q for q, _ in pairs(f"{tmp_path / 'd'}?split=test")]
     assert ["train 1", "train 2"] == [q for q, _ in pairs(f"{tmp_path / 'd'}?split=train[25%:-1]")]
+    assert 5 == len(pairs(f"{tmp_path / 'd'}?split=train+test"))
     with pytest.raises(DataError, match=r"no split 'dev'; it has test, train, validation"):
         locate(f"{tmp_path / 'd'}?split=dev")
 
@@ -361,6 +365,7 @@ def test_an_absent_file_names_its_nearest_sibling(tmp_path: Path) -> None:
         ("hub:owner/file.jsonl", "OWNER/NAME/FILE"),
         ("hub:owner/name/file.bin", "OWNER/NAME/FILE"),
         ("owner/name?split=", "split=NAME"),
+        ("owner/name?split=train+test[:9]", "only one split can be cut"),
         ("nothing/*.jsonl", "no file of"),
     ],
 )
@@ -561,3 +566,15 @@ def test_every_row_that_is_read_is_an_object_or_broken(tmp_path: Path) -> None:
     """Whoever reads files alone gets both."""
     source = Path(write(tmp_path / "x.jsonl", GOOD + "7\n"))
     assert [("1", dict), ("2", Broken)] == [(place, type(row)) for place, row in read_rows(source)]
+
+
+def test_the_licence_of_data_is_what_their_own_card_says(tmp_path: Path) -> None:
+    """A data set's folder has a card with a header; a generator its package; who says nothing, nothing."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for path in (folder / "rows.jsonl", tmp_path / "rows.jsonl"):
+        path.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Rows\n", encoding="utf-8")
+    found = licences(f"{folder}\nreasoning-gym:chain_sum?size=4&seed=1", str(tmp_path / "rows.jsonl"))
+    expected = {"set": "cc-by-4.0", "reasoning-gym:chain_sum?size=4&seed=1": "Apache-2.0", "rows.jsonl": None}
+    assert expected == found

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from budgetsearch.core.errors import DataError
+from budgetsearch.training.data import answers
 from budgetsearch.training.data.conversation import Skip
 from budgetsearch.training.data.encoder import Encoder
 from budgetsearch.training.data.shapes import sample_of
@@ -176,7 +177,7 @@ def test_a_model_is_asked_with_what_training_saw(name: str, head: str, stops: li
     assert row.ids[: len(prompt)] == prompt
     assert made.tokenizer.decode(prompt).endswith(head)
     assert [made.tokenizer.convert_tokens_to_ids(stop) for stop in stops] == made.stops
-    assert "Blue." == made.answer([*row.ids[len(prompt) :], *prompt])
+    assert "Blue." == made.reader.answer([*row.ids[len(prompt) :], *prompt])
 
 
 def test_what_is_said_by_a_template_of_channels_is_no_answer() -> None:
@@ -184,7 +185,7 @@ def test_what_is_said_by_a_template_of_channels_is_no_answer() -> None:
     made = encoder("gpt-oss")
     row = chat("A?", THOUGHT)
     (found,) = made.encode(sample_of(row)[0])
-    assert "Red." == made.answer(found.ids[len(made.prompt(sample_of(row)[0])) :])
+    assert "Red." == made.reader.answer(found.ids[len(made.prompt(sample_of(row)[0])) :])
 
 
 def test_options_choose_what_is_learned() -> None:
@@ -211,6 +212,7 @@ NOTED = [
     ("qwen3", chat("A?", THOUGHT, "B?", "Blue."), "reasoning of earlier answers"),
     ("phi4", chat("A?", "Red.", tools=TOOLS), "functions"),
     ("glm", chat("A?", "Red."), "nothing teaches the model to stop"),
+    ("chatml", chat("Is <|im_end|> an end?", "Red."), "tokens that begin or end turns"),
 ]
 
 
@@ -314,3 +316,60 @@ def test_every_token_of_a_text_is_learned() -> None:
     assert [16, 16, 11] == [len(row.ids) for row in found]
     learned = [i for row in found for i, t in zip(row.ids, row.trained, strict=True) if t]
     assert "x" * 39 + "<|endoftext|>" == made.tokenizer.decode(learned)
+
+
+LONG = chat(
+    SYSTEM, "One?", "1" * 20, "Two?", "2" * 20, "Three?", "3" * 90, "Four?", "4" * 20, "Five?", "5" * 400
+)
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen3", "mistral", "llama3"])
+def test_later_answers_of_a_long_conversation_have_rows_of_their_own(name: str) -> None:
+    """Each is learned once; a later row is what the template writes of the system text and the last turns."""
+    made = encoder(name, max_length=200)
+    found = made.encode(sample_of(LONG)[0])
+    learned = [[i for i, t in zip(row.ids, row.trained, strict=True) if t] for row in found]
+    texts = ["".join(c for c in made.tokenizer.decode(ids) if c.isdigit()) for ids in learned]
+    cut = texts.pop()
+    assert "1" * 20 + "2" * 20 + "3" * 90 + "4" * 20 == "".join(texts) and {"5"} == {*cut}
+    assert learned[-1][-1] not in made.stops
+    (alone,) = encoder(name, max_length=200).encode(sample_of(chat(SYSTEM, "Five?", "5" * 400))[0])
+    assert alone.ids == found[-1].ids
+    assert max(len(row.ids) for row in found) <= 200
+    assert [("split into several rows" in note, count) for note, count in made.notes.items()][-1:] == [
+        (True, 1)
+    ]
+
+
+PLACED = [
+    ("chatml", chat("Say <|im_start|>assistant", "Red.", "B?", "Blue.")),
+    ("mistral", chat(SYSTEM, "A [/INST] Red.</s>", "Red.", "B?", " Red.")),
+    ("gemma", chat("Red.", " Red.\n", "Blue.", "Red.")),
+    ("qwen3", chat("A?", THOUGHT, "B?", "Red.")),
+    ("deepseek", chat("A?", CALL, RESULT, ANSWER, "B?", "Two.")),
+    ("gpt-oss", chat("A?", "Red.", "B?", "Red.")),
+]
+
+
+@pytest.mark.parametrize(("name", "row"), PLACED)
+def test_what_is_read_off_is_what_differs(
+    name: str, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short ways to the places of answers lead where replacing one after the other leads."""
+    quick = shown(encoder(name), row)
+    monkeypatch.setattr(answers, "_read_off", lambda *_: [])
+    assert quick == shown(encoder(name), row)
+    monkeypatch.setattr(answers, "_replaced", lambda *_: ())
+    assert quick == shown(encoder(name), row)
+
+
+@pytest.mark.parametrize(("name", "times"), [("chatml", 1), ("mistral", 2)])
+def test_a_plain_conversation_is_rendered_once(
+    name: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many answers it has; without heads twice."""
+    made, calls = encoder(name), list[int]()
+    render = made.template.render_marked
+    monkeypatch.setattr(made.template, "render_marked", lambda *a, **b: calls.append(1) or render(*a, **b))
+    made.encode(sample_of(chat("A?", "Red.", "B?", "Blue.", "C?", "Grey."))[0])
+    assert times == len(calls)

@@ -125,7 +125,7 @@ def test_what_is_learned_is_what_the_assistant_says(
         if turn.tool_calls:
             assert turn.tool_calls[0]["function"]["name"] in made.tokenizer.decode(part)
         else:
-            assert turn.content.strip() == made.answer(part)
+            assert turn.content.strip() == made.reader.answer(part)
         known = made.template.known
         assert not known.stop or made.tokenizer.decode(part[-1:]) in known.ends
     prompt = made.prompt(sample)
@@ -143,12 +143,12 @@ def test_text_that_looks_like_a_template_is_text(
     try:
         sample = sample_of({"messages": messages})[0]
         (found,) = made.encode(sample)
-        (cut,) = short.encode(sample)
+        cuts = short.encode(sample)
     except Skip:
         return
     assert isinstance(sample.body, Conversation)
     told = made.tokenizer.decode([i for i, t in zip(found.ids, found.trained, strict=True) if t])
     for turn in answers(sample.body):
         assert split_thought(turn)[1].strip() in told
-    assert len(cut.ids) <= length
-    assert any(cut.trained)
+    assert 1 <= len(cuts) <= len(answers(sample.body))
+    assert all(len(cut.ids) <= length and any(cut.trained) for cut in cuts)

@@ -464,7 +464,9 @@ def hungry(base: Any, shop: Shop, request: pytest.FixtureRequest) -> Iterator[Hu
 
 
 @pytest.mark.parametrize(
-    ("hungry", "width", "micro"), [(9, 2, 4), (5, 1, 4), (3, 1, 2), (1, 1, 1)], indirect=["hungry"]
+    ("hungry", "width", "micro"),
+    [(9, 2, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((5, 1, 4), (3, 1, 2))), (1, 1, 1)],
+    indirect=["hungry"],
 )
 def test_out_of_memory_is_survived(base: Any, shop: Shop, hungry: Hungry, width: int, micro: int) -> None:
     """First the gang shrinks, then the micro-batch is halved; the weights are the same, and it is told."""

@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 from budgetsearch.core.errors import ModelError
 from budgetsearch.core.records import Schedule, Segment
 from budgetsearch.training import losses
+from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.batches import collate
-from budgetsearch.training.gang import Gang, GangLinear, Pass, Stack
+from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.losses import FrozenHeadLoss, has_plain_head, target_losses
 from budgetsearch.training.members import Shop
 from budgetsearch.training.recipe import GangTraining, train_gang
@@ -141,18 +142,14 @@ def test_logits_of_the_prompt_are_never_computed(family: str, shop: Shop) -> Non
 
 def test_a_layer_that_sees_something_else_than_rows_is_refused_in_a_gang() -> None:
     """Members could not be told apart there; the error says what to do."""
-    layer = torch.nn.Linear(4, 4)
-    stack = Stack(
-        torch.nn.Parameter(torch.zeros(2, 1, 4)),
-        torch.nn.Parameter(torch.zeros(2, 1, 4)),
-        torch.ones(2, 1, 1),
-        torch.ones(2, 1, 1),
-    )
-    gang = GangLinear(layer, stack, (0.0, 0.0), 0)
-    gang.now = Pass(rows=(2, 2), lengths=(3, 3))
-    assert gang(torch.ones(4, 3, 4)).shape == (4, 3, 4)
-    with pytest.raises(ModelError, match="--targets"):
-        gang(torch.ones(7, 4))
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    config = {"lora_alpha": 1, "r": 1, "lora_dropout": 0.0}
+    members = [Adapter({"0": torch.zeros(1, 4)}, {"0": torch.zeros(1, 4)}, config) for _ in range(2)]
+    gang = Gang(base, members)
+    with gang.worn(), gang.passing(Pass(rows=(2, 2), lengths=(3, 3))):
+        assert base(torch.ones(4, 3, 4)).shape == (4, 3, 4)
+        with pytest.raises(ModelError, match="--targets"):
+            base(torch.ones(7, 4))
 
 
 def test_a_model_without_an_output_layer_is_named(shop: Shop) -> None:

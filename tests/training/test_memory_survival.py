@@ -25,7 +25,6 @@ from budgetsearch.machine.profiles import profile
 from budgetsearch.run import preflight
 from budgetsearch.storage.ledger import read_history
 from budgetsearch.training import checkpoints
-from budgetsearch.training.data.tokens import PreparedData
 from budgetsearch.training.members import OTHERS, OWN
 from budgetsearch.training.memory import is_memory_error
 from budgetsearch.training.recipe import GangTraining
@@ -48,19 +47,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> FakeCard:
 
 
 @pytest.fixture
-def setup(prepared: PreparedData, tiny_model: Path, tmp_path: Path) -> WorkerSetup:
+def setup(setup: WorkerSetup, tmp_path: Path) -> WorkerSetup:
     """A worker on the CPU whose memory is that of the card."""
-    return WorkerSetup(
-        model_path=str(tiny_model),
-        model_name=str(tiny_model),
-        data_path=str(prepared.folder),
-        checkpoint_path=str(tmp_path),
-        device="cpu",
-        targets="all-linear",
-        seed=0,
-        card_uuid=UUID,
-        limit_bytes=LIMIT,
-    )
+    return replace(setup, checkpoint_path=str(tmp_path), card_uuid=UUID, limit_bytes=LIMIT)
 
 
 def job() -> TrainJob:

@@ -99,7 +99,7 @@ def test_generation_stops_where_training_taught_it_to() -> None:
 
     model = SimpleNamespace(generate=generate)
     answers = generate_answers(
-        model, encoder, [[1, 2, 3], [4]], device="cpu", max_new_tokens=8, max_prompt_tokens=2
+        model, encoder.reader, [[1, 2, 3], [4]], device="cpu", max_new_tokens=8, max_prompt_tokens=2
     )
     assert ["Red.", "Red."] == answers
     assert end == seen["eos_token_id"][0]

@@ -52,6 +52,16 @@ SHAPES = [
     (called({"role": "assistant", "function_call": {"name": "f", "arguments": '{"a": 1}'}}), {}, CALLED),
     (called({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1, "b": None}}}]}), {}, CALLED),
     ({"prompt": "Q", "completion": "A"}, {}, PLAIN),
+    ({"query": "Q", "response": "A"}, {}, PLAIN),
+    ({"problem": "Q", "solution": "A"}, {}, PLAIN),
+    ({"messages": str(MESSAGES)}, {}, PLAIN),
+    ({"prompt": json.dumps(MESSAGES[:1]), "completion": str(MESSAGES[1:])}, {}, PLAIN),
+    ({"prompt": "[Q]", "completion": "[{'a': 1}]"}, {}, [Turn("user", "[Q]"), Turn("assistant", "[{'a': 1}]")]),
+    ({"conversations": [{"from": "user", "text": "Q"}, {"from": "bot", "text": "A"}]}, {}, PLAIN),
+    ({"messages": [{"role": "user", "content": [{"type": "input_text", "text": "Q"}]},
+                   {"role": "assistant", "content": [{"type": "output_text", "text": "A"}]}]}, {}, PLAIN),
+    ({"messages": [MESSAGES[0], {"role": "tool_call", "content": json.dumps(CALL["function"])},
+                   {"role": "tool_response", "content": "R"}, MESSAGES[1]]}, {}, CALLED),
     ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:], "system": ""}, {}, PLAIN),
     ({"prompt": [*MESSAGES[:1], {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}], "completion": "A"}, {}, CONTEXT),
     ({"instruction": "Q", "input": "", "output": "A", "system": "S"}, {}, KIND),
@@ -59,6 +69,19 @@ SHAPES = [
     ({"instruction": "C", "output": "A", "history": [["Q", "B"]]}, {}, [PLAIN[0], Turn("assistant", "B"), Turn("user", "C"), PLAIN[1]]),
     ({"question": "Q", "answer": "A", "id": 3}, {}, PLAIN),
     ({"input": "Q", "target": "A"}, {}, PLAIN),
+    ({"inputs": "Q", "targets": "A"}, {}, PLAIN),
+    ({"instruction": "Q", "output": "A", "prompt": "Below: Q. Response: A"}, {}, PLAIN),
+    ({"question": "Q", "answer": "A", "prompt": "P", "turns": MESSAGES}, {}, PLAIN),
+    ({"prompt": "Q", "answer": "A"}, {}, PLAIN),
+    ({"instruction": "Q", "context": "", "answer": "A"}, {}, PLAIN),
+    ({"user": "Q", "assistant": "A", "source": "web"}, {}, PLAIN),
+    ({"article": "Q", "highlights": "A", "id": "1"}, {}, PLAIN),
+    ({"dialogue": "Q", "summary": "A"}, {}, PLAIN),
+    ({"dialogue": MESSAGES, "summary": "S"}, {}, PLAIN),
+    ({"Question": "Q", "Answer ": "A", "ID": 3}, {}, PLAIN),
+    ({"Instruction": "Q", "Input": "I", "OUTPUT": "A"}, {}, [Turn("user", "Q\n\nI"), PLAIN[1]]),
+    ({"Prompt": "Q", "Response": "A", "System Prompt": "S"}, {}, KIND),
+    ({"Messages": MESSAGES}, {}, PLAIN),
     ({"ask": "Q", "reply": "A", "who": "S"}, {"prompt": "ask", "completion": "reply", "system": "who"}, KIND),
     ({"prompt": "Q", "chosen": "A", "rejected": "B"}, {"completion": "chosen"}, PLAIN),
     ({"prompt": "Q", "chosen": MESSAGES, "rejected": []}, {"completion": "chosen"}, PLAIN),
@@ -81,6 +104,13 @@ def test_a_row_of_any_shape_is_a_conversation(
     assert Conversation(tuple(turns)) == sample.body
     assert used <= {*row}
     assert sample == from_json(json.loads(json.dumps(to_json(sample))))
+
+
+def test_columns_that_are_spelled_otherwise_are_used_under_their_own_names() -> None:
+    """So what is not used can be named as it stands; a name that is exact comes first."""
+    assert {"Question", "ANSWER"} == sample_of({"Question": "Q", "ANSWER": "A", "Id": 1})[1]
+    sample, used = sample_of({"question": "Q", "answer": "A", "Answer": "B"})
+    assert (Conversation(tuple(PLAIN)), {"question", "answer"}) == (sample.body, used)
 
 
 def test_functions_and_other_columns_are_told_apart() -> None:
@@ -108,6 +138,8 @@ SKIPS = [
     ({"prompt": "Q", "completion": "A", "label": False}, "preference data"),
     ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "--columns completion=chosen"),
     ({"body": "Q", "label": 1}, "found: body, label; .*--columns"),
+    ({"Body": "Q", "Label": 1}, "found: Body, Label; .*--columns"),
+    ({"Question": "Q", "Answer": ""}, "'answer' is empty"),
     ({"messages": []}, "'messages' is empty"),
     ({"messages": "hello"}, "no JSON"),
     ({"messages": MESSAGES[:1]}, "no turn of the assistant"),

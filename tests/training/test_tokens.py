@@ -80,7 +80,7 @@ def test_a_row_is_the_conversation_and_the_answers_are_trained(
         for whole, _ in texts(data.train, tiny) + texts(data.valid, tiny)
     )
     assert all(trained.startswith("a") for _, trained in texts(data.train, tiny))
-    assert [one.answer for one in data.valid_samples] == [trained for _, trained in texts(data.valid, tiny)]
+    assert [one.answer for one, _ in data.questions()] == [trained for _, trained in texts(data.valid, tiny)]
     assert (18, 2) == (data.train_stats.rows, data.valid_stats.rows)
 
 
@@ -216,11 +216,11 @@ def test_opening_needs_no_tokenizer(
     made = prepared(tiny, tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
     opened = open_prepared(made.folder)
-    assert made.valid_samples == opened.valid_samples
+    assert list(made.questions()) == list(opened.questions())
     assert (made.train_stats, "chat") == (opened.train_stats, opened.template)
 
 
-@pytest.mark.parametrize("name", ["meta.json", "train.safetensors", "valid.samples"])
+@pytest.mark.parametrize("name", ["meta.json", "train.safetensors", "valid.samples", "valid.prompts"])
 def test_a_damaged_folder_says_what_to_do(tiny: Path, tmp_path: Path, here: None, name: str) -> None:
     """Half a file is a DataError, not a stack trace from somewhere else."""
     folder = prepared(tiny, tmp_path).folder

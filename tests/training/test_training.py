@@ -36,9 +36,10 @@ def test_a_paused_trial_equals_one_that_was_never_paused(
     expected = checkpoints.load(shop.checkpoint_path / str(whole.checkpoint_out))
     actual = checkpoints.load(shop.checkpoint_path / str(resumed.checkpoint_out))
     assert expected.progress == actual.progress
-    assert expected.tensors.keys() == actual.tensors.keys()
-    for name, tensor in expected.tensors.items():
-        assert torch.equal(tensor, actual.tensors[name]), name
+    for one, other in ((expected.tensors, actual.tensors), (expected.adapter, actual.adapter)):
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            assert torch.equal(tensor, other[name]), name
 
 
 def test_training_lowers_the_validation_loss(shop: Shop, tiny_model: Path, prepared: PreparedData) -> None:

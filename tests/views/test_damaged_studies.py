@@ -22,6 +22,7 @@ from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.records import Segment, Status
+from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.study import mirror, storage
 from budgetsearch.views.study.content import StudyContent
 from budgetsearch.views.study.mirror import StudyMirror
@@ -285,6 +286,17 @@ def test_a_fault_that_is_not_the_files_makes_it_anew_only_a_few_times(
         one.catch_up(story.history)
     assert 1 + mirror.MOST_MENDS == len(made)
     assert not one.level
+
+
+def test_a_half_made_study_of_a_process_that_died_is_swept(tmp_path: Path, story: Story) -> None:
+    """The half-made file and what SQLite keeps beside it go; the study and the user's files stay."""
+    write(tmp_path, story.history)
+    for name in ("study.sqlite.new", "study.sqlite.new-journal", "study.sqlite.newest"):
+        (tmp_path / name).write_bytes(b"half")
+    before = snapshot(tmp_path)
+    RunFolder(tmp_path).tidy()
+    assert {"study.sqlite", "study.sqlite.newest"} == {path.name for path in tmp_path.glob("study*")}
+    assert before == snapshot(tmp_path)
 
 
 def test_somebody_who_locks_the_study_holds_nothing_up(

@@ -192,7 +192,7 @@ def test_the_report_begins_with_the_answer() -> None:
     heads = [line for line in lines if line.startswith("## ")]
     assert heads == [
         "## The answer",
-        "## How to load the adapter",
+        "## How to load it",
         "## Trials",
         "## Promotions",
         "## Where the budget went",

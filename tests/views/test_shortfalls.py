@@ -197,6 +197,19 @@ def test_one_configuration_is_no_comparison() -> None:
     assert [("comparison", f"{what}: no other got so far")] == said(close(story))
 
 
+def test_one_configuration_alone_and_a_reason_given_twice_are_short() -> None:
+    """The terminal's second line says that it is the same, and what is its own."""
+    story = Story.planned()
+    story.train(story.trial(), 1.5, 2)
+    history = close(story, spent=400.0)
+    assert history.closed is not None
+    lines = shortfall_lines(shortfalls(history))
+    why = history.closed.reason
+    assert f"MISSING  Only one configuration was tried, so nothing was compared: {why}" in lines
+    assert [line for line in lines if line.startswith("MISSING  400 of 720 s") or ": the same" in line][-1:]
+    assert 1 == "\n".join(lines).count(why)
+
+
 def test_lost_checkpoints_and_seconds_are_told() -> None:
     """How many, the last one's name and what was wrong with it; seconds only where they are many."""
     story = whole()

@@ -15,7 +15,7 @@ from budgetsearch.core.events import Entry
 from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.engines.simulator import VirtualClock
-from budgetsearch.storage.ledger import MemoryLedger, read_entries, read_history
+from budgetsearch.storage.ledger import MemoryLedger, read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.progress import Crew
 from budgetsearch.views.report.html import html_text
@@ -101,7 +101,8 @@ def test_each_worker_has_a_row_in_which_nothing_overlaps(four: list[Entry]) -> N
 
 def test_a_line_for_terminals_names_the_unit(four: list[Entry]) -> None:
     """GPU seconds on a card, worker seconds on a CPU."""
-    found, history = worker_seconds_of(four), fold(four)
+    history = fold(four)
+    found = worker_seconds_of(history.accounts)
     assert workers_line(found, history).startswith(
         f"workers  up to 4, {found.worker_seconds:.0f} worker seconds: train "
     )
@@ -117,7 +118,7 @@ def test_workers_that_waited_much_are_told_with_the_reason() -> None:
     driver = make_driver(None, world, budget=BUDGET, slots=4, max_trials=1, **SMALL_DATA)
     history = driver.run()
     assert isinstance(driver.ledger, MemoryLedger)
-    found = worker_seconds_of(driver.ledger.entries)
+    found = worker_seconds_of(driver.history.accounts)
     line = workers_line(found, history)
     share = found.worker_seconds_by_phase["idle"] / found.worker_seconds
     assert 0.2 < share
@@ -162,7 +163,7 @@ def test_what_a_killed_driver_left_is_a_crash(tmp_path: Path) -> None:
     second.ledger.close()
     assert crew.line(history, "cuda").endswith("of GPU time since the resume")
     assert pytest.approx(4 * (history.spent - spent - 3.0)) == crew.accounts.total
-    found = worker_seconds_of(read_entries(path)).worker_seconds_by_phase
+    found = worker_seconds_of(read_history(path).accounts).worker_seconds_by_phase
     assert found["crash"] > 3.0
     assert found.get("overhead", 0.0) < 1.0
 

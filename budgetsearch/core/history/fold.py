@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from budgetsearch.core.bases import cost_class
 from budgetsearch.core.decisions import Finish
 from budgetsearch.core.errors import LedgerError
 from budgetsearch.core.events import (
+    Asked,
     Calibrated,
     CardWatched,
     Charged,
@@ -35,7 +37,6 @@ from budgetsearch.core.history.measured import Measured
 from budgetsearch.core.history.outcomes import rule_out_infeasible, segment_ended
 from budgetsearch.core.history.retention import forget, lose, recount
 from budgetsearch.core.history.trial import TrialState
-from budgetsearch.core.records import cost_class
 from budgetsearch.core.resources.memory import taught
 
 Handler = Callable[[History, Any], None]
@@ -61,7 +62,8 @@ def apply(history: History, entry: Entry) -> None:
         LedgerError: the entry contradicts what came before.
     """
     history.spent = max(history.spent, entry.at)
-    history.wall = entry.wall
+    history.seq, history.wall = entry.seq, entry.wall
+    history.accounts.apply(entry)
     kind = type(entry.event)
     if kind not in CALM:
         history.ahead = None
@@ -111,10 +113,22 @@ def _workers_changed(history: History, event: WorkersChanged) -> None:
 
 def _trial_added(history: History, event: TrialAdded) -> None:
     trial = event.trial
-    micro = taught(history.shrunk, trial.params, trial.micro_batch)
+    micro = taught(history.shrunk, trial.params, trial.micro_batch, history.free)
     history.trials[trial.trial_id] = TrialState(trial, micro, added_wall=history.wall)
     history.active[trial.trial_id] = history.trials[trial.trial_id]
     rule_out_infeasible(history, [history.trials[trial.trial_id]])
+
+
+def _asked(history: History, event: Asked) -> None:
+    state = history.trials[event.trial_id]
+    if event.action == "promote":
+        state.wished = True
+        return
+    state.dead = state.dead or "dropped"
+    if event.trial_id in history.full_trials and not state.running:
+        history.full_trials.remove(event.trial_id)
+        history.full_done.append(event.trial_id)
+    forget(history)
 
 
 def _decided(history: History, event: Decided) -> None:
@@ -134,7 +148,7 @@ def _segment_started(history: History, event: SegmentStarted) -> None:
     history.running_since.setdefault(event.job_id, history.spent)
     history.job_sizes[event.job_id] = len(history.running[event.job_id])
     history.next_job = max(history.next_job, event.job_id + 1)
-    history.last_quantization = cost_class(segment.params)
+    history.last_quantization = cost_class(segment.params, history.free)
     if history.plan and segment.rung == history.plan.top_rung:
         state.full_stop_tokens = segment.schedule.stop_tokens
         state.full_cooldown_tokens = segment.schedule.cooldown_tokens
@@ -202,6 +216,7 @@ ON: Mapping[type[Event], Handler] = {
     Planned: _planned,
     WorkersChanged: _workers_changed,
     TrialAdded: _trial_added,
+    Asked: _asked,
     Decided: _decided,
     SegmentStarted: _segment_started,
     SegmentEnded: segment_ended,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from budgetsearch.core.bases import facts_for
 from budgetsearch.core.decisions import Finish
 from budgetsearch.core.events import Closed, Exported, Opened, Scored
+from budgetsearch.core.history.accounts import Accounts
 from budgetsearch.core.history.measured import Measured
 from budgetsearch.core.history.retired import Retired
 from budgetsearch.core.history.trial import TrialState, turned_worse
+from budgetsearch.core.metric import chosen
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.records import Calibration, Params, Score, Segment, SegmentResult, TrainJob
 from budgetsearch.core.reports import Beat, CardUse
@@ -63,6 +68,10 @@ class History:
     """The job that each of the results comes from."""
     charged: dict[str, float] = field(default_factory=dict)
     """Seconds by phase."""
+    accounts: Accounts = field(default_factory=Accounts, repr=False, compare=False)
+    """Seconds of all workers together."""
+    seq: int = field(default=0, compare=False)
+    """Number of the last entry."""
     spent: float = 0.0
     """Active seconds of the run up to the last entry."""
     next_job: int = 0
@@ -116,7 +125,7 @@ class History:
         holders = map(self.trials.__getitem__, self.holders)
         able = [t for t in holders if t.best_checkpoint and (t.held or t.exported)]
         known = [t for t in able if t.best_loss is not None]
-        return min(known, key=lambda t: (t.best_loss, t.trial_id), default=None)
+        return chosen(known, lambda t: (t.best_loss or 0.0, t.trial_id))
 
     @property
     def candidates(self) -> list[TrialState]:
@@ -135,6 +144,7 @@ class History:
         """A trial sets out for a rung."""
         for higher in range(state.goal + 1, rung + 1):
             self.reached[higher] += 1
+        state.wished = state.wished and rung <= state.goal
         state.running, state.goal = True, max(state.goal, rung)
         if new := {known for known in state.losses if known < state.goal} - self.passed:
             self.passed |= new
@@ -156,10 +166,23 @@ class History:
             found.send(changed[segment.trial_id], segment.rung)
         return found
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was found before the first job; of several models of that of the best trial."""
+        if self.opened is None:
+            return {}
+        best = self.incumbent
+        return facts_for(self.opened.facts, best.trial.params if best is not None else None)
+
+    @property
+    def free(self) -> bool:
+        """The space is one of anything: see ``Space.free``."""
+        return self.plan is not None and self.plan.free
+
     def ran_in_full(self, state: TrialState) -> bool:
         """Its full run came to its planned end, or was ended because its loss rose."""
         top = self.plan is not None and state.rung == self.plan.top_rung
-        return top or turned_worse(state.full_losses)
+        return top or turned_worse(state)
 
     def standing(self, state: TrialState) -> str:
         """One word or two for where a trial stands."""

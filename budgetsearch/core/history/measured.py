@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from budgetsearch.core.bases import cost_class
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.records import Params, ParamValue, Segment, SegmentResult, cost_class
+from budgetsearch.core.records import Params, ParamValue, Segment, SegmentResult
+from budgetsearch.core.space.knobs import cost_kind
 
 RECENT = 5
 """So many segments show whether the machine has changed."""
@@ -59,7 +61,9 @@ class Measured:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     """The last ratios, each over the usual one of its quantization till then."""
     extras: dict[tuple[str, bool], Mean] = field(default_factory=dict)
-    """Seconds beside training, by quantization and whether the segment was evaluated."""
+    """Seconds beside training and grading, by quantization and whether the segment was evaluated."""
+    answers: dict[str, Mean] = field(default_factory=dict)
+    """Seconds of one answer with its grading, by quantization."""
 
     @classmethod
     def of(cls, plan: Plan, results: Iterable[tuple[Segment, SegmentResult]]) -> Measured:
@@ -85,7 +89,7 @@ class Measured:
     def add(self, segment: Segment, result: SegmentResult) -> None:
         """One more segment has ended."""
         self.count += 1
-        name = cost_class(segment.params)
+        name = self.plan.cost_class(segment.params)
         train = result.seconds.get("train", 0.0)
         tokens = result.tokens - segment.start_tokens
         if tokens > 0 and train > 0:  # also what a segment did before it was stopped for slowness
@@ -95,14 +99,18 @@ class Measured:
             usual = self.ratios.get((name, None), ())
             self.recent.append(ratio / usual[len(usual) // 2] if len(usual) > RECENT else 1.0)
             insort(self.everything, ratio)
-            for key in cost_keys(segment.params):
+            for key in cost_keys(segment.params, self.plan.free):
                 insort(self.ratios.setdefault(key, []), ratio)
         if result.status == "ok":
-            extra = self.extras.setdefault((name, segment.evaluate), Mean())
-            extra.add(sum(result.seconds.values()) - train)
+            graded = result.seconds.get("score", 0.0)
+            if result.metric and graded > 0:
+                self.answers.setdefault(name, Mean()).add(graded / len(result.metric))
+            if not segment.only_grades:
+                extra = self.extras.setdefault((name, segment.evaluate), Mean())
+                extra.add(sum(result.seconds.values()) - train - graded)
 
 
-def cost_keys(params: Params) -> tuple[CostKey, CostKey]:
-    """The general class of a configuration, and the one that its rank makes."""
-    name = cost_class(params)
-    return (name, None), (name, params.get("rank"))
+def cost_keys(params: Params, free: bool = False) -> tuple[CostKey, CostKey]:
+    """The general class of a configuration, and the one that its rank makes (and what else has a cost)."""
+    name = cost_class(params, free)
+    return (name, None), (name, cost_kind(params))

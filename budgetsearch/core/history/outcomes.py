@@ -11,11 +11,20 @@ from bisect import insort
 from collections.abc import Iterable
 from dataclasses import replace
 
+from budgetsearch.core.bases import cost_class
 from budgetsearch.core.events import SegmentEnded
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import forget_after, lose
-from budgetsearch.core.history.trial import Checkpoint, TrialState, settle, turned_worse, with_checkpoint
-from budgetsearch.core.records import Segment, SegmentResult, cost_class
+from budgetsearch.core.history.trial import (
+    Checkpoint,
+    TrialState,
+    best_of,
+    settle,
+    turned_worse,
+    with_checkpoint,
+)
+from budgetsearch.core.metric import Values
+from budgetsearch.core.records import Segment, SegmentResult
 from budgetsearch.core.resources.memory import problem, taught
 
 BEYOND_NOISE = 2.0
@@ -63,7 +72,11 @@ def segment_ended(history: History, event: SegmentEnded) -> None:
     if event.job_id not in history.running:
         del history.job_sizes[event.job_id], history.running_since[event.job_id]
     state.unread = state.unread + 1 if result.status == "unread" else 0
-    OUTCOMES[result.status](history, state, segment, result, alone)
+    again = result.status == "cancelled" or result.status in BLAMELESS
+    if segment.answers and not again:
+        state.graded_tokens = result.tokens  # whatever came of it
+    if not segment.only_grades or again or result.status == "ok":  # else its trial is what it was
+        OUTCOMES[result.status](history, state, segment, result, alone)
     _note_end_of_full_run(history, state, segment, result)
     _note_disk(history, event.job_id, segment, result)
     forget_after(history, state)
@@ -81,7 +94,7 @@ def _note_shrunk(history: History, segment: Segment, micro_batch: int) -> None:
     """Memory ran out on the way: whoever needs as much starts smaller."""
     history.shrunk.append((segment.params, micro_batch))
     for state in history.trials.values():
-        state.micro_batch = taught(history.shrunk, state.trial.params, state.micro_batch)
+        state.micro_batch = taught(history.shrunk, state.trial.params, state.micro_batch, history.free)
 
 
 def _note_gang(history: History, segment: Segment, result: SegmentResult, size: int) -> None:
@@ -89,7 +102,7 @@ def _note_gang(history: History, segment: Segment, result: SegmentResult, size: 
     whole = result.status == "out_of_memory" and result.micro_batch is None
     fits = max(1, size // 2) if whole else result.gang
     if fits < size and (whole or result.status == "ok"):
-        name = cost_class(segment.params)
+        name = cost_class(segment.params, history.free)
         history.gang_limits[name] = min(fits, history.gang_limits.get(name, fits))
 
 
@@ -110,27 +123,40 @@ def _advance(history: History, state: TrialState, segment: Segment, result: Segm
         return
     state.tokens, state.checkpoint = result.tokens, result.checkpoint_out
     loss = result.loss
+    merits, is_final = _merits(history, segment, result)
+    new = Checkpoint(result.checkpoint_out, result.tokens, loss, 0, 0, merits, is_final)
     if loss is not None:
         state.evaluated_tokens = result.tokens
         if history.plan is not None and segment.rung == history.plan.top_rung:
             state.full_losses.append(loss)
-        _take_best(state, result, loss)
+            state.full_examples.append(result.example_losses)
+            state.full_marks.append(result.tokens)
+        _take_best(state, result, new)
     elif (loss := judged_loss(state, segment, result)) is not None:
-        _take_best(state, result, loss)
+        new = replace(new, loss=loss)
+        _take_best(state, result, new)
         state.judged = True
-    known = loss, state.evaluated_tokens, len(state.full_losses)
+    new = replace(new, evaluated_tokens=state.evaluated_tokens, full_losses=len(state.full_losses))
     history.holders.add(state.trial_id)
-    state.held = with_checkpoint(state.held, Checkpoint(result.checkpoint_out, result.tokens, *known))
-    if state.judged and result.loss is not None:  # now it is known
-        state.judged = False
+    state.held = with_checkpoint(state.held, new)
+    if segment.only_grades or (state.judged and result.loss is not None):  # now it is known
+        state.judged = state.judged and segment.only_grades
         settle(state)
 
 
-def _take_best(state: TrialState, result: SegmentResult, loss: float) -> None:
-    if state.best_loss is not None and loss > state.best_loss:
-        return
-    state.best_loss, state.best_checkpoint, state.best_tokens = loss, result.checkpoint_out, result.tokens
-    state.best_examples = result.example_losses
+def _merits(history: History, segment: Segment, result: SegmentResult) -> tuple[Values, bool]:
+    """What the metric says of a checkpoint, and whether it was to say anything."""
+    metric = history.plan.metric if history.plan else None
+    return metric.merits(result.metric) if metric else (), segment.answers > 0
+
+
+def _take_best(state: TrialState, result: SegmentResult, new: Checkpoint) -> None:
+    if state.best_loss is not None:
+        old = Checkpoint("", state.best_tokens, state.best_loss, 0, 0, state.merits, state.is_final)
+        if best_of((new, old)) is old:
+            return
+    state.best_loss, state.best_checkpoint, state.best_tokens = new.loss, new.name, new.tokens
+    state.best_examples, state.merits, state.is_final = result.example_losses, new.merits, new.is_final
     if result.train_loss is not None:
         state.best_train = result.train_loss, result.train_noise
 
@@ -248,7 +274,7 @@ def _note_end_of_full_run(
     if state.trial_id not in history.full_trials:
         return
     finished = state.full_stop_tokens is not None and state.tokens >= state.full_stop_tokens
-    if state.dead or finished or turned_worse(state.full_losses):
+    if state.dead or finished or turned_worse(state):
         history.full_trials.remove(state.trial_id)
         history.full_done.append(state.trial_id)
 

@@ -20,7 +20,7 @@ def contenders(history: History) -> set[int]:
     for rung in history.passed:
         quota = _quota(history, rung)
         here = (t for t in states if t.goal == rung and rung in t.losses)
-        kept -= {t.trial_id for t in here if history.place(t, rung) > quota}
+        kept -= {t.trial_id for t in here if history.place(t, rung) > quota and not t.wished}
     return kept - _beyond_the_disk(history, kept)
 
 
@@ -109,7 +109,8 @@ def _out_of_quota(history: History, state: TrialState) -> list[TrialState]:
         pushed = [history.trials[number] for _, number in ranked[quota : quota + 1]]
         if rung in state.losses and history.place(state, rung) > quota:
             pushed.append(state)
-        found += [t for t in pushed if t.goal == rung and not t.dead and t.trial_id not in history.dropped]
+        out = [t for t in pushed if t.goal == rung and not (t.dead or t.wished)]
+        found += [t for t in out if t.trial_id not in history.dropped]
     return found
 
 
@@ -123,6 +124,8 @@ def _concerns_only(history: History, states: Collection[TrialState]) -> bool:
             return False
         if state.best_loss is not None and (state.best_loss, state.trial_id) <= ahead.best:
             return False
+        if state.is_final or any(one.is_final for one in state.held):
+            return False
         mine = best_of(state.held)
         if mine is not None and mine.loss is not None and (mine.loss, -mine.tokens) <= ahead.second:
             return False
@@ -133,11 +136,12 @@ def _look_ahead(history: History) -> Ahead | None:
     best = history.incumbent
     if best is None or best.best_loss is None:
         return None
-    others = (history.trials[number] for number in history.holders if number != best.trial_id)
-    checkpoints = [(c.loss, -c.tokens, t.trial_id) for t in others for c in t.held if c.loss is not None]
-    if not checkpoints:
+    others = [history.trials[number] for number in sorted(history.holders - {best.trial_id})]
+    second = best_of(one for trial in others for one in trial.held)
+    if second is None or second.loss is None:
         return None
-    loss, tokens, owner = min(checkpoints)
+    loss, tokens = second.loss, -second.tokens
+    owner = next(t.trial_id for t in others if any(one is second for one in t.held))
     return Ahead((best.best_loss, best.trial_id), (loss, tokens), frozenset((best.trial_id, owner)))
 
 
@@ -170,8 +174,13 @@ def _retire(history: History, states: Iterable[TrialState]) -> None:
 
 def recount(history: History) -> None:
     """Something became of many trials at once."""
-    history.active, history.retired = dict(history.trials), Retired()
     history.holders = {t.trial_id for t in history.trials.values() if t.held or t.exported}
+    regroup(history)
+
+
+def regroup(history: History) -> None:
+    """Who may still run, and what counts of the others, from what is known of each trial."""
+    history.active, history.retired = dict(history.trials), Retired()
     history.ahead = None
     _retire(history, list(history.active.values()))
 

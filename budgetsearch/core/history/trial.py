@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from budgetsearch.core.metric import Values, chosen
 from budgetsearch.core.plan import Trial
 
 
@@ -28,6 +32,12 @@ class TrialState:
     best_tokens: int = 0
     best_examples: tuple[float, ...] = ()
     """Loss of each validation example there."""
+    merits: Values = ()
+    """What the metric gave there, the higher the better."""
+    is_final: bool = False
+    """Its best was to be graded by the metric."""
+    graded_tokens: int = -1
+    """Where the metric was last measured, or could not be; -1: nowhere."""
     best_train: tuple[float, float] | None = None
     """Smoothed training loss there, and its standard error."""
     judged: bool = False
@@ -35,13 +45,17 @@ class TrialState:
     evaluated_tokens: int = 0
     """Where its loss was last measured."""
     full_losses: list[float] = field(default_factory=list)
-    """Validation loss after each link of the full run's chain."""
+    """Validation loss after each link of the full run's chain that was evaluated; ..."""
+    full_examples: list[tuple[float, ...]] = field(default_factory=list)
+    """... the loss of each example there, ..."""
+    full_marks: list[int] = field(default_factory=list)
+    """... and the tokens that the trial had seen."""
     full_stop_tokens: int | None = None
     """Where the full run ends, as last recorded; None before it starts."""
     full_cooldown_tokens: int = 0
     """How long before that its cooldown begins."""
     dead: str | None = None
-    """Why it will never run again (diverged, infeasible, crashed, timeout, lost), or None."""
+    """Why it will never run again (diverged, infeasible, crashed, timeout, lost, dropped), or None."""
     held: tuple[Checkpoint, ...] = ()
     """Its checkpoints that are on disk, in the order of writing."""
     exported: Checkpoint | None = None
@@ -59,6 +73,8 @@ class TrialState:
     """How many went away in all."""
     timeouts: int = 0
     running: bool = False
+    wished: bool = False
+    """A person asked for its next promotion."""
     seconds: float = 0.0
     peak_bytes: int = 0
     steps: int = 0
@@ -112,6 +128,10 @@ class Checkpoint:
     """Where the loss had last been measured."""
     full_losses: int
     """How many losses of its full run had been measured."""
+    merits: Values = ()
+    """What the metric gave to it, the higher the better; none where it was not measured."""
+    is_final: bool = False
+    """It was to be graded by the metric: see ``core.metric.chosen``."""
 
 
 def with_checkpoint(held: tuple[Checkpoint, ...], new: Checkpoint) -> tuple[Checkpoint, ...]:
@@ -119,13 +139,14 @@ def with_checkpoint(held: tuple[Checkpoint, ...], new: Checkpoint) -> tuple[Chec
     same = next((one for one in held if one.name == new.name), None)
     if same is not None and new.loss is None:
         new = replace(new, loss=same.loss)
+    if same is not None and not new.merits:
+        new = replace(new, merits=same.merits, is_final=new.is_final or same.is_final)
     return (*(one for one in held if one is not same), new)
 
 
 def best_of(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The one with the lowest loss; the latest of equals."""
-    known = [(one.loss, -one.tokens, one) for one in checkpoints if one.loss is not None]
-    return min(known, key=lambda pair: pair[:2])[2] if known else None
+    """The one with the lowest loss, or that the metric prefers; the latest of equals."""
+    return chosen([one for one in checkpoints if one.loss is not None], lambda c: (c.loss or 0.0, -c.tokens))
 
 
 def spares(state: TrialState, others: Iterable[TrialState]) -> set[str]:
@@ -148,10 +169,12 @@ def fall_back(state: TrialState, name: str) -> str:
         last = state.held[-1]
         state.tokens, state.checkpoint = last.tokens, last.name
         state.evaluated_tokens = last.evaluated_tokens
-        del state.full_losses[last.full_losses :]
+        for known in (state.full_losses, state.full_examples, state.full_marks):
+            del known[last.full_losses :]
         return f"trial {state.trial_id} goes back to {last.tokens} tokens"
     state.tokens, state.checkpoint, state.evaluated_tokens = 0, None, 0
-    state.full_losses.clear()
+    for known in (state.full_losses, state.full_examples, state.full_marks):
+        known.clear()
     state.restarts += 1
     if state.dead:
         return ""
@@ -168,15 +191,46 @@ def settle(state: TrialState) -> None:
     best = best_of((*state.held, *([state.exported] if state.exported else ())))
     if best is not None:
         state.best_loss, state.best_checkpoint, state.best_tokens = best.loss, best.name, best.tokens
+        state.merits, state.is_final = best.merits, best.is_final
     elif state.held:
         state.best_loss, state.best_checkpoint = None, None
 
 
-def turned_worse(losses: list[float], window: int = 3, margin: float = 0.05) -> bool:
-    """The mean of the last ``window`` links is worse than the best earlier one by more than ``margin``.
+LAST = 3
+"""So many evaluations of a full run are looked at together: one alone may be bad luck."""
+MARGIN = 0.05
+"""Their mean must be worse by so large a share: what is still to cool down gains some percent back."""
+BEYOND_NOISE = 2.0
+"""Standard errors by which each of them must be worse."""
 
-    Means, because the best of many noisy links is too good to be matched; and a clear margin, because
-    the cooldown still lowers the loss.
+
+def turned_worse(state: TrialState) -> bool:
+    """The validation loss of a full run has turned worse for good: training on does not pay.
+
+    The mean of the last evaluations is worse than the best earlier mean of as many by a clear margin, and
+    each of them is worse than the best earlier one beyond the noise: that of the differences on the same
+    examples, or without examples that of the losses themselves. Where the metric found its best among them,
+    the loss does not decide.
     """
-    means = [sum(losses[i : i + window]) / window for i in range(len(losses) - window + 1)]
-    return len(means) > window and means[-1] > min(means[:-window]) * (1 + margin)
+    losses = state.full_losses
+    means = [sum(losses[i : i + LAST]) / LAST for i in range(len(losses) - LAST + 1)]
+    if len(means) <= LAST or means[-1] <= min(means[:-LAST]) * (1 + MARGIN):
+        return False
+    if any(state.merits) and state.best_tokens >= state.full_marks[-LAST]:
+        return False
+    best = min(range(len(losses) - LAST), key=losses.__getitem__)
+    return all(_is_worse(state, best, place) for place in range(len(losses) - LAST, len(losses)))
+
+
+def _is_worse(state: TrialState, before: int, after: int) -> bool:
+    """One evaluation is worse than an earlier one, beyond noise."""
+    examples = state.full_examples
+    pairs = [b - a for a, b in zip(examples[before], examples[after], strict=False)]
+    apart, noise = state.full_losses[after] - state.full_losses[before], 0.0
+    if len(pairs) > 1:
+        mean = math.fsum(pairs) / len(pairs)
+        noise = math.sqrt(math.fsum((d - mean) ** 2 for d in pairs) / (len(pairs) - 1) / len(pairs))
+    else:
+        steps = [b - a for a, b in itertools.pairwise(state.full_losses[:-LAST])]
+        noise = statistics.median(map(abs, steps)) if steps else 0.0
+    return apart > BEYOND_NOISE * noise

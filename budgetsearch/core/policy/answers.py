@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from budgetsearch.core.decisions import NeedCandidates, Run
 
+MISSING = "are missing"
+"""How a refusal ends."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -27,7 +30,7 @@ class Refusal:
     def __str__(self) -> str:
         needed, missing = math.ceil(self.needed), self.missing
         left = f"{needed - missing} s are left before the reserve"
-        return f"{self.what} needs {needed} s, {left}: {missing} s are missing"
+        return f"{self.what} needs {needed} s, {left}: {missing} s {MISSING}"
 
 
 Answer = Run | NeedCandidates | Refusal | None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.measured import CostKey, Mean, Measured, cost_keys
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.records import Params, cost_class
+from budgetsearch.core.records import Params
 
 PESSIMISM = 1.25
 """A segment may take so much longer than expected before the deadline arithmetic is wrong; shared
@@ -43,6 +43,8 @@ class CostModel:
     """How many times longer everything takes of late than what the factors say."""
     margin: float
     """Plans take so many times the expected cost: less, the more segments have been measured."""
+    answers: dict[str, float]
+    """Seconds of one answer that the metric grades, by quantization."""
 
     @classmethod
     def learn(cls, plan: Plan, history: History) -> CostModel:
@@ -65,6 +67,7 @@ class CostModel:
             gains={n: plan.gang_gain(n, history.gang_limits.get(n, MANY)) for n in names},
             drift=measured.drift,
             margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(measured.everything) / 4),
+            answers={n: _mean(measured.answers.get(n), plan.answer_seconds.get(n, 0.0)) for n in names},
         )
 
     @property
@@ -76,21 +79,31 @@ class CostModel:
 
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of training alone for so many tokens."""
-        general, own = cost_keys(params)
+        general, own = cost_keys(params, self.plan.free)
         usual, slow = self.factors[general]
         expected, worst = self.factors.get(own, (usual, slow))
         worst = max(worst, expected * slow / usual)  # few samples of a rank do not make it certain
         expected, worst = expected * self.drift, worst * max(1.0, self.drift)
         return tokens / self.plan.reference_rates[general[0]] * (worst if pessimistic else expected)
 
-    def segment_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
-        """Seconds of a whole segment: training, evaluation and checkpoint."""
+    def segment_seconds(
+        self, params: Params, tokens: float, *, answers: int = 0, pessimistic: bool = False
+    ) -> float:
+        """Seconds of a whole segment: training, evaluation, checkpoint and graded answers."""
         extra = self.overhead_seconds(params, pessimistic=pessimistic)
+        extra += self.grading_seconds(params, answers, pessimistic=pessimistic) if answers else 0.0
         return self.train_seconds(params, tokens, pessimistic=pessimistic) + extra
+
+    def grading_seconds(
+        self, params: Params, answers: int | None = None, *, pessimistic: bool = False
+    ) -> float:
+        """Seconds of so many answers and their grades; of as many as the plan grades of each checkpoint."""
+        count = self.plan.metric_answers if answers is None else answers
+        return count * self.answers[self.plan.cost_class(params)] * (PESSIMISM if pessimistic else 1.0)
 
     def overhead_seconds(self, params: Params, *, evaluated: bool = True, pessimistic: bool = False) -> float:
         """Seconds of a segment beside its training."""
-        seconds = (self.overheads if evaluated else self.bare_overheads)[cost_class(params)]
+        seconds = (self.overheads if evaluated else self.bare_overheads)[self.plan.cost_class(params)]
         return seconds * (PESSIMISM if pessimistic else 1.0)
 
     def evaluation_seconds(self, params: Params) -> float:

@@ -55,7 +55,8 @@ def closing_seconds(step: str, left: float) -> float:
 
 def grace_seconds(plan: Plan, asked: float) -> float:
     """Seconds that a job may take to checkpoint after it was told to stop: two optimizer steps at least."""
-    return max(asked, 2 * plan.step_tokens / min(plan.reference_rates.values()))
+    slowest = min(rate / plan.token_share(name) for name, rate in plan.reference_rates.items())
+    return max(asked, 2 * plan.step_tokens / slowest)
 
 
 def landing_seconds(plan: Plan | None, budget_seconds: float, grace: float, now: float) -> float:

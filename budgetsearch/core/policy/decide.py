@@ -25,6 +25,9 @@ from budgetsearch.core.policy.forecast import no_other_full_run
 from budgetsearch.core.policy.gangs import gather
 from budgetsearch.core.policy.situation import Situation
 
+IN_VAIN = "so there is no adapter"
+"""How the reason of a run ends that brought none."""
+
 
 class Rule(NamedTuple):
     """One row: what it does is in ``answer``, when it may in ``applies``."""
@@ -37,6 +40,7 @@ class Rule(NamedTuple):
 RULES = (
     # name, what it does, when it applies
     Rule("go on", rules.go_on, rules.always),
+    Rule("by hand", rules.by_hand, rules.always),
     Rule("scout", rules.scout, rules.always),
     Rule("promote", rules.promote, rules.promotion_is_due),
     Rule("promote to the full run", rules.start_full_run, rules.full_run_is_due),
@@ -82,5 +86,5 @@ def _why_finished(plan: Plan, history: History, refusal: Refusal | None) -> str:
     elif history.trials and all(s.dead == "infeasible" for s in history.trials.values()):
         why = "nothing of the search space fits into memory"
     if len(history.trials) >= plan.max_trials:
-        why += ", and --max-trials allows no further one"
+        why += ", with no time for another" if plan.single else ", and --max-trials allows no further one"
     return f"{why}: {refusal}" if refusal else why

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.plan import Plan, Trial
+from budgetsearch.core.policy.metric_plan import LEAST_ANSWERS
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.ports import Proposal
-from budgetsearch.core.records import CalibrateJob, Calibration, Score, ScoreJob, cost_class
+from budgetsearch.core.records import CalibrateJob, Calibration, Score, ScoreJob
 from budgetsearch.core.resources.memory import foresee, micro_batch
 
 WARMUP_STEPS = 20
@@ -47,7 +48,7 @@ def calibration_job(
         limit_bytes=request.limit_bytes,
         max_gang=request.max_gang,
         probe_seconds=probe_seconds(request.budget_seconds),
-        task_examples=request.task_examples,
+        task_examples=request.task_examples or (LEAST_ANSWERS if request.metric else 0),
     )
 
 
@@ -67,7 +68,7 @@ def score_jobs(
     """
     losses = ScoreJob(
         job_id=job_id,
-        quantization=cost_class(best.trial.params),
+        quantization=plan.cost_class(best.trial.params),
         checkpoint=checkpoint or str(best.best_checkpoint),
         eval_examples=plan.eval_examples,
         task_examples=0,
@@ -90,11 +91,17 @@ def score_jobs(
 def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
     """Freeze a configuration's rungs in tokens: the ladder's seconds at its reference rate, or, if its own
     full run is shorter or longer than the plan's, the same shares of that."""
-    step, longest = math.ceil(plan.step_tokens), proposal.max_tokens or plan.max_tokens
+    params = plan.knobs(proposal.params)
+    batch = int(params.get("batch_size", plan.batch_size))
+    tokens_of_step, share = plan.step_of(params), plan.token_share(plan.cost_class(params))
+    step = math.ceil(tokens_of_step if batch == plan.batch_size else tokens_of_step / plan.batch_size * batch)
+    longest = proposal.max_tokens or int(plan.max_tokens * share)
+    if "epochs" in params and plan.epoch_tokens:
+        longest = min(longest, max(step, int(float(params["epochs"]) * plan.epoch_tokens * share)))
     if proposal.max_tokens:
         tokens = [round(longest * seconds / plan.full_seconds) for seconds in plan.ladder]
     else:
-        rate = plan.reference_rates[cost_class(proposal.params)]
+        rate = plan.reference_rates[plan.cost_class(proposal.params)]
         tokens = [min(round(seconds * rate), longest) for seconds in plan.ladder]
     rungs = tuple(max(step, some) for some in tokens)
     return Trial(
@@ -102,8 +109,8 @@ def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
         params=dict(proposal.params),
         seed=plan.seed + trial_id,
         rung_tokens=rungs,
-        warmup_tokens=min(WARMUP_STEPS * step, rungs[0] // 3),
-        batch_size=plan.batch_size,
+        warmup_tokens=min(int(params.get("warmup_steps", WARMUP_STEPS)) * step, rungs[0] // 3),
+        batch_size=batch,
         micro_batch=micro_batch(plan, proposal.params),
         max_tokens=longest,
         origin=proposal.origin,

@@ -7,13 +7,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from budgetsearch.core.errors import BudgetError
+from budgetsearch.core.bases import Base, cost_class
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
+from budgetsearch.core.metric import Metric
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.costs import PESSIMISM, PLANNING_MARGIN
 from budgetsearch.core.policy.deadline import TASK_SHARE, answer_seconds, exit_seconds
-from budgetsearch.core.records import Calibration, cost_class
+from budgetsearch.core.policy.metric_plan import FINALS_SHARE, GRADE_SHARE, metric_answers
+from budgetsearch.core.policy.minimum import too_small
+from budgetsearch.core.policy.usable import usable_space
+from budgetsearch.core.records import Calibration
 from budgetsearch.core.resources.disk import held_of
 from budgetsearch.core.resources.memory import gang_micro_batches
 from budgetsearch.core.space.space import Space
@@ -26,8 +30,6 @@ SINGLE_EXAMPLES = (16, 8, 4)
 """One configuration alone is evaluated on the most of these examples that leave it ``MIN_RUNG_STEPS``."""
 SINGLE = "too little time for a search: one configuration was trained"
 """What a run says of itself then."""
-RECOMMENDED = 1.1
-"""A refusal names so many times the minimum: no two runs take the same time."""
 MIN_EVAL_EXAMPLES = 16
 MAX_EVAL_EXAMPLES = 512
 ANSWER_FACTOR = 1.2
@@ -79,6 +81,20 @@ class PlanRequest:
     """The disk has room for the checkpoints of so many trials that wait; None: nobody looked."""
     workers: int = 1
     """Jobs that can run at once."""
+    whole_evaluation: bool = False
+    """An evaluation is one piece, whatever it looks at: it counts as one example."""
+    whole: bool = False
+    """Every segment begins from nothing: see ``Plan.whole``."""
+    own_lengths: bool = False
+    """Runs follow schedules that end at lengths of their own, so that unfinished ones say little."""
+    metric: Metric | None = None
+    """What finalists and the full run's checkpoints are chosen by; None: the loss."""
+    token_shares: Mapping[str, float] = field(default_factory=dict)
+    """See ``Plan.token_shares``."""
+
+    def rate(self, found: Calibration) -> float:
+        """Tokens a second, counted with the first model's."""
+        return found.tokens_per_second / self.token_shares.get(Base.parse(found.quantization).model, 1.0)
 
     @property
     def step_tokens(self) -> float:
@@ -113,7 +129,7 @@ class _Measured:
     @classmethod
     def of(cls, request: PlanRequest, usable: Collection[Calibration], spent: float) -> _Measured:
         """The worst that any usable quantization needs; of the data's time the least."""
-        rates = [c.tokens_per_second for c in usable]
+        rates = [request.rate(c) for c in usable]
         return cls(
             step=request.step_tokens / min(rates),
             data=request.max_tokens / max(rates),
@@ -155,7 +171,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         usable = _likeliest(request, usable)
         request = replace(request, task_examples=0, max_trials=1, workers=1)
         layout = _single(request, _Measured.of(request, usable.values(), now))
-    space = _usable_space(request.space, list(usable), list(calibrations))
+    space = usable_space(request.space, list(usable), list(calibrations))
     plan = Plan(
         budget_seconds=request.budget_seconds,
         gpu=request.gpu,
@@ -178,7 +194,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         task_examples=request.task_examples,
         reserve_seconds=layout.reserve,
         score_seconds=layout.score,
-        checkpoint_every_seconds=checkpoint_interval(request.budget_seconds),
+        checkpoint_every_seconds=checkpoint_interval(request.budget_seconds, request.whole),
         max_trials=Space.parse(space).size(request.max_trials * request.workers),
         limit_bytes=request.limit_bytes,
         gang_gains={name: gang_gains(c) for name, c in usable.items()},
@@ -194,6 +210,12 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         scouts=layout.scouts,
         workers=request.workers,
         single=layout.single,
+        whole=request.whole,
+        metric=request.metric,
+        metric_answers=_metric_answers(request, layout, measured.answer),
+        token_shares=request.token_shares,
+        epoch_tokens=request.train_tokens if "epochs" in Space.parse(space).named else 0,
+        answer_seconds={name: c.answer_seconds for name, c in usable.items()} if request.metric else {},
     )
     return plan if request.max_held is None else replace(plan, max_held=held_of(plan, request.max_held))
 
@@ -216,23 +238,6 @@ def another_pays(
     search = _search_seconds(request, _Measured.of(request, usable.values(), now))
     least = minimum_seconds(request, usable, now + calibration_seconds)
     return max(search, least) <= request.budget_seconds
-
-
-def too_small(budget_seconds: float, minimum: float) -> BudgetError:
-    """What to say of a budget below the minimum."""
-    given = f"{budget_seconds:.0f} s" if budget_seconds >= 1 else f"{budget_seconds:.1g} s"
-    return BudgetError(
-        f"A budget of {given} is too small here for loading, measuring, one short training segment and the "
-        f"final evaluation. Use --hours {as_hours(RECOMMENDED * minimum)} or more.",
-        minimum,
-    )
-
-
-def as_hours(seconds: float) -> str:
-    """At least so many seconds, as people write them behind ``--hours``: 36s, 12m, 2.5h."""
-    if seconds < 600:
-        return f"{math.ceil(seconds)}s"
-    return f"{math.ceil(seconds / 60)}m" if seconds < 7200 else f"{math.ceil(seconds / 360) / 10:g}h"
 
 
 def gang_gains(calibration: Calibration) -> tuple[float, ...]:
@@ -300,7 +305,8 @@ def _single(request: PlanRequest, measured: _Measured) -> _Layout:
 
 def _likeliest(request: PlanRequest, usable: Mapping[str, Calibration]) -> dict[str, Calibration]:
     """The quantization at the centre of the prior, or the first where that one is of no use."""
-    wanted = cost_class(Space.parse(request.space).default())
+    space = Space.parse(request.space)
+    wanted = cost_class(space.default(), space.free)
     name = wanted if wanted in usable else next(iter(usable))
     return {name: usable[name]}
 
@@ -323,18 +329,12 @@ def _single_reserve(request: PlanRequest, examples: int, measured: _Measured) ->
     return score, score + 2 * measured.write + exit_seconds(request.budget_seconds)
 
 
-def _usable_space(space: Mapping[str, Any], usable: list[str], tried: list[str]) -> Mapping[str, Any]:
-    """The space without the quantizations that the calibration found infeasible."""
-    if usable == tried:
-        return space
-    return Space.parse(space).restrict("quantization", usable).to_dict()
-
-
 def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...], tuple[float, ...], int]:
     """The longest ladder whose first rung is worth its evaluation: its shares, its seconds, and the
     evaluation's examples."""
     longest = min(request.full_share * request.budget_seconds, measured.data)
-    for shares in ladders_for(_multiple(request, longest, measured), request.first_rung, request.eta):
+    multiple = _multiple(request, longest, measured)
+    for shares in ladders_for(multiple, request.first_rung, request.eta, request.own_lengths):
         examples = _eval_examples(request, longest * shares[0], measured)
         full = _full_seconds(request, shares, examples, measured)
         if len(shares) == 1 and full < MINIMUM_STEPS * measured.step:
@@ -347,9 +347,9 @@ def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...
     return shares, tuple(full * share for share in shares), examples
 
 
-def checkpoint_interval(budget_seconds: float) -> float:
+def checkpoint_interval(budget_seconds: float, whole: bool = False) -> float:
     """Seconds of training between two checkpoints of a full run: what a crash may cost."""
-    return max(60.0, 0.01 * budget_seconds)
+    return budget_seconds if whole else max(60.0, 0.01 * budget_seconds)
 
 
 def _multiple(request: PlanRequest, full_seconds: float, measured: _Measured) -> float:
@@ -369,12 +369,19 @@ def _full_seconds(
     _, reserve = _reserve(request, examples, measured)
     free = request.budget_seconds - measured.spent - reserve
     longest = min(request.full_share * request.budget_seconds, measured.data)
-    links = max(1.0, longest / checkpoint_interval(request.budget_seconds))
+    links = max(1.0, longest / checkpoint_interval(request.budget_seconds, request.whole))
     group = math.ceil(max(request.eta, FEW_TRIALS) / request.workers) if len(shares) > 1 else 1
     evaluated = examples * measured.example + measured.write
     overhead = (group + len(shares) - 1) * evaluated + links * measured.write + FULL_EVAL_SHARE * longest
-    work = 1.0 + (group - 1) * shares[0]
-    return min(longest, max(0.0, free - overhead) / (work * PLANNING_MARGIN))
+    work = (1.0 + (group - 1) * shares[0]) * PLANNING_MARGIN
+    work += FINALS_SHARE + GRADE_SHARE if request.metric else 0.0
+    return min(longest, max(0.0, free - overhead) / work)
+
+
+def _metric_answers(request: PlanRequest, layout: _Layout, answer_seconds: float) -> int:
+    if request.metric is None or layout.single:
+        return 0
+    return metric_answers(request.valid_rows, layout.ladder[-1], answer_seconds)
 
 
 def _eval_examples(request: PlanRequest, first_rung_seconds: float, measured: _Measured) -> int:

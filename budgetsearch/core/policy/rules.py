@@ -10,8 +10,10 @@ from budgetsearch.core.ladders import FINALISTS_SHARE
 from budgetsearch.core.policy.answers import Answer, Refusal, first
 from budgetsearch.core.policy.costs import PESSIMISM
 from budgetsearch.core.policy.forecast import fitting_trials, no_room, second_full_run_fits
-from budgetsearch.core.policy.full_run import full_run_link, full_run_seconds, has_full_run
+from budgetsearch.core.policy.full_run import full_run_link, full_run_seconds, grade_finalists, has_full_run
 from budgetsearch.core.policy.situation import Situation, rung_segment
+
+BY_HAND = "asked for by hand"
 
 # ------------------------------------------------------------------ what the rules do
 
@@ -28,6 +30,21 @@ def go_on(situation: Situation) -> Answer:
 
     able = (s for s in history.active.values() if not s.running and not s.stuck and s.trial_id not in out)
     return first(link(state) for state in able if state.goal > state.rung)
+
+
+def by_hand(situation: Situation) -> Answer:
+    """What a person asked for: the next promotion of a trial, or the beginning of one."""
+    top, dropped = situation.plan.top_rung, situation.history.dropped
+
+    def onward(state: TrialState) -> Answer:
+        if not state.started and top > 0:
+            return rung_segment(situation, state, situation.entry, f"{BY_HAND}: new trial")
+        if state.goal + 1 == top:
+            return full_run_link(situation, state, f"{BY_HAND}: full run starts")
+        return rung_segment(situation, state, state.goal + 1, f"{BY_HAND}: promotion")
+
+    asked = [s for s in situation.history.active.values() if s.wished and not s.running and not s.stuck]
+    return first(onward(s) for s in asked if s.goal == s.rung < top and s.trial_id not in dropped)
 
 
 def scout(situation: Situation) -> Answer:
@@ -95,9 +112,13 @@ def start_full_run(situation: Situation) -> Answer:
     if top == 0 and not situation.candidates and _wants_another(situation):
         return NeedCandidates(1)
     runner_up = has_full_run(situation)
+    grading, known = grade_finalists(situation)
+    if grading is not None or not known:
+        return grading
 
     def start(state: TrialState) -> Answer:
         reason = "full run starts" if top == 0 or rungs.earned(state) else "runner-up starts"
+        reason += rungs.preference(state)
         return full_run_link(situation, state, reason, runner_up=runner_up)
 
     return first(start(state) for state in rungs.finalists() if not state.running)

@@ -10,6 +10,7 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import contenders
 from budgetsearch.core.history.retired import STRATA, has_competed, has_entered
 from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.metric import chosen, difference, mean_of
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.evidence import indistinguishable, paired_difference
 from budgetsearch.core.records import ParamValue
@@ -136,7 +137,21 @@ class Rungs:
         return f", {behind[0][0] - state.losses[rung]:.3f} ahead of place {place + 1}" if behind else ""
 
     def finalists(self) -> list[TrialState]:
-        """Trials that may run in full, best first: those that got furthest, then the rest by rung."""
+        """Trials that may run in full, best first: those that got furthest, then the rest by rung; of one
+        rung by their loss, unless the metric says otherwise."""
+        ranked = self.by_loss()
+        if self.plan.metric is None or self.plan.top_rung == 0:
+            return ranked
+        graded = [s for s in ranked if s.merits and s.rung == ranked[0].rung]
+        rest = [s for s in ranked if not any(s is one for one in graded)]
+        found: list[TrialState] = []
+        while (best := chosen(graded, lambda s: (s.losses[s.rung], s.trial_id))) is not None:
+            found.append(best)
+            graded = [s for s in graded if s is not best]
+        return found + rest
+
+    def by_loss(self) -> list[TrialState]:
+        """The same, whatever the metric says."""
         top, states = self.plan.top_rung, self.history.active.values()
         able = [s for s in states if s.goal < top and not s.stuck]
         if top == 0:
@@ -144,6 +159,22 @@ class Rungs:
         kept = contenders(self.history)
         ranked = [s for s in able if s.trial_id in kept and s.rung in s.losses]
         return sorted(ranked, key=lambda s: (-s.rung, s.losses[s.rung], s.trial_id))
+
+    def preference(self, state: TrialState) -> str:
+        """What the metric says of a finalist, where it was asked; after a comma."""
+        metric, first = self.plan.metric, next((s for s in self.by_loss() if s.merits), None)
+        if metric is None or first is None or not state.merits:
+            return ""
+        mean = mean_of(metric.merits(state.merits))
+        apart = difference(first.merits, state.merits)
+        if first is state or apart is None:
+            return f", {metric.name} {mean:.3f}"
+        beyond = (
+            f"{apart[0]:+.3f} (standard error {apart[1]:.3f})"
+            if metric.direction == "max"
+            else (f"{-apart[0]:+.3f} (standard error {apart[1]:.3f})")
+        )
+        return f", {metric.name} {mean:.3f}: {beyond} from trial {first.trial_id}, whose loss is lower"
 
     # ----------------------------------------------------------------------- ties
 

@@ -17,7 +17,7 @@ from budgetsearch.core.policy.costs import CostModel
 from budgetsearch.core.policy.deadline import seconds_left
 from budgetsearch.core.policy.evidence import entry_rung
 from budgetsearch.core.policy.rungs import Rungs
-from budgetsearch.core.records import Schedule, Segment, TrainJob, cost_class
+from budgetsearch.core.records import Schedule, Segment, TrainJob
 from budgetsearch.core.resources.memory import plain_positions
 
 RULED_OUT = 20
@@ -102,7 +102,13 @@ class Situation:
         return total
 
     def _expected(self, segment: Segment) -> float:
-        return self.costs.segment_seconds(segment.params, segment.stop_tokens - segment.start_tokens)
+        return self.segment_seconds(segment)
+
+    def segment_seconds(self, segment: Segment, *, pessimistic: bool = False) -> float:
+        """What a segment is expected to take, or may take."""
+        start, answers = 0 if self.plan.whole else segment.start_tokens, segment.answers
+        tokens = segment.stop_tokens - start
+        return self.costs.segment_seconds(segment.params, tokens, answers=answers, pessimistic=pessimistic)
 
     @property
     def entry(self) -> int:
@@ -127,11 +133,11 @@ class Situation:
     def next_candidate(self) -> TrialState:
         """Of those that wait: one whose quantization has a whole gang waiting, else one whose quantization is
         loaded, so that the worker need not load another; the oldest of them."""
-        waiting = Counter(cost_class(state.trial.params) for state in self.candidates)
+        waiting = Counter(self.plan.cost_class(state.trial.params) for state in self.candidates)
         loaded = self.history.last_quantization
 
         def rank(state: TrialState) -> tuple[bool, bool, int]:
-            name = cost_class(state.trial.params)
+            name = self.plan.cost_class(state.trial.params)
             return waiting[name] < self.gang_size(name), name != loaded, state.trial_id
 
         return min(self.candidates, key=rank)
@@ -139,7 +145,7 @@ class Situation:
     def load_seconds(self, state: TrialState) -> float:
         """Seconds that loading the trial's base may take, if another quantization ran last; nobody knows here
         which of several workers will get it, and what that one holds."""
-        name = cost_class(state.trial.params)
+        name = self.plan.cost_class(state.trial.params)
         held = name == self.history.last_quantization and not self.several
         return 0.0 if held else self.plan.load_seconds.get(name, 0.0)
 
@@ -154,6 +160,10 @@ class Situation:
         )
         return Run(job, (reason,))
 
+    def begin(self, state: TrialState) -> int:
+        """Tokens from which the trial's next segment trains."""
+        return 0 if self.plan.whole else state.tokens
+
     def gang_size(self, quantization: str) -> int:
         """Members that may train at once: what the calibration found, or less since memory ran out."""
         gains = self.plan.gang_gains.get(quantization, (1.0,))
@@ -163,10 +173,7 @@ class Situation:
         """The situation as if the job were running and its time had passed."""
         segments = run.job.segments
         started = {segment.trial_id for segment in segments}
-        seconds = sum(
-            self.costs.segment_seconds(s.params, s.stop_tokens - s.start_tokens, pessimistic=True)
-            for s in segments
-        )
+        seconds = sum(self.segment_seconds(segment, pessimistic=True) for segment in segments)
         first = self.history.trials[segments[0].trial_id]
         load = self.load_seconds(first)
         return replace(
@@ -181,7 +188,7 @@ class Situation:
 def segment_to(situation: Situation, state: TrialState, rung: int, stop: int, schedule: Schedule) -> Segment:
     """To a token count, from the checkpoint that the trial has."""
     params = state.trial.params
-    recompute = situation.plan.recompute.get(cost_class(params), False)
+    recompute = situation.plan.recompute.get(situation.plan.cost_class(params), False)
     return Segment(
         trial_id=state.trial_id,
         params=params,
@@ -204,7 +211,7 @@ def rung_segment(
 ) -> Run | Refusal:
     """To the end of a rung, if that surely fits with ``room`` further seconds before the reserve."""
     params, goal, costs = state.trial.params, state.trial.rung_tokens[rung], situation.costs
-    tokens = max(1, goal - state.tokens)
+    tokens = max(1, goal - situation.begin(state))
     slow = costs.segment_seconds(params, tokens, pessimistic=True)
     needed = slow + situation.load_seconds(state) + room
     if needed > situation.left:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from budgetsearch.core.ladders import FINALISTS_SHARE
 from budgetsearch.core.plan import Plan
 
-CHECKPOINT_BYTES = 20
-"""Of one adapter weight in a checkpoint, at most: fp32 for PEFT, for training, for its average and for the
+CHECKPOINT_BYTES = 16
+"""Of one adapter weight in a checkpoint, at most: fp32 for PEFT (the average), for training and for the
 optimizer's two states."""
 EXPORT_BYTES = 4
 """Of one adapter weight in the exported adapter."""

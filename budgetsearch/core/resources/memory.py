@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from budgetsearch.core.bases import Base, cost_class
 from budgetsearch.core.footprint import Footprint
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.records import Calibration, Params, cost_class
+from budgetsearch.core.records import Calibration, Params
 
 DOUBT = 1.15
 """Before anything was measured an estimate may be so many times the truth; nothing is refused within that."""
@@ -57,10 +58,12 @@ def foresee(
 
 def problem(plan: Plan, refused: Sequence[Params], params: Params) -> str | None:
     """Why a configuration cannot fit, or None. ``refused`` are those that ran out of memory all alone."""
-    name, rank = cost_class(params), params.get("rank")
+    name, rank = plan.cost_class(params), params.get("rank")
     for other in refused:
-        if needs_as_much(params, other):
+        if needs_as_much(params, other, plan.free):
             return f"trial with rank {other.get('rank')} of {name} did not fit, and this one needs as much"
+    if not plan.free and Base.parse(name).model and name not in plan.reference_rates:
+        return f"{name} was found to be of no use in the calibration"
     if not isinstance(rank, int):
         return None
     largest = plan.largest_ranks.get(name, rank)
@@ -72,23 +75,24 @@ def problem(plan: Plan, refused: Sequence[Params], params: Params) -> str | None
 def micro_batch(plan: Plan, params: Params) -> int:
     """The micro-batch of a trial: the calibration measured that of the largest rank, and a smaller rank may
     leave room for more."""
-    name, rank = cost_class(params), params.get("rank")
+    name, rank = plan.cost_class(params), params.get("rank")
     measured, footprint = plan.micro_batches[name], plan.footprints.get(name)
+    batch = int(plan.knobs(params).get("batch_size", plan.batch_size))
     if footprint is None or plan.limit_bytes is None or not isinstance(rank, int):
-        return measured
+        return min(measured, batch)
     foreseen = footprint.micro_batch(
         CAUTION * plan.limit_bytes,
         rank=rank,
         length=plan.longest,
-        most=plan.batch_size,
+        most=batch,
         recompute=plan.recompute.get(name, False),
     )
-    return max(measured, foreseen)
+    return min(max(measured, foreseen), batch)
 
 
 def plain_positions(plan: Plan, params: Params) -> int:
     """Of the passes that need no gradient checkpointing, where the others of its kind do."""
-    name, rank = cost_class(params), params.get("rank")
+    name, rank = plan.cost_class(params), params.get("rank")
     footprint = plan.footprints.get(name)
     if footprint is None or plan.limit_bytes is None or not isinstance(rank, int):
         return 0
@@ -105,14 +109,17 @@ def gang_micro_batches(calibration: Calibration) -> tuple[int, ...]:
     return (calibration.micro_batch, *(known[members] for members in above))
 
 
-def taught(shrunk: Sequence[tuple[Params, int]], params: Params, micro: int) -> int:
+def taught(shrunk: Sequence[tuple[Params, int]], params: Params, micro: int, free: bool) -> int:
     """What is left of a micro-batch: not more than what something that needs no more memory went down to."""
-    return min([micro, *(size for other, size in shrunk if needs_as_much(params, other))])
+    return min([micro, *(size for other, size in shrunk if needs_as_much(params, other, free))])
 
 
-def needs_as_much(params: Params, other: Params) -> bool:
-    """Whether the first needs at least as much memory as the second, in every respect that counts."""
-    return cost_class(params) == cost_class(other) and all(
+def needs_as_much(params: Params, other: Params, free: bool = False) -> bool:
+    """Whether the first needs at least as much memory as the second, in every respect that counts; without a
+    rank nobody knows what counts, and only the same needs as much."""
+    if "rank" not in other:
+        return params == other
+    return cost_class(params, free) == cost_class(other, free) and all(
         _number(params, name) >= _number(other, name) for name in ("rank", "dropout")
     )
 

@@ -25,6 +25,8 @@ class Normal:
     center: float
     spread: float
     """Standard deviation in the unit of the dimension; in decades where it is logarithmic."""
+    follows: str = ""
+    """``model``: the centre is moved to where it suits the base model, as far as that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,8 @@ class Number(_Base):
             return self._value(left + position * (right - left))
         normal = NormalDist(self._scale(self.prior.center), self.prior.spread)
         below, upto = normal.cdf(left), normal.cdf(right)
-        return self._value(normal.inv_cdf(below + position * (upto - below)))
+        share = below + position * (upto - below)
+        return self._value(normal.inv_cdf(min(1.0 - 1e-16, max(1e-300, share))))  # open at both ends
 
     def position_of(self, value: ParamValue) -> float:
         """The inverse of ``value_at``."""
@@ -105,6 +108,8 @@ class Number(_Base):
         body = {**self._common("int" if self.integer else "float"), "low": low, "high": high, "log": self.log}
         if self.prior:
             body["prior"] = {"center": self.prior.center, "spread": self.prior.spread}
+            if self.prior.follows:
+                body["prior"]["follows"] = self.prior.follows
         return body
 
     def _scale(self, value: float) -> float:

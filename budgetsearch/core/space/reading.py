@@ -30,6 +30,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 """What each kind takes beside the keys that all kinds take."""
 COMMON_KEYS = ("kind", "when", "source", "unit")
+FOLLOWED, FOLLOWER = "model", "learning_rate"
+"""What the centre of a prior may follow, and of which dimension."""
 REACH = 6.0
 """Spreads between a prior's centre and the end of its range, at most: nobody samples beyond."""
 
@@ -66,9 +68,14 @@ def _number(reader: _Reader, integer: bool, common: dict[str, Any]) -> Number:
 
 
 def _normal(reader: _Reader, number: Number) -> Normal | None:
-    prior = reader.prior(("center", "spread"))
+    prior = reader.prior(("center", "spread", "follows"))
     if prior is None:
         return None
+    follows = prior.text("follows")
+    if follows not in ("", FOLLOWED):
+        prior.fail(f"follows takes {FOLLOWED}, not {follows!r}; or leave it out")
+    if follows and number.name != FOLLOWER:
+        prior.fail(f"only the centre of {FOLLOWER} is known to follow the {FOLLOWED}; leave follows out")
     center, spread = float(prior.number("center")), float(prior.number("spread"))
     if not number.low <= center <= number.high:
         prior.fail(f"center {center:g} must lie inside the range {number.low:g} to {number.high:g}")
@@ -77,7 +84,7 @@ def _normal(reader: _Reader, number: Number) -> Normal | None:
     if spread <= 0 or reach > REACH * spread:
         unit = " decades" if number.log else ""
         prior.fail(f"spread must be at least {reach / REACH:.3g}{unit} for this range, not {spread:g}")
-    return Normal(center, spread)
+    return Normal(center, spread, follows)
 
 
 def _choice(reader: _Reader, common: dict[str, Any]) -> Choice:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from budgetsearch.core.bases import DIMENSION, Base, cost_class
 from budgetsearch.core.errors import SpaceError, nearest
 from budgetsearch.core.records import Params, ParamValue
 from budgetsearch.core.space.dimensions import (
@@ -29,30 +30,17 @@ from budgetsearch.core.space.dimensions import (
     Tied,
     is_number,
 )
-from budgetsearch.core.space.reading import read_dimension
+from budgetsearch.core.space.knobs import KNOBS, QUANTIZATIONS, SETTINGS
+from budgetsearch.core.space.reading import REACH, read_dimension
+from budgetsearch.core.targets import words_of
 
 __all__ = ["Choice", "Constant", "Dimension", "Normal", "Number", "Space", "Tied"]
 
-QUANTIZATIONS = ("fp32", "bf16", "int8", "nf4")
 REQUIRED = ("quantization", "rank", "learning_rate")
+MODELS = "--model"
+"""The source of the dimension that several models make."""
 KEYS = ("name", "description", "free", "dimensions")
 
-
-def _between(low: float, high: float) -> Callable[[ParamValue], bool]:
-    return lambda value: is_number(value) and low < float(value) < high
-
-
-KNOBS: Mapping[str, tuple[Callable[[ParamValue], bool], str]] = {
-    "quantization": (lambda value: value in QUANTIZATIONS, f"one of {', '.join(QUANTIZATIONS)}"),
-    "rank": (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-        "a whole number of at least 1",
-    ),
-    "learning_rate": (_between(0.0, 1.0), "a number above 0 and below 1"),
-    "alpha": (_between(0.0, math.inf), "a number above 0"),
-    "dropout": (lambda value: value == 0 or _between(0.0, 1.0)(value), "a number from 0 to below 1"),
-}
-"""What every LoRA run needs, and which values each knob can take. A run always has all of them."""
 
 DEFAULTS: tuple[Dimension, ...] = (
     Tied(name="alpha", to="rank", factor=2, source="default: twice the rank"),
@@ -68,7 +56,7 @@ class Space:
     dimensions: tuple[Dimension, ...]
     description: str = ""
     free: bool = False
-    """A space of anything, as recorded curves have it: it names no LoRA knob, and nothing trains on it."""
+    """A space of anything, as recorded curves and recipes have it: it needs no LoRA knob."""
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], name: str = "") -> Space:
@@ -109,8 +97,33 @@ class Space:
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """Names beyond the five knobs that every run has; the training recipe must know them."""
-        return tuple(dimension.name for dimension in self.dimensions if dimension.name not in KNOBS)
+        """Names that training does not know."""
+        return tuple(one.name for one in self.dimensions if one.name not in (*KNOBS, *SETTINGS, *self.own))
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The dimension that several models make."""
+        return tuple(d.name for d in self.dimensions if d.name == DIMENSION and d.source == MODELS)
+
+    @property
+    def named(self) -> frozenset[str]:
+        """Names of all dimensions."""
+        return frozenset(dimension.name for dimension in self.dimensions)
+
+    def largest(self, name: str, usual: float) -> float:
+        """The largest value that a configuration can ask for; ``usual`` where no dimension decides it."""
+        here = name in self.named
+        values = [float(value) for value in self.values_of(name)] if here else []
+        always = here and not self[name].when
+        return max(values if always else [*values, usual])
+
+    def targets(self, usual: str) -> str:
+        """All that configurations may put adapters on, by commas; ``usual`` where no dimension decides it."""
+        here = "targets" in self.named
+        values = [str(value) for value in self.values_of("targets")] if here else []
+        always = here and not self["targets"].when
+        every = values if always else [*values, usual]
+        return ",".join(dict.fromkeys(word for value in every for word in words_of(value)))
 
     def __getitem__(self, name: str) -> Dimension:
         """The dimension of this name.
@@ -128,6 +141,16 @@ class Space:
     def quantizations(self) -> tuple[str, ...]:
         """The quantizations that a configuration can ask for."""
         return tuple(str(value) for value in self.values_of("quantization"))
+
+    @property
+    def cost_classes(self) -> tuple[str, ...]:
+        """What is calibrated apart: the quantizations; where a free space has none, all in one."""
+        if self.free and "quantization" not in self.named:
+            return (cost_class({}),)
+        if self.free or DIMENSION not in self.named:
+            return self.quantizations
+        models = [str(value) for value in self.values_of(DIMENSION)]
+        return tuple(Base(model, name).name for name in self.quantizations for model in models)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -236,6 +259,20 @@ class Space:
         space._check(f"search space {self.name!r}")
         return space
 
+    def centered(self, name: str, center: float, source: str) -> Space:
+        """The same space with the prior of a range moved to this centre, or the nearest that the range has;
+        it follows nothing any more."""
+        old = self[name]
+        if not isinstance(old, Number) or old.prior is None:
+            raise self._error(f"dimension {name!r} has no prior with a centre")
+        reach = old.prior.spread * REACH
+        low, high = old.low, old.high
+        if old.log:
+            low, high = max(low, high / 10**reach), min(high, low * 10**reach)
+        prior = Normal(min(max(center, low), high), old.prior.spread)
+        new = replace(old, prior=prior, source="; ".join(filter(None, (source, old.source))))
+        return replace(self, dimensions=tuple(new if d.name == name else d for d in self.dimensions))
+
     def _resolve(self, pick: Callable[[Own], ParamValue]) -> Params:
         found: dict[str, ParamValue] = {}
         for dimension in self.dimensions:
@@ -310,12 +347,13 @@ def _check_when(dimension: Dimension, above: Mapping[str, Dimension], here: str)
 
 
 def _check_values(dimension: Dimension, corners: Sequence[ParamValue], here: str) -> None:
-    if dimension.name not in KNOBS:
+    known = {**KNOBS, **SETTINGS}
+    if dimension.name not in known:
         # A slip of the pen would otherwise be searched in vain while the knob keeps its default.
-        if close := difflib.get_close_matches(dimension.name, KNOBS, n=1, cutoff=0.8):
+        if close := difflib.get_close_matches(dimension.name, known, n=1, cutoff=0.8):
             raise SpaceError(f"{here}: unknown (did you mean {close[0]!r}?); correct the name.")
         return
-    holds, wanted = KNOBS[dimension.name]
+    holds, wanted = known[dimension.name]
     for value in corners:
         if not holds(value):
             hint = nearest(str(value), QUANTIZATIONS) if dimension.name == "quantization" else ""

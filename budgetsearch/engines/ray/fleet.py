@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from budgetsearch.core.codec import decode, encode, read_json
 from budgetsearch.engines.ray.messages import Down, FleetSpec
-from budgetsearch.engines.worker import Pipe, die_with_parent
+from budgetsearch.engines.worker import Pipe
+from budgetsearch.machine.child import die_with_parent
 
 if TYPE_CHECKING:
     from budgetsearch.engines.ray.cluster import Cluster

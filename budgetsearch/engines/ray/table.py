@@ -10,7 +10,7 @@ from budgetsearch.core.errors import EngineError
 from budgetsearch.core.records import Calibration, Job, Score, SegmentResult, TrainJob, WorkerSetup
 from budgetsearch.core.reports import JobEnded, Notice, Report
 from budgetsearch.core.results import crashed_results, stranded_results
-from budgetsearch.engines.local import MAX_DEATHS
+from budgetsearch.engines.local import most_deaths
 from budgetsearch.engines.ray.messages import Alive, Gone, Halt, Hello, Said, Strike, Take, ToLane
 
 SILENT_SECONDS = 20.0
@@ -75,6 +75,8 @@ class Table:
     """Jobs that came while no lane was free: lanes are still starting, or one has just been lost."""
     _vain: dict[int, int] = field(default_factory=dict)
     """By number: how often a lane was lost since it last ended a job."""
+    _proven: set[int] = field(default_factory=set)
+    """Numbers of the lanes that have ended a job."""
     _failed: dict[int, int] = field(default_factory=dict)
     """By number: how many of its jobs failed in a row, whether or not their trials are to blame."""
     _rests_until: dict[int, float] = field(default_factory=dict)
@@ -218,6 +220,7 @@ class Table:
         if isinstance(said.report, JobEnded):
             lane.flight = None
             self._vain[lane.number] = 0
+            self._proven.add(lane.number)
             return [*self._judge(lane, said.report), said.report]
         return [said.report]
 
@@ -301,7 +304,8 @@ class Table:
     def _usable(self, lane: _Lane) -> bool:
         stuck = lane.stale_since is not None and self.clock() - lane.stale_since > DELIVERY_SECONDS
         rests = self.clock() < self._rests_until.get(lane.number, 0.0) and self._others_are_well(lane)
-        return self._vain.get(lane.number, 0) < MAX_DEATHS and not stuck and not rests
+        most = most_deaths(proven=lane.number in self._proven)
+        return self._vain.get(lane.number, 0) < most and not stuck and not rests
 
     def _is_free(self, lane: _Lane) -> bool:
         return lane.flight is None and lane.stale_since is None and self._usable(lane)

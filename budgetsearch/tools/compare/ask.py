@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from budgetsearch.core.plan import Plan
 from budgetsearch.run.permissions import check_source
 from budgetsearch.run.prepare import options_of
 from budgetsearch.run.settings import Settings
+from budgetsearch.run.winner import settings_of, targets_of_base
 from budgetsearch.storage.ledger import read_history
 from budgetsearch.storage.runfolder import RunFolder, told_by
 from budgetsearch.tools.compare import kept
@@ -25,6 +26,7 @@ from budgetsearch.tools.compare.pairing import Run, TaskResult
 from budgetsearch.tools.compare.tasks import Task, Tasks, content_hash, key_of, overlap, result_of
 
 if TYPE_CHECKING:
+    from budgetsearch.training.data.apart import EncoderApart
     from budgetsearch.training.data.models import BaseModel
     from budgetsearch.training.data.templates import Options
 
@@ -52,8 +54,7 @@ class Subject:
         """From its folder."""
         folder = RunFolder(Path(run.path))
         history = read_history(folder.ledger)
-        assert history.opened is not None
-        settings = Settings.model_validate(dict(history.opened.settings))
+        settings = settings_of(history)
         best = history.incumbent
         return cls(run, settings, history.plan, folder.adapter, best.best_checkpoint if best else None)
 
@@ -143,7 +144,7 @@ class Asking:
                 self._ask_base(name, same, card)
 
     def _check(self) -> None:
-        foreign = [task.source for task in self.tasks if not task.ours]
+        foreign = [name for task in self.tasks for name in task.foreign]
         if foreign:
             check_harness(foreign, self.asked.folder)
 
@@ -175,11 +176,15 @@ class Asking:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
             room = Room.opened(same[0], card, self.cache, self.asked.trust_remote_code, self.say)
-            for adapter in dict.fromkeys(question.adapter for question in open_questions):
-                mine = [question for question in open_questions if question.adapter == adapter]
-                with room.wearing(adapter) as model:
-                    for question in mine:
-                        self._note(question, self._put(question, room, model), keep=True)
+            with closing(room):
+                self._ask_in(room, open_questions)
+
+    def _ask_in(self, room: Room, questions: Sequence[Question]) -> None:
+        for adapter in dict.fromkeys(question.adapter for question in questions):
+            mine = [question for question in questions if question.adapter == adapter]
+            with room.wearing(adapter) as model:
+                for question in mine:
+                    self._note(question, self._put(question, room, model), keep=True)
 
     def _all_questions(self, base_name: str, same: Sequence[Subject], card: Any) -> Iterator[Question]:
         who: list[tuple[str, Path | None, Subject]] = [(base_name, None, same[0])]
@@ -202,8 +207,6 @@ class Asking:
                 yield Question(task, entrant, adapter, one.adapter.parent, about, options)
 
     def _put(self, question: Question, room: Room, model: Any) -> TaskResult:
-        from budgetsearch.training.data.templates import Template
-
         what = f"{question.entrant}: {question.task.name}"
         self.tick(what, 0, 0)
 
@@ -212,9 +215,8 @@ class Asking:
 
         if question.task.ours:
             return room.own_answers(model, question, self.asked.limit, tick)
-        tokenizer = room.tokenizer
-        if self.asked.chat_template:
-            tokenizer = Template(room.tokenizer, question.options).asking()
+        encoder = room.encoder(question.options)  # begins when it is asked
+        tokenizer = encoder.chatting() if self.asked.chat_template else encoder.tokenizer
         return ask_harness(
             model, tokenizer, question.task,
             limit=self.asked.limit, folder=self.asked.folder,
@@ -233,14 +235,18 @@ class Asking:
 
 @dataclass
 class Room:
-    """A resident base and its tokenizer."""
+    """A resident base and what makes its tokens."""
 
     base: Any
-    tokenizer: Any
+    files: Path
+    """Where the tokenizer lies."""
+    trusted: bool
+    """Whether code of the model's own may run."""
     device: str
     batch: int
     context: int
     """Tokens that the model takes in all."""
+    encoders: dict[Options, EncoderApart] = field(default_factory=dict)
 
     @classmethod
     def opened(cls, one: Subject, card: Any, cache: Path, allowed: bool, say: Callable[[str], None]) -> Room:
@@ -250,7 +256,6 @@ class Room:
             ModelError: it cannot be found, or it is no longer what the run trained on.
         """
         from budgetsearch.training.bases import load_base
-        from budgetsearch.training.data.tokenizer import load_tokenizer
         from budgetsearch.training.score import answer_batch
 
         settings, quantization = one.settings, one.run.quantization
@@ -262,11 +267,31 @@ class Room:
                 "answers would not be the run's. Bring the old one back, or compare without --tasks."
             )
         half = "fp16" if card.profile.dtype == "fp16" else "bf16"
-        base = load_base(str(found.path), quantization, card.device, trust_remote_code=trust, half=half)
-        micro_batch = one.plan.micro_batches.get(quantization, 1) if one.plan else 1
+        base = load_base(
+            str(found.path),
+            quantization,
+            card.device,
+            trust_remote_code=trust,
+            half=half,
+            targets=targets_of_base(told_by(one.adapter)),
+        )
+        micro_batch = one.plan.micro_batches.get(one.plan.cost_class(one.run.params), 1) if one.plan else 1
         context = int(getattr(base.config, "max_position_embeddings", 0) or 2 * MAX_PROMPT)
-        tokenizer = load_tokenizer(found.path, trust_remote_code=trust)
-        return cls(base, tokenizer, card.device, answer_batch(micro_batch), context)
+        return cls(base, found.path, trust, card.device, answer_batch(micro_batch), context)
+
+    def encoder(self, options: Options) -> EncoderApart:
+        """What makes tokens as these options say."""
+        from budgetsearch.training.data.apart import EncoderApart
+
+        if options not in self.encoders:
+            made = EncoderApart(self.files, options, trust_remote_code=self.trusted)
+            self.encoders[options] = made
+        return self.encoders[options]
+
+    def close(self) -> None:
+        """End the processes that make tokens."""
+        for encoder in self.encoders.values():
+            encoder.close()
 
     @contextmanager
     def wearing(self, adapter: Path | None) -> Iterator[Any]:
@@ -290,24 +315,24 @@ class Room:
         Raises:
             DataError: the rows cannot be read.
         """
-        from budgetsearch.training.data.encoder import Encoder, questions
+        from budgetsearch.training.data.encoder import questions
         from budgetsearch.training.data.grading import answer_is_right
         from budgetsearch.training.data.samples import load_samples
         from budgetsearch.training.evaluate import generate_answers
         from budgetsearch.training.score import room_for
 
-        task, encoder = question.task, Encoder(self.tokenizer, question.options)
+        task, encoder = question.task, self.encoder(question.options)
         asked = list(itertools.islice(questions(encoder, load_samples(task.source)), limit))
         if not asked:
             raise DataError(f"{task.source} holds no row that can be asked with this model's chat template")
         examples, prompts = [one for one, _ in asked], [ids for _, ids in asked]
-        new = room_for([len(self.tokenizer(e.answer)["input_ids"]) for e in examples])
+        new = room_for([len(encoder.ids(e.answer)) for e in examples])
         grades: list[float] = []
         for start in range(0, len(examples), self.batch):
             some = examples[start : start + self.batch]
             texts = generate_answers(
                 model,
-                encoder,
+                encoder.reader,
                 prompts[start : start + self.batch],
                 device=self.device,
                 max_new_tokens=new,

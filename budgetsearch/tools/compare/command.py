@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from budgetsearch.core.errors import UsageError
 from budgetsearch.tools.compare.ask import Asking, Subject, Tick
 from budgetsearch.tools.compare.comparison import Comparison, compare_runs
 from budgetsearch.tools.compare.gather import gather
@@ -18,25 +21,30 @@ def compare(
     cache: Path,
     tasks: Tasks = Tasks(),  # noqa: B008  # frozen
     baseline: Path | None = None,
+    price: float | None = None,
     say: Callable[[str], None] = lambda line: None,
     tick: Tick = lambda what, done, total: None,
 ) -> Comparison:
     """Compare runs from their ledgers; with ``tasks`` their adapters and bases are asked as well.
 
-    When it is interrupted while it asks, what has been answered is kept and compared.
+    ``price``: of an hour of the card, in any money. When it is interrupted while it asks, what has been
+    answered is kept and compared.
 
     Raises:
         UsageError: a folder is not a run, or an option cannot be used.
         BudgetsearchError: a task cannot be run.
     """
     tasks.check()
+    if price is not None and not 0 <= price < math.inf:
+        raise UsageError(f"--price must be what an hour of the card costs, 0 or more; it is {price}.")
     runs = gather([*paths, *([baseline] if baseline else [])])
     against = next(
         (run.name for run in runs if baseline and Path(run.path).resolve() == baseline.resolve()), None
     )
     if tasks.names is None:
-        return compare_runs(runs, baseline=against)
-    return _asked(runs, against, Asking(parse_tasks(tasks.names), tasks, cache, tick, say))
+        return replace(compare_runs(runs, baseline=against), price=price)
+    asking = Asking(parse_tasks(tasks.names), tasks, cache, tick, say)
+    return replace(_asked(runs, against, asking), price=price)
 
 
 def _asked(runs: Sequence[Run], against: str | None, asking: Asking) -> Comparison:

@@ -79,6 +79,12 @@ class Comparison:
     winnings: tuple[Winning, ...]
     notes: tuple[str, ...]
     interrupted: bool = False
+    price: float | None = None
+    """Of an hour of the card, in the user's money."""
+
+    def cost(self, run: Run) -> float | None:
+        """What a run cost in that money."""
+        return None if self.price is None else self.price * run.costs.device_seconds / 3600
 
     @property
     def compared(self) -> tuple[Compared, ...]:
@@ -193,7 +199,8 @@ def as_json(found: Comparison) -> dict[str, Any]:
     """The comparison as plain JSON values, example by example, so that it can be checked."""
     return {
         "format": FORMAT,
-        "runs": [_run_dict(run) for run in found.runs],
+        "runs": [{**_run_dict(run), "cost": found.cost(run)} for run in found.runs],
+        "price": found.price,
         "bases": [
             {"name": name, "model_sha256": model, "quantization": quantization}
             for (model, quantization), name in found.bases.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from budgetsearch.core.errors import LedgerError, RunFolderError, UsageError
@@ -66,8 +67,17 @@ def _read(path: Path, name: str) -> Run:
 def run_of(history: History, name: str, path: str, *, going: bool = False) -> Run:
     """What a ledger tells of a run, finished or not."""
     assert history.opened is not None
-    facts = history.opened.facts
-    model, data = facts["model"], facts["data"]
+    facts = history.facts
+    if recipe := facts.get("recipe"):  # what is compared is its metric, on its own validation examples
+        model = {"source": recipe["name"], "sha256": recipe["sha256"]}
+        rows = Rows(*[recipe["sha256"]] * 3)
+    else:
+        model, data = facts["model"], facts["data"]
+        rows = Rows(data["source_sha256"], data["valid_rows_sha256"], data["valid_tokens_sha256"])
+        if left_out := facts.get("left_out", ()):
+            rows = replace(rows, valid_rows=f"{rows.valid_rows} without {left_out}")
+        if "left_out" in facts:
+            rows = replace(rows, valid_tokens=f"{rows.valid_tokens} in bytes without {left_out}")
     best, state = history.incumbent, state_of(history, going)
     adapter, base, notes = _results(history, best)
     if state != "finished":
@@ -79,7 +89,7 @@ def run_of(history: History, name: str, path: str, *, going: bool = False) -> Ru
         model=shown(model["source"]),
         model_sha256=model["sha256"],
         quantization=str(best.trial.params.get("quantization", "any")) if best else "",
-        rows=Rows(data["source_sha256"], data["valid_rows_sha256"], data["valid_tokens_sha256"]),
+        rows=rows,
         adapter=adapter,
         base=base,
         costs=_costs(history),
@@ -87,6 +97,7 @@ def run_of(history: History, name: str, path: str, *, going: bool = False) -> Ru
         params=dict(best.trial.params) if best else {},
         tokens=best.best_tokens if best else 0,
         trials=sum(1 for trial in history.trials.values() if trial.started),
+        metric=history.plan.metric if history.plan else None,
         notes=tuple(notes),
     )
 
@@ -99,8 +110,8 @@ def _results(history: History, best: TrialState | None) -> tuple[Results, Result
     if score is not None and score.adapter_example_losses:
         targets = score.example_tokens
         return (
-            Results(score.adapter_example_losses, targets, score.adapter_grades),
-            Results(score.base_example_losses, targets, score.base_grades),
+            Results(score.adapter_example_losses, targets, score.adapter_grades, score.adapter_metric),
+            Results(score.base_example_losses, targets, score.base_grades, score.base_metric),
             [],
         )
     losses = next(

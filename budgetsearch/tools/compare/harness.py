@@ -57,7 +57,7 @@ def ask_harness(
         try:
             found = simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
-                tasks=[task.source],
+                tasks=task.foreign,
                 limit=limit,
                 task_manager=_manager(folder),
                 apply_chat_template=chat,

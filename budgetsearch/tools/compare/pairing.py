@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from budgetsearch.core.metric import Metric, Values
 from budgetsearch.core.records import Params
 
 LOSS, ACCURACY = "validation loss", "validation accuracy"
@@ -36,6 +37,8 @@ class Results:
     targets: tuple[int, ...] = ()
     """Completion tokens of each example; empty before the final scores."""
     grades: tuple[float, ...] = ()
+    metric: Values = ()
+    """Of the run's own metric."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Run:
     params: Params = field(default_factory=dict)
     tokens: int = 0
     trials: int = 0
+    metric: Metric | None = None
+    """What it chose by; None: the loss."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -138,24 +143,29 @@ def unique(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
 def validation_measures(
     runs: Sequence[Run], bases: Mapping[tuple[str, str], str]
 ) -> tuple[list[Measure], list[Apart]]:
-    """Loss and accuracy on the validation rows, once for each set of runs that share them."""
+    """Loss, accuracy and metrics on the validation rows, once for each set of runs that share them."""
     measures, aparts = [], []
-    for name in (LOSS, ACCURACY):
+    metrics = dict.fromkeys(run.metric for run in runs if run.metric)
+    names: list[str | Metric] = [LOSS, ACCURACY, *metrics]
+    for name in names:
         groups: dict[str, list[Run]] = {}
         for run in runs:
-            if _values(run.adapter, name):
+            if _values(run.adapter, name) and (isinstance(name, str) or run.metric == name):
                 same = run.rows.valid_tokens if name == LOSS else run.rows.valid_rows
                 groups.setdefault(same, []).append(run)
-        measures += [_measure(name, members, bases) for members in groups.values()]
+        made = (_measure(name, members, bases) for members in groups.values())
+        measures += [measure for measure in made if measure.examples]
         aparts += _apart(name, list(groups.values()))
     return measures, aparts
 
 
-def _values(results: Results, name: str) -> tuple[float, ...]:
+def _values(results: Results, name: str | Metric) -> Values:
+    if isinstance(name, Metric):
+        return results.metric
     return results.losses if name == LOSS else results.grades
 
 
-def _measure(name: str, runs: Sequence[Run], bases: Mapping[tuple[str, str], str]) -> Measure:
+def _measure(name: str | Metric, runs: Sequence[Run], bases: Mapping[tuple[str, str], str]) -> Measure:
     found = {run.name: run.adapter for run in runs}
     for run in runs:
         mine = bases.get(run.base_key)
@@ -173,18 +183,31 @@ def _measure(name: str, runs: Sequence[Run], bases: Mapping[tuple[str, str], str
             weights = [float(number) for number in targets[:count]]
         else:
             notes.append("each example counts alike: no run has its final scores, and so no lengths")
+    values = {who: _values(results, name)[:count] for who, results in found.items()}
+    kept = [place for place in range(count) if all(some[place] is not None for some in values.values())]
+    if len(kept) < count:
+        notes.append(f"{count - len(kept)} of {count} examples are left out: the metric gave no number there")
     return Measure(
-        name=name,
-        higher_is_better=name != LOSS,
-        values={who: _values(results, name)[:count] for who, results in found.items()},
-        weights=tuple(weights),
+        name=_title(name),
+        higher_is_better=name != LOSS and not (isinstance(name, Metric) and name.direction == "min"),
+        values={who: tuple(some[place] or 0.0 for place in kept) for who, some in values.items()},
+        weights=tuple(weights[place] for place in kept),
         notes=tuple(notes),
     )
 
 
-def _apart(name: str, groups: Sequence[Sequence[Run]]) -> list[Apart]:
+def _title(name: str | Metric) -> str:
+    return f"validation {name.name}" if isinstance(name, Metric) else name
+
+
+def _apart(name: str | Metric, groups: Sequence[Sequence[Run]]) -> list[Apart]:
     return [
-        Apart(name, tuple(r.name for r in one), tuple(r.name for r in other), why(one[0].rows, other[0].rows))
+        Apart(
+            _title(name),
+            tuple(r.name for r in one),
+            tuple(r.name for r in other),
+            why(one[0].rows, other[0].rows),
+        )
         for place, one in enumerate(groups)
         for other in groups[place + 1 :]
     ]

@@ -49,6 +49,8 @@ COSTS: Sequence[tuple[str, Callable[[Run], str]]] = (
     (PROCESS_PEAK.replace("of ", "of\n"), lambda run: peak_text(run.costs.peak_bytes)),
     ("space", lambda run: run.space or "-"),
 )
+MONEY = "cost"
+"""With ``--price``: of the device seconds."""
 STATE = "state"
 """A column where not all have finished."""
 WIDE = 2
@@ -58,7 +60,8 @@ WIDE = 2
 def headings(found: Comparison) -> list[str]:
     """Of the columns behind the name."""
     titles = [measure_title(one, found).replace(" (", "\n(") for one in found.compared]
-    return [*titles, *[name for name, _ in COSTS], *([STATE] if _unfinished(found) else [])]
+    money = [MONEY] if found.price is not None else []
+    return [*titles, *[name for name, _ in COSTS], *money, *([STATE] if _unfinished(found) else [])]
 
 
 def rows(found: Comparison) -> list[tuple[str, list[str]]]:
@@ -72,7 +75,9 @@ def rows(found: Comparison) -> list[tuple[str, list[str]]]:
 def _cells(name: str, run: Run | None, found: Comparison) -> list[str]:
     measured = [interval_text(one.means[name], one) if name in one.means else "-" for one in found.compared]
     state = [run.state if run else "-"] if _unfinished(found) else []
-    return [*measured, *[cost(run) if run else "-" for _, cost in COSTS], *state]
+    price = found.cost(run) if run else None
+    money = [] if found.price is None else ["-" if price is None else f"{price:.2f}"]
+    return [*measured, *[cost(run) if run else "-" for _, cost in COSTS], *money, *state]
 
 
 def _unfinished(found: Comparison) -> bool:

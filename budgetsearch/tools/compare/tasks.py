@@ -58,6 +58,22 @@ class Tasks:
             )
 
 
+CHALLENGE = "challenge"
+"""In place of tasks: the open scenarios of the NeurIPS LLM Efficiency Challenge."""
+BIG_BENCH = (
+    *("analytic_entailment", "causal_judgment", "emoji_movie", "empirical_judgments", "known_unknowns"),
+    *("logical_deduction", "strange_stories", "snarks", "dark_humor_detection"),
+)
+"""What its published configuration took of BIG-bench."""
+SCENARIOS = {
+    "MMLU": "mmlu",
+    "TruthfulQA": "truthfulqa_mc1",
+    "BIG-bench": ",".join(f"bigbench_{name}_multiple_choice" for name in BIG_BENCH),
+    "GSM8K": "gsm8k",
+    "BBQ": "bbq",
+}
+"""Tasks of lm-eval by scenario; its prompts and numbers of examples are not quite those of the challenge's
+own harness, so scores are of the same kind, not the published ones."""
 COMMAS = re.compile(r",(?![^\[]*\])")
 """Between tasks; not those inside the list of a parameter."""
 
@@ -69,7 +85,12 @@ class Task:
     name: str
     """As it is shown."""
     source: str
-    """As it was given."""
+    """As it was given; several tasks of lm-eval that are one scenario, with commas."""
+
+    @property
+    def foreign(self) -> list[str]:
+        """The tasks of lm-eval."""
+        return [] if self.ours else self.source.split(",")
 
     @property
     def ours(self) -> bool:
@@ -96,8 +117,13 @@ def parse_tasks(text: str) -> list[Task]:
     for source in sources:
         if is_source(source) and not check_spelling(source):
             check_rows(Origin(source))
-    names = [_short(source) for source in sources]
-    return [Task(name, source) for name, source in zip(unique(names), sources, strict=True)]
+    pairs = [
+        pair
+        for source in sources
+        for pair in (SCENARIOS.items() if source == CHALLENGE else [(_short(source), source)])
+    ]
+    names = unique([name for name, _ in pairs])
+    return [Task(name, source) for name, (_, source) in zip(names, pairs, strict=True)]
 
 
 def _short(source: str) -> str:

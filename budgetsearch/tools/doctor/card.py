@@ -9,6 +9,7 @@ from budgetsearch.machine.detect import Card
 from budgetsearch.machine.host import gib
 from budgetsearch.tools.doctor.check import SETTLE, Check, divided, fail, ok, warn
 from budgetsearch.tools.doctor.machine import Machine
+from budgetsearch.tools.doctor.step import FUSED
 
 NF4_TOLERANCE = 0.16
 """Largest error of nf4 as a share of its block's largest value: half of its widest gap (0.152), and a
@@ -127,6 +128,12 @@ STEP_REMEDIES: Mapping[str, str] = {
 """By a word in what a step says; else it is bitsandbytes' affair where it packs, and torch's for the rest."""
 
 
+KERNELS = 'pip install "budgetsearch[gpu]"'
+COMPILER = (
+    "Triton compiles them: it wants a C compiler (gcc) and Python's headers, and a release for this card."
+)
+
+
 def step(machine: Machine) -> Check:
     """Whether the worker trains a real step of a tiny model on the card, under each kind of base."""
     if machine.on_cpu and not machine.misses_its_card:
@@ -136,13 +143,18 @@ def step(machine: Machine) -> Check:
         return ok("step", "not tried: no card was asked")
     if problem := answer.get("problem"):
         return fail("step", f"no worker starts on the card: {problem}", _step_remedy("", problem))
+    plain, answer = answer.get(FUSED, ""), {name: found for name, found in answer.items() if name != FUSED}
     wrong = {name: found["problem"] for name, found in answer.items() if "problem" in found}
     if wrong:
         name, problem = next(iter(wrong.items()))
         text = f"{', '.join(wrong)} cannot be trained on the card: {problem}"
         return fail("step", text, _step_remedy(name, problem))
     times = ", ".join(f"{name} {found['seconds']} s" for name, found in answer.items())
-    return ok("step", f"the worker trains on the card, loading included: {times}")
+    text = f"the worker trains on the card, loading included: {times}"
+    if plain:
+        remedy = KERNELS if "not installed" in plain else COMPILER
+        return warn("step", f"{text}; without Liger's kernels, by a quarter slower: {plain}", remedy)
+    return ok("step", f"{text}; with Liger's kernels")
 
 
 def _step_remedy(quantization: str, problem: str) -> str:

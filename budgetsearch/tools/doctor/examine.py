@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.space.space import Space
+from budgetsearch.core.targets import ALL_LINEAR, words_of
 from budgetsearch.machine.detect import detect
 from budgetsearch.machine.host import gib
 from budgetsearch.machine.profiles import profile
-from budgetsearch.run.configuration import load_settings
+from budgetsearch.run.configuration import check_one_model, load_settings
+from budgetsearch.run.possible import check_possible, examined
 from budgetsearch.run.preflight import INPUTS, largest_adapter, run_need
-from budgetsearch.run.prepare import check_possible, examined
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.shared import folder_of, url_of
@@ -23,7 +24,6 @@ from budgetsearch.tools.doctor.hub import Repository
 from budgetsearch.tools.doctor.model import ModelFacts
 from budgetsearch.training.data.origins import origins_of
 
-ALL_LINEAR = "all-linear"
 Say = Callable[[Check], None]
 
 
@@ -54,6 +54,7 @@ def examine(
 
 def _checks(given: Mapping[str, Any], cache: Path, config: Path | None) -> Iterator[Check]:
     settings = load_settings(given, config)
+    check_one_model(settings)
     if profile(settings.gpu).name == "cpu":
         detect(settings.gpu, settings.device)  # a contradiction between flags, not a fault of the machine
     space = load_space(settings.space)
@@ -106,8 +107,9 @@ def _model(settings: Settings, cache: Path, space: Space) -> Iterator[Check]:
 
 def _adapters(settings: Settings, folder: Path, space: Space) -> Check:
     """What a run finds out of the model's modules before it measures anything."""
-    named = all(name.strip() for name in settings.targets.split(","))  # else another line says so
-    found = examined(folder, settings.targets if named else ALL_LINEAR, settings.trust_remote_code)
+    targets = space.targets(settings.targets)
+    named = all(words_of(targets))  # else another line says so
+    found = examined(folder, targets if named else ALL_LINEAR, settings.trust_remote_code)
     check_possible(settings.model, space.quantizations, found.refused)
     return ok("adapters", found.sentence().removeprefix("adapters "))
 

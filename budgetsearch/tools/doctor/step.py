@@ -12,6 +12,8 @@ from budgetsearch.core.records import Schedule, Segment, TrainJob, WorkerSetup
 from budgetsearch.tools.doctor.check import describe
 
 QUANTIZATIONS = ("fp32", "bf16", "nf4", "int8")
+FUSED = "fused"
+"""Why Liger's kernels are not used; empty: they are."""
 ROWS = 12
 TURN, PAD = "<turn>", "<pad>"
 
@@ -24,13 +26,15 @@ def ask_step(device: str) -> dict[str, Any]:
 
 def try_steps(device: str) -> dict[str, Any]:
     """The same on any device; what fails before the first step is the answer to all."""
+    from budgetsearch.training.fused import refused
     from budgetsearch.training.workshop import Workshop
 
     with tempfile.TemporaryDirectory(prefix="budgetsearch-doctor-") as name:
         setup = _setup(Path(name), device)
         workshop = Workshop(setup, lambda message: None, lambda job_id: False)
         try:
-            return {quantization: _step(workshop, quantization) for quantization in QUANTIZATIONS}
+            found = {quantization: _step(workshop, quantization) for quantization in QUANTIZATIONS}
+            return found | {FUSED: refused(device)}
         finally:
             workshop.close()
 

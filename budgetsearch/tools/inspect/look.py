@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from budgetsearch.core.ports import Say
+from budgetsearch.run.configuration import check_one_model
 from budgetsearch.run.preflight import anchored, resolve
 from budgetsearch.run.prepare import prepare_inputs
 from budgetsearch.run.settings import Settings
@@ -84,8 +85,9 @@ def look(settings: Settings, say: Say, rows: int | None) -> Inspection:
     Raises:
         UsageError: the model or the data cannot be used.
     """
-    resolve(settings)
-    base, data = prepare_inputs(anchored(settings), say)
+    check_one_model(settings)
+    space = resolve(settings).space
+    base, data = prepare_inputs(anchored(settings), say, space=space)
     tokenizer = load_tokenizer(base.path, trust_remote_code=settings.trust_remote_code)
     shown = itertools.islice(_rows(data, tokenizer), rows)
     stops = [str(token) for token in tokenizer.convert_ids_to_tokens(data.facts["stops"])]

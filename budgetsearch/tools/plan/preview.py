@@ -13,7 +13,9 @@ from budgetsearch.core.errors import DeviceError
 from budgetsearch.core.policy.deadline import EXIT_SECONDS
 from budgetsearch.core.policy.planning import PlanRequest
 from budgetsearch.core.records import Calibration
+from budgetsearch.core.targets import EXPERTS, words_of
 from budgetsearch.machine.clock import deadline_of, timing_of_new
+from budgetsearch.machine.detect import Card
 from budgetsearch.machine.host import gib
 from budgetsearch.machine.memory import Training, estimate
 from budgetsearch.run.foresight import (
@@ -27,6 +29,7 @@ from budgetsearch.run.foresight import (
 from budgetsearch.run.guesses import Guess, speed_guesses
 from budgetsearch.run.preflight import cache_need, largest_adapter, run_need
 from budgetsearch.run.settings import Settings
+from budgetsearch.run.spaces import following
 from budgetsearch.tools.plan.bounds import enough_from, search_from
 from budgetsearch.tools.plan.rehearsal import Rehearsal, rehearse
 
@@ -100,19 +103,19 @@ def preview(
         DeviceError: nothing of the search space fits into the card's memory.
         BudgetError: the hours are too few.
     """
-    request = measured[0] if measured else guessed_request(inputs, _budget_seconds(inputs.settings))
+    request = measured[0] if measured else guessed_request(inputs, budget_seconds_of(inputs.settings))
     found = measured[1] if measured else guessed_calibrations(inputs, request, slow)
     if measured:
         found = {name: slowed(calibration, slow) for name, calibration in found.items()}
     if all(calibration.status != "ok" for calibration in found.values()):
-        raise _nothing_works(inputs, found)
-    setup = slow * inputs.setup_seconds
+        raise nothing_works(inputs.settings.model, inputs.card, found)
+    setup = inputs.setup.slowed(slow)
     check_minimum(request, found, setup)
-    play = partial(rehearse, calibrations=found, setup_seconds=setup, workers=inputs.settings.gpus or 1)
+    play = partial(rehearse, calibrations=found, setup_seconds=setup.usual, workers=inputs.settings.gpus or 1)
     rehearsal = play(request)
     real = measured is not None or all(c.measured for c in found.values() if c.status == "ok")
     plan = rehearsal.plan
-    enough = enough_from(request, found, setup)
+    enough = enough_from(request, found, setup.usual)
     writes = max(c.checkpoint_seconds for c in found.values() if c.status == "ok")
     return Preview(
         model=inputs.settings.model,
@@ -137,12 +140,12 @@ def preview(
         search_hours=search_from(request, rehearsal, play) / 3600,
         enough_hours=None if enough is None else enough / 3600,
         slow=slow,
-        guesses=tuple(_guesses(inputs, found, real)),
+        guesses=tuple(guesses_of(inputs, found, real)),
         disk=_disk(inputs, plan.budget_seconds),
     )
 
 
-def _budget_seconds(settings: Settings) -> float:
+def budget_seconds_of(settings: Settings) -> float:
     """What a run that began now would have."""
     deadline = deadline_of(settings.deadline) if settings.deadline else None
     return timing_of_new(settings.hours, deadline, 0.0).budget_seconds
@@ -189,7 +192,7 @@ def _cell(inputs: Inputs, request: PlanRequest, name: str, rank: int, micro_batc
             Training(
                 name,
                 rank,
-                targets=settings.targets,
+                targets=inputs.space.targets(settings.targets),
                 micro_batch=micro_batch,
                 length=request.longest,
                 recompute=recompute,
@@ -205,32 +208,50 @@ def _cell(inputs: Inputs, request: PlanRequest, name: str, rank: int, micro_batc
     return FitCell(micro_batch, again, again <= inputs.card.usable_bytes, True)
 
 
-def _nothing_works(inputs: Inputs, found: Mapping[str, Calibration]) -> DeviceError:
+def nothing_works(model: str, card: Card, found: Mapping[str, Calibration]) -> DeviceError:
+    """What to say where nothing of the model can be trained; ``found``: by base, why not."""
     why = "; ".join(f"{name}: {c.detail}" for name, c in found.items())
     if any(c.status != "out_of_memory" for c in found.values()):
-        return DeviceError(f"{inputs.settings.model} cannot be trained here ({why}).")
+        return DeviceError(f"{model} cannot be trained here ({why}).")
     return DeviceError(
-        f"{inputs.settings.model} does not fit into {gib(inputs.card.usable_bytes)} ({why}). Use a smaller "
+        f"{model} does not fit into {gib(card.usable_bytes)} ({why}). Use a smaller "
         "--model, a shorter --max-length, a --space with nf4, or a larger card."
     )
 
 
 def _experts(inputs: Inputs) -> list[Guess]:
-    """What stays as wide as it is under every quantization."""
-    if inputs.shape is None or not inputs.shape.experts:
+    """How wide routed experts lie in memory."""
+    shape, targets = inputs.shape, inputs.space.targets(inputs.settings.targets)
+    if shape is None or not shape.experts:
         return []
-    share = inputs.shape.experts / inputs.shape.weights
-    source = "no quantization here shrinks them, and they wear no adapters"
-    return [Guess("routed experts", f"{share:.0%} of the weights, in 16 or 32 bits", source)]
+    share = f"{shape.experts / shape.weights:.0%} of the weights"
+    if EXPERTS in words_of(targets):
+        return [
+            Guess("routed experts", f"{share}, in 16 or 32 bits", "they wear adapters, one trial at a time")
+        ]
+    packs = "nf4" in inputs.space.quantizations and shape.packed_experts("nf4", targets)
+    width = "in 4 bits under nf4, else in 16 or 32" if packs else "in 16 or 32 bits"
+    return [Guess("routed experts", f"{share}, {width}", "they wear no adapters; --targets experts")]
 
 
-def _guesses(inputs: Inputs, found: Mapping[str, Calibration], measured: bool) -> list[Guess]:
+def _rate(inputs: Inputs) -> list[Guess]:
+    """Where the search over the learning rate begins, if that follows the model."""
+    space = following(inputs.space, inputs.shape)
+    if space is inputs.space:
+        return []
+    center = space.default()["learning_rate"]
+    return [Guess("learning rate", f"begins at {float(center):.2g}", space["learning_rate"].source)]
+
+
+def guesses_of(inputs: Inputs, found: Mapping[str, Calibration], measured: bool) -> list[Guess]:
+    """What a plan rests on; ``measured``: whether real steps were."""
     data = inputs.data
     weights = f"{inputs.shape.weights / 1e9:.2f}B weights" if inputs.shape else "not foreseen"
     known = [
         *_workers(inputs.settings),
         Guess("shape of the model", weights, inputs.shape_source),
         *_experts(inputs),
+        *_rate(inputs),
         Guess("memory of the card", gib(inputs.card.usable_bytes), inputs.card.profile.source),
     ]
     earlier = [

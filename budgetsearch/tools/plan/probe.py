@@ -16,7 +16,8 @@ from budgetsearch.core.records import CalibrateJob, Calibration
 from budgetsearch.core.reports import JobEnded
 from budgetsearch.machine.detect import detect
 from budgetsearch.run.preflight import resolve
-from budgetsearch.run.prepare import Prepared, prepare_inputs, request_of, worker_setup
+from budgetsearch.run.prepare import Prepared, Subject, prepare_inputs
+from budgetsearch.run.recipes import PreparedRecipe
 from budgetsearch.storage.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -44,10 +45,15 @@ def probe_here(settings: Settings, say: Say) -> tuple[PlanRequest, dict[str, Cal
         engine = LocalEngine(None, folder.worker_log, environment=card.environment)
         try:
             engine.warm_up()
-            prepared = Prepared(settings, card, *prepare_inputs(settings, say, None, run.space.quantizations))
-            engine.prepare(worker_setup(prepared, folder))
-            request = request_of(prepared, run.space, settings.hours * 3600)
-            return request, measure(engine, request, run.space.quantizations, PROBE_SECONDS, say)
+            prepared: Subject
+            if settings.recipe is not None:
+                prepared = PreparedRecipe.of(settings, card, run.space)
+            else:
+                inputs = prepare_inputs(settings, say, None, run.space)
+                prepared = Prepared(settings, card, *inputs, run.space)
+            engine.prepare(prepared.setup(folder))
+            request = prepared.request(run.space, settings.hours * 3600)
+            return request, measure(engine, request, run.space.cost_classes, PROBE_SECONDS, say)
         finally:
             engine.close()
 

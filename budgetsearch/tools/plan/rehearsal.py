@@ -17,7 +17,7 @@ from budgetsearch.core.records import CalibrateJob, Calibration, Job, Score, Sco
 from budgetsearch.core.reports import Report
 from budgetsearch.core.resources.memory import problem
 from budgetsearch.core.space.space import Space
-from budgetsearch.engines.simulator import Result, SimulatorEngine, VirtualClock, lora_like_loss
+from budgetsearch.engines.simulator import Result, SimulatorEngine, VirtualClock, usual_loss
 from budgetsearch.run.driver import Driver
 from budgetsearch.run.foresight import measuring_seconds
 from budgetsearch.run.incumbent import NoExport
@@ -107,9 +107,10 @@ class _World:
         seconds = {
             "train": (segment.stop_tokens - segment.start_tokens) / found.tokens_per_second,
             "evaluate": examples * found.eval_seconds_per_example if segment.evaluate else 0.0,
-            "checkpoint": found.checkpoint_seconds,
+            "checkpoint": 0.0 if segment.only_grades else found.checkpoint_seconds,
+            "score": segment.answers * found.answer_seconds,
         }
-        loss = lora_like_loss(segment, segment.stop_tokens) if segment.evaluate else None
+        loss = usual_loss(segment, segment.stop_tokens) if segment.evaluate else None
         return SegmentResult(
             segment.trial_id,
             segment.rung,
@@ -118,6 +119,7 @@ class _World:
             loss=loss,
             example_losses=() if loss is None else (loss,) * min(examples, 16),
             seconds=seconds,
+            metric=(0.5,) * segment.answers,
             checkpoint_out=f"{segment.trial_id}-{segment.stop_tokens}",
         )
 

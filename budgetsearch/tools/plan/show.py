@@ -7,12 +7,18 @@ from rich.table import Table
 from rich.text import Text
 
 from budgetsearch.machine.host import GIB
+from budgetsearch.tools.plan.bases import BaseRow, BasesPreview, named
 from budgetsearch.tools.plan.preview import FitCell, Preview
+from budgetsearch.tools.plan.recipe import RecipePreview
 from budgetsearch.views.fitted import table_of
 
 
-def show(found: Preview) -> Group:
+def show(found: Preview | RecipePreview | BasesPreview) -> Group:
     """Everything, the answer first."""
+    if isinstance(found, BasesPreview):
+        return Group(Text(_choice(found)), Text(""), _bases(found), Text(""), _guesses(found))
+    if isinstance(found, RecipePreview):
+        return Group(Text(_recipe_head(found)), Text(""), _ladder(found), Text(""), _phases(found))
     parts: list[RenderableType] = [
         Text(_head(found)),
         Text(""),
@@ -78,7 +84,51 @@ def _enough(found: Preview) -> str:
     return f"\nMore than {found.enough_hours:.2g} hours will hardly help with these {found.rows} rows."
 
 
-def _ladder(found: Preview) -> Table:
+def _choice(found: BasesPreview) -> str:
+    chosen = found.choice
+    return "\n".join(
+        [
+            f"{found.card}, {found.usable_bytes / GIB:.2f} GiB, {clock(found.budget_seconds)}",
+            *filter(None, [found.note]),
+            f"{found.data}: {found.rows} rows of {found.tokens_per_row:.0f} tokens",
+            "This is foreseen; a run measures before it plans.",
+            f"Take {named(chosen)}: about {chosen.trials} configurations, and the best trains for "
+            f"{chosen.full_tokens / 1e6:.3g}M tokens, {chosen.passes:.1f} times the data.",
+            *(f"- {reason}" for reason in found.ground),
+        ]
+    )
+
+
+def _bases(found: BasesPreview) -> Table:
+    heads = ["model", "quantization", "fits", "GiB", "rank", "micro-batch", "tokens/s", "full run", "trials"]
+    return table_of(
+        "The bases, each as the only one", heads, map(_base, found.bases), left=("quantization", "fits")
+    )
+
+
+def _base(base: BaseRow) -> list[str | Text]:
+    again = " (c)" if base.recompute else ""
+    fits = Text(f"yes{again}" if base.fits else "no", style="green" if base.fits else "red")
+    if base.why and not base.fits and not base.peak_bytes:
+        fits.append(f": {base.why}")
+        return [base.model, base.quantization, fits, *[""] * 6]
+    peak = f"{base.peak_bytes / GIB:.1f}"
+    if not base.fits:
+        return [base.model, base.quantization, fits, f"{peak} at least", *[""] * 5]
+    full = f"{base.full_tokens / 1e6:.3g}M tokens" if base.full_tokens else "none"
+    each = [str(base.rank), str(base.micro_batch), f"{base.tokens_per_second:,.0f}", full, str(base.trials)]
+    return [base.model, base.quantization, fits, peak, *each]
+
+
+def _recipe_head(found: RecipePreview) -> str:
+    trials = found.rehearsal.trials[0]
+    tried = f"About {trials} configurations are tried" if trials > 1 else "One configuration, no comparison"
+    rates = ", ".join(f"{one.tokens_per_second:.4g} units/s" for one in found.calibrations.values())
+    budget = clock(found.rehearsal.plan.budget_seconds)
+    return f"{found.recipe}, {budget}: measured here, {rates}\n{tried}."
+
+
+def _ladder(found: Preview | RecipePreview) -> Table:
     plan = found.rehearsal.plan
     rates = plan.reference_rates
     rows = []
@@ -86,11 +136,11 @@ def _ladder(found: Preview) -> Table:
         name = "full run" if rung == plan.top_rung else f"rung {rung}"
         tokens = [f"{seconds * rate:,.0f}" for rate in rates.values()]
         rows.append([name, clock(seconds), *tokens, str(found.rehearsal.trials[rung])])
-    tokens = [f"tokens, {name}" for name in rates]
+    tokens = ["units"] if isinstance(found, RecipePreview) else [f"tokens, {name}" for name in rates]
     return table_of("The ladder", ["rung", "training", *tokens, "trials expected"], rows)
 
 
-def _phases(found: Preview) -> Table:
+def _phases(found: Preview | RecipePreview) -> Table:
     rows = [[phase.name, clock(phase.start), clock(phase.seconds)] for phase in found.rehearsal.phases]
     budget = found.rehearsal.plan.budget_seconds
     rows.append(["deadline", clock(budget), f"{clock(budget - found.rehearsal.spent_seconds)} before it"])
@@ -152,6 +202,6 @@ def _disk(found: Preview) -> str:
     return f"{here}; in the cache {', '.join(added)}."
 
 
-def _guesses(found: Preview) -> Table:
+def _guesses(found: Preview | BasesPreview) -> Table:
     rows = [[guess.what, guess.value, guess.source] for guess in found.guesses]
     return table_of("What this rests on", ["what", "assumed", "from"], rows, left=("assumed", "from"))

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from budgetsearch.core.bases import DIMENSION, ModelSetup, cost_class
 from budgetsearch.core.errors import EngineError
 from budgetsearch.core.ports import Engine, Say
 from budgetsearch.core.records import Job, Score, ScoreJob, SegmentResult, TrainJob
 from budgetsearch.core.reports import Beat, JobEnded
 from budgetsearch.run.manifest_schema import Manifest, Scores
 from budgetsearch.run.prepare import Prepared, worker_setup
+from budgetsearch.run.winner import targets_of_base
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.reproduce.inputs import Inputs
 
@@ -57,7 +59,8 @@ class Bench:
             EngineError: they could not be measured.
         """
         count = len(scores.adapter_example_losses)
-        job = ScoreJob(self._next(), scores.quantization, checkpoint, count, 0, scores.micro_batch, NO_LIMIT)
+        base = cost_class(self.manifest.adapter.params)
+        job = ScoreJob(self._next(), base, checkpoint, count, 0, scores.micro_batch, NO_LIMIT)
         found = self._score(job, scores)
         if scores.task_examples:
             answers = replace(job, job_id=self._next(), eval_examples=0, task_examples=scores.task_examples)
@@ -109,6 +112,11 @@ class Bench:
         if threads:
             environment["OMP_NUM_THREADS"] = threads
         setup = worker_setup(Prepared(inputs.settings, card, inputs.base, inputs.prepared), self.folder)
+        setup = replace(setup, worn=targets_of_base({"base": {"anatomy": self.manifest.base.anatomy}}))
+        if (left_out := self.manifest.data.left_out) is not None:
+            label = str(self.manifest.adapter.params[DIMENSION])
+            paths = setup.model_path, setup.model_name, setup.data_path
+            setup = replace(setup, models=(ModelSetup(label, *paths, left_out),))
         self._engine = LocalEngine(setup, self.folder.worker_log, environment=environment)
         self._threads = threads
         return self._engine

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsearch.core.errors import DataError, ModelError, UsageError
+from budgetsearch.core.metric import LOSS
 from budgetsearch.core.ports import Say
 from budgetsearch.run.manifest_schema import Base, File, Found, Manifest, Rows, Source
-from budgetsearch.run.permissions import check_source
+from budgetsearch.run.permissions import Places, check_source
 from budgetsearch.run.prepare import prepare_inputs
 from budgetsearch.storage.files import cache_folder
 from budgetsearch.training.data.origins import origins_of
@@ -40,17 +41,6 @@ class Finding:
     def line(self) -> str:
         """For people."""
         return f"{self.what} {self.state}" + (f": {self.detail}" if self.detail else "")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where things lie now, if not where the run found them, and what the user allows."""
-
-    model: str | None = None
-    data: str | None = None
-    valid: str | None = None
-    trust_remote_code: bool = False
-    """Whether code that came with the base may run, if it ran in the run."""
 
 
 @dataclass
@@ -150,6 +140,7 @@ def settings_of(manifest: Manifest, places: dict[str, str], *, trust: bool) -> S
     known = {name: value for name, value in manifest.settings.items() if name in Settings.model_fields}
     changed: dict[str, Any] = {"valid": None, **places, "out": None, "storage": None, "shared": None}
     changed |= {"engine": "local", "gpus": None, "address": None}
+    changed |= {"metric": LOSS, "direction": None}  # code that a manifest names is not run
     changed |= {"revision": manifest.base.revision, "trust_remote_code": trust}
     try:
         return Settings.model_validate({**known, **changed})

@@ -11,17 +11,19 @@ from functools import partial
 from pathlib import Path
 
 from budgetsearch.core.codec import decode
+from budgetsearch.core.course import Stint
 from budgetsearch.core.errors import RunFolderError, UsageError
 from budgetsearch.core.ports import Say
-from budgetsearch.core.records import Score, Segment, SegmentResult, Stint, TrainJob
+from budgetsearch.core.records import Score, Segment, SegmentResult, TrainJob
 from budgetsearch.core.reports import Beat
 from budgetsearch.run.manifest import ADAPTER_FILE, apart, load, tensors_sha256
 from budgetsearch.run.manifest_schema import Found, Link, Manifest, Scores, read
+from budgetsearch.run.permissions import Places
 from budgetsearch.storage.files import fresh_folder, why_not
 from budgetsearch.tools.reproduce import compare
 from budgetsearch.tools.reproduce.bench import NO_LIMIT, Bench, Talk, bench
 from budgetsearch.tools.reproduce.compare import Row
-from budgetsearch.tools.reproduce.inputs import Inputs, Places, look, tokenize
+from budgetsearch.tools.reproduce.inputs import Inputs, look, tokenize
 
 REPORT = "reproduction.json"
 CONFIG_FILE = "adapter_config.json"

@@ -8,10 +8,11 @@ from pathlib import Path
 from budgetsearch.core.errors import EngineError
 from budgetsearch.core.ports import Say
 from budgetsearch.run.manifest_schema import Found, Scores
+from budgetsearch.run.permissions import Places
 from budgetsearch.tools.reproduce import compare
 from budgetsearch.tools.reproduce.bench import bench
 from budgetsearch.tools.reproduce.compare import Row
-from budgetsearch.tools.reproduce.inputs import Finding, Inputs, Places, look, tokenize
+from budgetsearch.tools.reproduce.inputs import Finding, Inputs, look, tokenize
 from budgetsearch.tools.reproduce.own import adapter_findings, adapter_folder, ledger_findings, opened
 from budgetsearch.tools.reproduce.replay import CARD_NOTE, installed, score_rows
 

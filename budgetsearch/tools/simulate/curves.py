@@ -49,6 +49,8 @@ class Curves(Protocol):
     """The median of the configurations' best values."""
     worst: float
     """What stands for a diverged run: no finite value is worse."""
+    own_lengths: bool
+    """Runs that did not diverge end at lengths of their own, as under schedules that end there."""
 
     @property
     def space(self) -> dict[str, Any]:
@@ -87,6 +89,8 @@ class CurveTable:
         costs = seconds[everyone, self._lengths - 1]
         self.count = len(rows)
         self.points = int(values.shape[1])
+        ended = self._lengths[np.isfinite(values[everyone, self._lengths - 1])]
+        self.own_lengths = len(np.unique(ended)) > 1
         self.mean_cost = float(costs.mean())
         self.point_cost = float(costs.mean() / self._lengths.mean())
         self.worst = float(values[np.isfinite(values)].max())

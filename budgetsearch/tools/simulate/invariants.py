@@ -12,7 +12,7 @@ from budgetsearch.core.history.fold import apply
 from budgetsearch.core.history.history import History
 from budgetsearch.core.policy.decide import decide
 
-REASONS = ("scout", "runner-up", "tie")
+REASONS = ("scout", "runner-up", "tie", "asked for by hand")
 """A promotion from beyond the best ``1 / eta`` begins with one of these."""
 
 

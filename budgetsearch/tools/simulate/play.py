@@ -55,7 +55,7 @@ class OnCurves:
 def plan_for(curves: Curves, multiple: float, seed: int) -> Plan:
     """The plan of a budget of ``multiple`` mean full runs."""
     # Like a rung of too few steps, one below the first recorded point cannot be.
-    ladders = ladders_for(multiple, None, ETA)
+    ladders = ladders_for(multiple, None, ETA, curves.own_lengths)
     shares = next((shares for shares in ladders if shares[0] * curves.points >= 1), ladders[-1])
     scale = FULL_RUN_SECONDS / curves.mean_cost
     ladder = tuple(FULL_RUN_SECONDS * share for share in shares)

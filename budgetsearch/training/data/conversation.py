@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -111,3 +112,17 @@ def split_thought(turn: Turn) -> tuple[str, str]:
     block = THINK.match(turn.content) if turn.role == "assistant" else None
     bare = turn.content[block.end() :] if block else turn.content
     return turn.reasoning or (block.group(1).strip("\n") if block else ""), bare
+
+
+def target_bytes(sample: Sample, *, last: bool = False, thoughts: bool = True) -> int:
+    """Bytes of what is learned of a sample, whoever makes tokens of it and whatever is put around.
+
+    ``last``: only its last answer is learned; ``thoughts``: reasoning is as well.
+    """
+    if isinstance(sample.body, Text):
+        return len(sample.body.text.encode())
+    talk = sample.body.last_alone() if last else sample.body
+    turns = [talk.turns[place] for place in talk.trained()]
+    calls = sum(len(json.dumps(call).encode()) for turn in turns for call in turn.tool_calls)
+    said = (f"{turn.reasoning}{turn.content}" if thoughts else split_thought(turn)[1] for turn in turns)
+    return calls + sum(len(text.encode()) for text in said)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError
-from budgetsearch.training.data.conversation import Sample, Skip, Text
-from budgetsearch.training.data.shapes import check_characters
+from budgetsearch.training.data.conversation import Conversation, Sample, Skip, Text
+from budgetsearch.training.data.messages import check_characters
+from budgetsearch.training.data.reader import Reader, decoded
 from budgetsearch.training.data.spans import rendered
 from budgetsearch.training.data.templates import Options, Template
+from budgetsearch.training.data.windows import windows
+
+SPLIT = "longer than --max-length: split into several rows, of which the later ones begin at a later turn"
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,15 @@ class Encoded:
     """Tokens that did not fit."""
 
 
+class Asks(Protocol):
+    """Whatever makes a prompt of a sample, here or in a process of its own."""
+
+    def prompt(self, sample: Sample) -> list[int]:
+        """The ids that the last answer of a sample follows; raises ``Skip`` where it cannot be asked for."""
+
+
 class Encoder:
-    """Makes tokens of samples, and text of what the model answers."""
+    """Makes tokens of samples."""
 
     def __init__(self, tokenizer: Any, options: Options | None = None, max_length: int | None = None) -> None:
         """``max_length`` in tokens; None: rows are not cut.
@@ -58,7 +71,7 @@ class Encoder:
         return [end for end in ends if marks.fullmatch(end) and (end == known.stop or end not in between)]
 
     def encode(self, sample: Sample) -> list[Encoded]:
-        """The rows of a sample: one of a conversation, one or more of a text.
+        """The rows of a sample: one, or more where it is longer than a row.
 
         Raises:
             Skip: the sample cannot be used.
@@ -69,14 +82,33 @@ class Encoder:
             talk = sample.body
             if self.template.options.train_on == "last":
                 talk = talk.last_alone()
-            found = rendered(self.template, talk)
+            return self._rows(talk)
         except Skip as skip:
             raise Skip(skip.reason, sample.place) from None
-        ids, places = self._tokens(found.text)
-        trained = flags(places, found.spans)
+
+    def _rows(self, talk: Conversation) -> list[Encoded]:
+        """One row; several, where later answers would not be in it."""
+        whole = self._whole(talk)
+        if self.max_length is None or len(talk.trained()) < 2 or _length(whole) <= self.max_length:
+            return [fit(*whole, self.max_length)]
+        most, before = self.max_length, Counter(self.template.notes)
+        try:
+            parts = list(windows(talk, lambda part, share: _length(self._whole(part)) <= share * most))
+            found = [fit(*self._whole(part), most) for part in parts]
+        except Skip:  # the template does not take a part of it
+            found = [fit(*whole, most)]
+        self.template.notes = before
+        if len(found) > 1:
+            self.template.notes[SPLIT] += 1
+        return found
+
+    def _whole(self, talk: Conversation) -> tuple[list[int], list[int]]:
+        """Ids of a conversation, and which of them are learned."""
+        found = rendered(self.template, talk)
+        ids, trained = self._flagged(found.text, found.spans)
         if not any(trained[1:]):
-            raise Skip("no token of it is trained", sample.place)
-        return [fit(ids, trained, self.max_length)]
+            raise Skip("no token of it is trained")
+        return ids, trained
 
     def prompt(self, sample: Sample) -> list[int]:
         """The ids that the last answer of a sample follows, as training saw them.
@@ -88,25 +120,22 @@ class Encoder:
         if isinstance(body, Text):
             raise Skip("a text asks nothing", sample.place)
         found = rendered(self.template, body)
-        ids, places = self._tokens(found.text)
-        behind = flags(places, [(found.asked, found.spans[-1][1])])
+        ids, behind = self._flagged(found.text, [(found.asked, found.spans[-1][1])])
         return ids[: behind.index(1)]
 
-    def answer(self, ids: Sequence[int]) -> str:
-        """What the model says: up to its end of turn, without reasoning and without the template's words."""
-        ends = {*self.stops}
-        stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        text = self._decoded(ids[:stop])
+    def facts(self) -> dict[str, Any]:
+        """What those must know that ask and read without a template, as JSON values."""
         lead = self.template.known.leads[0].strip()
-        if lead and not self.template.own and self.template.marks.search(lead):
-            text = text.rpartition(lead)[2]
-        text = text.rpartition("</think>")[2]
-        return self.template.marks.sub("", text).strip()
+        stays = bool(lead) and not self.template.own and bool(self.template.marks.search(lead))
+        used = self.template.used()
+        return {"stops": self.stops, "lead": lead if stays else "", "chat_template": used}
+
+    @property
+    def reader(self) -> Reader:
+        """What makes text of its answers."""
+        return Reader.of(self.tokenizer, self.facts())
 
     # ---------------------------------------------------------------------------- tokens
-
-    def _decoded(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def _texts(self, text: str) -> list[Encoded]:
         check_characters(text)
@@ -122,18 +151,17 @@ class Encoder:
         pieces = [ids[start : start + length] for start in starts]
         return [Encoded(piece, [0] + [1] * (len(piece) - 1)) for piece in pieces]
 
-    def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of a text, and the characters of each."""
+    def _flagged(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        """Ids of a text, and 1 for each of them that overlaps a span; the spans are in order."""
         check_characters(text)
-        fast = getattr(self.tokenizer, "is_fast", False)
         # A row above the model's length is cut later, no need to warn.
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+        found = self.tokenizer(text, add_special_tokens=False, verbose=False)
         ids = list(found["input_ids"])
-        if fast:
-            places = [(int(a), int(b)) for a, b in found["offset_mapping"]]
-            if all(a <= c for (a, _), (c, _) in pairwise(places)):
-                return ids, places
-        return ids, self._places(text, ids)
+        places = list(found.encodings[0].offsets) if found.encodings else []
+        starts = [start for start, _ in places]
+        if len(places) != len(ids) or starts != sorted(starts):
+            places = self._places(text, ids)
+        return ids, flags(places, spans)
 
     def _places(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Where each token stands, by decoding: for tokenizers that do not tell.
@@ -143,7 +171,7 @@ class Encoder:
         places: list[tuple[int, int]] = []
         at, pending = 0, 0
         for index, token in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids))):
-            piece = self._decoded(ids[index - pending : index + 1])
+            piece = decoded(self.tokenizer, ids[index - pending : index + 1])
             spaced = str(token).replace("\u2581", " ")
             # Alone a token may lose the space in front of it, and the first one of a text may gain one.
             fitting = (p for p in (piece, f" {piece}", spaced, spaced[1:]) if p and text.startswith(p, at))
@@ -158,24 +186,38 @@ class Encoder:
         return places
 
 
-def questions(encoder: Encoder, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[int]]]:
+def questions(encoder: Asks, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[int]]]:
     """The samples whose last answer can be asked for and compared, and the ids to ask with: no plain texts,
     and no answer that is a call alone."""
     for sample in samples:
-        if sample.asked and sample.answer.strip():
-            try:
-                yield sample, encoder.prompt(sample)
-            except Skip:
-                continue
+        if (ids := prompt_of(encoder, sample)) is not None:
+            yield sample, ids
+
+
+def prompt_of(encoder: Asks, sample: Sample) -> list[int] | None:
+    """What asks for the last answer of a sample; nothing where that cannot be asked for or compared."""
+    if not sample.asked or not sample.answer.strip():
+        return None
+    try:
+        return encoder.prompt(sample)
+    except Skip:
+        return None
+
+
+def _length(whole: tuple[list[int], list[int]]) -> int:
+    """Tokens up to the last that is learned."""
+    trained = whole[1]
+    return len(trained) - trained[::-1].index(1)
 
 
 def flags(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
     """1 for each token that overlaps a span; both in order."""
-    found, index = [], 0
-    for start, end in places:
-        while index < len(spans) and start >= spans[index][1]:
-            index += 1
-        found.append(int(index < len(spans) and end > spans[index][0]))
+    starts, ends = [start for start, _ in places], [end for _, end in places]
+    ends = ends if ends == sorted(ends) else list(itertools.accumulate(ends, max))
+    found = [0] * len(places)
+    for start, end in spans:
+        first, behind = bisect.bisect_right(ends, start), bisect.bisect_left(starts, end)
+        found[first:behind] = [1] * max(0, behind - first)
     return found
 
 
@@ -186,7 +228,7 @@ def fit(ids: list[int], trained: list[int], max_length: int | None) -> Encoded:
     of the room, the end goes, an end of turn with it: the model must not learn to stop there. Else the
     beginning goes, and a quarter is kept of it where the answer is long as well.
     """
-    stop = len(trained) - trained[::-1].index(1)
+    stop = _length((ids, trained))
     if max_length is None or stop <= max_length:
         kept = len(ids) if max_length is None else min(len(ids), max_length)
         return Encoded(ids[:kept], trained[:kept])

@@ -180,16 +180,30 @@ def _following(path: Path, values: _Values) -> Iterator[Read]:
 
 
 def _unwrapped(path: Path, value: Row) -> Iterator[Read]:
-    """The rows in an object that is all of a file; one without a list of objects is a row."""
+    """The rows in an object that is all of a file; one without a list of objects or columns is a row."""
     lists = [item for item in value.values() if isinstance(item, list)]
     rows = [item for item in lists if item and all(isinstance(row, dict) for row in item)]
-    if any(map(_is_chat, lists)) or (not rows and len(lists) < len(value)):
+    if not any(map(_is_chat, lists)) and not rows and (found := _by_columns(value)):
+        rows = [found]
+    elif any(map(_is_chat, lists)) or (not rows and len(lists) < len(value)):
         yield "row 1", _mended(value)
         return
     if len(rows or lists) != 1:
         raise DataError(f"{path} holds an object with {len(lists)} lists; one list of rows is needed")
     for number, row in enumerate((rows or lists)[0], start=1):
         yield f"row {number}", _mended(row)
+
+
+def _by_columns(value: Row) -> list[Any]:
+    """The rows of an object that holds columns: lists of the same length, or what pandas makes of them."""
+    columns = [
+        item if isinstance(item, list) else list(item.values())
+        for item in value.values()
+        if isinstance(item, list) or (isinstance(item, dict) and all(key.isdecimal() for key in item))
+    ]
+    if len(columns) < len(value) or len({*map(len, columns)}) != 1:
+        return []
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def _is_chat(items: list[Any]) -> bool:

@@ -311,6 +311,11 @@ def _licence(path: Path) -> str | None:
     """From the origin note of a converted model, else from the model card's header."""
     if (path / ORIGIN).exists():
         return read_config(path / ORIGIN).get("licence")
+    return stated_licence(path)
+
+
+def stated_licence(path: Path) -> str | None:
+    """What the header of the card in a folder says, as the Hub's cards have it."""
     with contextlib.suppress(OSError):
         head = (path / "README.md").read_text(encoding="utf-8", errors="replace")[:4000]
         if match := re.search(r"(?m)^license:[ \t]*([\w.-]+)", head):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from budgetsearch.training.data.rows import EXTENSIONS, KINDS, kind_of, read_row
 
 SHOWN_NAMES = 20
 SPLIT_WORDS = re.compile(r"train|test|valid|val|dev|eval", re.IGNORECASE)
-SPLIT = re.compile(r"split=([\w.-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+SPLIT = re.compile(r"split=([\w.-]+(?:\+[\w.-]+)*)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 WEIGHT = re.compile(r"(.+)=(\d+(?:\.\d*)?|\.\d+)")
 SAVED = ("dataset_dict.json", "state.json")
 """In a folder that the library datasets saved."""
@@ -189,6 +190,44 @@ def locate(source: str, say: Say = lambda _: None) -> Located:
     return Located(source, (found,), found.parent, cut=cut)
 
 
+def copy_source(source: str, folder: Path) -> str:
+    """Copy what a local source reads into a new folder; returns the source as it is named there.
+
+    Of a folder what is hidden or a link stays behind: no row is read from a ``.git``, and a link may lead
+    to what is not for others.
+
+    Raises:
+        DataError: it is not there, or a pattern means files of several folders.
+    """
+    bare = _without_split(source)[0]
+    found, query = _local(bare), source[len(bare) :]
+    folder.mkdir(parents=True)
+    if isinstance(found, list):
+        if len({file.parent for file in found}) > 1:
+            raise DataError(
+                f"{source} means files of several folders, which cannot be copied as they are; give each "
+                "folder as a source of its own"
+            )
+        for file in found:
+            shutil.copyfile(file, folder / file.name)
+        return f"{folder / Path(bare).name}{query}"
+    found = found.absolute()
+    name = found.resolve().name if found.is_dir() else found.name
+    if not found.is_dir():
+        shutil.copyfile(found, folder / name)
+        return f"{folder / name}{query}"
+    mine = folder.resolve()
+
+    def left(place: str, names: list[str]) -> list[str]:
+        paths = [Path(place) / one for one in names]
+        return [
+            p.name for p in paths if p.name[0] == "." or p.is_symlink() or mine.is_relative_to(p.resolve())
+        ]
+
+    shutil.copytree(found, folder / name, ignore=left)
+    return f"{folder / name}{query}"
+
+
 def _without_split(source: str) -> tuple[str, str, Cut]:
     bare, sign, query = source.rpartition("?")
     if not sign or Path(source).expanduser().exists() or glob.has_magic(bare) or "=" not in query:
@@ -196,26 +235,34 @@ def _without_split(source: str) -> tuple[str, str, Cut]:
     match = SPLIT.fullmatch(query)
     if not match:
         raise DataError(f"{source}: ?{query} is not ?split=NAME, such as ?split=train or ?split=train[:90%]")
-    return bare, match.group(1), Cut(match.group(2) or "", match.group(3) or "")
+    name, cut = match.group(1), Cut(match.group(2) or "", match.group(3) or "")
+    if "+" in name and cut != Cut():
+        raise DataError(
+            f"{source}: only one split can be cut; give each as a source of its own, such as "
+            "?split=train[:90%]"
+        )
+    return bare, name, cut
 
 
 def _chosen(found: Located, splits: Mapping[str, Sequence[Path]], asked: str, say: Say) -> Located:
     """The rows to train on, and those that the source sets apart."""
     name = asked or ("train" if "train" in splits or len(splits) != 1 else next(iter(splits)))
-    if name not in splits:
+    names = name.split("+")
+    if missing := [one for one in names if one not in splits]:
         raise DataError(
-            f"{found.source} has no split {name!r}; it has {', '.join(sorted(splits))}: name one with "
+            f"{found.source} has no split {missing[0]!r}; it has {', '.join(sorted(splits))}: name one with "
             "?split=NAME"
         )
-    if unread := [file for file in splits[name] if kind_of(file) is None]:
+    files = [file for one in dict.fromkeys(names) for file in splits[one]]
+    if unread := [file for file in files if kind_of(file) is None]:
         raise DataError(
             f"{found.source} holds {unread[0].name}, which is none of {', '.join(EXTENSIONS)}; convert it to "
             "JSONL"
         )
     valid = splits.get("validation", ()) if not asked else ()
-    if others := sorted(set(splits) - {name} - ({"validation"} if valid else set())):
+    if others := sorted(set(splits) - {*names} - ({"validation"} if valid else set())):
         say(f"{found.source}: {name} is trained on; {', '.join(others)} is left alone")
-    return replace(found, files=tuple(splits[name]), valid=tuple(valid))
+    return replace(found, files=tuple(files), valid=tuple(valid))
 
 
 # ---------------------------------------------------------------------------------- files

@@ -18,7 +18,7 @@ import sys
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,10 +26,11 @@ import numpy
 
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DataError, UsageError
+from budgetsearch.core.policy.jobs import MAX_ANSWERS
 from budgetsearch.machine import child
 from budgetsearch.training.data import scan
 from budgetsearch.training.data.conversation import Skip
-from budgetsearch.training.data.encoder import Encoder, check_vocabulary
+from budgetsearch.training.data.encoder import Encoder, check_vocabulary, prompt_of
 from budgetsearch.training.data.origins import Cut, Located, Origin
 from budgetsearch.training.data.samples import Source, sample_in
 from budgetsearch.training.data.scan import LEFT, SAMPLES, TRAIN, VALID, Lines, Spool
@@ -38,6 +39,7 @@ from budgetsearch.training.data.tally import Tally
 from budgetsearch.training.data.templates import Options
 from budgetsearch.training.data.tokenizer import load_tokenizer
 
+PROMPTS = "valid.prompts"
 MODULE = "budgetsearch.training.data.preparer"
 AT = "at"
 """The file of what is worked at."""
@@ -133,19 +135,21 @@ def work(task: Task, tell: Tell) -> dict[str, Any]:
     numpy.save(folder / "goes.npy", goes)
     numpy.save(folder / "starts.npy", numpy.frombuffer(spool.samples.starts, dtype=numpy.uint64))
     tell({"rows": rows, "samples": int(numpy.count_nonzero(goes != LEFT))})
-    found = _encoded(task, int(numpy.count_nonzero(goes != LEFT)))
+    encoder = _encoder(task, lambda: marks.set(1, PROBE))
+    found = _encoded(task, int(numpy.count_nonzero(goes != LEFT)), encoder)
     for part in found:
         tally.merge(part["tally"])
     tally.check(rows, task.bad_rows)
-    return _written(task, spool, goes, found) | {
+    written, valid = _written(task, spool, goes, found)
+    _write_prompts(folder, encoder, zip(valid.tolist(), spool.samples.at(valid), strict=True), marks)
+    return written | {
         "rows": rows,
         "skipped": tally.to_json(),
         "kept_out": kept_out,
         "duplicates": len(spool) - len(numpy.unique(numpy.frombuffer(spool.hashes, dtype=numpy.uint64))),
         "notes": dict(sum((Counter(part["notes"]) for part in found), Counter())),
-        "template": found[0]["template"],
-        "chat_template": found[0]["chat_template"],
-        "stops": found[0]["stops"],
+        "template": "plain" if encoder.template.own else "chat",
+        **encoder.facts(),
     }
 
 
@@ -173,11 +177,11 @@ def _goes(task: Task, spool: Spool, trains: int) -> tuple[Any, int]:
     return goes, int(held_back.sum())
 
 
-def _encoded(task: Task, samples: int) -> list[dict[str, Any]]:
+def _encoded(task: Task, samples: int, encoder: Encoder) -> list[dict[str, Any]]:
     """Tokens of all samples that are not LEFT, in several processes where that pays."""
     count = max(1, min(task.cores, SLOTS - 1, samples // SHARED_ROWS))
     others = [_start(dataclasses.replace(task, share=(number, count))) for number in range(2, count + 1)]
-    found = [encode(dataclasses.replace(task, share=(1, count)))]
+    found = [encode(dataclasses.replace(task, share=(1, count)), encoder)]
     for process in others:
         assert process.stdout is not None  # its input stays open: it ends with that
         found.append(_last_word(process.stdout.read()))
@@ -203,7 +207,19 @@ def _last_word(output: str) -> dict[str, Any]:
     return done
 
 
-def encode(task: Task) -> dict[str, Any]:
+def _encoder(task: Task, look: Callable[[], None]) -> Encoder:
+    """With ``look`` called before the chat template is given its first conversations.
+
+    Raises:
+        UsageError: the model cannot be used.
+    """
+    tokenizer = load_tokenizer(Path(task.model_path), trust_remote_code=task.trust_remote_code)
+    check_vocabulary(tokenizer, Path(task.model_path))
+    look()
+    return Encoder(tokenizer, Options(**task.options), task.max_length)
+
+
+def encode(task: Task, encoder: Encoder | None = None) -> dict[str, Any]:
     """Make tokens of a share of the samples; returns what is worth knowing.
 
     Raises:
@@ -215,10 +231,7 @@ def encode(task: Task) -> dict[str, Any]:
     starts = array("Q", numpy.load(folder / "starts.npy", allow_pickle=False).tobytes())
     goes = numpy.load(folder / "goes.npy", allow_pickle=False)
     share = numpy.array_split(numpy.flatnonzero(goes != LEFT), count)[number - 1]
-    tokenizer = load_tokenizer(Path(task.model_path), trust_remote_code=task.trust_remote_code)
-    check_vocabulary(tokenizer, Path(task.model_path))
-    marks.set(number, PROBE)
-    encoder = Encoder(tokenizer, Options(**task.options), task.max_length)
+    encoder = encoder or _encoder(task, lambda: marks.set(number, PROBE))
     made, cut = array("Q"), 0
     with writing(folder / f"part-{number}.safetensors") as writer:
         for at, line in zip(share.tolist(), Lines(folder / SAMPLES, starts).at(share), strict=True):
@@ -240,17 +253,16 @@ def encode(task: Task) -> dict[str, Any]:
         "tally": tally.to_json(),
         "cut": cut,
         "notes": encoder.notes,
-        "template": "plain" if encoder.template.own else "chat",
-        "chat_template": encoder.template.used(),
-        "stops": encoder.stops,
     }
 
 
 # -------------------------------------------------------------------------------- the split
 
 
-def _written(task: Task, spool: Spool, goes: Any, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Write the two sets; returns the statistics of each."""
+def _written(
+    task: Task, spool: Spool, goes: Any, found: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], Any]:
+    """Write the two sets; returns the statistics of each, and the samples for validation."""
     folder = Path(task.folder)
     parts = [TokenSet(folder / f"part-{one['number']}.safetensors") for one in found]
     made = numpy.concatenate(
@@ -276,12 +288,30 @@ def _written(task: Task, spool: Spool, goes: Any, found: Sequence[Mapping[str, A
         with (folder / f"{name}.places").open("wb") as file:
             file.writelines(spool.places.at(numpy.repeat(chosen, last - first)))
     order = numpy.sort(hashes).tobytes()
-    return {
+    facts = {
         **stats,
         "cut": sum(one["cut"] for one in found),
         "source_sha256": scan.sha256_hex(order),
         "valid_rows_sha256": scan.sha256_hex(hashes[valid].tobytes()),
     }
+    return facts, valid
+
+
+def _write_prompts(
+    folder: Path, encoder: Encoder, samples: Iterable[tuple[int, bytes]], marks: Marks
+) -> None:
+    """The ids that ask for the answers of the first samples, a line each, ``null`` where one cannot be asked
+    for: whoever asks later renders nothing, and needs no limits of its own."""
+    asked = 0
+    with (folder / PROMPTS).open("w", encoding="utf-8") as file:
+        for at, line in samples:
+            marks.set(1, at)
+            ids = prompt_of(encoder, sample_in(line))
+            file.write(f"{json.dumps(ids)}\n")
+            asked += ids is not None
+            if asked == MAX_ANSWERS:
+                break
+    marks.set(1, NOTHING)
 
 
 def _gathered(path: Path, parts: Sequence[TokenSet], made: Any, chosen: Any) -> dict[str, Any]:

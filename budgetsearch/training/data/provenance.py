@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from budgetsearch.core.codec import read_json
 from budgetsearch.storage.files import sha256_of
-from budgetsearch.training.data.models import ORIGIN, BaseModel
+from budgetsearch.training.data.gym import GYM
+from budgetsearch.training.data.models import ORIGIN, BaseModel, stated_licence
 from budgetsearch.training.data.origins import locate, origins_of
 from budgetsearch.training.data.tokens import PreparedData
 
@@ -55,6 +57,20 @@ def source_facts(source: str) -> dict[str, Any] | None:
     sha256 = hashlib.sha256("".join(f"{one['name']} {one['sha256']}\n" for one in files).encode())
     size = sum(one["bytes"] for one in files)
     return {"name": Path(source).name, "bytes": size, "sha256": sha256.hexdigest()}
+
+
+def licences(*data: str | None) -> dict[str, str | None]:
+    """The licence of each source as far as its own card says; a local one by the last part of its path."""
+    found: dict[str, str | None] = {}
+    for origin in (one for some in data for one in origins_of(some or "")):
+        path = Path(origin.source)
+        name = path.name if path.is_absolute() else origin.source
+        if origin.source.startswith(GYM):
+            about = importlib.metadata.metadata("reasoning-gym").json
+            found[name] = str(about.get("license_expression") or about.get("license") or "") or None
+        else:
+            found[name] = stated_licence(path if path.is_dir() else locate(origin.source).folder)
+    return found
 
 
 def file_facts(path: Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from budgetsearch.core.errors import DataError
 from budgetsearch.core.ports import Say
 from budgetsearch.training.data.conversation import Sample, Skip, Text, from_json
 from budgetsearch.training.data.lines import Broken
+from budgetsearch.training.data.messages import shown
 from budgetsearch.training.data.origins import Located, Origin, locate
-from budgetsearch.training.data.shapes import parse_columns, sample_of, shown
+from budgetsearch.training.data.shapes import parse_columns, sample_of
 from budgetsearch.training.data.tally import Tally
 
 FIRST_ROWS = 10_000

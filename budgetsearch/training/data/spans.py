@@ -1,27 +1,25 @@
 """A conversation as one text, and where in it stands what the assistant writes.
 
-A template's own ``{% generation %}`` blocks say it. Else the conversation is rendered again with another
-answer in the place of each: what differs is the answer.
+A template's own ``{% generation %}`` blocks say it, else its heads and ends, or what differs when answers are
+replaced.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from budgetsearch.training.data.answers import HIDDEN, answer_places, end_of_turn
 from budgetsearch.training.data.conversation import Conversation, Skip, split_thought
-from budgetsearch.training.data.probes import BLOCK, OPEN, called, said, same_start
+from budgetsearch.training.data.probes import BLOCK, OPEN
 from budgetsearch.training.data.templates import Template, X
 
 LOST = "the chat template leaves out the reasoning of earlier answers"
 UNSHOWN = "the chat template does not show the functions (tools)"
+BORDERS = "what is asked holds tokens that begin or end turns, and the model sees them as such"
 ENDLESS = "the chat template ends answers with no token: nothing teaches the model to stop"
-LONGEST_MARK = 64
-"""Characters of a token of the tokenizer's own."""
-HIDDEN = "where an answer begins and ends in what the chat template writes cannot be found"
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def rendered(template: Template, talk: Conversation) -> Rendered:
         own = dict(zip(turns, marked, strict=True))
         places = [_tidied(template, text, own[i]) for i in trained]
     else:
-        places = [_differing(template, chat, talk.tools, text, i - shift) for i in trained]
+        places = answer_places(template, chat, talk.tools, text, [i - shift for i in trained])
     tail = template.known.tail  # part of the prompt, where the template writes it in the whole as well
     spans = [(a + len(tail) if tail and text.startswith(tail, a) else a, b) for a, b in places]
     if any(a > b for a, b in spans) or any(a[1] > b[0] for a, b in pairwise(spans)):
@@ -61,6 +59,13 @@ def rendered(template: Template, talk: Conversation) -> Rendered:
         _check_turn(template, talk, i, text[start:end])
     if not template.known.stop:
         template.notes[ENDLESS] += 1
+    if any(
+        mark in str(turn["content"])
+        for turn in chat
+        if turn["role"] != "assistant"
+        for mark in template.borders
+    ):
+        template.notes[BORDERS] += 1
     return _with_thought(template, chat[: trained[-1] - shift], talk, Rendered(text, spans, places[-1][0]))
 
 
@@ -70,77 +75,8 @@ def _tidied(template: Template, text: str, span: tuple[int, int]) -> tuple[int, 
     if known.head and text.startswith(known.head, start):
         start += len(known.head)
     if known.ends and not text[start:end].rstrip().endswith(tuple(known.ends)):
-        return start, _end(template, text, end)
+        return start, end_of_turn(template, text, end)
     return start, start + len(text[start:end].rstrip())
-
-
-# ----------------------------------------------------------------------------- differences
-
-
-def _differing(
-    template: Template, chat: Sequence[dict[str, Any]], tools: Sequence[Any], text: str, index: int
-) -> tuple[int, int]:
-    """Where the turn stands, by rendering others in its place."""
-    for inside, other in _others(template, chat[index]):
-        try:
-            again = template.render([*chat[:index], other, *chat[index + 1 :]], tools)
-        except Skip:
-            continue
-        if X in again:
-            start = same_start(text, again)
-            room = min(len(text), len(again)) - start
-            same = same_start(text[::-1][:room], again[::-1][:room])
-            return _start(template, text, start, inside), _end(template, text, len(text) - same)
-    raise Skip(HIDDEN)
-
-
-def _others(template: Template, turn: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What may stand in the place of a turn, and what of the answer comes before what differs then: some
-    templates ask for a call in front of its result."""
-    plain, lead = ("", said("assistant", X)), template.known.call_lead
-    calls = [{**item, **called(X, item["function"]["arguments"])} for item in turn.get("tool_calls", ())]
-    if not calls or lead is None:
-        return [plain]
-    return [plain, (lead, said("assistant", template.known.empty, tool_calls=calls))]
-
-
-def _outside(template: Template, text: str, at: int) -> int:
-    """``at``, or the beginning of the token that it is inside of."""
-    for mark in template.marks.finditer(text, max(0, at - LONGEST_MARK)):
-        if mark.start() < at < mark.end():
-            return mark.start()
-    return at
-
-
-def _start(template: Template, text: str, at: int, inside: str) -> int:
-    """Behind the head that is in front of ``at``, if nothing but what belongs to an answer is between.
-
-    ``inside``: what certainly belongs to it.
-    """
-    at, known = _outside(template, text, at), template.known
-    if inside and not text.endswith(inside, 0, at):
-        raise Skip(HIDDEN)
-    at -= len(inside)
-    if not known.head:
-        lead = known.leads[0]
-        return at - len(lead) if not lead.strip() and text.endswith(lead, 0, at) else at
-    head = text.rfind(known.head, 0, at)
-    gap = text[head + len(known.head) : at]
-    leads = [*known.leads, known.call_lead or ""]
-    if head >= 0 and (BLOCK.fullmatch(gap) or any(lead.startswith(gap) for lead in leads)):
-        return head + len(known.head)
-    return at
-
-
-def _end(template: Template, text: str, at: int) -> int:
-    """Behind the end of turn that follows ``at``; there, if nothing ends it."""
-    at, known = _outside(template, text, at), template.known
-    found = re.compile("|".join(map(re.escape, known.ends))).search(text, at) if known.ends else None
-    if found and not (known.head and known.head in text[at : found.start()]):
-        return found.end()
-    if known.stop and not known.follows:
-        raise Skip(HIDDEN)
-    return at
 
 
 # ---------------------------------------------------------------------------------- checks
@@ -155,8 +91,15 @@ def _check(template: Template, chat: Sequence[dict[str, Any]], talk: Conversatio
         altered = [*chat[:index], {**turn, "content": f"{content} {X}"}, *chat[index + 1 :]]
         if template.render(altered, talk.tools) == text:
             raise Skip(f"the chat template leaves out a turn of the role {turn['role']!r}")
-    if talk.tools and template.render(chat, ()) == text:
+    if talk.tools and not _named(talk, text) and template.render(chat, ()) == text:
         template.notes[UNSHOWN] += 1
+
+
+def _named(talk: Conversation, text: str) -> bool:
+    """Whether every function is named in front of the turns, as only a template that shows them does."""
+    names = [str(tool.get("function", tool).get("name")) for tool in talk.tools]
+    said = [str(turn.content) for turn in talk.turns] + [str(turn.tool_calls) for turn in talk.turns]
+    return all(name in text and not any(name in words for words in said) for name in names)
 
 
 def _check_turn(template: Template, talk: Conversation, index: int, written: str) -> None:

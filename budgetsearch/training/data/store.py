@@ -11,7 +11,7 @@ import json
 import shutil
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -58,6 +58,26 @@ class TokenSet:
         for part in (self._tokens, self._trained, self._offsets):
             digest.update(part.data)
         return digest.hexdigest()
+
+
+class Chosen(TokenSet):
+    """Some rows of a set, by their indices in it."""
+
+    def __init__(self, rows: TokenSet, kept: Sequence[int]) -> None:
+        self._rows, self._kept = rows, kept
+        self.lengths = rows.lengths[list(kept)]
+
+    def row(self, index: int) -> tuple[NDArray[numpy.int32], NDArray[numpy.bool_]]:
+        """Ids of a row, and which of them are trained on."""
+        return self._rows.row(self._kept[index])
+
+    def targets(self, index: int) -> int:
+        """Tokens of a row with a loss."""
+        return self._rows.targets(self._kept[index])
+
+    def sha256(self) -> str:
+        """As of the whole set, which these are chosen from."""
+        return self._rows.sha256()
 
 
 class TokenWriter:

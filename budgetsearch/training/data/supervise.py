@@ -20,7 +20,7 @@ import psutil
 
 from budgetsearch.core import errors
 from budgetsearch.core.codec import read_json
-from budgetsearch.core.errors import DataError
+from budgetsearch.core.errors import DataError, LateError
 from budgetsearch.core.ports import Say
 from budgetsearch.machine import child
 from budgetsearch.training.data.preparer import AT, MODULE, NOTHING, PROBE, SLOTS, Task
@@ -75,7 +75,7 @@ def prepare_apart(task: Task, say: Say, seconds_left: Callable[[], float] | None
 def _answer(process: subprocess.Popen[bytes], watch: _Watch, say: Say) -> dict[str, Any]:
     """What it has to say in the end."""
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(process, lines), daemon=True, name="preparer").start()
+    threading.Thread(target=listen, args=(process, lines), daemon=True, name="preparer").start()
     while True:
         try:
             line = lines.get(timeout=LOOK_SECONDS)
@@ -96,7 +96,8 @@ def _answer(process: subprocess.Popen[bytes], watch: _Watch, say: Say) -> dict[s
             return dict(message["done"])
 
 
-def _listen(process: subprocess.Popen[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+def listen(process: subprocess.Popen[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+    """Hear what a process says, line by line, then None."""
     assert process.stdout is not None
     for line in process.stdout:
         lines.put(line)
@@ -123,7 +124,7 @@ class _Watch:
         self._began = time.monotonic()
         self._at: tuple[int, ...] = ()
         self._since = [self._began] * SLOTS
-        self._most = min(MOST_BYTES, int(MOST_SHARE * psutil.virtual_memory().total))
+        self._most = most_bytes()
 
     def look(self) -> None:
         """Look once.
@@ -144,7 +145,7 @@ class _Watch:
                 "another model or template"
             )
         if self._left is not None and self._left() <= 0:
-            raise DataError(
+            raise LateError(
                 f"the data are not prepared after {now - self._began:.0f} s, and the budget leaves no more; "
                 f"it was at {_place(self.folder, at) or 'the beginning'}. Give more --hours, or fewer rows "
                 "with --max-rows"
@@ -182,6 +183,11 @@ def _place(folder: Path, at: tuple[int, ...], slot: int | None = None) -> str:
             return sample_in(file.readline()).place
     except (OSError, ValueError, IndexError, KeyError, TypeError):
         return f"sample {number + 1}"
+
+
+def most_bytes() -> int:
+    """Of memory that preparing data may hold."""
+    return min(MOST_BYTES, int(MOST_SHARE * psutil.virtual_memory().total))
 
 
 def held_bytes(pid: int) -> int:

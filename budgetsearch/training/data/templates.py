@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from budgetsearch.core.errors import DataError
 from budgetsearch.training.data.conversation import Conversation, Skip, Turn, split_thought
+from budgetsearch.training.data.messages import shown
 from budgetsearch.training.data.probes import ASK, PROBE, Known, probe, said
-from budgetsearch.training.data.shapes import shown
+from budgetsearch.training.data.reader import marks_of
 
 DAY = datetime.datetime(2024, 7, 26)
 """Today, for every template that asks: rows must not depend on the day of the run."""
@@ -98,12 +99,10 @@ class Template:
             self.tokenizer = copy.copy(self.tokenizer)
             self.tokenizer.chat_template = self._chosen()
         self.source = self.tokenizer.chat_template
-        tokens = [str(t) for t in self.tokenizer.added_tokens_decoder.values()]
-        tokens += self.tokenizer.all_special_tokens
-        longest_first = sorted({*tokens} - {""}, key=len, reverse=True)
-        self.marks = re.compile("|".join(map(re.escape, longest_first)) or r"\b\B")
+        self.marks = marks_of(self.tokenizer)
         self.parts = False
         self.known = self._look()
+        self.borders = {*self.marks.findall(self.known.head), *filter(self.marks.fullmatch, self.known.ends)}
 
     # ------------------------------------------------------------------------- rendering
 

@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,21 @@ from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DataError, SettingsError
 from budgetsearch.core.ports import Say
 from budgetsearch.storage.files import fresh_folder, locked, sha256_of
-from budgetsearch.training.data.conversation import Sample
+from budgetsearch.training.data.conversation import Sample, target_bytes
 from budgetsearch.training.data.origins import origins_of
-from budgetsearch.training.data.preparer import Task, described
+from budgetsearch.training.data.preparer import PROMPTS, Task, described
 from budgetsearch.training.data.samples import Source, find, sample_in
 from budgetsearch.training.data.scan import TRAIN, VALID
-from budgetsearch.training.data.store import TokenSet
+from budgetsearch.training.data.store import Chosen, TokenSet
 from budgetsearch.training.data.supervise import prepare_apart
 from budgetsearch.training.data.tally import Tally, most_of
 from budgetsearch.training.data.templates import Options
 from budgetsearch.training.data.tokenizer import tokenizer_hash
 
-FORMAT = 4
+FORMAT = 6
 """Raised whenever the same rows would give other tokens: old caches are then left alone."""
 MIN_LENGTH = 8
-KEPT = ("train.safetensors", "valid.safetensors", "train.places", "valid.places", "valid.samples")
+KEPT = ("train.safetensors", "valid.safetensors", "train.places", "valid.places", "valid.samples", PROMPTS)
 """What of the work stays, beside ``meta.json``."""
 
 
@@ -60,16 +60,29 @@ class PreparedData:
     source_sha256: str
     """Hash of the rows, before any split."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else was found: rows, skipped, kept_out, duplicates, cut, notes, stops."""
+    """What else was found: rows, skipped, kept_out, duplicates, cut, notes, stops, lead."""
 
-    @cached_property
-    def valid_samples(self) -> list[Sample]:
+    kept: frozenset[str] | None = None
+    """Places of the validation rows that count; None: all do."""
+
+    def samples(self) -> Iterator[Sample]:
         """The samples that the rows of ``valid`` come from, in their order."""
-        return list(self._samples())
+        yield from (one for one in self._samples() if self._counts(one))
+
+    def _counts(self, sample: Sample) -> bool:
+        return self.kept is None or _plain(sample) in self.kept
 
     def _samples(self) -> Iterator[Sample]:
         with (self.folder / "valid.samples").open("rb") as lines:
             yield from map(sample_in, lines)
+
+    def questions(self) -> Iterator[tuple[Sample, list[int]]]:
+        """The first validation samples whose last answer can be asked for and compared, with the ids to ask
+        with; as many as a run asks at most."""
+        with (self.folder / PROMPTS).open(encoding="utf-8") as lines:
+            for sample, line in zip(self._samples(), lines, strict=False):
+                if (ids := read_json(line)) is not None and self._counts(sample):
+                    yield sample, ids
 
     def places(self, part: str) -> Iterator[str]:
         """Where each row of ``train`` or ``valid`` stands in its source, in their order."""
@@ -81,9 +94,41 @@ class PreparedData:
         tokens = sha256_of(self.folder / "valid.safetensors")
         return {"valid_rows_sha256": str(self.facts["valid_rows_sha256"]), "valid_tokens_sha256": tokens}
 
+    def whole_rows(self, max_length: int) -> dict[str, int]:
+        """The validation rows that are all of their sample, by its place: neither split nor cut, and with a
+        completion. Their indices, in their order."""
+        places = list(self.places("valid"))
+        counts, says = Counter(places), {_plain(one): self._bytes(one) for one in self.samples()}
+        return {
+            place: row
+            for row, place in enumerate(places)
+            if counts[place] == 1 and self.valid.lengths[row] < max_length and says.get(place)
+        }
+
+    def without(self, left_out: Collection[int]) -> PreparedData:
+        """The same without some validation rows; those that stay are all of their samples."""
+        gone = set(left_out)
+        kept = [row for row in range(len(self.valid)) if row not in gone]
+        places = list(self.places("valid"))
+        mine = frozenset(places[row] for row in kept)
+        return dataclasses.replace(self, valid=Chosen(self.valid, kept), kept=mine)
+
+    def valid_bytes(self) -> tuple[int, ...]:
+        """Bytes of what each validation row teaches, where every row is all of its sample."""
+        return tuple(map(self._bytes, self.samples()))
+
+    def _bytes(self, sample: Sample) -> int:
+        options = self.facts["options"]
+        return target_bytes(sample, last=options["train_on"] == "last", thoughts=options["thinking"] != "off")
+
     def lines(self) -> list[str]:
         """What became of the rows, in five lines at most."""
         return summary(self.facts, self.train_stats.rows, self.valid_stats.rows)
+
+
+def _plain(sample: Sample) -> str:
+    """Its place, as ``places`` has it."""
+    return sample.place.replace("\n", " ").encode("utf-8", "replace").decode()
 
 
 def summary(facts: Mapping[str, Any], train: int, valid: int) -> list[str]:
@@ -246,6 +291,7 @@ def open_prepared(folder: Path) -> PreparedData:
             facts=meta,
         )
         next(found._samples())
+        next(found.questions(), None)
         return found
     except (OSError, ValueError, KeyError, TypeError, StopIteration, SafetensorError) as error:
         raise DataError(f"prepared data in {folder} cannot be read ({error}); delete that folder") from error

@@ -42,7 +42,7 @@ def ladder(numbers: Numbers) -> Figure | None:
     ahead = sorted(ahead, key=lambda t: (colours[t.trial_id] == BEST, colours[t.trial_id] != SOFT))
     data += [_climb(t, colours[t.trial_id], numbers) for t in ahead]
     losses = [x for t in trials for x in t.rung_losses_nats_per_token if x is not None]
-    layout = layout_of("", "validation loss (nats per token)", height=400, losses=losses)
+    layout = layout_of("", f"validation loss ({numbers.run.words.measure})", height=400, losses=losses)
     rungs = numbers.rungs
     layout["xaxis"] |= {
         "tickvals": [rung.rung for rung in rungs],
@@ -106,7 +106,10 @@ def memory_front(numbers: Numbers) -> Figure | None:
             legend.append(Key(mark, INK, name))
     losses = [t.best_loss_nats_per_token for t in trials if t.best_loss_nats_per_token is not None]
     layout = layout_of(
-        f"{PROCESS_PEAK} ({unit})", "best validation loss (nats per token)", height=380, losses=losses
+        f"{PROCESS_PEAK} ({unit})",
+        f"best validation loss ({numbers.run.words.measure})",
+        height=380,
+        losses=losses,
     )
     words = f"{len(front)} of {len(trials)} trials lie on the Pareto front.{above(losses)}"
     return Figure("memory_front", data, layout, words, tuple(legend))
@@ -184,7 +187,10 @@ def rank_agreement(numbers: Numbers) -> Figure | None:
     if not data:
         return None
     layout = layout_of(
-        "loss at the lower rung (nats per token)", "loss at the upper rung", height=360, losses=losses
+        f"loss at the lower rung ({numbers.run.words.measure})",
+        "loss at the upper rung",
+        height=360,
+        losses=losses,
     )
     log = {key: layout["yaxis"][key] for key in ("type", "dtick", "tickformat") if key in layout["yaxis"]}
     layout["xaxis"] |= log

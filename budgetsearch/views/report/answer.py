@@ -20,6 +20,7 @@ from budgetsearch.views.intervals import (
     paired_shares,
     wilson,
 )
+from budgetsearch.views.metric import MetricAnswer, metric_answer, trial_metric
 from budgetsearch.views.tables import deadline_kept, padding_share, phase_rows, trial_counts
 from budgetsearch.views.words import accuracy_of
 
@@ -29,8 +30,8 @@ CAVEAT = (
 )
 
 BOOTSTRAP = (
-    f"BCa bootstrap over the validation examples ({RESAMPLES} resamples, seed {SEED}), each weighted by its "
-    "completion tokens; the difference is paired by example"
+    f"BCa bootstrap over the validation examples ({RESAMPLES} resamples, seed {SEED}), each weighted by the "
+    "length of its completion; the difference is paired by example"
 )
 TOO_FEW = f"no interval: it takes {MIN_EXAMPLES} examples that differ"
 PAIRED = "Wilson's intervals; the difference's is Newcombe's for pairs, answer by answer"
@@ -73,6 +74,8 @@ class BestTrial:
     params: Mapping[str, Any]
     loss_nats_per_token: float | None
     """At the checkpoint that was exported."""
+    metric: float | None
+    """Its mean there, in the search; None of a run without one."""
     tokens: int
     """Trained on at that checkpoint."""
     adapter_path: str | None
@@ -86,6 +89,8 @@ class Answer:
     """Under which base and adapter were scored."""
     loss: LossAnswer | None
     accuracy: AccuracyAnswer | None
+    metric: MetricAnswer | None
+    """What the run chose by; None: the loss, or it was not measured in the end."""
     best: BestTrial | None
     trials_tried: int
     trials_promoted: int
@@ -131,6 +136,7 @@ def answer_of(history: History) -> Answer:
         quantization=history.score.quantization if history.score else None,
         loss=_loss(history.score),
         accuracy=_accuracy(history.score),
+        metric=metric_answer(history),
         best=_best(history),
         trials_tried=tried,
         trials_promoted=promoted,
@@ -196,4 +202,5 @@ def _best(history: History) -> BestTrial | None:
     if state is None:
         return None
     path = adapter_path(history)
-    return BestTrial(state.trial_id, dict(state.trial.params), state.best_loss, state.best_tokens, path)
+    params, metric = dict(state.trial.params), trial_metric(state, history)
+    return BestTrial(state.trial_id, params, state.best_loss, metric, state.best_tokens, path)

@@ -11,7 +11,7 @@ from budgetsearch.core.events import Entry
 from budgetsearch.core.history.history import History
 from budgetsearch.core.secrets import shown_settings
 from budgetsearch.views.card import device_of
-from budgetsearch.views.words import STATE_MEANS, state_of
+from budgetsearch.views.words import STATE_MEANS, Words, state_of, words_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class RunFacts:
     reason: str | None
     began: str | None
     """By the clock on the wall, UTC."""
+    words: Words
+    recipe: Mapping[str, Any]
+    """A training of the user's own; nothing where adapters are trained."""
     model: Mapping[str, Any]
     data: Mapping[str, Any]
     card: Mapping[str, Any]
@@ -40,7 +43,7 @@ class RunFacts:
 def facts_of(entries: Sequence[Entry], history: History, going: bool) -> RunFacts:
     """From the ledger; ``going``: a process works on the run, which only the lock in its folder tells."""
     opened = history.opened
-    facts = opened.facts if opened else {}
+    facts = history.facts
     began = datetime.fromtimestamp(entries[0].wall - entries[0].at, UTC) if entries else None
     return RunFacts(
         state=state_of(history, going),
@@ -48,6 +51,8 @@ def facts_of(entries: Sequence[Entry], history: History, going: bool) -> RunFact
         ended=history.closed is not None,
         reason=history.closed.reason if history.closed else None,
         began=began.isoformat(timespec="seconds") if began else None,
+        words=words_of(history),
+        recipe=dict(facts.get("recipe", {})),
         model=dict(facts.get("model", {})),
         data=dict(facts.get("data", {})),
         card=dict(facts.get("card", {})),

@@ -8,6 +8,7 @@ from typing import Any
 
 from budgetsearch.machine.host import gib
 from budgetsearch.views.intervals import CONFIDENCE, Estimate
+from budgetsearch.views.metric import MetricAnswer
 from budgetsearch.views.report.answer import Budget
 from budgetsearch.views.report.facts import state_words
 from budgetsearch.views.report.numbers import Numbers
@@ -39,9 +40,10 @@ def _answer(numbers: Numbers) -> list[str]:
     if best is None:
         lines += ["No trial has finished a segment, so there is no adapter."]
     else:
+        what = "" if run.recipe else " adapter"
         lines += [
-            f"The best adapter is trial {best.trial_id} ({params_text(best.params)}), after "
-            f"{best.tokens} tokens, with a validation loss of {loss_text(best.loss_nats_per_token)}."
+            f"The best{what} is trial {best.trial_id} ({params_text(best.params)}), after {best.tokens} "
+            f"{run.words.unit}, with a validation {run.words.loss} of {loss_text(best.loss_nats_per_token)}."
         ]
     if budget.budget_seconds is not None:
         told = {True: "; the deadline was kept", False: "; the deadline was PASSED", None: ""}
@@ -52,12 +54,12 @@ def _answer(numbers: Numbers) -> list[str]:
 
 def _score_table(numbers: Numbers) -> list[str]:
     answer = numbers.answer
-    loss, accuracy = answer.loss, answer.accuracy
+    loss, accuracy, words = answer.loss, answer.accuracy, numbers.run.words
     if loss is None:
         return []
     rows = [
         [
-            "validation loss",
+            f"validation {words.loss}",
             f"{loss.base_nats_per_token.value:.4f}",
             f"{loss.adapter_nats_per_token.value:.4f}",
         ]
@@ -67,11 +69,22 @@ def _score_table(numbers: Numbers) -> list[str]:
         name = f"task accuracy ({accuracy.what})"
         rows.append([name, f"{accuracy.base.value:.1%}", f"{accuracy.adapter.value:.1%}"])
         notes.append(_sureness("accuracy", accuracy.difference, ".1%", accuracy.method))
+    if (metric := answer.metric) is not None:
+        rows.append([_metric_name(metric), f"{metric.base.value:.4f}", f"{metric.adapter.value:.4f}"])
+        notes.append(_sureness(metric.name, metric.difference, ".4f", metric.method))
     under = (
-        f"Base and adapter were scored on the same validation examples under {answer.quantization}; "
-        "losses are in nats per completion token."
+        "The same configuration was evaluated untrained and trained."
+        if numbers.run.recipe
+        else f"Base and adapter were scored on the same validation examples under {answer.quantization}; "
+        f"losses are in {words.exact}."
     )
-    return [markdown_table(["", "base", "adapter"], rows), "", under, *notes, answer.caveat, ""]
+    return [markdown_table(["", words.before, words.after], rows), "", under, *notes, answer.caveat, ""]
+
+
+def _metric_name(metric: MetricAnswer) -> str:
+    better = "higher" if metric.direction == "max" else "lower"
+    failed = f", {metric.failed} more without a number" if metric.failed else ""
+    return f"{metric.name} (n = {metric.answers}{failed}; {better} is better, what was chosen by)"
 
 
 def _sureness(what: str, difference: Estimate, form: str, method: str) -> str:
@@ -88,8 +101,9 @@ def _loading(numbers: Numbers) -> list[str]:
 
 
 def _trials(numbers: Numbers) -> list[str]:
-    heads = ["trial", "configuration", "origin", *(rung.name for rung in numbers.rungs), "tokens", "seconds"]
-    heads += [PROCESS_PEAK, "status"]
+    heads = ["trial", "configuration", "origin", *(rung.name for rung in numbers.rungs)]
+    graded = any(row.metric is not None for row in numbers.trials)
+    heads += [numbers.run.words.unit, "seconds", *(["metric"] if graded else []), PROCESS_PEAK, "status"]
     rows = [
         [
             str(row.trial_id),
@@ -98,6 +112,7 @@ def _trials(numbers: Numbers) -> list[str]:
             *[loss_text(loss) for loss in row.rung_losses_nats_per_token],
             str(row.tokens),
             f"{row.charged_seconds:.1f}",
+            *([loss_text(row.metric)] if graded else []),
             "-" if row.peak_bytes is None else gib(row.peak_bytes),
             row.status,
         ]
@@ -165,7 +180,7 @@ def _speed(numbers: Numbers) -> list[str]:
         for one in numbers.speed
     ]
     heads = ["quantization", "trials at once", "micro-batch", "checkpointing"]
-    heads += ["tokens/s", "TFLOP/s", "MFU", PROCESS_PEAK, "chosen"]
+    heads += [f"{numbers.run.words.unit}/s", "TFLOP/s", "MFU", PROCESS_PEAK, "chosen"]
     why = (
         "Measured in the calibration, on real steps that begin with the longest rows. More trials at once "
         "are chosen as long as each doubling pays. TFLOP/s leave attention out; MFU is their share of the "
@@ -202,7 +217,11 @@ def _card(numbers: Numbers) -> list[str]:
 def _ladder(numbers: Numbers) -> list[str]:
     if not numbers.rungs:
         return []
-    names = sorted(numbers.rungs[0].tokens)
+    names, unit = sorted(numbers.rungs[0].tokens), numbers.run.words.unit
+
+    def heading(kind: str) -> str:
+        return unit if numbers.run.recipe else f"{unit} under {kind}"
+
     rows = [[rung.name, *[str(rung.tokens[kind]) for kind in names]] for rung in numbers.rungs]
     done = ", ".join(
         f"{one.lower_rung} to {one.upper_rung}: "
@@ -210,7 +229,7 @@ def _ladder(numbers: Numbers) -> list[str]:
         for one in numbers.rank_correlations
     )
     return [
-        markdown_table(["rung (training)", *[f"tokens under {kind}" for kind in names]], rows),
+        markdown_table(["rung (training)", *[heading(kind) for kind in names]], rows),
         "",
         f"One trial in {numbers.eta} is promoted. Reserve for scores, export and exit: "
         f"{numbers.budget.reserve_seconds:.1f} s. Every trial is evaluated on the same "
@@ -239,13 +258,14 @@ def _settings(numbers: Numbers) -> list[str]:
     run = numbers.run
     if run.began is None:
         return []
-    found = {"model": run.model, "data": run.data, "card": run.card, "versions": run.versions}
+    trained = {"recipe": run.recipe} if run.recipe else {"model": run.model, "data": run.data}
+    found = {**trained, "card": run.card, "versions": run.versions}
     return [
         "Settings:",
         "",
         *_json(run.settings),
         "",
-        "Found at the start (model, data, card, versions):",
+        f"Found at the start ({', '.join(found)}):",
         "",
         *_json(found),
         "",
@@ -258,7 +278,7 @@ def _settings(numbers: Numbers) -> list[str]:
 SECTIONS: tuple[tuple[str, Callable[[Numbers], list[str]]], ...] = (
     ("What is missing", _shortfalls),
     ("The answer", _answer),
-    ("How to load the adapter", _loading),
+    ("How to load it", _loading),
     ("Trials", _trials),
     ("Promotions", _promotions),
     ("Where the budget went", _budget),

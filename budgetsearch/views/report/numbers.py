@@ -64,6 +64,8 @@ class TrialNumbers:
     """The highest that it finished; -1 before the first."""
     rung_losses_nats_per_token: tuple[float | None, ...]
     best_loss_nats_per_token: float | None
+    metric: float | None
+    """Mean of the run's metric at its best checkpoint."""
     tokens: int
     charged_seconds: float
     peak_bytes: int | None
@@ -201,7 +203,7 @@ def numbers_of(
         shortfalls=shortfalls(history, going),
         answer=answer_of(history),
         budget=budget_of(history),
-        workers=worker_seconds_of(entries),
+        workers=worker_seconds_of(history.accounts),
         rungs=tuple(_rungs(history)),
         eta=history.plan.eta if history.plan else None,
         eval_examples=history.plan.eval_examples if history.plan else None,
@@ -271,6 +273,7 @@ def _trials(history: History, going: bool) -> list[TrialNumbers]:
             rung=row.rung,
             rung_losses_nats_per_token=row.losses,
             best_loss_nats_per_token=row.loss,
+            metric=row.metric,
             tokens=row.tokens,
             charged_seconds=row.seconds,
             peak_bytes=row.peak_bytes or None,

@@ -188,7 +188,7 @@ def progress(numbers: Numbers) -> Figure | None:
         dots_of("a checkpoint's loss", times, losses, marker, words, "loss %{y:.4f}<br>%{text}"),
         line_of("best so far", [*times, end], [*best, best[-1]], style, hoverinfo="skip"),
     ]
-    layout = layout_of(title, "validation loss (nats per token)", height=380, losses=losses)
+    layout = layout_of(title, f"validation loss ({numbers.run.words.measure})", height=380, losses=losses)
     layout["xaxis"]["range"] = [0, end * 1.02]
     shows = f"The best loss fell from {best[0]:.4f} to {best[-1]:.4f}.{above(losses)}"
     legend = (Key("━", INK, "best so far"), *trial_legend(numbers, "●"))
@@ -220,16 +220,21 @@ def rate(numbers: Numbers) -> Figure | None:
     marker = {"color": [colours.get(span.trial_id, OTHER) for span in spans], "size": 8}
     words = [_span_words(span) for span in spans]
     times = [span.stop_seconds / divisor for span in spans]
-    data = [dots_of("a segment", times, rates, marker, words, "%{y:.0f} tokens/s<br>%{text}")]
+    data = [
+        dots_of(
+            "a segment", times, rates, marker, words, f"%{{y:.0f}} {numbers.run.words.unit}/s<br>%{{text}}"
+        )
+    ]
     legend = [*trial_legend(numbers, "●")]
     moved = [(span, per_second, change)
              for span, per_second in zip(spans, rates, strict=True) for change in span.revisions]  # fmt: skip
     if moved:
         data.append(_moved_ends(moved, divisor))
         legend.append(Key("◇", INK, "a full run moves its end"))
-    layout = layout_of(f"time since the start ({unit})", "training rate (tokens per second)", height=260)
+    counted = numbers.run.words.unit
+    layout = layout_of(f"time since the start ({unit})", f"training rate ({counted} per second)", height=260)
     layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
-    shows = f"From {min(rates):.0f} to {max(rates):.0f} tokens/s; {len(moved)} times an end was moved."
+    shows = f"From {min(rates):.0f} to {max(rates):.0f} {counted}/s; {len(moved)} times an end was moved."
     return Figure("rate", data, layout, shows, tuple(legend))
 
 
@@ -240,7 +245,7 @@ def _moved_ends(moved: Sequence[tuple[Span, float, Revision]], divisor: float) -
         [per_second for _, per_second, _ in moved],
         {"symbol": "diamond-open", "size": 10, "color": INK},
         [
-            f"at {change.tokens} tokens trial {span.trial_id} trains {change.rate:.2f} times as fast as "
+            f"at {change.tokens} trial {span.trial_id} trains {change.rate:.2f} times as fast as "
             f"foreseen; its full run now ends at {change.schedule.stop_tokens}"
             for span, _, change in moved
         ],

@@ -21,8 +21,8 @@ from budgetsearch.core.events import (
     SegmentEnded,
     SegmentStarted,
 )
+from budgetsearch.core.history.accounts import Accounts
 from budgetsearch.core.records import PHASES, Revision, Segment, SegmentResult
-from budgetsearch.views.report.workers import Accounts
 from budgetsearch.views.words import CUT_OFF
 
 MAX_SAMPLES = 400

@@ -9,9 +9,18 @@ from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.machine.host import gib
+from budgetsearch.views.metric import metric_line
 from budgetsearch.views.shortfalls import shortfalls
 from budgetsearch.views.study.shown_trial import values
-from budgetsearch.views.words import accuracy_of, loss_text, markdown_table, params_text, phase_of, rung_names
+from budgetsearch.views.words import (
+    accuracy_of,
+    loss_text,
+    markdown_table,
+    params_text,
+    phase_of,
+    rung_names,
+    words_of,
+)
 
 SIGNATURE = "*budgetsearch wrote this note and writes it again when something changes.*"
 NOTICES = 5
@@ -86,14 +95,16 @@ def _answer(history: History) -> list[str]:
     if best is None:
         return ["No trial has finished a segment yet, so there is no adapter."]
     parts = [
-        f"The best is **trial {best.trial_id}**, validation loss **{loss_text(best.best_loss)}** nats per "
-        f"completion token after {best.best_tokens} tokens: `{params_text(best.trial.params)}`."
+        f"The best is **trial {best.trial_id}**, validation loss **{loss_text(best.best_loss)}** "
+        f"{words_of(history).exact} after {best.best_tokens} tokens: `{params_text(best.trial.params)}`."
     ]
     if score is not None and score.base_loss is not None and score.adapter_loss is not None:
         rows = [["validation loss", loss_text(score.base_loss), loss_text(score.adapter_loss)]]
         if score.base_accuracy is not None and score.adapter_accuracy is not None:
             name = f"task accuracy ({accuracy_of(score)})"
             rows.append([name, f"{score.base_accuracy:.1%}", f"{score.adapter_accuracy:.1%}"])
+        if (line := metric_line(history)) is not None:
+            rows.append([f"{line[0]} (n = {line[3]})", f"{line[1]:.4f}", f"{line[2]:.4f}"])
         parts.append(markdown_table([f"under {score.quantization}", "base", "adapter"], rows))
     return parts
 

@@ -16,8 +16,9 @@ from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.resources.memory import problem
 from budgetsearch.core.space.space import Space
+from budgetsearch.views.metric import metric_of, trial_metric
 from budgetsearch.views.study.distributions import shown
-from budgetsearch.views.words import rung_names
+from budgetsearch.views.words import rung_names, words_of
 
 LOSS = "validation loss"
 """The name of the objective."""
@@ -48,7 +49,7 @@ def study_attributes(history: History, plan: Plan) -> dict[str, Any]:
             for name, rung in zip(rung_names(history), rungs, strict=True)
         },
         "intermediate values": "loss by rung; a rung's seconds are training alone",
-        "loss": "mean cross-entropy per completion token, in nats",
+        "loss": f"mean cross-entropy, in {words_of(history).exact}",
         "budget_seconds": plan.budget_seconds,
         "gpu": plan.gpu,
         "rungs": rungs,
@@ -65,6 +66,7 @@ def attributes(state: TrialState, history: History) -> dict[str, Any]:
     attrs: dict[str, Any] = {
         "status": history.standing(state),
         "loss by rung": ", ".join(losses) or "none yet",
+        **_metric(state, history),
         "rung": state.rung,
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
@@ -72,6 +74,12 @@ def attributes(state: TrialState, history: History) -> dict[str, Any]:
     }
     why = _why(state, history)
     return {**attrs, "why": why} if why else attrs
+
+
+def _metric(state: TrialState, history: History) -> dict[str, Any]:
+    """The mean of the run's metric at the best checkpoint, under its name."""
+    metric, value = metric_of(history), trial_metric(state, history)
+    return {} if metric is None or value is None else {metric.name: round(value, 6)}
 
 
 def _why(state: TrialState, history: History) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from budgetsearch.core.errors import SettingsError
 from budgetsearch.core.events import Opened
 from budgetsearch.core.secrets import password_in, remember, shown_url, without_secrets
+from budgetsearch.storage.repair import SIDECARS
 from budgetsearch.storage.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ SECRET_WORDS = ("password", "passwd", "pwd")
 """Where drivers take a password from a URL's query."""
 IN_QUERY = re.compile(rf"([?&])(?:{'|'.join(SECRET_WORDS)})=[^&]*(?:&|$)")
 NO_DRIVER = re.compile(r"^postgres(ql)?://")
-BESIDE = ("-journal", "-wal", "-shm")
-"""What SQLite keeps beside a file: with another one in its place it would be taken for that one's."""
 
 
 # ------------------------------------------------------------------------------ the URL
@@ -202,7 +201,7 @@ def fresh_file(path: Path) -> Iterator[Any]:
             yield storage
         finally:
             close_storage(storage)
-        _remove(path, BESIDE)
+        _remove(path, SIDECARS)  # with another file in its place they would be taken for that one's
         os.replace(fresh, path)
     finally:
         forget_file(fresh)
@@ -210,7 +209,7 @@ def fresh_file(path: Path) -> Iterator[Any]:
 
 def forget_file(path: Path) -> None:
     """Remove a study and what SQLite keeps beside it: it is made again from the ledger."""
-    _remove(path, ("", *BESIDE))
+    _remove(path, ("", *SIDECARS))
 
 
 def _remove(path: Path, ends: Iterable[str]) -> None:

@@ -260,7 +260,7 @@ def write_checkpoint(
     mark = origin(segment.trial_id, result.tokens)
     checkpoints.save(
         folder,
-        adapter={name: torch.full_like(tensor, mark) for name, tensor in adapter.exportable().items()},
+        adapter={name: torch.full(tensor.shape, mark) for name, tensor in adapter.exportable().items()},
         config=adapter.config,
         tensors={ORIGIN: torch.tensor([segment.trial_id, result.tokens])},
         progress=Progress(result.tokens, result.tokens // 64),

@@ -143,7 +143,8 @@ class Campaign:
         return bool(killed)
 
     def _aim(self) -> tuple[Shot | None, tuple[float, Victim] | None]:
-        victim = self.rng.choice(VICTIMS)
+        unseen = [victim for victim in VICTIMS if victim not in self.tally.by_victim]
+        victim = self.rng.choice(unseen or VICTIMS)  # even a short campaign kills each once
         if self.rng.random() < TIMED_SHARE:
             return None, (self.rng.uniform(0.0, 2.5), victim)
         process = victim if victim in ("driver", "worker") else self.rng.choice(("driver", "worker"))

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetsearch.core.events import Charged, Decided, Entry, Heartbeat
+from budgetsearch.core.events import Charged, Decided, Entry, Exported, Heartbeat, Noticed
 from budgetsearch.core.history.fold import apply, fold
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.retention import needed_checkpoints
+from budgetsearch.run.incumbent import TRIED_AGAIN
 from budgetsearch.storage.ledger import read_entries
 from budgetsearch.storage.ownership import SIGN
 from budgetsearch.storage.runfolder import RunFolder
@@ -74,12 +75,19 @@ def may_stand(entries: Sequence[Entry]) -> set[tuple[int, int] | None]:
 
     On one worker the best stands before the next decision. On several the free ones get their jobs before a
     better adapter takes the place of the one that stands, but nobody hears of the jobs before it has; the
-    first adapter of a run waits for no job.
+    first adapter of a run waits for no job. Where the disk had no room for the best, which the run says, an
+    earlier one may stand until there is room.
     """
-    history, known, decided = History(), set[tuple[int, int] | None](), False
+    history, known, decided, full = History(), set[tuple[int, int] | None](), False, False
     for entry in entries:
         several = history.plan is not None and history.plan.workers > 1
-        if isinstance(entry.event, Decided):
+        if isinstance(entry.event, Noticed):
+            full = full or entry.event.text.endswith(TRIED_AGAIN)
+        elif isinstance(entry.event, Exported):
+            full = False
+        if full:
+            decided = False
+        elif isinstance(entry.event, Decided):
             decided = True
             known = known - {None} if several else set()
         elif decided and isinstance(entry.event, Heartbeat):

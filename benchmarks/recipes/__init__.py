@@ -1,0 +1,1 @@
+"""Recipes under budgetsearch and under a loop around Optuna."""

@@ -1,0 +1,1 @@
+"""What suits which model: measured, and read from published sweeps."""

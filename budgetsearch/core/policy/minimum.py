@@ -1,0 +1,27 @@
+"""A budget that is too small, in words."""
+
+from __future__ import annotations
+
+import math
+
+from budgetsearch.core.errors import BudgetError
+
+RECOMMENDED = 1.1
+"""A refusal names so many times the minimum: no two runs take the same time."""
+
+
+def too_small(budget_seconds: float, minimum: float) -> BudgetError:
+    """What to say of a budget below the minimum."""
+    given = f"{budget_seconds:.0f} s" if budget_seconds >= 1 else f"{budget_seconds:.1g} s"
+    return BudgetError(
+        f"A budget of {given} is too small here for loading, measuring, one short training segment and the "
+        f"final evaluation. Use --hours {as_hours(RECOMMENDED * minimum)} or more.",
+        minimum,
+    )
+
+
+def as_hours(seconds: float) -> str:
+    """At least so many seconds, as people write them behind ``--hours``: 36s, 12m, 2.5h."""
+    if seconds < 600:
+        return f"{math.ceil(seconds)}s"
+    return f"{math.ceil(seconds / 60)}m" if seconds < 7200 else f"{math.ceil(seconds / 360) / 10:g}h"

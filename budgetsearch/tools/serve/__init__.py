@@ -1,0 +1,1 @@
+"""A run's adapter behind HTTP: the API of the challenge, and that of OpenAI."""

@@ -1,0 +1,250 @@
+"""Messages and other values of a row, in the spellings in which people keep them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from budgetsearch.core.codec import read_json
+from budgetsearch.training.data.conversation import Role, Skip, Turn
+
+Row = Mapping[str, Any]
+
+ROLES: Mapping[str, Role] = {
+    **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("developer",), "developer"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "assistant"),
+    **dict.fromkeys(
+        ("tool", "observation", "function", "tool_response", "function_response", "ipython"), "tool"
+    ),
+}
+CALL = "function_call"
+CALLS = (CALL, "tool_call", "tool_calls")
+"""Roles of turns whose content is a call."""
+SAID = ("content", "value", "text")
+"""Keys of what a message says."""
+TEXTS = ("text", "input_text", "output_text")
+"""Kinds of its parts that are text."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+SWITCHES = ("weight", "train")
+"""Keys of a message that take the loss from it."""
+
+MOST_LITERAL = 1 << 20
+"""Characters of a value as Python writes it: it is parsed with a hundred times as much memory."""
+
+
+def is_chat(value: Any) -> bool:
+    """Whether it is a list of messages, not of the parts of one."""
+    keys = ({*item} if isinstance(item, Mapping) else set() for item in value) if _is_list(value) else ()
+    return bool(value) and all({"role", "from"} & key for key in keys) and _is_list(value)
+
+
+def chat_in(value: Any) -> Any:
+    """The messages in a text that is a list of them, as in a CSV; else the value itself."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
+        try:
+            found = parsed(value, "")
+        except Skip:
+            return value
+        return found if is_chat(found) else value
+    return value
+
+
+def turns_of(value: Any, column: str) -> list[Turn]:
+    """The turns of a list of messages.
+
+    Raises:
+        Skip: it is none.
+    """
+    value = parsed(value, column)
+    if not _is_list(value) or not value:
+        raise Skip(f"{column!r} is no list of messages")
+    return [_turn(message) for message in value]
+
+
+def _turn(message: Any) -> Turn:
+    if not isinstance(message, Mapping):
+        raise Skip("a message is no object with a role and a content")
+    message = {key: value for key, value in message.items() if value is not None}
+    said = message.get("role", message.get("from"))
+    key = str(said).strip().casefold().replace("-", "_").replace(" ", "_")
+    if key not in ROLES:
+        known = ", ".join(dict.fromkeys(ROLES.values()))
+        raise Skip(f"a message has the role {str(said)[:40]!r}; {known} are known")
+    role = ROLES[key]
+    content, thought = _content(next((message[name] for name in SAID if name in message), None))
+    if role != "assistant":
+        about = {name: str(message[name]) for name in ("name", "tool_call_id") if name in message}
+        return Turn(role, content, about=about)
+    if key in CALLS and (call := _call_of(content)):
+        content, calls = "", call
+    else:
+        calls = _calls(message)
+    thought = thought or next((text_of(message[name], name) for name in REASONING if name in message), "")
+    return Turn(role, content, thought if thought.strip() else "", calls, trained=_is_trained(message))
+
+
+def _is_trained(message: Row) -> bool:
+    for name in SWITCHES:
+        value = message.get(name, 1)
+        if str(value).strip().casefold() in ("0", "0.0", "false"):
+            return False
+        if str(value).strip().casefold() not in ("1", "1.0", "true"):
+            raise Skip(f"{name!r} of a message is neither 0 nor 1")
+    return True
+
+
+def _content(value: Any) -> tuple[str, str]:
+    """The text of a message, and the reasoning that stands in its parts."""
+    if not _is_list(value):
+        return text_of(value, "content"), ""
+    text, thought = "", ""
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if isinstance(part, Mapping) and kind in TEXTS and isinstance(part.get("text"), str):
+            text += text_of(part["text"], "content")
+        elif isinstance(part, Mapping) and kind == "thinking":
+            thought += text_of(part.get("thinking"), "content")
+        elif isinstance(part, str):
+            text += text_of(part, "content")
+        else:
+            raise Skip(f"a message has a part of the kind {str(kind)[:40]!r}; only text can be trained")
+    return text, thought
+
+
+def _calls(message: Row) -> tuple[Mapping[str, Any], ...]:
+    """The calls of an assistant's message; the old ``function_call`` is one."""
+    value = parsed(message.get("tool_calls") or [], "tool_calls")
+    if not _is_list(value):
+        raise Skip("'tool_calls' is no list")
+    calls = [_call(item) for item in value]
+    return tuple([*calls, _call(message[CALL])] if CALL in message else calls)
+
+
+def _call_of(content: str) -> tuple[Mapping[str, Any], ...]:
+    """The calls that a ShareGPT turn writes as JSON; none if it writes them in another way."""
+    try:
+        value = read_json(content)
+    except ValueError:
+        return ()
+    items = value if isinstance(value, list) else [value]
+    named = all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in items)
+    return tuple(_call(item) for item in items) if items and named else ()
+
+
+def _call(item: Any) -> Mapping[str, Any]:
+    function = item.get("function", item) if isinstance(item, Mapping) else {}
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise Skip("a tool call has no name")
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            arguments = read_json(arguments) if arguments.strip() else {}
+        except ValueError:
+            raise Skip("the arguments of a tool call are no JSON") from None
+    else:
+        arguments = _without_nulls(arguments or {})
+    if not isinstance(arguments, Mapping):
+        raise Skip("the arguments of a tool call are no object")
+    found = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {"id": str(item["id"]), **found} if item.get("id") else found
+
+
+def tools_of(value: Any, column: str) -> Iterator[Mapping[str, Any]]:
+    """The functions of a list of them, each as the templates want it.
+
+    Raises:
+        Skip: it is none.
+    """
+    value = parsed(value, column)
+    for item in value if _is_list(value) else [value]:
+        item = parsed(item, column)
+        if not isinstance(item, Mapping):
+            raise Skip(f"{column!r} is no list of functions")
+        item = _without_nulls(item)
+        yield item if "function" in item else {"type": "function", "function": item}
+
+
+# --------------------------------------------------------------------------------- values
+
+
+def value_of(row: Row, column: str) -> Any:
+    """What stands in a column; None where nothing does."""
+    value = row.get(column)
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return None if isinstance(value, (str, list, dict)) and not value else value
+
+
+def needed(row: Row, column: str) -> str:
+    """The text of a column.
+
+    Raises:
+        Skip: there is none.
+    """
+    text = text_of(value_of(row, column), column)
+    if not text.strip():
+        raise Skip(f"{column!r} is empty")
+    return text
+
+
+def text_of(value: Any, column: str) -> str:
+    """As it stands; a number or a boolean as JSON writes it, parts of text one after the other."""
+    if value is None:
+        return ""
+    if _is_list(value):
+        return _content(value)[0]
+    if isinstance(value, (Mapping, bytes)):
+        raise Skip(f"{column!r} is no text; make it text")
+    return check_characters(json.dumps(value) if isinstance(value, (bool, int, float)) else str(value))
+
+
+def check_characters(text: str) -> str:
+    """The text, if there are no halves of surrogate pairs in it, such as an escape \\ud800 in JSON leaves.
+
+    Raises:
+        Skip: there is one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Skip(f"it holds {text[error.start]!r}, half a character") from None
+    return text
+
+
+def parsed(value: Any, column: str) -> Any:
+    """A list or an object that may be written as text, as in a CSV: as JSON, or as Python writes it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_json(value)
+    except ValueError:
+        pass
+    try:
+        found = ast.literal_eval(value.strip()) if len(value) < MOST_LITERAL else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, (list, tuple, dict)):
+        raise Skip(f"{column!r} is text, but no JSON")
+    return found
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet gives every object all the keys of its column, most of them null."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def shown(text: str, most: int) -> str:
+    """So much of a stranger's text on one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
