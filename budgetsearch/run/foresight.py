@@ -26,6 +26,7 @@ from budgetsearch.run.preflight import Resolved, check_inputs, known_shape
 from budgetsearch.run.prepare import DataSize, request_for
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
+from budgetsearch.storage.files import cache_folder
 from budgetsearch.training.data.frame import frame_of
 from budgetsearch.training.data.size import DataGuess, Reading, guess_data
 
@@ -36,6 +37,9 @@ LEAST_SETUP_SECONDS = 5.0
 takes here is measured, and then refused or not."""
 RAY_SECONDS = 15.0
 """What Ray's own start adds to that (docs/scale.md)."""
+FETCH_SECONDS = 60.0
+"""Fetching a wheel and converting its model, once."""
+LEAST_FETCH_SECONDS = 10.0
 PROBES = 6
 """Sizes that a calibration tries where it has the time, each for its time and a step of warm-up."""
 FILLED = 0.9
@@ -76,10 +80,17 @@ class Inputs:
     @property
     def setup(self) -> Setup:
         """Until the first calibration begins."""
+        fetched = Setup(FETCH_SECONDS, LEAST_FETCH_SECONDS) if self._fetches else Setup(0.0, 0.0)
         if (known := preparation_of(self.settings).find()) is not None:
-            return Setup(known, known)
+            return Setup(known + fetched.usual, known + fetched.least)
         ray = RAY_SECONDS if on_ray(self.settings) else 0.0
-        return Setup(SETUP_SECONDS + ray, LEAST_SETUP_SECONDS + ray)
+        return Setup(SETUP_SECONDS + ray + fetched.usual, LEAST_SETUP_SECONDS + ray + fetched.least)
+
+    @property
+    def _fetches(self) -> bool:
+        """The model comes in a wheel that is not here yet."""
+        folder = folder_of(self.settings.model, self.settings.revision, cache_folder())
+        return self.settings.model.startswith("pypi:") and not (folder and folder.is_dir())
 
     @property
     def known_shape(self) -> ModelShape:
@@ -160,7 +171,7 @@ def check_hours(run: Resolved, budget_seconds: float, cache: Path) -> None:
 
 def too_late(run: Resolved, budget_seconds: float, spent: float, cache: Path) -> BudgetError | None:
     """What to say where the preparation has used up the budget: from now on ``plan`` and ``run`` reckon with
-    what it took. None where nothing can be foreseen."""
+    what it ``spent`` on all that the next run must do again. None where nothing can be foreseen."""
     preparation_of(run.settings).keep(LATE_FACTOR * spent)
     try:
         check_hours(run, budget_seconds, cache)
@@ -182,7 +193,8 @@ def check_minimum(request: PlanRequest, found: Mapping[str, Calibration], setup:
     spent = setup.usual + measuring_seconds(first, request, 0.0)
     minimum = minimum_seconds(request, {first.quantization: first}, spent)
     if minimum - (setup.usual - setup.least) > request.budget_seconds:
-        raise too_small(request.budget_seconds, minimum)
+        ground = "" if first.measured else "nothing was measured here yet"
+        raise too_small(request.budget_seconds, minimum, guessed=ground)
 
 
 def measuring_seconds(found: Calibration, request: PlanRequest, limit_seconds: float) -> float:

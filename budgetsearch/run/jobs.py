@@ -113,7 +113,11 @@ class JobsInFlight:
 ATTEMPTS = 2
 """A calibration whose process died is tried again: a card may be busy for a moment."""
 FALLBACK_LIMIT = 0.5
-"""Before there is a plan, one calibration may take this share of the budget at most."""
+"""Before there is a plan, one calibration may take this share of what is left at most, ..."""
+FIRST_LIMIT = 0.8
+"""... and the first one this: without it there is nothing, and what it took is known to the next run."""
+LATE_FACTOR = 2.0
+"""A measurement that was not done in its time is taken to need so many times the budget."""
 ONE_IS_ENOUGH = "there is too little time for a search, so it was not measured"
 
 
@@ -126,7 +130,7 @@ def check_usable(known: Mapping[str, Calibration], budget_seconds: float) -> Non
     """Insist that there is anything to train.
 
     Raises:
-        BudgetError: the base model takes more than half of the budget to load and measure.
+        BudgetError: the base model takes most of the budget to load and measure.
         DeviceError: the base model does not fit into memory.
         EngineError: no quantization of the base model works here.
         ModelError: nor will any at another try.
@@ -134,7 +138,7 @@ def check_usable(known: Mapping[str, Calibration], budget_seconds: float) -> Non
     if any(found.status == "ok" for found in known.values()):
         return
     if any(found.status == "timeout" for found in known.values()):
-        raise too_small(budget_seconds, 2 * budget_seconds)
+        raise too_small(budget_seconds, LATE_FACTOR * budget_seconds, guessed="measuring came to no end")
     why = "; ".join(f"{found.quantization}: {found.status} {found.detail}" for found in known.values())
     if all(found.status == "refused" for found in known.values()):
         reasons: dict[str, list[str]] = {}
@@ -190,7 +194,9 @@ class Calibrator:
     def begin(self) -> None:
         """Begin with the next quantization, unless an earlier run measured it, or it is foreseen that nothing
         of it fits, or what is known leaves no time to compare it with anything."""
-        limit = FALLBACK_LIMIT * (self.request.budget_seconds - self.clock.now())
+        measured = any(found.status == "ok" for found in self.known().values())
+        left = self.request.budget_seconds - self.clock.now()
+        limit = (FALLBACK_LIMIT if measured else FIRST_LIMIT) * left
         name = self.waiting.pop(0)
         job = calibration_job(self.request, name, -1 - self._jobs, limit)
         if isinstance(job, Calibration):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from budgetsearch.core.space.dimensions import Number
 from budgetsearch.core.space.models import with_models, without_models
 from budgetsearch.core.space.space import MODELS, Space
 from budgetsearch.run.preflight import labels
-from budgetsearch.run.prepare import Prepared, prepare_inputs
+from budgetsearch.run.prepare import Prepared, Watch, prepare_inputs
 from budgetsearch.storage.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PreparedModels:
         card: Card,
         say: Say,
         space: Space,
-        left: Callable[[], float] | None = None,
+        watch: Watch | None = None,
     ) -> PreparedModels:
         """Fetch, convert and tokenize for one after the other; one that a plan has dropped from the ``space``
         need not be possible any more.
@@ -60,7 +60,7 @@ class PreparedModels:
         for label, one in zip(labels(settings), settings.apart, strict=True):
             say(f"{label}:")
             needed = bare if label in space.values_of(DIMENSION) else None
-            each[label] = Prepared(one, card, *prepare_inputs(one, say, left, needed), bare)
+            each[label] = Prepared(one, card, *prepare_inputs(one, say, watch, needed), bare)
         gone = in_common([one.data for one in each.values()], settings.max_length)
         left_out = dict(zip(each, gone, strict=True))
         count = len(next(iter(each.values())).data.valid) - len(gone[0])

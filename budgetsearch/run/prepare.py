@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -134,16 +135,22 @@ class Prepared:
             return None
 
 
+@dataclass
+class Watch:
+    """The time of a preparation."""
+
+    seconds_left: Callable[[], float] | None = None
+    """Until the data must be prepared; None: no limit."""
+    once: float = 0.0
+    """Seconds of what no later run does again: fetching and converting."""
+
+
 def prepare_inputs(
-    settings: Settings,
-    say: Say,
-    seconds_left: Callable[[], float] | None = None,
-    space: Space | None = None,
+    settings: Settings, say: Say, watch: Watch | None = None, space: Space | None = None
 ) -> tuple[BaseModel, PreparedData]:
     """Fetch and convert the base model, look at its modules, tokenize the data; all but the look is cached.
 
     ``space``: the model must have its targets and at least one of its quantizations.
-    ``seconds_left``: until the data must be prepared; None: no limit.
 
     Raises:
         UsageError: the model or the data cannot be used.
@@ -151,7 +158,7 @@ def prepare_inputs(
     from budgetsearch.training.data.models import resolve_model
     from budgetsearch.training.data.tokens import Sources, prepare
 
-    cache = cache_folder()
+    cache, watch, begun = cache_folder(), watch or Watch(), time.monotonic()
     base = resolve_model(
         settings.model,
         cache,
@@ -159,6 +166,7 @@ def prepare_inputs(
         trust_remote_code=settings.trust_remote_code,
         say=say,
     )
+    watch.once += time.monotonic() - begun
     targets = space.targets(settings.targets) if space is not None else settings.targets
     anatomy = examined(base.path, targets, settings.trust_remote_code)
     check_possible(settings.model, space.quantizations if space is not None else (), anatomy.refused)
@@ -179,7 +187,7 @@ def prepare_inputs(
         options=options_of(settings),
         trust_remote_code=settings.trust_remote_code,
         say=say,
-        seconds_left=seconds_left,
+        seconds_left=watch.seconds_left,
     )
     return base, data
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,7 @@ from budgetsearch.run.preflight import Resolved, anchored, card_of, check_room, 
 from budgetsearch.run.prepare import (
     Prepared,
     Subject,
+    Watch,
     opened_by,
     prepare_inputs,
     run_id_of,
@@ -253,6 +254,7 @@ def search(session: Session) -> None:
     execution = choose(settings, session.run.card, folder, session.lock.fd)
     engine = execution.engine
     drivers: list[Driver] = []
+    watch = Watch(partial(_seconds_to_prepare, session.timing))
 
     def planned() -> bool:
         return any(driver.history.plan is not None for driver in drivers)
@@ -263,10 +265,10 @@ def search(session: Session) -> None:
     with stop_signals() as signals, in_time if session.caller.last_resort else nullcontext():
         try:
             engine.warm_up()
-            prepared = _prepared(session, execution)
+            prepared = _prepared(session, execution, watch)
             engine.prepare(prepared.setup(folder))
             if settings.recipe is None and not folder.has_ledger():
-                preparation_of(settings).keep(session.timing.clock.now())
+                preparation_of(settings).keep(session.timing.clock.now() - watch.once)
             driver = driver_of(session, prepared, engine)
             drivers.append(driver)
             driver.stop_requested = signals.gently
@@ -277,7 +279,7 @@ def search(session: Session) -> None:
         conclude(folder, say, session.timing)
 
 
-def _prepared(session: Session, execution: Execution) -> Subject:
+def _prepared(session: Session, execution: Execution, watch: Watch) -> Subject:
     """Fetch, convert and tokenize what adapters need, or load the recipe.
 
     Raises:
@@ -286,10 +288,13 @@ def _prepared(session: Session, execution: Execution) -> Subject:
     run = session.run
     if run.settings.recipe is not None:
         return PreparedRecipe.of(run.settings, execution.card(), run.space)
-    return _prepared_in_time(session, execution, partial(_seconds_to_prepare, session.timing))
+    return _prepared_in_time(session, execution, watch)
 
 
-def _prepared_in_time(session: Session, execution: Execution, left: Callable[[], float]) -> Subject:
+AGAIN = "{:.0f} s of that went to fetching and converting the model, which is done: start the run again"
+
+
+def _prepared_in_time(session: Session, execution: Execution, watch: Watch) -> Subject:
     """The models and the data of the run.
 
     Raises:
@@ -299,13 +304,16 @@ def _prepared_in_time(session: Session, execution: Execution, left: Callable[[],
     say = _noting(session.folder, session.caller.say)
     try:
         if len(run.settings.models) > 1:
-            return PreparedModels.of(run.settings, execution.card(), say, run.space, left)
-        inputs = prepare_inputs(run.settings, say, left, run.space)
+            return PreparedModels.of(run.settings, execution.card(), say, run.space, watch)
+        inputs = prepare_inputs(run.settings, say, watch, run.space)
         return Prepared(run.settings, execution.card(), *inputs, run.space)
     except LateError as error:
         if run.settings.deadline or session.folder.has_ledger():
             raise
-        refused = too_late(run, timing.budget_seconds, timing.clock.now(), cache_folder())
+        spent = timing.clock.now() - watch.once
+        refused = too_late(run, timing.budget_seconds, spent, cache_folder())
+        if refused is None and watch.once:
+            refused = LateError(f"{error}. {AGAIN.format(watch.once)}")
         raise refused or error from error
 
 

@@ -18,6 +18,7 @@ from budgetsearch.cli.output import console
 from budgetsearch.core.errors import LateError
 from budgetsearch.run import session
 from budgetsearch.run.other_trainers import KNOB_NAMES, SAID
+from budgetsearch.run.prepare import Watch
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
 from budgetsearch.storage.lock import RunLock
@@ -267,6 +268,24 @@ def test_a_budget_below_the_minimum_is_refused(good: list[str], tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_that_went_on_fetching_the_model_does_when_the_run_is_started_again(
+    good: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing says that it was too small in itself, so no other number is named."""
+
+    def late(_settings: object, _say: object, watch: Watch, *_: object) -> None:
+        watch.once = 99.0
+        raise LateError("the data are not prepared after 100 s")
+
+    monkeypatch.setattr(session, "choose", lambda *_: SimpleNamespace(engine=Nobody()))
+    monkeypatch.setattr(session, "prepare_inputs", late)
+    monkeypatch.setattr("budgetsearch.cli.run.process_age", lambda: 100.0)
+    code, text = invoke(*good, "--hours=100s")
+    assert 2 == code
+    told = "99 s of that went to fetching and converting the model, which is done: start the run again"
+    assert told in " ".join(text.split())
+
+
 class Nobody:
     """An engine that is never asked for anything."""
 
@@ -277,17 +296,21 @@ class Nobody:
         """See the port."""
 
 
+@pytest.mark.parametrize("once", [0.0, 15.0])
 def test_plan_and_run_name_one_number_before_and_after_a_preparation_that_was_too_slow(
-    good: list[str], monkeypatch: pytest.MonkeyPatch
+    good: list[str], monkeypatch: pytest.MonkeyPatch, once: float
 ) -> None:
-    """By guesses first; once a run has found out that this machine takes longer to begin, both by that."""
+    """By guesses first, which are called so; once a run has found out that this machine takes longer to
+    begin, both by that, but for what was fetched and converted once and for all."""
 
     def hours(command: str, *arguments: str) -> str:
         code, text = invoke(command, *good[1:], *arguments)
         assert 2 == code, text
+        assert "a guess: nothing was measured here yet" in " ".join(text.split())
         return " ".join(text.split()).split("Use --hours ")[1].split()[0]
 
-    def late(*_: object) -> None:
+    def late(_settings: object, _say: object, watch: Watch, *_: object) -> None:
+        watch.once = once
         raise LateError("the data are not prepared after 40 s")
 
     guessed = hours("run", "--hours=0.0001")
@@ -296,5 +319,6 @@ def test_plan_and_run_name_one_number_before_and_after_a_preparation_that_was_to
     monkeypatch.setattr(session, "prepare_inputs", late)
     monkeypatch.setattr("budgetsearch.cli.run.process_age", lambda: 40.0)
     found = hours("run", f"--hours={guessed}")
-    assert int(found[:-1]) > 80 > int(guessed[:-1])
+    assert int(found[:-1]) > 1.5 * 2 * (40.0 - once)
+    assert int(found[:-1]) < 1.5 * (2 * (40.0 - once) + 30.0)
     assert found == hours("plan", f"--hours={guessed}") == hours("run", f"--hours={guessed}")

