@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,16 +66,21 @@ class SettingsCommand(TyperCommand):
 
         known = {option for one in self.params for option in (*one.opts, *one.secondary_opts)}
         flags = dict(map(_flag_and_value, args, [*args[1:], "--"]))
-        given = {name: flags[f"--{name}"] for name in ("space", "gpu") if f"--{name}" in flags}
         config = Path(flags["--config"]) if "--config" in flags else None
-        for name, value in flags.items():
-            if not name.startswith("--") or name in known:
+        long = {_plain(name): (name, value) for name, value in flags.items() if name.startswith("--")}
+        values = {plain: value for plain, (_, value) in long.items()}
+        for plain, (name, _) in long.items():
+            if name in known:
                 continue
-            plain = name[2:].replace("-", "_").lower()
-            if (instead := said_of_flag(plain, value, given, config)) is not None:
+            slip = not get_close_matches(name, known)  # else Click says what is meant
+            if (instead := said_of_flag(plain, values, config, slip=slip)) is not None:
                 with errors():
                     raise SettingsError(f"{name}: {instead}")
         return super().parse_args(ctx, args)
+
+
+def _plain(flag: str) -> str:
+    return flag[2:].replace("-", "_").lower()
 
 
 def _flag_and_value(flag: str, following: str) -> tuple[str, str]:

@@ -63,7 +63,7 @@ class LocalEngine:
         self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._job: Job | None = None
         self._deaths = self._losses = 0
-        self._proven = False
+        self._proven = self._ended = False
         self._introduced = False
 
     def warm_up(self) -> None:
@@ -99,6 +99,7 @@ class LocalEngine:
     def kill(self, job_id: int) -> None:
         """End the process; the job's end is reported as a crash."""
         if self._process is not None and self._job is not None and self._job.job_id == job_id:
+            self._ended = True
             self._process.kill()
 
     def end(self) -> None:
@@ -141,7 +142,7 @@ class LocalEngine:
                 f"The worker process died {self._deaths} times without finishing a job. Its last words:\n"
                 f"{self._last_words()}\nThe whole log is {self._log}."
             )
-        self._introduced = False
+        self._introduced = self._ended = False
         self._process = start(
             self._worker, self._log, keep_open=self._keep_open, environment=self._environment
         )
@@ -180,7 +181,9 @@ class LocalEngine:
             return []
         if lost:  # the trial has done nothing wrong
             return [JobEnded(job.job_id, stranded_results(job, f"the card is lost: {self._last_words()}"))]
-        return [JobEnded(job.job_id, crashed_results(job, f"the worker process died: {self._last_words()}"))]
+        why = "the worker was ended, for its time was over" if self._ended else "the worker process died"
+        why += f": {words}" if (words := self._last_words()) and not self._ended else ""
+        return [JobEnded(job.job_id, crashed_results(job, why))]
 
     def _last_words(self) -> str:
         try:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from budgetsearch.run.fields import (
     flag_of,
     takes_of,
 )
-from budgetsearch.run.other_trainers import said_here
+from budgetsearch.run.other_trainers import KNOB_NAMES, SAID, said_here
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import find_space, load_space, read_yaml
 
@@ -222,16 +223,27 @@ def _check_keys(values: Mapping[str, Any], source: str, chosen: Mapping[str, Any
         )
 
 
-def said_of_flag(name: str, value: str, given: Mapping[str, Any], config: Path | None = None) -> str | None:
+def said_of_flag(
+    name: str, flags: Mapping[str, str], config: Path | None = None, *, slip: bool = False
+) -> str | None:
     """What to give instead of a flag of other trainers, in the space that the other flags and the file ask
-    for; None: no such flag is known."""
-    if said_here(name, value) is None:
-        return None
+    for; None: no such flag is known.
+
+    ``flags``: all that were given, by their names with underscores; this one is among them.
+    ``slip``: it may be one of them that was not typed quite right.
+    """
+    if said_here(name, flags[name]) is None:
+        close = get_close_matches(name, (*KNOB_NAMES, *SAID), n=1, cutoff=0.75)
+        if not (slip and close):
+            return None
+        meant = said_of_flag(close[0], {**flags, close[0]: flags[name]}, config)
+        return f"there is no such option. Did you mean --{close[0].replace('_', '-')}? Then {meant}"
     try:
         written = _read_config(config, Path.cwd())[1]
     except UsageError:
         written = {}
-    return said_here(name, value, _dimensions({**written, **given}))
+    given = {one: flags[one] for one in ("space", "gpu") if one in flags}
+    return said_here(name, flags[name], _dimensions({**written, **given}), flags)
 
 
 def _dimensions(chosen: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -102,22 +102,32 @@ SAID: Mapping[str, str] = {
 GENERAL = "What is not constant is searched; `budgetsearch spaces` lists files with ranges by model size."
 
 
-def said_here(name: str, value: str | None = None, space: Mapping[str, Any] | None = None) -> str | None:
+def said_here(
+    name: str,
+    value: str | None = None,
+    space: Mapping[str, Any] | None = None,
+    more: Mapping[str, str] | None = None,
+) -> str | None:
     """How to say here what other trainers call ``name``, with its ``value``; None: no such name is known.
 
-    ``space``: the dimensions that the run would search; None: a general one.
+    Args:
+        name: the flag's or setting's name, with underscores.
+        value: as it was given; None: nobody knows.
+        space: the dimensions that the run would search; None: a general one.
+        more: what else was given: all that is to be fixed stands in one answer.
     """
     if name in SAID:
         return f"there is no such setting here; instead: {SAID[name]}."
     if name not in KNOB_NAMES:
         return None
-    knob, usual = KNOB_NAMES[name]
-    fixed = value if value is not None and {**KNOBS, **SETTINGS}[knob][0](_scalar(value)) else usual
+    given = {name: value, **{one: other for one, other in (more or {}).items() if one in KNOB_NAMES}}
+    fixed = {KNOB_NAMES[one][0]: _fixed(one, text) for one, text in given.items()}
     searched = {one: _flow(spec) for one, spec in space.items()} if space else SEARCHED
-    lines = {**searched, knob: f"{{kind: constant, value: {fixed}}}"}
+    lines = {**searched, **{knob: f"{{kind: constant, value: {text}}}" for knob, text in fixed.items()}}
     return "\n".join(
         [
-            f"the search decides {knob}. To fix it, save these lines as own.yaml and give --space own.yaml:",
+            f"the search decides {' and '.join(fixed)}. To fix {'it' if len(fixed) == 1 else 'them'}, save "
+            "these lines as own.yaml and give --space own.yaml:",
             "",
             "dimensions:",
             *(f"  {one}: {text}" for one, text in lines.items()),
@@ -125,6 +135,12 @@ def said_here(name: str, value: str | None = None, space: Mapping[str, Any] | No
             "The others are those of the run's own space." if space else GENERAL,
         ]
     )
+
+
+def _fixed(name: str, value: str | None) -> str:
+    """The value that was given, or the usual one where that is none."""
+    knob, usual = KNOB_NAMES[name]
+    return value if value is not None and {**KNOBS, **SETTINGS}[knob][0](_scalar(value)) else str(usual)
 
 
 def _flow(spec: Any) -> str:

@@ -313,7 +313,7 @@ def _prepared_in_time(session: Session, execution: Execution, watch: Watch) -> S
         spent = timing.clock.now() - watch.once
         refused = too_late(run, timing.budget_seconds, spent, cache_folder())
         if refused is None and watch.once:
-            refused = LateError(f"{error}. {AGAIN.format(watch.once)}")
+            raise LateError(f"{error}. {AGAIN.format(watch.once)}") from error
         raise refused or error from error
 
 

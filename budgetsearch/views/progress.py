@@ -251,7 +251,7 @@ def _planned_text(event: Planned, words: Words) -> str:
     plan = event.plan
     rungs = ", ".join(f"{seconds:.0f} s" for seconds in plan.ladder[:-1])
     return (
-        f"planned: rungs of {rungs or 'none'}, full run {plan.full_seconds:.0f} s, "
+        f"planned: {f'rungs of {rungs}' if rungs else 'no rungs'}, full run {plan.full_seconds:.0f} s, "
         f"reserve {plan.reserve_seconds:.0f} s"
         + (f", {plan.eval_examples} validation examples" if words.of_adapters else "")
         + (f", {plan.workers} workers" if plan.workers > 1 else "")

@@ -180,7 +180,10 @@ def _scores(history: History) -> Iterator[Shortfall]:
         return
     if score is None or score.adapter_accuracy is None:
         what = f"The task accuracy is not known: of {asked} answers none was graded"
-        yield Shortfall("accuracy", what, _why_unscored(history, score))
+        single = history.plan is not None and history.plan.single
+        told = single and score is not None and score.status == "ok"
+        why = "the budget had no time for answers" if told else _why_unscored(history, score)
+        yield Shortfall("accuracy", what, why)
     elif score.task_examples < asked:
         what = f"The task accuracy rests on {score.task_examples} of {asked} answers"
         yield Shortfall("answers", what, _why_unscored(history, score))
@@ -199,6 +202,8 @@ def _asked(history: History) -> int:
     """Answers that can be graded: as many as were asked for, no more than there are validation rows."""
     rows = history.facts.get("data", {}).get("valid", {}).get("rows")
     asked = history.plan.task_examples if history.plan else 0
+    if history.plan is not None and history.plan.single and history.opened is not None:
+        asked = int(history.opened.settings.get("task_examples") or 0)  # the plan has no time for them
     return asked if rows is None else min(asked, rows)
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
+from budgetsearch.core.policy.evidence import MIN_EXAMPLES
 from budgetsearch.core.policy.planning import SINGLE
 from budgetsearch.core.records import PHASES, Params
 from budgetsearch.core.space.space import Space
@@ -253,6 +254,7 @@ def final_lines(history: History) -> list[str]:
     best = history.incumbent
     if best is not None:
         lines.append(f"best  trial {best.trial_id}: {params_text(best.trial.params)}")
+        lines += _full_run_in_vain(best, words_of(history).unit)
     if history.opened is not None:
         budget = history.opened.budget_seconds
         kept = {None: "", True: ", deadline kept", False: ", deadline PASSED"}[deadline_kept(history)]
@@ -262,6 +264,17 @@ def final_lines(history: History) -> list[str]:
     if history.plan is None or not history.plan.single:
         return lines
     return [*lines, SINGLE if history.closed else SINGLE.replace("was", "is")]
+
+
+def _full_run_in_vain(best: TrialState, unit: str) -> list[str]:
+    """What a full run came to that made nothing better, and where the adapter is from then."""
+    if not best.full_losses or best.best_loss is None or best.best_tokens >= best.full_marks[0]:
+        return []
+    loss, last = best.full_losses[-1], best.full_marks[-1]
+    return [
+        f"      its full run was no better ({loss:.4f} at {last} {unit}): the adapter is that of "
+        f"{best.best_tokens} {unit} ({best.best_loss:.4f})"
+    ]
 
 
 def deadline_kept(history: History) -> bool | None:
@@ -300,6 +313,8 @@ def answer_lines(history: History) -> list[str]:
         return []
     own = words_of(history)
     under = f"  (under {score.quantization})" if own.of_adapters else ""
+    if 0 < (measured := len(score.adapter_example_losses)) < MIN_EXAMPLES:
+        under += f"  on {counted(measured, 'validation row')} only: that says next to nothing"
     lines = [
         f"validation {own.loss}  {own.before} {score.base_loss:.4f} -> {own.after} {score.adapter_loss:.4f}"
         f"{under}"
@@ -317,7 +332,8 @@ def answer_lines(history: History) -> list[str]:
 
 def summary(history: History, going: bool = True) -> Group:
     """The final table for a terminal, with the answer below it; ``going``: a process works on the run."""
-    return Group(trial_table(history, going=going), Text("\n".join(final_lines(history))))
+    lines = Text("\n".join(final_lines(history)))
+    return Group(trial_table(history, going=going), lines) if history.trials else Group(lines)
 
 
 def trial_table(history: History, limit: int = SHOWN_TRIALS, going: bool = True) -> Fitted:

@@ -205,6 +205,24 @@ def test_an_option_of_other_trainers_is_answered_with_one_that_exists(name: str)
     assert f"{given}: there is no such setting here; instead" in text
 
 
+def test_all_that_is_to_be_fixed_stands_in_one_answer_and_a_slip_is_told_what_was_meant(
+    good: list[str], tmp_path: Path
+) -> None:
+    """Two knobs of another trainer make one space; a letter too few gets the name, and the same answer."""
+    code, text = invoke(*good, "--rank=8", "--learning-rate", "1e-4")
+    assert 2 == code
+    assert "the search decides rank and learning_rate. To fix them, save" in " ".join(text.split())
+    (tmp_path / "own.yaml").write_text(text[text.index("dimensions:") : text.index("The others")])
+    space = load_space(str(tmp_path / "own.yaml"))
+    assert ([8], [1e-4]) == (list(space.values_of("rank")), list(space.values_of("learning_rate")))
+    code, text = invoke(*good, "--learning-rat", "1e-4")
+    assert 2 == code
+    told = " ".join(text.split())
+    assert "Did you mean --learning-rate? Then the search decides learning_rate." in told
+    assert "learning_rate: {kind: constant, value: 1e-4}" in told
+    assert "Did you mean" not in invoke(*good, "--nothing-like-it", "3")[1]
+
+
 def test_no_name_of_other_trainers_is_a_setting_here() -> None:
     """An answer about a setting that exists would be wrong."""
     assert not (set(SAID) | set(KNOB_NAMES)) & set(Settings.model_fields)

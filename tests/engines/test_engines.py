@@ -199,3 +199,19 @@ def test_a_lost_card_is_no_fault_of_the_trial(
 def test_what_says_that_the_card_is_gone(message: str, lost: bool) -> None:
     """A bug of a kernel is the trial's own; a card that fell off the bus is nobody's."""
     assert worker.is_lost(RuntimeError(message)) is lost
+
+
+def test_a_worker_that_was_ended_for_the_time_did_not_die(local: LocalEngine) -> None:
+    """What is told of its job says so, and does not end in a colon with nothing behind it."""
+    job = train_job(segment(0, 50_000_000))
+    local.submit(job)
+    wait_for_beat(local)
+    local.kill(job.job_id)
+    (result,) = await_end(local, job.job_id).results
+    assert "the worker was ended, for its time was over" == result.detail
+    job = train_job(segment(1, 50_000_000))
+    local.submit(job)
+    wait_for_beat(local)
+    local.end()
+    (result,) = await_end(local, job.job_id).results
+    assert result.detail.startswith("the worker process died")

@@ -130,7 +130,19 @@ def test_a_better_loss_before_the_end_is_no_shortfall() -> None:
     story = paused()
     story.train(1, 1.1, 2, "full run starts")
     assert (3000, 9000) == (story.history.trials[1].best_tokens, story.history.trials[1].tokens)
-    assert [] == said(close(story))
+    history = close(story)
+    assert [] == said(history)
+    told = "its full run was no better (1.1000 at 9000 tokens): the adapter is that of 3000 tokens (1.0000)"
+    assert told in "\n".join(final_lines(history))
+    assert "no better" not in "\n".join(final_lines(close(whole())))
+
+
+def test_answers_for_which_the_plan_had_no_time_are_missed() -> None:
+    """One configuration alone: its losses are compared, and that the accuracy is not known is said."""
+    story = Story.planned(single=True, task_examples=0)
+    story.train(story.trial(), 1.5, 2)
+    kinds = dict(said(close(story, Score("ok", "fp32", 2.0, 0.9))))
+    assert "the budget had no time for answers" in kinds["accuracy"]
 
 
 @pytest.mark.parametrize(

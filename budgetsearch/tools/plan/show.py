@@ -64,8 +64,18 @@ def _head(found: Preview) -> str:
         + f"{found.data}: {found.rows} rows of {found.tokens_per_row:.0f} tokens\n"
         f"This is {basis}.{slower}\n"
         f"{_tried(found)}; the best trains for "
-        f"{rehearsal.full_tokens / 1e6:.3g}M tokens, {passes:.1f} times the data." + _enough(found)
+        f"{tokens_text(rehearsal.full_tokens)}, {times_text(passes)} the data." + _enough(found)
     )
+
+
+def tokens_text(tokens: float) -> str:
+    """A number of tokens in three figures."""
+    return f"{tokens / 1e6:.3g}M tokens" if tokens >= 1e5 else f"{tokens:,.0f} tokens"
+
+
+def times_text(passes: float) -> str:
+    """How often the data were seen; of less than a tenth the share."""
+    return f"{passes:.1f} times" if passes >= 0.1 else f"{passes:.1%} of"
 
 
 def _tried(found: Preview) -> str:
@@ -93,7 +103,7 @@ def _choice(found: BasesPreview) -> str:
             f"{found.data}: {found.rows} rows of {found.tokens_per_row:.0f} tokens",
             "This is foreseen; a run measures before it plans.",
             f"Take {named(chosen)}: about {chosen.trials} configurations, and the best trains for "
-            f"{chosen.full_tokens / 1e6:.3g}M tokens, {chosen.passes:.1f} times the data.",
+            f"{tokens_text(chosen.full_tokens)}, {times_text(chosen.passes)} the data.",
             *(f"- {reason}" for reason in found.ground),
         ]
     )
@@ -115,7 +125,7 @@ def _base(base: BaseRow) -> list[str | Text]:
     peak = f"{base.peak_bytes / GIB:.1f}"
     if not base.fits:
         return [base.model, base.quantization, fits, f"{peak} at least", *[""] * 5]
-    full = f"{base.full_tokens / 1e6:.3g}M tokens" if base.full_tokens else "none"
+    full = tokens_text(base.full_tokens) if base.full_tokens else "none"
     each = [str(base.rank), str(base.micro_batch), f"{base.tokens_per_second:,.0f}", full, str(base.trials)]
     return [base.model, base.quantization, fits, peak, *each]
 

@@ -18,9 +18,7 @@ CLOSING_PAUSE = 0.25
 """Between attempts in the last seconds."""
 SILENT = (Heartbeat, Charged, Decided)
 """Events that change nothing in the study."""
-INCOMPLETE = (
-    "The Optuna study is not complete; the ledger is. `budgetsearch resume` of this run brings it level."
-)
+INCOMPLETE = "The Optuna study has not taken the last events in time; the ledger has them."
 
 
 class Follower:
