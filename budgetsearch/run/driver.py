@@ -186,7 +186,7 @@ class Driver:
     def _plan(self) -> Plan:
         if self.history.plan is not None:
             return self.history.plan
-        check_usable(self.history.calibrations, self.request.budget_seconds)
+        check_usable(self.history.calibrations, self.request.budget_seconds, self.clock.now())
         request = replace(self.request, workers=max(1, self.engine.slots))
         plan = self.planner(request, self.history.calibrations, self.clock.now())
         self._append(Planned(plan))

@@ -117,7 +117,8 @@ FALLBACK_LIMIT = 0.5
 FIRST_LIMIT = 0.8
 """... and the first one this: without it there is nothing, and what it took is known to the next run."""
 LATE_FACTOR = 2.0
-"""A measurement that was not done in its time is taken to need so many times the budget."""
+"""A measurement that was not done in its time is taken to need so many times the budget, or of what has passed
+where that is more."""
 ONE_IS_ENOUGH = "there is too little time for a search, so it was not measured"
 
 
@@ -126,8 +127,8 @@ def to_measure(quantizations: Iterable[str], known: Mapping[str, Calibration]) -
     return [name for name in quantizations if name not in known or known[name].status == "crashed"]
 
 
-def check_usable(known: Mapping[str, Calibration], budget_seconds: float) -> None:
-    """Insist that there is anything to train.
+def check_usable(known: Mapping[str, Calibration], budget_seconds: float, now: float) -> None:
+    """Insist that there is anything to train; ``now``: seconds since the run began.
 
     Raises:
         BudgetError: the base model takes most of the budget to load and measure.
@@ -138,7 +139,9 @@ def check_usable(known: Mapping[str, Calibration], budget_seconds: float) -> Non
     if any(found.status == "ok" for found in known.values()):
         return
     if any(found.status == "timeout" for found in known.values()):
-        raise too_small(budget_seconds, LATE_FACTOR * budget_seconds, guessed="measuring came to no end")
+        raise too_small(
+            budget_seconds, LATE_FACTOR * max(now, budget_seconds), guessed="measuring came to no end"
+        )
     why = "; ".join(f"{found.quantization}: {found.status} {found.detail}" for found in known.values())
     if all(found.status == "refused" for found in known.values()):
         reasons: dict[str, list[str]] = {}

@@ -75,4 +75,6 @@ def test_the_first_measurement_may_take_most_of_the_time_and_the_next_half(tmp_p
 def test_what_was_not_measured_in_time_is_called_a_guess() -> None:
     """The next number to try is no measured one, and leaves room."""
     with pytest.raises(BudgetError, match=r"--hours 300s or more \(a guess: measuring came to no end\)"):
-        check_usable({"fp32": Calibration("fp32", "timeout")}, 100.0)
+        check_usable({"fp32": Calibration("fp32", "timeout")}, 100.0, 60.0)
+    with pytest.raises(BudgetError, match="--hours 30s or more"):  # it took ten times the budget to begin
+        check_usable({"fp32": Calibration("fp32", "timeout")}, 1.0, 10.0)
