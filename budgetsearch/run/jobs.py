@@ -117,8 +117,8 @@ FALLBACK_LIMIT = 0.5
 FIRST_LIMIT = 0.8
 """... and the first one this: without it there is nothing, and what it took is known to the next run."""
 LATE_FACTOR = 2.0
-"""A measurement that was not done in its time is taken to need so many times the budget, or of what has passed
-where that is more."""
+"""A measurement that was not done in its time is taken to need so many times the budget, or so many times what
+has passed where that is more."""
 ONE_IS_ENOUGH = "there is too little time for a search, so it was not measured"
 
 
