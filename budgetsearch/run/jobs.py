@@ -117,8 +117,8 @@ FALLBACK_LIMIT = 0.5
 FIRST_LIMIT = 0.8
 """... and the first one this: without it there is nothing, and what it took is known to the next run."""
 LATE_FACTOR = 2.0
-"""A measurement that was not done in its time is taken to need so many times the budget, or so many times what
-has passed where that is more."""
+"""A measurement that was not done in its time is taken to need so many times the budget, or so many times
+what has passed where that is more."""
 ONE_IS_ENOUGH = "there is too little time for a search, so it was not measured"
 
 
@@ -139,9 +139,8 @@ def check_usable(known: Mapping[str, Calibration], budget_seconds: float, now: f
     if any(found.status == "ok" for found in known.values()):
         return
     if any(found.status == "timeout" for found in known.values()):
-        raise too_small(
-            budget_seconds, LATE_FACTOR * max(now, budget_seconds), guessed="measuring came to no end"
-        )
+        longer = LATE_FACTOR * max(now, budget_seconds)
+        raise too_small(budget_seconds, longer, guessed="measuring came to no end")
     why = "; ".join(f"{found.quantization}: {found.status} {found.detail}" for found in known.values())
     if all(found.status == "refused" for found in known.values()):
         reasons: dict[str, list[str]] = {}
