@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from budgetsearch.training.data.reader import Reader
 
 ANSWER_BATCH = 8
+FIRST_ANSWERS = 2
+"""Of the first batch."""
 MARGIN_SHARE = 0.15
 """Of the limit: kept for the token under way when it ends, on a machine that stutters, ..."""
 MARGIN_SECONDS = 5.0
@@ -145,8 +147,8 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
         return shop.stopping() or time.monotonic() > deadline
 
     batch = answer_batch(micro_batch)
-    for start in range(len(answers.adapter), len(asked), batch):
-        some = asked[start : start + batch]
+    for part in answer_parts(len(answers.adapter), len(asked), batch):
+        some = asked[part.start : part.stop]
         prompts = [prompt for _, prompt in some]
         ask = partial(
             generate_answers,
@@ -269,6 +271,15 @@ def _grade_seconds(samples: Sequence[Sample], shop: Shop, seconds: float) -> flo
 def answer_batch(micro_batch: int) -> int:
     """Answers that are generated at once."""
     return min(ANSWER_BATCH, micro_batch * 2)
+
+
+def answer_parts(start: int, stop: int, batch: int) -> Iterator[range]:
+    """The answers from ``start`` on in batches, which end where those of a run from the first one on do; the
+    first of all is short: where time is, there are a few answers of both rather than none."""
+    while start < stop:
+        end = min(stop, FIRST_ANSWERS if start == 0 else (start // batch + 1) * batch)
+        yield range(start, end)
+        start = end
 
 
 def _reader(shop: Shop) -> Reader:

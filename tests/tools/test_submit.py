@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from budgetsearch.core.errors import (
     RunFolderError,
     UsageError,
 )
+from budgetsearch.core.ports import Say
 from budgetsearch.run.manifest_schema import read
 from budgetsearch.run.permissions import Places
 from budgetsearch.run.winner import winner_of
@@ -31,6 +33,7 @@ from budgetsearch.tools.submit.command import copy_adapter
 from budgetsearch.tools.submit.entry import Entry, Submitting
 from budgetsearch.tools.submit.licences import OPEN, plain
 from budgetsearch.tools.submit.packages import changed, pinned, torch_index
+from budgetsearch.tools.submit.steps import Steps
 from budgetsearch.training.data.origins import copy_source
 from budgetsearch.training.data.provenance import source_facts
 from budgetsearch.training.sums import ADAPTER_FILES, SUMS_FILE, write_sums
@@ -163,8 +166,11 @@ def test_a_base_from_elsewhere_is_fetched_at_its_pin(
     assert "winner_of(Path(__file__).with_name('adapter')).base('org/tiny', False, print)" in code.replace(
         '"', "'"
     )
-    assert ["python", "fetch.py"] in commands(tmp_path / "entry" / "Dockerfile")
-    assert "ENV HF_HUB_OFFLINE=1" in (tmp_path / "entry" / "Dockerfile").read_text(encoding="utf-8")
+    text = (tmp_path / "entry" / "Dockerfile").read_text(encoding="utf-8")
+    fetch = 'RUN --mount=type=secret,id=HF_TOKEN,env=HF_TOKEN ["python", "fetch.py"]'  # the base may be gated
+    assert fetch in text.splitlines()
+    assert text.splitlines()[0].startswith("# syntax=")
+    assert "ENV HF_HUB_OFFLINE=1" in text
     assert not (tmp_path / "entry" / "base").exists()
 
 
@@ -277,6 +283,32 @@ def test_a_step_that_fails_in_a_fresh_environment_keeps_nothing(
     with pytest.raises(BudgetsearchError, match=r"-m venv[\s\S]*no such wheel"):
         api.submit(run, tmp_path / "entry", how=Submitting(copy_base=True, licences_checked=True, check=True))
     assert [] == list(tmp_path.iterdir())
+
+
+def test_a_torch_that_is_not_on_pypi_is_looked_for_where_the_image_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fresh environment finds what the image would; where this machine's own settings do, nobody else is
+    asked."""
+    asked, here = list[str](), list[bool]()
+
+    def install(step: Sequence[str], folder: Path, environment: Mapping[str, str], say: Say) -> None:
+        if step[-1] == "requirements.txt":
+            asked.append(environment.get("PIP_EXTRA_INDEX_URL", ""))
+            if not (here[-1] or asked[-1]):
+                raise BudgetsearchError("no matching distribution")
+        if step[-1] == "stop":
+            raise KeyboardInterrupt
+
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    monkeypatch.setattr(rehearsal, "_run", install)
+    steps = Steps("stop", "3.11", "base", 1, 60.0, "cpu", index="https://wheels.example/cu128")
+    for known, expected in ((False, ["", "https://wheels.example/cu128"]), (True, [""])):
+        asked.clear()
+        here.append(known)
+        with pytest.raises(KeyboardInterrupt):
+            rehearsal.rehearse(tmp_path, steps, print)
+        assert expected == asked
 
 
 def test_local_rows_are_copied_as_they_are_named(tmp_path: Path) -> None:

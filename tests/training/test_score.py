@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,27 @@ def test_answers_that_do_not_fit_are_left_out(
     found = scoring.score(base, job(checkpoint, limit=3), shop, next(ticks))
     assert 0 == found.task_examples
     assert found.adapter_accuracy is None
+
+
+def test_the_first_answers_are_few_so_that_there_are_some(
+    shop: Shop, trained: tuple[object, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the time does for two and not for a whole batch, base and adapter are compared in those two."""
+    base, checkpoint = trained
+    real, calls = scoring.generate_answers, itertools.count()
+
+    def cut_off(*arguments: Any, **more: Any) -> list[str] | None:
+        return real(*arguments, **more) if next(calls) < 2 else None
+
+    monkeypatch.setattr(scoring, "generate_answers", cut_off)
+    found = scoring.score(base, job(checkpoint, limit=600), shop, time.monotonic())
+    assert scoring.FIRST_ANSWERS == found.task_examples == len(found.base_grades)
+
+
+def test_further_answers_end_where_those_of_one_sweep_do() -> None:
+    """So whoever repeats them all has the same batches."""
+    sweep = [part.stop for part in scoring.answer_parts(0, 30, 8)]
+    assert [2, 8, 16, 24, 30] == sweep
+    for first in sweep:
+        on = [part.stop for part in scoring.answer_parts(first, 30, 8)]
+        assert sweep == [*(part.stop for part in scoring.answer_parts(0, first, 8)), *on]

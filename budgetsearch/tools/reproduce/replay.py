@@ -238,10 +238,11 @@ def score_rows(
 
 def _same_batches(scores: Scores) -> bool:
     """Whether answers come in the batches of then: those in idle seconds began with a batch of their own."""
-    from budgetsearch.training.score import answer_batch
+    from budgetsearch.training.score import answer_batch, answer_parts
 
-    first = scores.first_answers
-    return scores.task_examples <= first or first % answer_batch(scores.micro_batch) == 0
+    first, batch = scores.first_answers, answer_batch(scores.micro_batch)
+    whole = answer_parts(0, scores.task_examples, batch)
+    return scores.task_examples <= first or first in {part.stop for part in whole}
 
 
 def installed() -> dict[str, str]:

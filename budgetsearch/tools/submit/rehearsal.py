@@ -18,7 +18,7 @@ from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import BudgetsearchError
 from budgetsearch.core.ports import Say
 from budgetsearch.machine import child
-from budgetsearch.tools.submit.steps import OFFLINE, Steps
+from budgetsearch.tools.submit.steps import EXTRA_INDEX, OFFLINE, Steps
 
 START_SECONDS = 900.0
 """So long the server may take to load the model."""
@@ -34,7 +34,8 @@ ASKED = {"prompt": "The capital of France is", "max_new_tokens": 8, "temperature
 def rehearse(folder: Path, steps: Steps, say: Say) -> str:
     """Install, fetch, serve on loopback and ask once; returns the answer's text.
 
-    pip looks where this machine's own settings say.
+    pip looks where this machine's own settings say, and beside that where the Dockerfile does if they do not
+    suffice: torch for one kind of card is not on PyPI.
 
     Raises:
         BudgetsearchError: a step failed; it says which, and what it printed last.
@@ -43,7 +44,13 @@ def rehearse(folder: Path, steps: Steps, say: Say) -> str:
         home = Path(scratch)
         environment = _environment(home)
         _run(child.python("venv", str(home / "venv")), folder, environment, say)
-        for step in (*steps.install, *steps.fetch):
+        try:
+            _run(steps.install[0], folder, environment, say)
+        except BudgetsearchError:
+            if steps.index is None:
+                raise
+            _run(steps.install[0], folder, {**environment, EXTRA_INDEX: steps.index}, say)
+        for step in (*steps.install[1:], *steps.fetch):
             _run(step, folder, environment, say)
         command = steps.serve("127.0.0.1", 0)
         with _serving(command, folder, {**environment, **OFFLINE}, home / "server.log", say) as url:

@@ -13,6 +13,13 @@ CACHE = {"BUDGETSEARCH_CACHE": f"{HOME}/cache", "HF_HOME": f"{HOME}/cache/huggin
 REQUIREMENTS, FETCH, ADAPTER, BASE = "requirements.txt", "fetch.py", "adapter", "base"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 """Once the base is there the server asks nobody for it."""
+EXTRA_INDEX = "PIP_EXTRA_INDEX_URL"
+TOKEN = "--mount=type=secret,id=HF_TOKEN,env=HF_TOKEN"
+"""What a gated base is fetched with: it is there for one step, and in no layer of the image."""
+GATED = (
+    "# syntax=docker/dockerfile:1",
+    "# Where the base is gated, build with:  --secret id=HF_TOKEN,env=HF_TOKEN",
+)
 PORT = 80
 """That of the challenge."""
 KILL_SECONDS = 60
@@ -68,6 +75,11 @@ class Steps:
         """What brings the base, if it is not there."""
         return () if self.copied else (("python", FETCH),)
 
+    @property
+    def hub(self) -> bool:
+        """Whether the base is fetched from the Hub, which may ask who wants it."""
+        return not self.copied and not self.base.startswith("pypi:")
+
     def serve(self, host: str, port: int) -> Sequence[str]:
         """The server of the challenge's API."""
         command = ("budgetsearch", "serve", ADAPTER, "--model", self.base, "--rows", str(self.rows))
@@ -94,6 +106,7 @@ class Steps:
         """The Dockerfile that answers on the challenge's port."""
         return "\n".join(
             [
+                *(GATED if self.hub else ()),
                 "# docker build -t submission . && docker run --gpus all -p 8080:80 submission",
                 *self._head(),
                 *(_env(name, value) for name, value in OFFLINE.items()),
@@ -108,6 +121,7 @@ class Steps:
         """The Dockerfile that trains the winner again and leaves it in ``/out``."""
         return "\n".join(
             [
+                *(GATED if self.hub else ()),
                 "# docker build -t training -f Dockerfile.train . && "
                 "docker run --gpus all -v $PWD/out:/out training",
                 *self._head(),
@@ -122,7 +136,7 @@ class Steps:
         """What both have: the full image, for some packages are compiled, and so are kernels on a card."""
         variables = {**CACHE, "PIP_NO_CACHE_DIR": "1"}
         if self.index:
-            variables["PIP_EXTRA_INDEX_URL"] = self.index
+            variables[EXTRA_INDEX] = self.index
         return [
             f"FROM python:{self.python}",
             *(_env(name, value) for name, value in variables.items()),
@@ -130,7 +144,7 @@ class Steps:
             f"COPY {REQUIREMENTS} {self.wheel} ./",
             *(f"RUN {json.dumps(step)}" for step in self.install),
             "COPY . .",
-            *(f"RUN {json.dumps(step)}" for step in self.fetch),
+            *(f"RUN {f'{TOKEN} ' if self.hub else ''}{json.dumps(step)}" for step in self.fetch),
         ]
 
 
