@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -66,6 +67,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("pure")
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: whoever frees memory need not look through a million objects of torch's for
+    garbage, which takes half a second each time."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """pytest-xdist tells its workers a width; what is piped here is as wide as for everybody."""
@@ -93,7 +100,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers with a byte tokenizer."""
     from tests.support.tiny import make_tiny_model
 
-    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    made = make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    gc.freeze()  # transformers has come
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ outlive its driver.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -156,6 +157,7 @@ def main() -> None:
         traceback.print_exc()
         os._exit(EXIT_DEVICE if is_lost(error) else EXIT_BROKEN)
     inbox.closing = workshop.close
+    gc.freeze()  # the libraries stay: to look for garbage among their objects takes half a second each time
     while True:
         job = inbox.orders.get()
         if not isinstance(job, WorkerSetup):
