@@ -12,6 +12,7 @@ from typing import Any
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError
 from budgetsearch.machine.anatomy import table_of
+from budgetsearch.machine.gguf_files import open_gguf
 from budgetsearch.machine.shapes import ModelShape, shape_of
 
 ETAG_SECONDS = 5.0
@@ -126,10 +127,8 @@ def _hub_config(model: str, revision: str | None) -> Path:
 
 
 def _gguf_config(path: Path) -> Mapping[str, Any]:
-    from gguf import GGUFReader
-
     try:
-        reader = GGUFReader(path)
+        reader = open_gguf(path)
         family = str(reader.fields["general.architecture"].contents())
         found = {
             name: reader.fields[key].contents()

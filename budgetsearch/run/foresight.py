@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from budgetsearch.core.errors import BudgetError, DeviceError, ModelError
+from budgetsearch.core.errors import BudgetError, DeviceError, LateError, ModelError, UsageError
 from budgetsearch.core.policy.jobs import OPTIONAL_SHARE, probe_seconds
 from budgetsearch.core.policy.minimum import too_small
 from budgetsearch.core.policy.planning import PlanRequest, minimum_seconds
@@ -16,6 +16,7 @@ from budgetsearch.core.resources.disk import CHECKPOINT_BYTES
 from budgetsearch.core.resources.memory import LEAST_POSITIONS, foresee
 from budgetsearch.core.space.models import without_models
 from budgetsearch.core.space.space import Space
+from budgetsearch.machine.clock import Timing
 from budgetsearch.machine.configs import find_config, find_shape, folder_of
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.profiles import profile
@@ -37,7 +38,7 @@ LEAST_SETUP_SECONDS = 5.0
 takes here is measured, and then refused or not."""
 RAY_SECONDS = 15.0
 """What Ray's own start adds to that (docs/scale.md)."""
-FETCH_SECONDS = 60.0
+FETCH_SECONDS = 30.0
 """Fetching a wheel and converting its model, once."""
 LEAST_FETCH_SECONDS = 10.0
 PROBES = 6
@@ -48,6 +49,7 @@ EVALUATED = 16
 """Examples by which a calibration times an evaluation."""
 
 
+AGAIN = "{:.0f} s of that went to fetching and converting the model, which is done: start the run again"
 LATE_FACTOR = 2.0
 """A preparation that was not done in time is taken to need so many times what it had."""
 
@@ -169,15 +171,17 @@ def check_hours(run: Resolved, budget_seconds: float, cache: Path) -> None:
     raise late[0]
 
 
-def too_late(run: Resolved, budget_seconds: float, spent: float, cache: Path) -> BudgetError | None:
+def too_late(run: Resolved, timing: Timing, once: float, error: LateError) -> UsageError:
     """What to say where the preparation has used up the budget: from now on ``plan`` and ``run`` reckon with
-    what it ``spent`` on all that the next run must do again. None where nothing can be foreseen."""
+    what it took, less what was done ``once`` and for all, in seconds. The ``error`` itself where nothing can
+    be foreseen."""
+    spent, cache = timing.clock.now() - once, cache_folder()
     preparation_of(run.settings).keep(LATE_FACTOR * spent)
     try:
-        check_hours(run, budget_seconds, cache)
-    except BudgetError as error:
-        return error
-    return None
+        check_hours(run, timing.budget_seconds, cache)
+    except BudgetError as found:
+        return found
+    return LateError(f"{error}. {AGAIN.format(once)}") if once else error
 
 
 def check_minimum(request: PlanRequest, found: Mapping[str, Calibration], setup: Setup) -> None:

@@ -291,9 +291,6 @@ def _prepared(session: Session, execution: Execution, watch: Watch) -> Subject:
     return _prepared_in_time(session, execution, watch)
 
 
-AGAIN = "{:.0f} s of that went to fetching and converting the model, which is done: start the run again"
-
-
 def _prepared_in_time(session: Session, execution: Execution, watch: Watch) -> Subject:
     """The models and the data of the run.
 
@@ -310,11 +307,7 @@ def _prepared_in_time(session: Session, execution: Execution, watch: Watch) -> S
     except LateError as error:
         if run.settings.deadline or session.folder.has_ledger():
             raise
-        spent = timing.clock.now() - watch.once
-        refused = too_late(run, timing.budget_seconds, spent, cache_folder())
-        if refused is None and watch.once:
-            raise LateError(f"{error}. {AGAIN.format(watch.once)}") from error
-        raise refused or error from error
+        raise too_late(run, timing, watch.once, error) from error
 
 
 def _noting(folder: RunFolder, say: Say) -> Say:

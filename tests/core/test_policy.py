@@ -332,7 +332,7 @@ DIMENSIONS = st.fixed_dictionaries(
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dimensions=DIMENSIONS,
-    budget=st.floats(300, 20_000),
+    budget=st.floats(300, 6_000),
     rows=st.integers(100, 20_000),
     tail=st.floats(0.0, 2.5),
     seed=st.integers(0, 10_000),

@@ -25,7 +25,7 @@ from budgetsearch.run.settings import Settings
 from budgetsearch.training.data.samples import load_samples
 
 FUZZ = settings(
-    max_examples=100,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -8,7 +8,7 @@ from tests.support.faults.modules import run_module
 from tests.support.faults.slowdowns import MOODS, play, play_all
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(25, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_anywhere_loses_and_repeats_nothing(kills: int) -> None:
     """Driver, worker or both, at points chosen alike among all that a run passes, and at any moment: after
     every kill the ledger holds what it held, with the adapter beside it; at the end each second is charged

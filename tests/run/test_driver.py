@@ -241,9 +241,9 @@ def test_nothing_works_then_the_run_says_so(tmp_path: Path) -> None:
     assert history.incumbent is None
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    budget=st.floats(90, 20_000),
+    budget=st.floats(90, 5_000),
     slow=st.lists(st.sampled_from([0.7, 1.0, 1.0, 1.0, 1.3, 3.0, 10.0]), min_size=1, max_size=12),
     fates=st.lists(
         st.sampled_from(["ok", "ok", "ok", "ok", "diverged", "out_of_memory", "crashed"]),

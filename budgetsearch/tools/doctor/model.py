@@ -16,6 +16,7 @@ from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError
 from budgetsearch.machine import child
 from budgetsearch.machine.configs import find_shape
+from budgetsearch.machine.gguf_files import open_gguf
 from budgetsearch.machine.host import gib
 from budgetsearch.machine.shapes import ModelShape
 from budgetsearch.tools.doctor.check import SETTLE, Check, ok, warn
@@ -134,9 +135,7 @@ def _unfetchable(name: str, version: str, why: str) -> ModelError:
 
 
 def _gguf(path: Path) -> ModelFacts:
-    import gguf
-
-    reader = gguf.GGUFReader(path)
+    reader = open_gguf(path)
     weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
     licence = reader.fields.get("general.license")
     return ModelFacts(

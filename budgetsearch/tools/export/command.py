@@ -17,6 +17,7 @@ from budgetsearch.core.errors import BudgetsearchError, DiskError, RunFolderErro
 from budgetsearch.core.ports import Say
 from budgetsearch.machine.anatomy import table_of
 from budgetsearch.machine.detect import Card, detect
+from budgetsearch.machine.gguf_files import read_once
 from budgetsearch.run.export import GENERATION_FILE, LICENCE_FILES, TOKENIZER_FILES
 from budgetsearch.run.permissions import Places
 from budgetsearch.run.winner import MERGED, Winner, finished, settings_of, winner_of
@@ -203,7 +204,7 @@ class _Work:
 
         dtype = torch.float32 if self.card.device == "cpu" else HALVES[self.half]
         # transformers draws bars while it reads a GGUF file, whatever its settings say.
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), read_once():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 gguf_file=FILE,

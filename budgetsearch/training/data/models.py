@@ -27,6 +27,7 @@ from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import ModelError, UntrustedCode, UsageError
 from budgetsearch.core.ports import Say
 from budgetsearch.machine import child
+from budgetsearch.machine.gguf_files import read_once
 from budgetsearch.storage.files import fresh_folder, locked, replace_text, sha256_of
 from budgetsearch.training.data.sources import (
     WHAT_WORKS,
@@ -218,7 +219,7 @@ def _convert(file: Path, target: Path, origin: Mapping[str, Any], say: Say) -> N
         raise ModelError("GGUF models need the package gguf: pip install gguf")
     say(f"converting {file.name} to safetensors, once")
     # transformers draws its GGUF progress bar on stderr whatever its settings say.
-    with fresh_folder(target) as folder, quiet(), contextlib.redirect_stderr(io.StringIO()):
+    with fresh_folder(target) as folder, quiet(), contextlib.redirect_stderr(io.StringIO()), read_once():
         try:
             licence = _write_converted(file, folder)
         except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
