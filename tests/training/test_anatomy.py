@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from budgetsearch.core.errors import ModelError, SettingsError
 from budgetsearch.machine.configs import find_shape
 from budgetsearch.run.possible import check_possible
 from budgetsearch.training.anatomy import examine
-from budgetsearch.training.bases import load_base
+from budgetsearch.training.bases import load_base, probed
 from budgetsearch.training.data.unpacking import unpack
+from budgetsearch.training.parts import Parts
 from budgetsearch.training.targets import targets_of
 from tests.support.families import build, rewrite
 
@@ -198,3 +200,20 @@ def test_a_tower_that_text_does_not_reach_is_given_up(tmp_path: Path) -> None:
     assert [] == [name for name, _ in base.named_parameters() if "vision" in name or "projector" in name]
     ids = torch.arange(8).unsqueeze(0)
     assert base(input_ids=ids).logits.shape[:2] == (1, 8)
+
+
+def test_little_gradients_in_fp16_are_no_idle_layers() -> None:
+    """Saturated attention under a large vocabulary: what a mean of logits leaves of them is zero there."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64_000}
+    model = LlamaForCausalLM(LlamaConfig(**sizes))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(300)
+        for block in model.model.layers:
+            block.self_attn.q_proj.weight.mul_(15)
+            block.mlp.down_proj.weight.mul_(30)
+    model = model.half().eval().requires_grad_(False)
+    linears = Parts(model).linears
+    _, learning = probed(model, [], linears)
+    assert set(linears) == learning
