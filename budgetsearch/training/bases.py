@@ -21,7 +21,7 @@ from budgetsearch.training.experts import pack_experts
 from budgetsearch.training.fused import fuse
 from budgetsearch.training.gang import set_submodule
 from budgetsearch.training.losses import has_plain_head
-from budgetsearch.training.memory import empty_cache, free, is_memory_error
+from budgetsearch.training.memory import empty_cache, free, is_memory_error, wake
 from budgetsearch.training.modes import HALVES
 from budgetsearch.training.parts import Parts
 from budgetsearch.training.targets import KNOWN, Known, leaves
@@ -130,11 +130,12 @@ def load_base(
 
     Of a model that also sees or hears only what text runs through is kept. Fused experts take 4 bits under
     nf4, unless they are ``targets`` of adapters. On a card it wears Liger's kernels where they work;
-    ``plainly`` hears why not.
+    ``plainly`` hears why not. The card is woken as a worker's is, for whoever has no workshop.
 
     Raises:
         ModelError: the folder does not hold a causal language model, or not under this quantization.
     """
+    wake(device)
     model = whole_base(
         path, quantization, device, trust_remote_code=trust_remote_code, half=half, targets=targets
     )

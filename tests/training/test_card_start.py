@@ -122,6 +122,21 @@ def test_the_allocators_cap_is_where_the_watcher_draws_its_line(
         torch.backends.cuda.enable_cudnn_sdp(was)
 
 
+def test_whoever_loads_a_base_leaves_cudnn_out_of_attention(
+    setup: WorkerSetup, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server has no workshop, and each token that it writes is a shape that cuDNN has not seen yet."""
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # its threads know no stand-in
+    was = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        with OnCpu():
+            bases.load_base(setup.model_path, "fp32", "cuda:0")
+        assert card.started and not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was)
+
+
 def test_two_bases_stay_where_only_the_cache_is_in_their_way(card: Card) -> None:
     """What the last job's tensors took is given back before anybody looks how much is free."""
     memory.wake("cuda:0")
