@@ -33,6 +33,11 @@ them. What the user has set stays."""
 WORKER = "budgetsearch.engines.worker"
 
 
+def allocator() -> Mapping[str, str]:
+    """Variables for a process that does on a card what the worker does there."""
+    return {} if {"PYTORCH_ALLOC_CONF", *ALLOCATOR} & set(os.environ) else ALLOCATOR
+
+
 def most_deaths(*, proven: bool) -> int:
     """After how many deaths in a row a worker is given up. ``proven``: it has finished a job before."""
     return MAX_DEATHS * PROVEN if proven else MAX_DEATHS
@@ -57,8 +62,7 @@ class LocalEngine:
         that the process runs."""
         self._worker = worker
         self._setup, self._log, self._keep_open = setup, log, tuple(keep_open)
-        own = {} if {"PYTORCH_ALLOC_CONF", *ALLOCATOR} & set(os.environ) else ALLOCATOR
-        self._environment = {"PYTHONUNBUFFERED": "1", **own, **(environment or {})}
+        self._environment = {"PYTHONUNBUFFERED": "1", **allocator(), **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
         self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._job: Job | None = None

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from budgetsearch import api
 from budgetsearch.core.errors import DataError, DeviceError, ModelError, SettingsError, UsageError
+from budgetsearch.engines.local import ALLOCATOR
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.host import GIB
 from budgetsearch.machine.nvml import NvmlCard
@@ -562,6 +563,16 @@ def test_the_probe_sees_the_card_as_the_worker_does(libraries: Any) -> None:
     """With the variables that the worker gets: that card alone."""
     libraries(torch=TORCH + "import os\n__version__ = os.environ['CUDA_VISIBLE_DEVICES']")
     assert "GPU-0" == machine.ask_libraries(A100)["torch"]["version"]
+
+
+def test_the_probe_allocates_as_the_worker_does(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that grow want a driver that can; what the user has set stays."""
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    (name, value), *_ = ALLOCATOR.items()
+    for own in (None, "backend:native"):
+        monkeypatch.delenv(name, raising=False) if own is None else monkeypatch.setenv(name, own)
+        libraries(torch=TORCH + f"import os\n__version__ = os.environ['{name}']")
+        assert (own or value) == machine.ask_libraries(A100)["torch"]["version"]
 
 
 A_CARD = (

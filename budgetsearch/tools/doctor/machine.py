@@ -11,6 +11,7 @@ from typing import Any
 
 from budgetsearch.core.codec import read_json
 from budgetsearch.core.errors import DeviceError
+from budgetsearch.engines.local import allocator
 from budgetsearch.machine import child
 from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.nvml import Driver, NvmlCard
@@ -106,7 +107,8 @@ def _driver_versions() -> tuple[str, tuple[int, int]]:
 def ask_libraries(card: Card | None, seconds: float = PROBE_SECONDS) -> dict[str, Answer]:
     """What the probe answers on this card; on the CPU where there is none."""
     device = card.device if card is not None else "cpu"
-    environment = child.environment(card.environment if card is not None else {})
+    own = card.environment if card is not None else {}
+    environment = child.environment({**allocator(), **own})  # not every driver can do what it asks for
     program = child.python("budgetsearch.tools.doctor.probe", device)
     try:
         done = subprocess.run(
