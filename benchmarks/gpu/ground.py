@@ -10,11 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import torch
 
 from benchmarks.training.trace import MODEL, Rows
 from budgetsearch.core.records import Schedule, Segment
 from budgetsearch.machine.configs import known_models
+from budgetsearch.machine.memory import MemoryParts, Training, estimate
+from budgetsearch.machine.shapes import shape_of
 from budgetsearch.training import memory
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.bases import read_together
@@ -29,6 +32,8 @@ from budgetsearch.training.targets import KNOWN, Known
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 TINY |= {"num_key_value_heads": 2, "vocab_size": 300}
 SHAPES: Mapping[str, Mapping[str, Any]] = {"7b": {}, "tiny": TINY}
+ROOM = 0.95
+"""Of the card's memory, for what a way is foreseen to take."""
 
 
 @dataclass
@@ -88,9 +93,10 @@ def make_base(check: Check, quantization: str) -> Any:
                     bias=False,
                     compute_dtype=half,
                     quant_type="nf4",
+                    device="meta",  # or its own weights would be drawn, on the CPU
                 )
                 new.weight = bitsandbytes.nn.Params4bit(
-                    linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
+                    linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
                 )
                 parent, _, child = name.rpartition(".")
                 setattr(base.get_submodule(parent), child, new.to(check.device))
@@ -103,9 +109,24 @@ def make_base(check: Check, quantization: str) -> Any:
     return base
 
 
+class Drawn(Rows):
+    """Rows of random tokens: what repeats itself is learnt in a dozen steps, and losses near zero differ by
+    multiples."""
+
+    def __init__(self, lengths: Sequence[int], vocabulary: int) -> None:
+        super().__init__(lengths)
+        self._vocabulary = vocabulary
+
+    def row(self, index: int) -> tuple[Any, Any]:
+        """The same ids each time."""
+        ids, trained = super().row(index)
+        drawn = numpy.random.default_rng(index).integers(self._vocabulary, size=len(ids))
+        return drawn.astype(ids.dtype), trained
+
+
 def shop_of(check: Check, lengths: Sequence[int], folder: Path) -> Shop:
     """Rows of these lengths, half of each trained on."""
-    rows, target = Rows(lengths), sum(lengths) // 2
+    rows, target = Drawn(lengths, config_of(check).vocab_size), sum(lengths) // 2
     stats = SimpleNamespace(tokens=sum(lengths), target_tokens=target, max_row_tokens=max(lengths))
     meter = memory.PeakMeter(check.device)
     return Shop(
@@ -136,6 +157,29 @@ class Way:
     dropout: float = 0.0
     recompute: bool = False
     members: int = 1
+
+
+def foreseen(check: Check, way: Way) -> MemoryParts:
+    """What a step of it takes, by the estimate."""
+    training = Training(
+        way.quantization,
+        way.rank,
+        micro_batch=way.rows,
+        length=way.width,
+        recompute=way.recompute,
+        gang=way.members,
+        dropout=bool(way.dropout),
+        repeated=check.half == "fp16",
+    )
+    return estimate(shape_of(config_of(check).to_dict()), training)
+
+
+def fitting(check: Check, way: Way, share: float = ROOM) -> Way | None:
+    """The same with as many rows as are foreseen to take this share of the card; None: one is too many."""
+    total = torch.cuda.get_device_properties(check.device).total_memory if check.on_card else float("inf")
+    while way.rows and foreseen(check, way).total > share * total:
+        way = replace(way, rows=way.rows // 2)
+    return way if way.rows else None
 
 
 @contextmanager
