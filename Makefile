@@ -58,7 +58,13 @@ bench-training: setup
 bench-ray: setup
 	$(BIN)/python -m benchmarks.ray.efficiency
 
-gpu-check: setup
+KERNELS := $(VENV)/.installed-gpu
+
+$(KERNELS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gpu]"
+	@touch $@
+
+gpu-check: $(KERNELS)
 	$(BIN)/python -m benchmarks.gpu.acceptance --device $(if $(filter cpu,$(DEVICE)),cuda:0,$(DEVICE))
 
 docs: setup
