@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ROUND = 512
 """torch's allocator gives no less, nor anything between its multiples."""
+COPIES = ("_to_copy", "copy_")
+"""Between the memories of computer and card the host waits for these, unless they are told not to."""
 WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "item")
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")
 PACKED, UNPACKED_ABOVE = "gemm_4bit", 1536
@@ -72,6 +74,8 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
             return self._wait(name, args[0])
         out = func(*args, **(kwargs or {}))
         given, made = list(tensors_in((args, kwargs))), list(tensors_in(out))
+        if name in COPIES and _waits(args, kwargs or {}, given, made):
+            self._note_wait()
         for tensor in made:
             self._hold(tensor)
         if any(t.device.type == "cuda" for t in (*given, *made)) and name not in NO_KERNEL:
@@ -80,15 +84,18 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
 
     def _wait(self, name: str, tensor: torch.Tensor) -> bool | float | int:
         if tensor.device.type == "cuda":
-            frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename]
-            where = next(f for f in reversed(frames) if Path(f.filename).parent != Path(__file__).parent)
-            place = f"{Path(where.filename).name}:{where.name}"
-            if self._waited != (place, len(self.kernels)):  # a list of numbers is fetched at once
-                self.waits[place] += 1
-            self._waited = place, len(self.kernels)
+            self._note_wait()
         if name == "equal" or tensor.dtype == torch.bool:
             return True
         return 1.0 if tensor.dtype.is_floating_point else 1
+
+    def _note_wait(self) -> None:
+        frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename]
+        where = next(f for f in reversed(frames) if Path(f.filename).parent != Path(__file__).parent)
+        place = f"{Path(where.filename).name}:{where.name}"
+        if self._waited != (place, len(self.kernels)):  # a list of numbers is fetched at once
+            self.waits[place] += 1
+        self._waited = place, len(self.kernels)
 
     def _hold(self, tensor: torch.Tensor) -> None:
         if tensor.device.type != "cuda":
@@ -122,6 +129,12 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
         first = str((given or made)[0].dtype).removeprefix("torch.")
         shape = tuple(made[0].shape) if made else ()
         self.kernels.append(Kernel(name, operations_of(name, given, made), size, first, shape))
+
+
+def _waits(args: Any, kwargs: Any, given: Sequence[Any], made: Sequence[Any]) -> bool:
+    """Whether a copy goes from one memory to the other while everybody waits."""
+    between = len({t.device.type for t in (*given, *made)}) > 1
+    return between and not (kwargs.get("non_blocking") or True in args[2:])
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -198,8 +198,8 @@ class GangTraining:
             # The token mean over the effective batch, whatever the micro-batches: same gradient.
             parts = torch.stack([s / m.step_targets for s, m in zip(sums, group, strict=True)])
             parts_scaled = parts
-            if any(m.scale != 1.0 for m in group):
-                parts_scaled = parts * parts.new_tensor([m.scale for m in group])
+            if any(m.scale != 1.0 for m in group):  # number by number: a tensor of them is waited for
+                parts_scaled = torch.stack([part * m.scale for part, m in zip(parts, group, strict=True)])
             parts_scaled.sum().backward()
         done = zip(group, rows, parts.detach(), strict=True)
         complete = [member for member, own, part in done if own and member.take(part)]

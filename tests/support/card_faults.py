@@ -188,6 +188,11 @@ FAULTS: Mapping[str, tuple[str, Callable[[], Any], str]] = {
         lambda: patch.object(batches.Batch, "to", _stay),
         "meeting",
     ),
+    "rows that are waited for": (
+        ONE_LAYER + "plain",
+        lambda: patch.object(batches.Batch, "to", _wait),
+        "waits",
+    ),
     "dropout in 32 bits": ("dropout", _wide_masks, "kernels"),
     "every width its own": ("evaluation", lambda: patch.object(evaluate, "width_step", lambda d: 1), "width"),
     "an evaluation in 32 bits": ("evaluation", lambda: patch.object(evaluate, "mixed", _nothing), "types"),
@@ -208,6 +213,10 @@ def _nothing(*args: Any, **rest: Any) -> Any:
 
 def _stay(self: Any, device: str) -> Any:
     return self
+
+
+def _wait(self: Any, device: str) -> Any:
+    return replace(self, **{name: getattr(self, name).to(device) for name in ("ids", "places", "labels")})
 
 
 def main(names: list[str]) -> None:
