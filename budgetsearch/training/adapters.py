@@ -160,7 +160,9 @@ def worn(base: Any, folder: Path) -> Any:
         check_plain(read_json(path.read_bytes()))
     except ValueError as error:
         raise CheckpointError(f"{path} is not that of an adapter of ours: {error}") from error
-    model = PeftModel.from_pretrained(base, folder, is_trainable=False)
+    # Left to itself PEFT reads onto the card, wherever there is one: also beside a base that is not there.
+    device = str(base.get_input_embeddings().weight.device)
+    model = PeftModel.from_pretrained(base, folder, is_trainable=False, torch_device=device)
     model.eval()
     return model
 

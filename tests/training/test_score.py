@@ -46,6 +46,16 @@ def test_idle_seconds_go_to_further_answers(
     assert ASKED + 1 == found.task_examples
 
 
+def test_a_base_in_the_computers_memory_is_scored_there_whatever_cards_there_are(
+    shop: Shop, trained: tuple[object, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT would read the adapter onto the first card, which another run may have filled."""
+    base, checkpoint = trained
+    monkeypatch.setattr("peft.peft_model.infer_device", lambda: "cuda")
+    wanted = ScoreJob(1, "fp32", checkpoint, 2, 0, 2, 600.0)
+    assert scoring.score(base, wanted, shop, time.monotonic()).adapter_loss is not None
+
+
 def test_as_many_answers_as_were_asked_for(shop: Shop, trained: tuple[object, str]) -> None:
     """Whoever repeats the scores of a run wants its answers, whatever time there is."""
     base, checkpoint = trained
