@@ -92,6 +92,41 @@ SHAPES = [
      {}, [Turn("user", "a b"), PLAIN[1]]),
     ({"messages": [MESSAGES[0], {**MESSAGES[1], "reasoning_content": "T"}]}, {}, [PLAIN[0], Turn("assistant", "A", "T")]),
     ({"messages": [*MESSAGES, *MESSAGES[:1], {**MESSAGES[1], "weight": 0}]}, {}, [*PLAIN, PLAIN[0], Turn("assistant", "A", trained=False)]),
+    *(({"messages": [MESSAGES[0], {**MESSAGES[1], switch: off}, *MESSAGES]}, {}, [PLAIN[0], Turn("assistant", "A", trained=False), *PLAIN])
+      for switch, off in (("training", False), ("trainable", False), ("loss", False), ("loss_weight", 0.0))),
+    # lists of pairs, of texts in turn, and of nothing but columns
+    *(({"conversation": talk, "source": "web"}, {}, [*PLAIN, *PLAIN])
+      for talk in ([{"input": "Q", "output": "A"}] * 2, ["Q", "A", "Q", "A"], [["Q", "A"]] * 2, '["Q", "A", "Q", "A"]',
+                   {"from": ["human", "gpt"] * 2, "value": ["Q", "A"] * 2})),
+    ({"systemInstruction": {"parts": [{"text": "S"}]}, "contents": [{"role": "user", "parts": [{"text": "Q"}]},
+      {"role": "model", "parts": [{"text": "A"}]}]}, {}, KIND),
+    ({"conversations": [{"from": "human", "value": "Q"}, {"from": "function_call", "value": CALL["function"]},
+                        {"from": "observation", "value": "R"}, {"from": "gpt", "value": "A"}]}, {}, CALLED),
+    ({"messages": [MESSAGES[0], {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": {"b": "\u00e9"}}, MESSAGES[1]]},
+     {}, [*CALLED[:2], Turn("tool", '{"b": "\u00e9"}'), CALLED[3]]),
+    # preference data of which one answer is wanted
+    ({"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "A"}, "rejected": {}},
+     {"prompt": "conversations", "completion": "chosen"}, PLAIN),
+    ({"chosen": "\n\nHuman: Q\n\nAssistant: A\n\nHuman: Q\n\nAssistant: A", "rejected": ""}, {"completion": "chosen"}, PLAIN * 2),
+    ({"prompt": "Q", "completion": "A", "label": "True"}, {}, PLAIN),
+    ({"body": "Q", "label": False}, {"prompt": "body", "completion": "label"}, [PLAIN[0], Turn("assistant", "false")]),
+    # what belongs to a question, and to an answer
+    ({"question": "Q", "context": "C", "answer": "A"}, {}, [Turn("user", "Q\n\nC"), PLAIN[1]]),
+    ({"question": "Q", "context": ["C", "D"], "answer": "A"}, {}, [Turn("user", "Q\n\nC\n\nD"), PLAIN[1]]),
+    ({"question": "Q", "context": "C", "answers": {"text": ["A", "B"]}},
+     {"prompt": "question", "input": "context", "completion": "answers.text.0"}, [Turn("user", "Q\n\nC"), PLAIN[1]]),
+    ({"question": "Q", "reasoning": "T", "answer": "A"}, {}, [PLAIN[0], Turn("assistant", "A", "T")]),
+    ({"question": "Q", "cot": "T", "answer": "A"}, {"prompt": "question", "completion": "answer", "reasoning": "cot"},
+     [PLAIN[0], Turn("assistant", "A", "T")]),
+    ({"translation": {"en": "Q", "de": "A"}}, {"prompt": "translation.en", "completion": "translation.de"}, PLAIN),
+    ({"body": {"messages": MESSAGES}, "id": 1}, {"messages": "body.messages"}, PLAIN),
+    ({"a.b": "Q", "a": {"b": "R"}, "c": "A"}, {"prompt": "a.b", "completion": "c"}, PLAIN),
+    # a table of rows of several shapes has the columns of all of them
+    ({"instruction": None, "output": None, "question": "Q", "answer": "A"}, {}, PLAIN),
+    ({"prompt": "", "completion": "", "article": "Q", "highlights": "A"}, {}, PLAIN),
+    ({"prompt": None, "completion": None, "dialog": MESSAGES}, {}, PLAIN),
+    ({"prompt": "Q", "completion": None, "response": "A"}, {}, PLAIN),
+    ({"prompt": "Q", "completion": "A", "image": "https://x/y.png", "images": []}, {}, PLAIN),
 ]  # fmt: skip
 
 
@@ -120,6 +155,9 @@ def test_functions_and_other_columns_are_told_apart() -> None:
     assert isinstance(sample.body, Conversation)
     assert ({"type": "function", "function": {"name": "f", "parameters": {}}},) == sample.body.tools
     assert {"messages", "tools"} == used
+    flat = sample_of({"messages": MESSAGES, "tools": [{"type": "function", **bare}]})[0]
+    assert sample.body == flat.body
+    assert Conversation(tuple(PLAIN)) == sample_of({"messages": MESSAGES, "tools": "null"})[0].body
 
 
 def test_raw_text_has_to_be_asked_for() -> None:
@@ -148,6 +186,20 @@ SKIPS = [
     (called({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}), "no JSON"),
     ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0.5}]}, "neither 0 nor 1"),
     ({"instruction": "Q", "output": "A", "history": [["Q"]]}, "no list of pairs"),
+    ({"instruction": "", "input": "I", "output": "A"}, "'instruction' is empty"),
+    ({"messages": MESSAGES, "label": False}, "preference data"),
+    ({"prompt": "Q", "completion": "A", "label": "False"}, "preference data"),
+    ({"messages": MESSAGES[:1], "chosen": MESSAGES[1], "rejected": MESSAGES[1]}, "prompt=messages,completion=chosen"),
+    ({"input": {"messages": MESSAGES[:1]}, "preferred_output": MESSAGES[1:], "non_preferred_output": MESSAGES[1:]},
+     "prompt=input.messages,completion=preferred_output"),
+    ({"messages": [MESSAGES[0], {**MESSAGES[1], "train_detail": [{"begin_offset": 0, "end_offset": 0, "train": True}]}]}, "only whole messages"),
+    ({"messages": [{"speaker": "user", "text": "Q"}, MESSAGES[1]]}, "no role, only speaker, text"),
+    ({"messages": [{"role": "user", "content": "<image>Q"}, MESSAGES[1]], "images": ["a.png"]}, "'images' belongs to it"),
+    ({"conversations": [{"from": "human", "value": "<image>Q"}, {"from": "gpt", "value": "A"}], "image": "a.png"}, "'image' belongs to it"),
+    ({"question": "Q", "answer": "A", "image": {"bytes": "x"}}, "'image' belongs to it"),
+    ({"question": "Q", "choices": ["A", "B"], "answer": 1}, "without its 'choices'"),
+    ({"question": "Q", "context": {"title": ["T"]}, "answer": "A"}, "'context' belongs to the question"),
+    ({"translation": {"en": "Q", "de": "A"}}, r"found: translation \(translation.en, translation.de\)"),
 ]  # fmt: skip
 
 
@@ -168,6 +220,11 @@ def test_columns_that_cannot_be_meant_are_refused(text: str) -> None:
 
 
 def test_a_column_that_is_not_there_is_named() -> None:
-    """With those that are."""
+    """With those that are; what is empty in a column that is there is no missing column."""
     with pytest.raises(Skip, match=r"no column 'reply'.*found: ask"):
         sample_of({"ask": "Q"}, "", parse_columns("prompt=ask,completion=reply"))
+    for row in ({"talk": {"ask": "Q"}}, {"talk": None}):
+        with pytest.raises(Skip, match=r"'talk.*' is empty"):
+            sample_of(row, "", parse_columns("prompt=talk.ask,completion=talk.reply"))
+    with pytest.raises(Skip, match=r"no column of a question .*--columns prompt=COLUMN,completion=chosen"):
+        sample_of({"chosen": "A", "rejected": "B"}, "", parse_columns("completion=chosen"))

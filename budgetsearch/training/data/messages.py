@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("developer",), "developer"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai"), "assistant"),
+    **dict.fromkeys(("bard", "bing", "claude"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "assistant"),
     **dict.fromkeys(
         ("tool", "observation", "function", "tool_response", "function_response", "ipython"), "tool"
@@ -26,13 +29,28 @@ ROLES: Mapping[str, Role] = {
 CALL = "function_call"
 CALLS = (CALL, "tool_call", "tool_calls")
 """Roles of turns whose content is a call."""
-SAID = ("content", "value", "text")
+SAID = ("content", "value", "text", "parts")
 """Keys of what a message says."""
 TEXTS = ("text", "input_text", "output_text")
 """Kinds of its parts that are text."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
-SWITCHES = ("weight", "train")
+SWITCHES = ("weight", "train", "training", "trainable", "loss", "loss_weight")
 """Keys of a message that take the loss from it."""
+DETAILS = ("train_detail", "training_detail")
+"""... from parts of it."""
+PAIRS = (
+    ("input", "output"),
+    ("instruction", "output"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+)
+"""Keys of a question and its answer that are one item of a list."""
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+TRANSCRIPT = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
+"""What stands in front of a turn in a conversation that is one text, as preference data may have it."""
 
 MOST_LITERAL = 1 << 20
 """Characters of a value as Python writes it: it is parsed with a hundred times as much memory."""
@@ -45,7 +63,9 @@ def is_chat(value: Any) -> bool:
 
 
 def chat_in(value: Any) -> Any:
-    """The messages in a text that is a list of them, as in a CSV; else the value itself."""
+    """The messages in a text that is a list of them, as in a CSV, or one that is alone; else the value."""
+    if is_chat([value]):
+        return [value]
     if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
         try:
             found = parsed(value, "")
@@ -61,10 +81,46 @@ def turns_of(value: Any, column: str) -> list[Turn]:
     Raises:
         Skip: it is none.
     """
-    value = parsed(value, column)
+    value = _by_message(parsed(value, column))
     if not _is_list(value) or not value:
         raise Skip(f"{column!r} is no list of messages")
-    return [_turn(message) for message in value]
+    if all(isinstance(item, str) for item in value):
+        sides = itertools.cycle(("user", "assistant"))
+        return [_turn({"role": side, "content": text}) for side, text in zip(sides, value, strict=False)]
+    return [turn for item in value for turn in pair_in(item) or [_turn(item)]]
+
+
+def _by_message(value: Any) -> Any:
+    """An object that holds the roles of all messages, and what they say, as lists of the same length."""
+    if not isinstance(value, Mapping) or not {"role", "from"} & value.keys():
+        return value
+    lists = [item for item in value.values() if _is_list(item)]
+    if len(lists) < len(value) or len({*map(len, lists)}) != 1:
+        return value
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
+
+
+def pair_in(item: Any) -> list[Turn]:
+    """A question and its answer that are one item of a list; nothing if it is none."""
+    if isinstance(item, Mapping):
+        keys = {key for key, value in item.items() if value is not None}
+        asked, said = next((pair for pair in PAIRS if keys >= {*pair}), ("", ""))
+        if not asked or keys & {"role", "from"}:
+            return []
+        item = [item[asked], item[said]]
+    if not _is_list(item) or len(item) != 2 or any(isinstance(part, Mapping) for part in item):
+        return []
+    sides = zip(("user", "assistant"), item, strict=True)
+    return [_turn({"role": side, "content": text}) for side, text in sides]
+
+
+def transcribed(value: Any) -> list[Turn]:
+    """The turns of a text that names the speaker in front of each; none of another."""
+    if not isinstance(value, str) or not TRANSCRIPT.match(value):
+        return []
+    _, *parts = TRANSCRIPT.split(value)
+    sides = zip(parts[::2], parts[1::2], strict=True)
+    return [_turn({"role": SPEAKERS[side], "content": text}) for side, text in sides]
 
 
 def _turn(message: Any) -> Turn:
@@ -72,12 +128,17 @@ def _turn(message: Any) -> Turn:
         raise Skip("a message is no object with a role and a content")
     message = {key: value for key, value in message.items() if value is not None}
     said = message.get("role", message.get("from"))
+    if said is None:
+        raise Skip(f"a message has no role, only {shown(', '.join(map(str, message)) or 'nothing', 80)}")
     key = str(said).strip().casefold().replace("-", "_").replace(" ", "_")
     if key not in ROLES:
         known = ", ".join(dict.fromkeys(ROLES.values()))
         raise Skip(f"a message has the role {str(said)[:40]!r}; {known} are known")
     role = ROLES[key]
-    content, thought = _content(next((message[name] for name in SAID if name in message), None))
+    value = next((message[name] for name in SAID if name in message), None)
+    if (role == "tool" or key in CALLS) and _is_data(value):
+        value = json.dumps(_without_nulls(value), ensure_ascii=False)
+    content, thought = _content(value)
     if role != "assistant":
         about = {name: str(message[name]) for name in ("name", "tool_call_id") if name in message}
         return Turn(role, content, about=about)
@@ -89,7 +150,18 @@ def _turn(message: Any) -> Turn:
     return Turn(role, content, thought if thought.strip() else "", calls, trained=_is_trained(message))
 
 
+def _is_data(value: Any) -> bool:
+    """Whether it is an object or a list of objects, as functions give them, not the parts of a text."""
+    if _is_list(value):
+        return bool(value) and all(
+            isinstance(item, Mapping) and not {"type", "text"} & item.keys() for item in value
+        )
+    return isinstance(value, Mapping)
+
+
 def _is_trained(message: Row) -> bool:
+    if any(message.get(name) for name in DETAILS):
+        raise Skip("a message says which parts of it are trained; only whole messages can be")
     for name in SWITCHES:
         value = message.get(name, 1)
         if str(value).strip().casefold() in ("0", "0.0", "false"):
@@ -162,12 +234,13 @@ def tools_of(value: Any, column: str) -> Iterator[Mapping[str, Any]]:
         Skip: it is none.
     """
     value = parsed(value, column)
-    for item in value if _is_list(value) else [value]:
+    for item in value if _is_list(value) else [] if value is None else [value]:
         item = parsed(item, column)
         if not isinstance(item, Mapping):
             raise Skip(f"{column!r} is no list of functions")
         item = _without_nulls(item)
-        yield item if "function" in item else {"type": "function", "function": item}
+        bare = {key: part for key, part in item.items() if key != "type"}
+        yield item if "function" in item else {"type": "function", "function": bare}
 
 
 # --------------------------------------------------------------------------------- values
@@ -191,6 +264,13 @@ def needed(row: Row, column: str) -> str:
     if not text.strip():
         raise Skip(f"{column!r} is empty")
     return text
+
+
+def said_in(value: Any, column: str) -> str:
+    """The text of a column that may hold a whole message, or text as ``text_of``."""
+    if isinstance(value, Mapping):
+        value = next((value[name] for name in SAID if name in value), value)
+    return text_of(value, column)
 
 
 def text_of(value: Any, column: str) -> str:

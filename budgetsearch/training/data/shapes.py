@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from budgetsearch.core.errors import SettingsError, nearest
+from budgetsearch.training.data import inside
+from budgetsearch.training.data.beside import check_choices, check_label, check_media, preferences
 from budgetsearch.training.data.conversation import Conversation, Sample, Skip, Text, Turn
 from budgetsearch.training.data.messages import (
+    REASONING,
     chat_in,
     is_chat,
     needed,
+    pair_in,
     parsed,
+    said_in,
     shown,
     text_of,
     tools_of,
+    transcribed,
     turns_of,
     value_of,
 )
@@ -27,13 +34,16 @@ Used = tuple[Sample, frozenset[str]]
 Pair = tuple[str, Sequence[str], Sequence[str]]
 """The column of the prompt, those that are added to it, and those that may hold the completion."""
 
+Match = tuple[str, str, Sequence[str]]
+"""The columns of a row that hold a question, its answer, and what is added to the question."""
+
 LISTS = ("messages", "conversations", "conversation")
-CHATS = ("chat", "dialog", "dialogue", "turns")
+CHATS = ("chat", "dialog", "dialogue", "turns", "contents")
 """Columns that may hold a conversation, and may as well hold a text."""
 PAIRS: Sequence[Pair] = (
     ("prompt", (), ("completion", "response")),
     ("instruction", ("input", "context"), ("output", "response")),
-    ("question", (), ("answer", "response")),
+    ("question", ("context", "passage"), ("answer", "response")),
     ("query", (), ("response", "answer")),
     ("problem", (), ("solution", "answer")),
     ("input", (), ("target", "output")),
@@ -48,16 +58,15 @@ FURTHER: Sequence[Pair] = (
     ("human", (), ("assistant", "bot")),
     *((text, (), ("summary", "highlights")) for text in ("document", "article", "dialogue")),
 )
-SYSTEMS, TOOLS = ("system", "system_prompt"), ("tools", "functions")
-MAPPED = ("messages", "prompt", "completion", "system", "history", "tools", "text")
+SYSTEMS = ("system", "system_prompt", "systemInstruction", "system_instruction")
+TOOLS = ("tools", "functions")
+MAPPED = ("messages", "prompt", "input", "completion", "reasoning", "system", "history", "tools", "text")
 """What ``--columns`` gives a column to."""
 WORKS = (
     "messages; conversations; prompt + completion; instruction (+ input) + output; question + answer; "
     "query + response; problem + solution; input + target; source + target; user + assistant; "
     "document + summary"
 )
-UNWANTED = "label"
-"""False in preference data that have one answer a row."""
 SHOWN = 300
 """Characters of the names of columns."""
 
@@ -91,13 +100,18 @@ def sample_of(row: Row, place: str = "", columns: Mapping[str, str] | None = Non
     Raises:
         Skip: the row cannot be used.
     """
+    columns = columns or {}
+    opened = inside.opened(row, columns.values())
     try:
-        sample, used = _sample(row, columns or {})
+        sample, used = _sample({**row, **opened} if opened else row, columns)
+        if isinstance(sample.body, Conversation):
+            used |= check_label(row, columns.values())
+            check_media(row, sample.body, columns.values())
     except Skip as skip:
         raise Skip(skip.reason, place) from None
     except RecursionError:
         raise Skip("its brackets are nested too deeply", place) from None
-    return replace(sample, place=place), used
+    return replace(sample, place=place), frozenset(inside.outer(name, row) for name in used)
 
 
 def _sample(row: Row, columns: Mapping[str, str]) -> Used:
@@ -128,44 +142,61 @@ def _of_a_shape(row: Row, columns: Mapping[str, str]) -> Used | None:
             raise Skip(f"there is no column {column!r} (--columns); found: {_names(row)}")
     if "text" in columns:
         return Sample(Text(needed(row, columns["text"]))), frozenset(columns.values())
-    named = {name: columns.get(name, name) for name in MAPPED}
     pair = "prompt" in columns or "completion" in columns
-    for name in () if pair else (named["messages"], *LISTS):
+    for name in () if pair else (columns.get("messages", "messages"), *LISTS):
         if value_of(row, name) is not None:
-            return _finish(row, named, turns_of(value_of(row, name), name), {name})
-    if found := _pair_among(PAIRS, row, columns, named):
-        return found
+            turns = turns_of(value_of(row, name), name)
+            if turns[-1].role == "user" and (why := preferences(row, name)):
+                raise Skip(why)
+            return _finish(row, columns, turns, {name})
+    first = [*_matching(PAIRS, row, columns)]
+    if found := next(filter(partial(_is_filled, row), first), None):
+        return _pair(row, columns, *found)
     for name in () if pair else CHATS:
         if is_chat(value := chat_in(value_of(row, name))):
-            return _finish(row, named, turns_of(value, name), {name})
-    if found := _pair_among(FURTHER, row, columns, named):
-        return found
-    if is_chat(value := chat_in(value_of(row, alone := columns.get("completion", "")))):
-        return _finish(row, named, turns_of(value, alone), {alone})
-    return None
+            return _finish(row, columns, turns_of(value, name), {name})
+    both = [*first, *_matching(FURTHER, row, columns)]
+    if found := next(filter(partial(_is_filled, row), both), next(iter(both), None)):
+        return _pair(row, columns, *found)
+    return _alone(row, columns, columns["completion"]) if "completion" in columns else None
 
 
-def _pair_among(
-    pairs: Sequence[Pair], row: Row, columns: Mapping[str, str], named: Mapping[str, str]
-) -> Used | None:
+def _matching(pairs: Sequence[Pair], row: Row, columns: Mapping[str, str]) -> Iterator[Match]:
     for prompt, extras, completions in pairs:
         prompt = columns.get("prompt", prompt)
         answers = (columns["completion"],) if "completion" in columns else completions
-        answer = next((name for name in answers if name in row), None)
+        there = [name for name in answers if name in row]
+        answer = next((name for name in there if value_of(row, name) is not None), *there[:1] or (None,))
         if answer and prompt in row:
-            return _pair(row, named, prompt, answer, extras)
-    return None
+            yield prompt, answer, (columns["input"],) if "input" in columns else extras
+
+
+def _is_filled(row: Row, found: Match) -> bool:
+    """Whether anything stands there: a table of rows of several shapes has the columns of all of them."""
+    return any(value_of(row, name) is not None for name in found[:2])
+
+
+def _alone(row: Row, columns: Mapping[str, str], column: str) -> Used:
+    """A whole conversation in the column of the answers, as preference data may have it."""
+    value = value_of(row, column)
+    if value is None:
+        raise Skip(f"{column!r} is empty")
+    if is_chat(chat := chat_in(value)):
+        return _finish(row, columns, turns_of(chat, column), {column})
+    if turns := transcribed(value):
+        return _finish(row, columns, turns, {column})
+    raise Skip(
+        f"no column of a question is known beside {column!r}, and no conversation is in it; found: "
+        f"{_names(row)}; name one with --columns prompt=COLUMN,completion={column}"
+    )
 
 
 def _unknown(row: Row) -> str:
     """Why no shape is found, and what to do."""
     if empty := next((name for name in LISTS if name in row), ""):
         return f"{empty!r} is empty"
-    if "chosen" in row and "rejected" in row:
-        return (
-            "chosen and rejected are preference data, which this loss does not learn from; to train on the "
-            "chosen answers alone give --columns completion=chosen"
-        )
+    if why := preferences(row):
+        return why
     advice = "--columns text=text trains on raw text; " if "text" in row else ""
     return (
         f"no usable columns; found: {_names(row)}; what works: {WORKS}; {advice}name other columns with "
@@ -173,36 +204,63 @@ def _unknown(row: Row) -> str:
     )
 
 
-def _pair(row: Row, named: Mapping[str, str], prompt: str, answer: str, extras: Sequence[str]) -> Used:
+def _pair(row: Row, columns: Mapping[str, str], prompt: str, answer: str, extras: Sequence[str]) -> Used:
     asked, said = chat_in(value_of(row, prompt)), chat_in(value_of(row, answer))
-    used = {prompt, answer, UNWANTED}
-    if row.get(UNWANTED) is False:
-        raise Skip("'label' is false: preference data, and this is no answer to learn")
+    used = {prompt, answer}
+    if "prompt" not in columns:
+        check_choices(row, prompt)
     if is_chat(asked):
         before = [replace(t, trained=t.role != "assistant") for t in turns_of(asked, prompt)]
     else:
-        parts = [needed(row, prompt), *(text_of(value_of(row, name), name) for name in extras)]
+        parts = [needed(row, prompt), *(text for name in extras for text in _texts(row, name))]
         used |= {name for name in extras if name in row}
         content = "\n\n".join(part for part in parts if part.strip())
-        before = [*_history(row, named["history"]), Turn("user", content)]
-        used.add(named["history"])
-    after = turns_of(said, answer) if is_chat(said) else [Turn("assistant", needed(row, answer))]
+        history = columns.get("history", "history")
+        before = [*_history(row, history), Turn("user", content)]
+        used.add(history)
+    if is_chat(said):
+        after = turns_of(said, answer)
+    else:
+        name, thought = _thought(row, columns)
+        after = [Turn("assistant", needed(row, answer), thought)]
+        used.add(name)
     if after[0].role != "assistant":  # preference data repeat the prompt in front of each answer
         begins = [(t.role, t.content) for t in after[: len(before)]]
         after = after[len(before) :] if begins == [(t.role, t.content) for t in before] else after
-    return _finish(row, named, [*before, *after], used)
+    return _finish(row, columns, [*before, *after], used)
 
 
-def _finish(row: Row, named: Mapping[str, str], turns: list[Turn], used: set[str]) -> Used:
+def _texts(row: Row, column: str) -> list[str]:
+    """What is added to a question: one text, or several passages."""
+    value = value_of(row, column)
+    several = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    if isinstance(value, (list, tuple, Mapping)) and not several:
+        raise Skip(
+            f"{column!r} belongs to the question and is no text; make it text, or name the columns with "
+            "--columns to leave it out"
+        )
+    return [text_of(item, column) for item in (value if several else [value])]
+
+
+def _thought(row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
+    """The column of the reasoning in front of an answer, and what stands there."""
+    for name in (columns["reasoning"],) if "reasoning" in columns else REASONING:
+        value = value_of(row, name)
+        if isinstance(value, str) and value.strip():
+            return name, text_of(value, name)
+    return columns.get("reasoning", ""), ""
+
+
+def _finish(row: Row, columns: Mapping[str, str], turns: list[Turn], used: set[str]) -> Used:
     """With the system text and the functions that stand beside the turns."""
     turns = [turn for turn in turns if turn.role not in ("system", "developer") or turn.content.strip()]
-    for name in (named["system"], *SYSTEMS):
-        text = text_of(value_of(row, name), name)
+    for name in (columns.get("system", "system"), *SYSTEMS):
+        text = said_in(value_of(row, name), name)
         if text.strip() and not any(turn.role in ("system", "developer") for turn in turns):
             turns.insert(0, Turn("system", text))
             used.add(name)
     found: tuple[Mapping[str, Any], ...] = ()
-    for name in (named["tools"], *TOOLS):
+    for name in (columns.get("tools", "tools"), *TOOLS):
         if not found and (value := value_of(row, name)) is not None:
             found = tuple(tools_of(value, name))
             used.add(name)
@@ -232,14 +290,11 @@ def _history(row: Row, column: str) -> list[Turn]:
     value = parsed(value, column)
     if is_chat(value):
         return turns_of(value, column)
-    turns: list[Turn] = []
-    for pair in value if isinstance(value, list) else [value]:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise Skip(f"{column!r} is no list of pairs of a question and an answer")
-        turns += [Turn("user", text_of(pair[0], column)), Turn("assistant", text_of(pair[1], column))]
-    return turns
+    turns = [pair_in(pair) for pair in (value if isinstance(value, list) else [value])]
+    if not all(turns):
+        raise Skip(f"{column!r} is no list of pairs of a question and an answer")
+    return [turn for pair in turns for turn in pair]
 
 
 def _names(row: Row) -> str:
-    names = ", ".join(map(str, row)) or "none"
-    return shown(names, SHOWN)
+    return shown(inside.names(row), SHOWN)
