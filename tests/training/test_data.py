@@ -79,6 +79,10 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
         write(tmp_path / "bars.csv", csv.format("|")),
         write(tmp_path / "sep.csv", "sep=^\n" + csv.format("^")),
         write(tmp_path / "wide.csv", csv.format("\t").encode("utf-16")),
+        write(tmp_path / "unpacked.jsonl.gz", lines),
+        write(tmp_path / "packed.jsonl", gzip.compress(lines.encode())),
+        write(tmp_path / "lists.json", "\n".join(json.dumps([row]) for row in rows)),
+        write(tmp_path / "behind.json", f"{json.dumps(rows[:1])}\n{json.dumps(rows[1])}"),
     ]
     assert {source: [tuple(row.values()) for row in rows] for source in sources} == {
         source: pairs(source) for source in sources
@@ -89,6 +93,23 @@ def test_one_object_of_one_row_is_a_row(tmp_path: Path) -> None:
     """Its list of messages is no list of rows."""
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     assert [("q", "a")] == pairs(write(tmp_path / "x.json", json.dumps({"messages": chat, "tags": [{}]})))
+
+
+@pytest.mark.parametrize("name", ["lines.jsonl", "list.json"])
+def test_a_bare_list_of_messages_is_a_row(tmp_path: Path, name: str) -> None:
+    """A line each, or in a list; messages of a tree, each a row with an id, are none."""
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": "a"}] for q in "qr"]
+    text = "\n".join(map(json.dumps, chats)) if name == "lines.jsonl" else json.dumps(chats)
+    assert [("q", "a"), ("r", "a")] == pairs(write(tmp_path / name, text))
+    tree = [{**message, "message_id": number} for number, message in enumerate(chats[0])]
+    with pytest.raises(DataError, match="found: role, content, message_id"):
+        pairs(write(tmp_path / name, json.dumps(tree)))
+
+
+def test_lines_of_old_spreadsheets_end_with_a_carriage_return(tmp_path: Path) -> None:
+    """One in quotes is part of a cell."""
+    text = 'question,"answer"\r"a\rb",c\rd,"e, f"\r'
+    assert [("a\rb", "c"), ("d", "e, f")] == pairs(write(tmp_path / "x.csv", text))
 
 
 def test_fields_of_megabytes_are_read(tmp_path: Path) -> None:
@@ -166,6 +187,8 @@ REFUSED = [
     ("x.parquet", "PAR1", "cannot be read as Parquet"),
     ("x.arrow", "ARROW1", "cannot be read as Arrow"),
     ("x.txt", "hello", "convert it to JSONL"),
+    ("x.csv", "question,answer,answer\nq,a,b\n", "several columns 'answer'"),
+    ("x.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
 ]
 
 

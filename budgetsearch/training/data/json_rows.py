@@ -10,6 +10,10 @@ from typing import Any
 from budgetsearch.core.errors import DataError
 from budgetsearch.training.data.lines import MAX_VALUE, Broken, Read, Row, lines_of, whole
 
+MESSAGE = frozenset(
+    ("role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "weight", "train")
+)
+"""Keys of a message: rows that are messages of a tree have others too."""
 BLOCK = 1 << 20
 """Characters that are read at once."""
 
@@ -20,7 +24,7 @@ def jsonl_rows(path: Path) -> Iterator[Read]:
     for number, line in enumerate(lines_of(path), start=1):
         if not (line := line.strip(" \t\r\n")):
             continue
-        if first and (line in ("[", "{") or line.startswith("[{")):
+        if first and (line in ("[", "{") or line.startswith("[{")) and not _is_talk(line):
             yield from json_rows(path)  # a name may promise lines and hold a list
             return
         first = False
@@ -39,7 +43,22 @@ def _parsed(line: str) -> Row | Broken:
         return Broken("its JSON is nested too deeply or holds an endless number")
 
 
+def _is_talk(line: str) -> bool:
+    """Whether a line is a conversation, not a list of rows that may be messages of a tree."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return _is_messages(value)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and _is_chat(value) and all(MESSAGE >= {*item} for item in value)
+
+
 def _object(value: Any) -> Row | Broken:
+    if _is_messages(value):
+        return {"messages": value}
     if not isinstance(value, dict):
         return Broken(f"it is a {type(value).__name__}, not an object with columns")
     return value
@@ -145,18 +164,33 @@ def json_rows(path: Path) -> Iterator[Read]:
 
 
 def _listed(values: _Values) -> Iterator[Read]:
-    """The items of a list."""
-    values.skip()
-    number, sign = 0, ","
-    if values.peek() == "]":
-        return
-    while sign == ",":
-        number += 1
-        yield f"row {number}", _mended(values.take())
-        sign = values.peek()
+    """The items of a list, and of what may stand behind it."""
+    number = 0
+    while values.peek():
+        if values.peek() != "[":
+            yield _behind(values)
+            continue
         values.skip()
-    if sign != "]":
-        raise _Invalid(values.place, "a comma or the end of the list is missing")
+        sign = "," if values.peek() != "]" else ""
+        while sign == ",":
+            number += 1
+            yield f"row {number}", _mended(values.take())
+            sign = values.peek()
+            values.skip()
+        if not sign:
+            values.skip()
+        elif sign != "]":
+            raise _Invalid(values.place, "a comma or the end of the list is missing")
+
+
+def _behind(values: _Values) -> Read:
+    """What is no list and stands behind one."""
+    place = str(values.place)
+    try:
+        return place, _mended(values.take())
+    except _Invalid as error:
+        values.skip_line()
+        return place, Broken(f"it is not valid JSON ({error.why})")
 
 
 def _following(path: Path, values: _Values) -> Iterator[Read]:

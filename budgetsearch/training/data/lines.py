@@ -26,6 +26,9 @@ Read = tuple[str, Row | Broken]
 """Line or row, and what stands there."""
 
 PACKED: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+MAGIC: Mapping[bytes, str] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""How packed files begin. The name is not asked: browsers unpack what they load and leave it the name."""
+POINTER = b"version https://git-lfs"
 MAX_UNFOLDED = 2 << 30
 """Bytes of a file's rows, or UNFOLDS times those of the file: a packed value may stand for a million."""
 UNFOLDS = 100
@@ -35,13 +38,14 @@ MAX_VALUE = 1 << 28
 
 def lines_of(path: Path) -> Iterator[str]:
     """The lines of a file that may be packed; bytes that are no UTF-8 become half characters."""
+    pack = _pack(path)
     with _open(path) as file:
-        bounded = MAX_UNFOLDED if _pack(path) is None else max(MAX_UNFOLDED, UNFOLDS * path.stat().st_size)
+        bounded = MAX_UNFOLDED if pack is None else max(MAX_UNFOLDED, UNFOLDS * path.stat().st_size)
         first, unfolded = True, 0
         encoding = "utf-16" if _begins_utf16(path) else "utf-8"
         for raw in _split(file) if encoding == "utf-8" else _split_utf16(file):
             unfolded += len(raw)
-            if _pack(path) and unfolded > bounded:
+            if pack and unfolded > bounded:
                 raise DataError(f"{path} unfolds to more than {bounded >> 20} MiB; keep fewer rows")
             line = raw.decode("utf-8", "surrogateescape")
             yield line.removeprefix("\ufeff") if first else line
@@ -65,14 +69,24 @@ def _begins_utf16(path: Path) -> bool:
         return file.read(2) in (b"\xff\xfe", b"\xfe\xff")
 
 
+def check_fetched(path: Path) -> None:
+    """Refuse a file that only stands for one. Raises DataError."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise DataError(f"{path} is a Git LFS pointer, not rows; run git lfs pull")
+
+
 def _pack(path: Path) -> str | None:
-    return PACKED.get(path.suffix.lower())
+    with path.open("rb") as file:
+        begins = file.read(4)
+    return next((pack for magic, pack in MAGIC.items() if begins.startswith(magic)), None)
 
 
 def _open(path: Path) -> IO[bytes]:
-    if _pack(path) == "gzip":
+    pack = _pack(path)
+    if pack == "gzip":
         return gzip.open(path, "rb")  # type: ignore[return-value]
-    if _pack(path) == "zstd":
+    if pack == "zstd":
         import pyarrow
 
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))

@@ -23,6 +23,7 @@ from budgetsearch.training.data.lines import (
     Broken,
     Read,
     Row,
+    check_fetched,
     lines_of,
     whole,
 )
@@ -46,6 +47,8 @@ DELIMITERS: Mapping[str, str] = {
     "~": "tildes",
     ":": "colons",
 }
+OLD_END = re.compile(r'(?:[^"\r\n]|"[^"]*")*\r(?!\r*\n|\Z)')
+"""A first line that ends, outside of quotes, with a carriage return alone."""
 SEPARATOR = re.compile(r"sep=(.)\r?\n")
 """A first line with which spreadsheets name it."""
 MAX_BATCH = 1 << 29
@@ -70,6 +73,7 @@ def read_rows(path: Path, say: Say = lambda _: None) -> Iterator[Read]:
     readers = {"CSV": _csv_rows, "JSON": json_rows, "Parquet": _parquet_rows, "Arrow": _arrow_rows}
     reader = readers.get(kind_of(path) or "", jsonl_rows)
     try:
+        check_fetched(path)
         yield from reader(path, say) if reader is _csv_rows else reader(path)  # type: ignore[operator]
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}; mend the file, or copy it again") from error
@@ -80,7 +84,7 @@ def read_rows(path: Path, say: Say = lambda _: None) -> Iterator[Read]:
 
 def _csv_rows(path: Path, say: Say) -> Iterator[Read]:
     csv.field_size_limit(MAX_VALUE)
-    lines, start = lines_of(path), 1
+    lines, start = _ended(lines_of(path)), 1
     header = next(lines, "")
     if named := SEPARATOR.fullmatch(header):
         delimiter, start = named.group(1), 2
@@ -107,6 +111,8 @@ def _csv_rows(path: Path, say: Say) -> Iterator[Read]:
             continue
         if not columns:
             columns = cells
+            if twice := [name for name in dict.fromkeys(cells) if name and cells.count(name) > 1]:
+                raise DataError(f"{path} has several columns {twice[0]!r}; give each a name of its own")
         elif cells:
             yield str(place), _record(columns, cells, word)
 
@@ -117,6 +123,14 @@ def _record(columns: list[str], cells: list[str], word: str) -> Row | Broken:
     if not all(map(whole, cells)):
         return Broken("it is not UTF-8")
     return dict(zip(columns, cells, strict=True))
+
+
+def _ended(lines: Iterator[str]) -> Iterator[str]:
+    """Lines that end as those of others do: old spreadsheets end them with a carriage return alone."""
+    first = next(lines, "")
+    if not OLD_END.match(first):
+        return _chain(first, lines)
+    return (one for text in _chain(first, lines) for one in re.findall(r"[^\r]*\r\n?|[^\r]+", text))
 
 
 def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
