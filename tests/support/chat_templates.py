@@ -120,6 +120,20 @@ MISTRAL_TOOLS = """\
         {{- ']' + eos_token }}
     {%- else %}{{- m.content + eos_token }}{%- endif %}
 {%- endfor %}"""
+# The system text stands in the last turn, if that is the user's: nobody sees it once the answer is there.
+MISTRAL_LATE = """\
+{{- bos_token }}
+{%- set system = messages[0].content if messages[0].role == 'system' else '' %}
+{%- for m in messages if m.role != 'system' %}
+    {%- if m.role == 'user' %}
+        {{- '[INST] ' + (system + '\\n\\n' if loop.last and system else '') + m.content + '[/INST]' }}
+    {%- elif m.role == 'tool' %}{{- '[TOOL_RESULTS] ' + m.content + ' ' + m.tool_call_id + '[/TOOL_RESULTS]' }}
+    {%- elif m.tool_calls %}
+        {%- set call = m.tool_calls[0] %}
+        {%- if call.id | length != 9 %}{{- raise_exception('ids of nine characters') }}{%- endif %}
+        {{- '[TOOL_CALLS] [{"name": ' + (call.function.name | tojson) + ', "id": "' + call.id + '"}]' + eos_token }}
+    {%- else %}{{- ' ' + m.content + eos_token }}{%- endif %}
+{%- endfor %}"""
 MISTRAL_STRICT = """\
 {{- bos_token }}
 {%- for m in messages %}
@@ -239,6 +253,8 @@ TEMPLATES: dict[str, Quirk] = {
     "qwen3.5": (QWEN35, (*IM, "<think>", "</think>", "<tool_call>", "</tool_call>"), END),
     "mistral": (MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), S),
     "mistral tools": (MISTRAL_TOOLS, ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]"), S),
+    "mistral late": (MISTRAL_LATE, ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]",
+                                    "[/TOOL_RESULTS]"), S),
     "mistral strict": (MISTRAL_STRICT, ("<s>", "</s>"), S),
     "gemma": (GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), {"bos_token": "<bos>", "eos_token": "<eos>"}),
     "phi4": (PHI4, (*IM, "<|im_sep|>"), END),

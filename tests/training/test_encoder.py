@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from budgetsearch.core.errors import DataError
 from budgetsearch.training.data import answers
@@ -48,6 +49,7 @@ CALL = {
     "content": None,
     "tool_calls": [{"function": {"name": "f", "arguments": '{"a": "b"}'}}],
 }
+LONG_CALL = CALL | {"tool_calls": [{"id": "call_9f8e7d6c5b4a", "function": {"name": "f", "arguments": "{}"}}]}
 RESULT = {"role": "tool", "content": '{"c": 1}'}
 ANSWER = {"role": "assistant", "content": "Two."}
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -97,6 +99,9 @@ ROWS = [
     ("mistral tools", chat("A?", CALL, RESULT, ANSWER, "B?", "Red."),
      '<s>[INST]A?[/INST][[[TOOL_CALLS][{"name": "f", "arguments": {"a": "b"}, "id": "call00100"}]</s>]]'
      '[TOOL_RESULTS]{"c": 1}call00100[/TOOL_RESULTS][[Two.</s>]][INST]B?[/INST][[Red.</s>]]'),
+    ("mistral late", chat(SYSTEM, "A?", LONG_CALL, RESULT | {"tool_call_id": "call_9f8e7d6c5b4a"}, ANSWER),
+     '<s>[INST] Be kind.\n\nA?[/INST][[[TOOL_CALLS] [{"name": "f", "id": "call00000"}]</s>]]'
+     '[TOOL_RESULTS] {"c": 1} call00000[/TOOL_RESULTS][[ Two.</s>]]'),
     ("mistral strict", chat(SYSTEM, "A?", "Red."), "<s>[INST] Be kind.\n\nA? [/INST][[Red.</s>]]"),
     ("gemma", chat(SYSTEM, "A?", " Red.\n", "B?", "Blue."),
      "<bos><start_of_turn>user\nBe kind.\n\nA?<end_of_turn>\n<start_of_turn>model\n[[Red.<end_of_turn>]]\n"
@@ -109,6 +114,10 @@ ROWS = [
      "<|endoftext|>"),
     ("deepseek", chat("A?", INLINE, "B?", THOUGHT),
      "<|begin|><|User|>A?<|Assistant|>[[Red.<|end|>]]<|User|>B?<|Assistant|><think>\n[[Hm.\n</think>\n\nRed.<|end|>]]"),
+    ("deepseek", chat("A?", "Hm.\n</think>\n\nRed."),
+     "<|begin|><|User|>A?<|Assistant|><think>\n[[Hm.\n</think>\n\nRed.<|end|>]]"),
+    ("chatml", chat("A?", "Hm.\n</think>\n\nRed."),
+     IM_USER.format("A?") + IM_HEAD + "[[Hm.\n</think>\n\nRed.<|im_end|>]]\n"),
     ("deepseek", chat("A?", "Red."), "<|begin|><|User|>A?<|Assistant|><think>\n[[\n</think>\n\nRed.<|end|>]]"),
     ("deepseek", chat("A?", CALL, RESULT, ANSWER, "B?", "Red."),
      '<|begin|><|User|>A?<|Assistant|>[[<|call|>f{"a": "b"}<|end|>]]<|out|>{"c": 1}[[Two.<|end|>]]<|User|>B?<|Assistant|>'
@@ -316,6 +325,17 @@ def test_every_token_of_a_text_is_learned() -> None:
     assert [16, 16, 11] == [len(row.ids) for row in found]
     learned = [i for row in found for i, t in zip(row.ids, row.trained, strict=True) if t]
     assert "x" * 39 + "<|endoftext|>" == made.tokenizer.decode(learned)
+
+
+def test_a_text_that_a_template_has_written_begins_and_ends_once() -> None:
+    """The tokenizer's begin token is not put in front of another, nor the end token behind one."""
+    made = encoder("mistral strict")
+    begin = ("<s>", made.tokenizer.bos_token_id)
+    made.tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[begin])
+    for text in ("<s>[INST] A? [/INST] Red.</s>\n", "Red."):
+        (row,) = made.encode(sample_of({"text": text}, "", {"text": "text"})[0])
+        tokens = made.tokenizer.convert_ids_to_tokens(row.ids)
+        assert (1, 1) == (tokens.count("<s>"), tokens.count("</s>"))
 
 
 LONG = chat(

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 """A think block at the beginning of an answer."""
+UNOPENED = re.compile(r"((?:(?!<think>).)*?)\n</think>[^\S\n]*(?:\n\s*|\Z)", re.DOTALL)
+"""The same as a model writes it whose template opens the block: its end stands alone on a line."""
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -109,7 +111,9 @@ def from_json(value: Mapping[str, Any]) -> Sample:
 
 def split_thought(turn: Turn) -> tuple[str, str]:
     """The reasoning of a turn, wherever it stands, and the content without it."""
-    block = THINK.match(turn.content) if turn.role == "assistant" else None
+    block = None
+    if turn.role == "assistant" and "</think>" in turn.content:
+        block = THINK.match(turn.content) or UNOPENED.match(turn.content)
     bare = turn.content[block.end() :] if block else turn.content
     return turn.reasoning or (block.group(1).strip("\n") if block else ""), bare
 

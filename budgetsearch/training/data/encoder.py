@@ -139,9 +139,11 @@ class Encoder:
 
     def _texts(self, text: str) -> list[Encoded]:
         check_characters(text)
-        ids = list(self.tokenizer(text, verbose=False)["input_ids"])
-        eos = self.tokenizer.eos_token_id
-        if eos is not None and ids[-1:] != [eos]:
+        begin, end, eos = self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.eos_token_id
+        # A text may be a conversation that a template has written: its own tokens must not be there twice.
+        begun, ended = bool(begin) and text.startswith(begin), bool(end) and text.rstrip().endswith(end)
+        ids = list(self.tokenizer(text, add_special_tokens=not begun, verbose=False)["input_ids"])
+        if eos is not None and not ended and ids[-1:] != [eos]:
             ids.append(eos)
         if len(ids) < 2:
             raise Skip("no token of it is trained")

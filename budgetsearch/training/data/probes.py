@@ -43,6 +43,8 @@ class Known:
     empty: str | None = ""
     """The content of a turn that has calls alone."""
     calls_need_ids: bool = False
+    ids_are_short: bool = False
+    """Whether these must be nine letters and digits."""
     calls_as_text: bool = False
     """Whether it wants the arguments of a call as JSON text."""
 
@@ -74,7 +76,10 @@ def probe(
     plain = attempt([ask])
     _look_at_head(known, plain, ask_with([ask]), whole)
     _look_at_end(known, marks, plain, whole, attempt([ask, said("assistant", PROBE), said("user", THOUGHT)]))
-    known.system = THOUGHT in ask_with([said("system", THOUGHT), ask])
+    instructed = [said("system", THOUGHT), ask]
+    # Some templates show it to who asks, and leave it out once the answer is there.
+    answered = attempt([*instructed, said("assistant", PROBE)])
+    known.system = THOUGHT in ask_with(instructed) and THOUGHT in answered
     _look_at_thoughts(known, attempt)
     _look_at_calls(known, attempt, marks, plain)
     return known
@@ -136,6 +141,10 @@ def _look_at_calls(known: Known, attempt: Callable[[Chat], str], marks: re.Patte
     if not found:
         return
     _, known.calls_need_ids, known.calls_as_text, without, text = min(found)
+    if known.calls_need_ids:
+        call = called(PROBE, '{"a": "b"}' if known.calls_as_text else {"a": "b"}, id="call_probe_00000000")
+        again = attempt([said("user", ASK), said("assistant", None if without else "", tool_calls=[call])])
+        known.ids_are_short = PROBE not in again
     known.empty = None if without else ""
     at = text.index(PROBE)
     if known.head:

@@ -26,7 +26,9 @@ DAY = datetime.datetime(2024, 7, 26)
 VALUES: Mapping[str, Any] = {"date_string": f"{DAY:%d %b %Y}"}
 X = "\U0010fffdbudgetsearch\U0010fffd"
 """Stands for an answer; begins and ends with what no text begins or ends with, and no template trims."""
+SHORT = re.compile(r"[A-Za-z0-9]{9}")
 FOLDED = "the chat template has no system role: the system text stands in front of the first user turn"
+SHORTENED = "the chat template wants ids of nine letters and digits: calls have new ones"
 SAID = 160
 """Characters of a template's own complaint."""
 
@@ -153,7 +155,11 @@ class Template:
         if not self.known.system and turns[0].role in ("system", "developer"):
             turns = self._folded(turns)
         messages = [self._message(turn) for turn in turns]
-        return _numbered(messages) if self.known.calls_need_ids else messages
+        if not self.known.calls_need_ids:
+            return messages
+        if self.known.ids_are_short and _shorten(messages):
+            self.notes[SHORTENED] += 1
+        return _numbered(messages)
 
     def has_markers(self) -> bool:
         """Whether it says itself what the assistant writes."""
@@ -261,6 +267,21 @@ class Template:
 
 
 ADVICE = f"give another one with --template FILE, or {', '.join(NAMED)}"
+
+
+def _shorten(messages: list[dict[str, Any]]) -> bool:
+    """Give calls and their results other ids where theirs have another length; says whether any had."""
+    calls = [call for message in messages for call in message.get("tool_calls", ()) if call.get("id")]
+    results = [message for message in messages if message.get("tool_call_id")]
+    there = [call["id"] for call in calls] + [result["tool_call_id"] for result in results]
+    new = {one: f"call{number:05d}" for number, one in enumerate(dict.fromkeys(there))}
+    if all(SHORT.fullmatch(one) for one in there):
+        return False
+    for call in calls:
+        call["id"] = new[call["id"]]
+    for result in results:
+        result["tool_call_id"] = new[result["tool_call_id"]]
+    return True
 
 
 def _numbered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

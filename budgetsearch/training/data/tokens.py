@@ -27,7 +27,7 @@ from budgetsearch.training.data.tally import Tally, most_of
 from budgetsearch.training.data.templates import Options
 from budgetsearch.training.data.tokenizer import tokenizer_hash
 
-FORMAT = 6
+FORMAT = 7
 """Raised whenever the same rows would give other tokens: old caches are then left alone."""
 MIN_LENGTH = 8
 KEPT = ("train.safetensors", "valid.safetensors", "train.places", "valid.places", "valid.samples", PROMPTS)
