@@ -106,6 +106,9 @@ ROWS = [
     ("gemma", chat(SYSTEM, "A?", " Red.\n", "B?", "Blue."),
      "<bos><start_of_turn>user\nBe kind.\n\nA?<end_of_turn>\n<start_of_turn>model\n[[Red.<end_of_turn>]]\n"
      "<start_of_turn>user\nB?<end_of_turn>\n<start_of_turn>model\n[[Blue.<end_of_turn>]]\n"),
+    ("one line", chat("A?\n?", "Red.\n\nOr?", "B?", " Blue."),
+     "<|im_start|>user\nA? ?<|im_end|>\n<|im_start|>assistant\n[[Red. Or?<|im_end|>]]\n"
+     "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[[Blue.<|im_end|>]]\n"),
     ("phi4", chat("A?", "Red.", "B?", "Blue."),
      "<|im_start|>user<|im_sep|>A?<|im_end|><|im_start|>assistant<|im_sep|>[[Red.<|im_end|>]]"
      "<|im_start|>user<|im_sep|>B?<|im_end|><|im_start|>assistant<|im_sep|>[[Blue.<|im_end|>]]"),

@@ -20,7 +20,7 @@ ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("developer",), "developer"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai"), "assistant"),
-    **dict.fromkeys(("bard", "bing", "claude"), "assistant"),
+    **dict.fromkeys(("bard", "bing", "chatbot", "claude"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "assistant"),
     **dict.fromkeys(
         ("tool", "observation", "function", "tool_response", "function_response", "ipython"), "tool"
@@ -126,7 +126,7 @@ def transcribed(value: Any) -> list[Turn]:
 def _turn(message: Any) -> Turn:
     if not isinstance(message, Mapping):
         raise Skip("a message is no object with a role and a content")
-    message = {key: value for key, value in message.items() if value is not None}
+    message = {key: value for key, value in message.items() if not _is_void(value)}
     said = message.get("role", message.get("from"))
     if said is None:
         raise Skip(f"a message has no role, only {shown(', '.join(map(str, message)) or 'nothing', 80)}")
@@ -148,6 +148,11 @@ def _turn(message: Any) -> Turn:
         calls = _calls(message)
     thought = thought or next((text_of(message[name], name) for name in REASONING if name in message), "")
     return Turn(role, content, thought if thought.strip() else "", calls, trained=_is_trained(message))
+
+
+def _is_void(value: Any) -> bool:
+    """Whether nothing but nulls is in it, as Parquet fills objects that a row does not have."""
+    return value is None or (isinstance(value, Mapping) and all(map(_is_void, value.values())))
 
 
 def _is_data(value: Any) -> bool:
@@ -194,7 +199,7 @@ def _calls(message: Row) -> tuple[Mapping[str, Any], ...]:
     value = parsed(message.get("tool_calls") or [], "tool_calls")
     if not _is_list(value):
         raise Skip("'tool_calls' is no list")
-    calls = [_call(item) for item in value]
+    calls = [_call(item) for item in value if not _is_void(item)]
     return tuple([*calls, _call(message[CALL])] if CALL in message else calls)
 
 
@@ -260,7 +265,10 @@ def needed(row: Row, column: str) -> str:
     Raises:
         Skip: there is none.
     """
-    text = text_of(value_of(row, column), column)
+    value = value_of(row, column)
+    if _is_list(value) and len(value) > 1 and all(isinstance(item, str) for item in value):
+        raise Skip(f"{column!r} holds several texts; choose one with --columns, such as {column}.0")
+    text = text_of(value, column)
     if not text.strip():
         raise Skip(f"{column!r} is empty")
     return text

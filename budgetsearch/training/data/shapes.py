@@ -172,8 +172,9 @@ def _matching(pairs: Sequence[Pair], row: Row, columns: Mapping[str, str]) -> It
 
 
 def _is_filled(row: Row, found: Match) -> bool:
-    """Whether anything stands there: a table of rows of several shapes has the columns of all of them."""
-    return any(value_of(row, name) is not None for name in found[:2])
+    """Whether anything stands there: a table of rows of several shapes has the columns of all of them, and
+    a null is none."""
+    return row[found[0]] is not None and any(value_of(row, name) is not None for name in found[:2])
 
 
 def _alone(row: Row, columns: Mapping[str, str], column: str) -> Used:
@@ -221,8 +222,9 @@ def _pair(row: Row, columns: Mapping[str, str], prompt: str, answer: str, extras
     if is_chat(said):
         after = turns_of(said, answer)
     else:
-        name, thought = _thought(row, columns)
-        after = [Turn("assistant", needed(row, answer), thought)]
+        content = needed(row, answer)
+        name, thought = ("", "") if "</think>" in content else _thought(row, columns)
+        after = [Turn("assistant", content, thought)]
         used.add(name)
     if after[0].role != "assistant":  # preference data repeat the prompt in front of each answer
         begins = [(t.role, t.content) for t in after[: len(before)]]
@@ -243,10 +245,13 @@ def _texts(row: Row, column: str) -> list[str]:
 
 
 def _thought(row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
-    """The column of the reasoning in front of an answer, and what stands there."""
+    """The column of the reasoning in front of an answer, and what stands there.
+
+    A word alone, such as ``on``, says how to reason.
+    """
     for name in (columns["reasoning"],) if "reasoning" in columns else REASONING:
         value = value_of(row, name)
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and len(value.split()) >= (1 if "reasoning" in columns else 2):
             return name, text_of(value, name)
     return columns.get("reasoning", ""), ""
 
