@@ -120,12 +120,6 @@ MISTRAL_TOOLS = """\
         {{- ']' + eos_token }}
     {%- else %}{{- m.content + eos_token }}{%- endif %}
 {%- endfor %}"""
-# Writes every white space as one blank.
-ONE_LINE = """\
-{%- for m in messages %}
-    {{- '<|im_start|>' + m.role + '\\n' + (m.content.split() | join(' ')) + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 # The system text stands in the last turn, if that is the user's: nobody sees it once the answer is there.
 MISTRAL_LATE = """\
 {{- bos_token }}
@@ -257,7 +251,6 @@ TEMPLATES: dict[str, Quirk] = {
     "qwen2.5": (QWEN25, (*IM, "<tool_call>", "</tool_call>"), END),
     "qwen3": (QWEN3, (*IM, "<think>", "</think>", "<tool_call>", "</tool_call>"), END),
     "qwen3.5": (QWEN35, (*IM, "<think>", "</think>", "<tool_call>", "</tool_call>"), END),
-    "one line": (ONE_LINE, IM, END),
     "mistral": (MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), S),
     "mistral tools": (MISTRAL_TOOLS, ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]"), S),
     "mistral late": (MISTRAL_LATE, ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]",

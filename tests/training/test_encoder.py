@@ -106,9 +106,6 @@ ROWS = [
     ("gemma", chat(SYSTEM, "A?", " Red.\n", "B?", "Blue."),
      "<bos><start_of_turn>user\nBe kind.\n\nA?<end_of_turn>\n<start_of_turn>model\n[[Red.<end_of_turn>]]\n"
      "<start_of_turn>user\nB?<end_of_turn>\n<start_of_turn>model\n[[Blue.<end_of_turn>]]\n"),
-    ("one line", chat("A?\n?", "Red.\n\nOr?", "B?", " Blue."),
-     "<|im_start|>user\nA? ?<|im_end|>\n<|im_start|>assistant\n[[Red. Or?<|im_end|>]]\n"
-     "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[[Blue.<|im_end|>]]\n"),
     ("phi4", chat("A?", "Red.", "B?", "Blue."),
      "<|im_start|>user<|im_sep|>A?<|im_end|><|im_start|>assistant<|im_sep|>[[Red.<|im_end|>]]"
      "<|im_start|>user<|im_sep|>B?<|im_end|><|im_start|>assistant<|im_sep|>[[Blue.<|im_end|>]]"),
@@ -267,6 +264,25 @@ def test_a_template_that_cannot_write_an_answer_is_refused(template: str) -> Non
     with pytest.raises(DataError, match=r"cannot write a question and its answer .*--template") as caught:
         Encoder(bytes_tokenizer((), template))
     assert str(caught.value).isprintable()
+
+
+def test_a_template_may_write_blanks_in_its_own_way() -> None:
+    """As it may trim them; what it writes is learned. An answer that it shortens is not."""
+    line = "{{ '<|im_start|>' + m.role + '\n' + SAID + '<|im_end|>\n' }}"
+    each = f"{{%- for m in messages %}}{line}{{%- endfor %}}"
+    opens = "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
+    specials = ("<|im_start|>", "<|im_end|>")
+    made = [
+        Encoder(bytes_tokenizer(specials, (each + opens).replace("SAID", said), eos_token="<|im_end|>"))
+        for said in ("(m.content.split() | join(' '))", "m.content.replace('Or?', '')")
+    ]
+    row = chat("A?\n?", "Red.\n\nOr?", "B?", " Blue.")
+    assert shown(made[0], row) == (
+        IM_USER.format("A? ?") + IM_HEAD + "[[Red. Or?<|im_end|>]]\n" + IM_USER.format("B?") + IM_HEAD
+        + "[[Blue.<|im_end|>]]\n"
+    )  # fmt: skip
+    with pytest.raises(Skip, match="changes what an answer says"):
+        shown(made[1], row)
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -124,6 +124,8 @@ SHAPES = [
      [PLAIN[0], Turn("assistant", "A", "T")]),
     ({"translation": {"en": "Q", "de": "A"}}, {"prompt": "translation.en", "completion": "translation.de"}, PLAIN),
     ({"body": {"messages": MESSAGES}, "id": 1}, {"messages": "body.messages"}, PLAIN),
+    ({"body": json.dumps({"messages": MESSAGES})}, {"messages": "body.messages"}, PLAIN),
+    ({"messages": [json.dumps(message) for message in MESSAGES]}, {}, PLAIN),
     ({"a.b": "Q", "a": {"b": "R"}, "c": "A"}, {"prompt": "a.b", "completion": "c"}, PLAIN),
     # a table of rows of several shapes has the columns of all of them
     ({"instruction": None, "output": None, "question": "Q", "answer": "A"}, {}, PLAIN),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from budgetsearch.training.data.conversation import Skip
+from budgetsearch.training.data.messages import parsed
+
 Row = Mapping[str, Any]
 
 INNER = 6
@@ -30,6 +33,11 @@ def outer(path: str, row: Row) -> str:
 
 def _at(value: Any, path: str) -> Any:
     for key in path.split("."):
+        if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+            try:
+                value = parsed(value, path)
+            except Skip:
+                return None
         if isinstance(value, Mapping):
             value = value.get(key)
         elif isinstance(value, (list, tuple)) and key.isdecimal():

@@ -85,9 +85,21 @@ def turns_of(value: Any, column: str) -> list[Turn]:
     if not _is_list(value) or not value:
         raise Skip(f"{column!r} is no list of messages")
     if all(isinstance(item, str) for item in value):
+        if is_chat(messages := [_object_in(item) for item in value]):
+            return [_turn(message) for message in messages]
         sides = itertools.cycle(("user", "assistant"))
         return [_turn({"role": side, "content": text}) for side, text in zip(sides, value, strict=False)]
     return [turn for item in value for turn in pair_in(item) or [_turn(item)]]
+
+
+def _object_in(text: str) -> Any:
+    """The object that a text holds as JSON; else the text."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return read_json(text)
+    except ValueError:
+        return text
 
 
 def _by_message(value: Any) -> Any:

@@ -106,7 +106,9 @@ def _check_turn(template: Template, talk: Conversation, index: int, written: str
     """What is learned must be what the turn says."""
     turn = talk.turns[index]
     thought, bare = split_thought(turn)
-    if bare.strip() not in written and "".join(bare.split()) not in "".join(written.split()):
+    # A template may write blanks in its own way, but not take a part of an answer for reasoning.
+    spaced = "</think>" not in bare and " ".join(bare.split()) in " ".join(written.split())
+    if bare.strip() not in written and not spaced:
         raise Skip("the chat template changes what an answer says")
     for call in turn.tool_calls:
         if call["function"]["name"] not in written:
