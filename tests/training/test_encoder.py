@@ -240,6 +240,7 @@ REFUSED = [
     ("chatml", chat("A?", SYSTEM, ANSWER), "does not take it: system comes first"),
     ("gemma", chat("A?", "Red.", ANSWER), "roles must alternate"),
     ("phi4", chat("A?", CALL), "does not write tool calls"),
+    ("phi4", chat("A?", CALL | {"weight": 0}, "B?", "Red."), "does not write tool calls"),
     ("smollm3", chat("A?", "Red.", SYSTEM, "B?", ANSWER), "leaves out a turn of the role 'system'"),
     ("chatml", chat("A?", ANSWER | {"weight": 0}), "no turn is to be trained"),
     ("chatml", chat("A?", ANSWER | {"content": " "}), "an answer is empty"),

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from budgetsearch.training.data.answers import HIDDEN, answer_places, end_of_turn
-from budgetsearch.training.data.conversation import Conversation, Skip, split_thought
+from budgetsearch.training.data.conversation import Conversation, Skip, Turn, split_thought
 from budgetsearch.training.data.probes import BLOCK, OPEN
 from budgetsearch.training.data.templates import Template, X
 
@@ -91,6 +91,9 @@ def _check(template: Template, chat: Sequence[dict[str, Any]], talk: Conversatio
         altered = [*chat[:index], {**turn, "content": f"{content} {X}"}, *chat[index + 1 :]]
         if template.render(altered, talk.tools) == text:
             raise Skip(f"the chat template leaves out a turn of the role {turn['role']!r}")
+    for said in talk.turns:
+        if said.role == "assistant" and not said.trained:
+            _check_said(said, text)
     if talk.tools and not _named(talk, text) and template.render(chat, ()) == text:
         template.notes[UNSHOWN] += 1
 
@@ -105,7 +108,16 @@ def _named(talk: Conversation, text: str) -> bool:
 def _check_turn(template: Template, talk: Conversation, index: int, written: str) -> None:
     """What is learned must be what the turn says."""
     turn = talk.turns[index]
-    thought, bare = split_thought(turn)
+    _check_said(turn, written)
+    thought = split_thought(turn)[0]
+    lost = thought.strip() not in written and template.options.thinking != "off"
+    if lost and (template.known.reasoning == "native" or index != _last(talk)):
+        template.notes[LOST] += 1
+
+
+def _check_said(turn: Turn, written: str) -> None:
+    """An answer, learned or not, must be there with its calls."""
+    bare = split_thought(turn)[1]
     # A template may write blanks in its own way, but not take a part of an answer for reasoning.
     spaced = "</think>" not in bare and " ".join(bare.split()) in " ".join(written.split())
     if bare.strip() not in written and not spaced:
@@ -113,9 +125,6 @@ def _check_turn(template: Template, talk: Conversation, index: int, written: str
     for call in turn.tool_calls:
         if call["function"]["name"] not in written:
             raise Skip("the chat template does not write tool calls")
-    lost = thought.strip() not in written and template.options.thinking != "off"
-    if lost and (template.known.reasoning == "native" or index != _last(talk)):
-        template.notes[LOST] += 1
 
 
 def _last(talk: Conversation) -> int:
