@@ -77,6 +77,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
         write(tmp_path / "crlf.csv", "\ufeff" + csv.format(";").replace("二;b\n", "二;b\r\n")),
         write(tmp_path / "x.tsv", csv.format("\t")),
         write(tmp_path / "bars.csv", csv.format("|")),
+        write(tmp_path / "empty_cells.csv", csv.format(",").replace("二,b", "二,b,,")),
+        write(tmp_path / "marks.jsonl", "\ufeff" + "\n\ufeff".join(map(json.dumps, rows))),
         write(tmp_path / "sep.csv", "sep=^\n" + csv.format("^")),
         write(tmp_path / "wide.csv", csv.format("\t").encode("utf-16")),
         write(tmp_path / "unpacked.jsonl.gz", lines),
@@ -145,6 +147,8 @@ BROKEN = [
     ("x.jsonl", '{"question": "\\ud800", "answer": "a"}\n', "2", "half a character"),
     ("x.json", '{"question": "q"\n', "2", "it is not valid JSON"),
     ("x.csv", "q\n", "3", "it does not have the 2 columns"),
+    ("x.csv", "q,a,b\n", "3", "it does not have the 2 columns"),
+    ("x.csv", "question,answer\n", "3", "the header again"),
     ("x.csv", '"a"b,c\n', "3", "it is not valid CSV"),
     ("x.csv", b"\xff,c\n", "3", "it is not UTF-8"),
 ]

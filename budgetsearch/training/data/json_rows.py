@@ -22,7 +22,7 @@ def jsonl_rows(path: Path) -> Iterator[Read]:
     """The rows of a file with a row a line."""
     first = True
     for number, line in enumerate(lines_of(path), start=1):
-        if not (line := line.strip(" \t\r\n")):
+        if not (line := line.strip(" \t\r\n\ufeff")):  # files put together have several byte order marks
             continue
         if first and (line in ("[", "{") or line.startswith("[{")) and not _is_talk(line):
             yield from json_rows(path)  # a name may promise lines and hold a list

@@ -118,6 +118,10 @@ def _csv_rows(path: Path, say: Say) -> Iterator[Read]:
 
 
 def _record(columns: list[str], cells: list[str], word: str) -> Row | Broken:
+    if not any(cells[len(columns) :]):  # spreadsheets end rows with empty cells
+        cells = cells[: len(columns)]
+    if cells == columns:
+        return Broken("it is the header again")
     if len(cells) != len(columns):
         return Broken(f"it does not have the {len(columns)} columns of the header, separated by {word}")
     if not all(map(whole, cells)):
