@@ -104,6 +104,8 @@ SHAPES = [
                         {"from": "observation", "value": "R"}, {"from": "gpt", "value": "A"}]}, {}, CALLED),
     ({"messages": [MESSAGES[0], {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": {"b": "\u00e9"}}, MESSAGES[1]]},
      {}, [*CALLED[:2], Turn("tool", '{"b": "\u00e9"}'), CALLED[3]]),
+    *(({"query": "Q", "answers": answers, "tools": '[{"name": "f"}]', "id": 1}, {}, CALLED[:2])
+      for answers in ([CALL["function"]], json.dumps([CALL["function"]]))),
     # preference data of which one answer is wanted
     ({"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "A"}, "rejected": {}},
      {"prompt": "conversations", "completion": "chosen"}, PLAIN),
@@ -143,7 +145,9 @@ def test_a_row_of_any_shape_is_a_conversation(
 ) -> None:
     """Which also goes through JSON and comes back."""
     sample, used = sample_of(row, "x.jsonl:1", columns)
-    assert Conversation(tuple(turns)) == sample.body
+    assert isinstance(sample.body, Conversation)
+    assert tuple(turns) == sample.body.turns
+    assert bool(sample.body.tools) == ("tools" in row)
     assert used <= {*row}
     assert sample == from_json(json.loads(json.dumps(to_json(sample))))
 
@@ -204,6 +208,8 @@ SKIPS = [
     ({"messages": [{"role": "user", "content": "<image>Q"}, MESSAGES[1]], "images": ["a.png"]}, "'images' belongs to it"),
     ({"conversations": [{"from": "human", "value": "<image>Q"}, {"from": "gpt", "value": "A"}], "image": "a.png"}, "'image' belongs to it"),
     ({"question": "Q", "answer": "A", "image": {"bytes": "x"}}, "'image' belongs to it"),
+    ({"query": "Q", "answers": ["A"], "tools": [{"name": "f"}]}, "found: query, answers, tools"),
+    ({"query": "Q", "answers": [CALL["function"]]}, "found: query, answers"),
     ({"question": "Q", "answer": ["A", "B"]}, "several texts; .* answer.0"),
     ({"question": "Q", "choices": ["A", "B"], "answer": 1}, "without its 'choices'"),
     ({"question": "Q", "context": {"title": ["T"]}, "answer": "A"}, "'context' belongs to the question"),

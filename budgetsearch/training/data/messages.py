@@ -215,6 +215,11 @@ def _calls(message: Row) -> tuple[Mapping[str, Any], ...]:
     return tuple([*calls, _call(message[CALL])] if CALL in message else calls)
 
 
+def calls_in(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """The calls that a column holds, as a list or as JSON; none of another."""
+    return _call_of(value if isinstance(value, str) else json.dumps(value, default=str))
+
+
 def _call_of(content: str) -> tuple[Mapping[str, Any], ...]:
     """The calls that a ShareGPT turn writes as JSON; none if it writes them in another way."""
     try:

@@ -14,6 +14,7 @@ from budgetsearch.training.data.beside import check_choices, check_label, check_
 from budgetsearch.training.data.conversation import Conversation, Sample, Skip, Text, Turn
 from budgetsearch.training.data.messages import (
     REASONING,
+    calls_in,
     chat_in,
     is_chat,
     needed,
@@ -60,6 +61,8 @@ FURTHER: Sequence[Pair] = (
 )
 SYSTEMS = ("system", "system_prompt", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
+ASKED, CALLED = "query", "answers"
+"""A question, and the calls that answer it."""
 MAPPED = ("messages", "prompt", "input", "completion", "reasoning", "system", "history", "tools", "text")
 """What ``--columns`` gives a column to."""
 WORKS = (
@@ -155,10 +158,20 @@ def _of_a_shape(row: Row, columns: Mapping[str, str]) -> Used | None:
     for name in () if pair else CHATS:
         if is_chat(value := chat_in(value_of(row, name))):
             return _finish(row, columns, turns_of(value, name), {name})
+    if not pair and (turns := _called(row)):
+        return _finish(row, columns, turns, {ASKED, CALLED})
     both = [*first, *_matching(FURTHER, row, columns)]
     if found := next(filter(partial(_is_filled, row), both), next(iter(both), None)):
         return _pair(row, columns, *found)
     return _alone(row, columns, columns["completion"]) if "completion" in columns else None
+
+
+def _called(row: Row) -> list[Turn]:
+    """A question that functions answer; nothing where no function is named, or no calls are the answer."""
+    if value_of(row, ASKED) is None or not any(value_of(row, name) is not None for name in TOOLS):
+        return []
+    calls = calls_in(value_of(row, CALLED))
+    return [Turn("user", needed(row, ASKED)), Turn("assistant", tool_calls=calls)] if calls else []
 
 
 def _matching(pairs: Sequence[Pair], row: Row, columns: Mapping[str, str]) -> Iterator[Match]:
