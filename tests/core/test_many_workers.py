@@ -302,7 +302,7 @@ def test_without_any_worker_a_run_waits_no_longer_than_its_deadline() -> None:
 
 
 @pytest.mark.whole
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     workers=st.integers(1, 16),
     budget=st.floats(90, 3_000),

@@ -71,6 +71,7 @@ def test_a_script_runs(place: Path, name: str) -> None:
     assert expected[name] in printed
 
 
+@pytest.mark.slow
 def test_the_command_line_on_own_data_and_its_ledger_as_tables(place: Path) -> None:
     """From doctor to the adapter; then pandas finds every second that was charged."""
     if shutil.which("bash") is None:

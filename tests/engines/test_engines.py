@@ -209,9 +209,3 @@ def test_a_worker_that_was_ended_for_the_time_did_not_die(local: LocalEngine) ->
     local.kill(job.job_id)
     (result,) = await_end(local, job.job_id).results
     assert "the worker was ended, for its time was over" == result.detail
-    job = train_job(segment(1, 50_000_000))
-    local.submit(job)
-    wait_for_beat(local)
-    local.end()
-    (result,) = await_end(local, job.job_id).results
-    assert result.detail.startswith("the worker process died")

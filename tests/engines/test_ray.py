@@ -133,6 +133,7 @@ def test_a_lost_node_gives_its_job_back_and_one_that_comes_is_used(
     until(engine, 2)
 
 
+@pytest.mark.slow
 def test_a_lane_that_dies_is_started_again_by_tune(cluster: Any, engine: RayEngine) -> None:
     """Its process is killed, its worker goes with it, and soon there are two lanes again."""
     engine.warm_up()

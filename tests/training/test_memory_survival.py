@@ -273,6 +273,7 @@ def on_the_card(card: FakeCard, monkeypatch: pytest.MonkeyPatch) -> FakeCard:
     return card
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_neighbour_and_its_ledger_tells(
     on_the_card: FakeCard, tiny_model: Path, rows_file: Path, session_cache: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -140,6 +140,8 @@ def test_a_better_loss_before_the_end_is_no_shortfall() -> None:
 def test_answers_for_which_the_plan_had_no_time_are_missed() -> None:
     """One configuration alone: its losses are compared, and that the accuracy is not known is said."""
     story = Story.planned(single=True, task_examples=0)
+    assert story.history.opened is not None
+    story.history.opened.settings["task_examples"] = 32  # type: ignore[index]
     story.train(story.trial(), 1.5, 2)
     kinds = dict(said(close(story, Score("ok", "fp32", 2.0, 0.9))))
     assert "the budget had no time for answers" in kinds["accuracy"]

@@ -73,7 +73,7 @@ def check_fetched(path: Path) -> None:
     """Refuse a file that only stands for one. Raises DataError."""
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
-            raise DataError(f"{path} is a Git LFS pointer, not rows; run git lfs pull")
+            raise DataError(f"{path} is a Git LFS pointer, not rows; use git lfs pull, which fetches them")
 
 
 def _pack(path: Path) -> str | None:
