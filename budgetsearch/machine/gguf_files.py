@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 
 def open_gguf(path: Path | str) -> Any:
@@ -51,8 +50,9 @@ def read_once() -> Iterator[None]:
 
     readers = functools.cache(open_gguf)
     names = functools.cache(gguf.get_tensor_name_map)
-    with (
-        patch.object(gguf, "GGUFReader", lambda path: readers(os.path.abspath(path))),
-        patch.object(gguf, "get_tensor_name_map", names),
-    ):
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = lambda path: readers(os.path.abspath(path)), names
+    try:
         yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = before
