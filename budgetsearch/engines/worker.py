@@ -212,7 +212,8 @@ def is_lost(error: Exception) -> bool:
 
 def _is_final(error: Exception) -> bool:
     """Whether the device answers nothing any more in this process: an illegal access, a lost card."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error:" in str(error)
+    signs = ("CUDA error:", "CUDA driver error:")
+    return type(error).__name__ == "AcceleratorError" or any(sign in str(error) for sign in signs)
 
 
 def _quiet_libraries() -> None:

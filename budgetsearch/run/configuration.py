@@ -214,13 +214,23 @@ def _check_keys(values: Mapping[str, Any], source: str, chosen: Mapping[str, Any
         if key in known:
             continue
         if (instead := said_here(str(key), str(values[key]), _dimensions(chosen))) is not None:
-            raise SettingsError(f"{source}: {key}: {instead}")
+            raise SettingsError(f"{source}: {key}: {instead if source == FLAGS else _as_keys(instead)}")
         hint = nearest(str(key), known)
         close = re.search(r"'(\w+)'", hint)
         flag = f"; its flag is {flag_of(close[1])}" if close else ""
         raise SettingsError(
             f"{source}: unknown setting {key!r}{hint}{flag}. The settings are {', '.join(known)}."
         )
+
+
+def _as_keys(answer: str) -> str:
+    """The same answer for a file, which has keys where the command line has flags."""
+
+    def key(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return f"use `{name}: {found[2]}`" if name in Settings.model_fields else found[0]
+
+    return re.sub(r"use --([a-z-]+) (\S+?)(?=[.:]?(\s|$))", key, answer)
 
 
 def said_of_flag(

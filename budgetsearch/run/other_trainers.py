@@ -40,6 +40,7 @@ KNOB_NAMES: Mapping[str, tuple[str, str]] = {
     "torch_dtype": ("quantization", "bf16"),
     "weight_decay": ("weight_decay", "0.01"),
     "warmup_steps": ("warmup_steps", "20"),
+    "warmup_ratio": ("warmup_steps", "20"),
     "max_grad_norm": ("clip_norm", "0.3"),
     "clip_norm": ("clip_norm", "0.3"),
     "use_rslora": ("rslora", "true"),
@@ -51,11 +52,18 @@ KNOB_NAMES: Mapping[str, tuple[str, str]] = {
 }
 """The knob that a name means, and a value to show where none is given."""
 EPOCHS = (
-    "--max-epochs 3 bounds the passes over the data of a full run; how many there are, the budget decides"
+    "use --max-epochs 3: it bounds the passes over the data of a full run; how many there are, the budget "
+    "decides"
 )
-TIME = "--hours 30m (or 2h, 1d) is the whole budget; steps and epochs follow from it"
-BATCH = "--batch-size 16 is the effective batch; how many rows fit into memory at once is measured"
-FIXED = "it is the same for every trial, and docs/training.md says what it is"
+TIME = "use --hours 30m (or 2h, 1d): it is the whole budget; steps and epochs follow from it"
+BATCH = "use --batch-size 16: it is the effective batch; how many rows fit into memory at once is measured"
+MODEL = "use --model NAME"
+DATA = "use --data train.jsonl"
+VALID = "use --valid valid.jsonl"
+OUT = "use --out runs/mine"
+LENGTH = "use --max-length 1024"
+TARGETS = "use --targets q_proj,v_proj"
+TRIALS = "use --max-trials 50"
 SAID: Mapping[str, str] = {
     "epochs": EPOCHS,
     "num_epochs": EPOCHS,
@@ -69,32 +77,33 @@ SAID: Mapping[str, str] = {
     "per_device_train_batch_size": BATCH,
     "micro_batch_size": BATCH,
     "gradient_accumulation_steps": BATCH,
-    "model_name": "--model NAME",
-    "model_name_or_path": "--model NAME",
-    "base_model": "--model NAME",
-    "dataset": "--data train.jsonl",
-    "dataset_name": "--data hub:OWNER/NAME/FILE.jsonl",
-    "train_file": "--data train.jsonl",
-    "train_data": "--data train.jsonl",
-    "eval_file": "--valid valid.jsonl",
-    "validation_file": "--valid valid.jsonl",
-    "test_size": "--valid-share 0.1",
-    "output": "--out runs/mine",
-    "output_dir": "--out runs/mine",
-    "max_seq_length": "--max-length 1024",
-    "max_seq_len": "--max-length 1024",
-    "cutoff_len": "--max-length 1024",
-    "target_modules": "--targets q_proj,v_proj",
-    "lora_target_modules": "--targets q_proj,v_proj",
-    "trials": "--max-trials 50",
-    "n_trials": "--max-trials 50",
-    "num_trials": "--max-trials 50",
-    "search_space": "--space FILE.yaml",
-    "report_to": "--log wandb",
-    "resume_from_checkpoint": "`budgetsearch resume RUN` goes on with a run",
-    "warmup_ratio": FIXED,
-    "lr_scheduler_type": FIXED,
-    "gradient_checkpointing": FIXED,
+    "model_name": MODEL,
+    "model_name_or_path": MODEL,
+    "base_model": MODEL,
+    "dataset": DATA,
+    "dataset_name": "use --data hub:OWNER/NAME/FILE.jsonl",
+    "train_file": DATA,
+    "train_data": DATA,
+    "eval_file": VALID,
+    "validation_file": VALID,
+    "test_size": "use --valid-share 0.1",
+    "output": OUT,
+    "output_dir": OUT,
+    "max_seq_length": LENGTH,
+    "max_seq_len": LENGTH,
+    "cutoff_len": LENGTH,
+    "target_modules": TARGETS,
+    "lora_target_modules": TARGETS,
+    "trials": TRIALS,
+    "n_trials": TRIALS,
+    "num_trials": TRIALS,
+    "search_space": "use --space FILE.yaml",
+    "report_to": "use --log wandb",
+    "resume_from_checkpoint": "`budgetsearch resume RUN` goes on with a run; give it the run's folder",
+    "lr_scheduler_type": "give nothing: after a short warmup the rate stays, and it falls over the last "
+    "fifth of the full run (docs/training.md)",
+    "gradient_checkpointing": "give nothing: it is used where memory needs it or the calibration finds it "
+    "faster",
 }
 """What to give instead, by the name."""
 
@@ -117,7 +126,7 @@ def said_here(
         more: what else was given: all that is to be fixed stands in one answer.
     """
     if name in SAID:
-        return f"there is no such setting here; instead: {SAID[name]}."
+        return f"there is no such setting here; {SAID[name]}."
     if name not in KNOB_NAMES:
         return None
     given = {name: value, **{one: other for one, other in (more or {}).items() if one in KNOB_NAMES}}

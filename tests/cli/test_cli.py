@@ -17,6 +17,7 @@ from budgetsearch.cli import app
 from budgetsearch.cli.output import console
 from budgetsearch.core.errors import LateError
 from budgetsearch.run import session
+from budgetsearch.run.configuration import load_settings
 from budgetsearch.run.other_trainers import KNOB_NAMES, SAID
 from budgetsearch.run.prepare import Watch
 from budgetsearch.run.settings import Settings
@@ -202,7 +203,26 @@ def test_an_option_of_other_trainers_is_answered_with_one_that_exists(name: str)
     assert code == 2
     known = {option for one in get_command(app).commands["run"].params for option in one.opts}  # type: ignore[attr-defined]
     assert set(re.findall(r"--[a-z-]+", text)) - {given} <= known
-    assert f"{given}: there is no such setting here; instead" in text
+    assert f"{given}: there is no such setting here; " in text
+
+
+@pytest.mark.parametrize("name", sorted(SAID))
+def test_in_a_file_the_answer_is_a_key_that_the_file_may_have(
+    name: str, good: list[str], tmp_path: Path
+) -> None:
+    """No flag is named, the remedy has its verb, and what is to be written is taken as it stands."""
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"{name}: 3\n")
+    code, text = invoke(*good, "--config", str(file))
+    said = " ".join(text.split())
+    assert code == 2
+    assert f"settings.yaml: {name}: there is no such setting here; " in said
+    told = re.search(r"; (?:use `([^`]+)`|use --log|give|`budgetsearch resume)", said)
+    assert told is not None, said
+    assert {"--log"} >= set(re.findall(r"--[a-z-]+", said[said.index("; ") :]))
+    if told[1] is not None:
+        file.write_text(told[1].replace("FILE.yaml", "lora"))
+        assert load_settings({"gpu": "cpu"}, file)
 
 
 def test_all_that_is_to_be_fixed_stands_in_one_answer_and_a_slip_is_told_what_was_meant(
