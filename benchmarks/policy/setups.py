@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from budgetsearch.core.footprint import Footprint
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.space.space import Space
 from tests.support.worlds import Change
 

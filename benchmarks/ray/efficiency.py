@@ -28,7 +28,7 @@ from benchmarks.ray import sleeper
 from budgetsearch.core.decisions import NeedCandidates, Run
 from budgetsearch.core.events import Decided, Entry, Opened
 from budgetsearch.core.history.history import History
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.engines.ray.engine import RayEngine
 from budgetsearch.engines.ray.messages import FleetSpec

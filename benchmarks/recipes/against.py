@@ -25,12 +25,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SEARCH_SHARE = 0.6
-"""Of its time the loop searches."""
-TRIAL_SHARE = 0.1
-"""A trial of the search is as long as this part of the whole time would hold."""
-LAST_SECONDS = 3.0
-"""Kept for the end of the loop."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -122,87 +116,9 @@ def _evaluated(recipe: str, run: Path) -> dict[str, Any]:
 def loop(recipe: str, seconds: float, seed: int) -> dict[str, Any]:
     """The loop around Optuna; its seconds count from here, imports of the recipe included."""
     began = time.monotonic()
-    import optuna
+    from benchmarks.recipes.loop import Loop
 
-    from budgetsearch.core.records import Schedule
-    from budgetsearch.core.schedule import COOLDOWN_SHARE
-    from budgetsearch.core.space.space import Space
-    from budgetsearch.training.recipes.loading import find_recipe, load_recipe
-    from budgetsearch.training.recipes.protocol import Course
-    from budgetsearch.training.recipes.running import losses_of, mean
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    own = load_recipe(find_recipe(recipe))
-    own.setup("cpu")
-    space = Space.parse({**(own.space or {}), "free": True})
-
-    def course(length: int) -> Course:
-        schedule = Schedule(min(20, length // 3), length, max(1, int(COOLDOWN_SHARE * length)))
-        return Course(lambda: schedule, lambda: False, lambda units, loss: None)
-
-    def left() -> float:
-        return seconds - (time.monotonic() - began)
-
-    rate = _rate(own, space.default(), course(10**9), 0.02 * seconds)
-    most = own.length or 10**9
-    length = max(own.step * 9, min(most, int(TRIAL_SHARE * seconds * rate)))
-    trained: dict[str, float] = {}
-
-    def objective(trial: optuna.Trial) -> float:
-        params = space.from_unit({name: trial.suggest_float(name, 0.0, 1.0) for name in space.searched})
-        state, way, units = own.start(params, seed), course(length), 0
-        for part in range(1, 10):
-            start, end = time.monotonic(), length * part // 9
-            own.train(state, units, end, way)
-            trained["rate"] = (end - units) / max(1e-9, time.monotonic() - start)
-            units = end
-            loss = mean(losses_of(own.evaluate(state)))
-            trial.set_user_attr("params", dict(params))
-            trial.set_user_attr("rate", trained["rate"])
-            trial.report(loss, part)
-            if trial.should_prune() or left() < (1 - SEARCH_SHARE) * seconds:
-                raise optuna.TrialPruned
-        return loss
-
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner)
-    study.optimize(
-        objective, timeout=left() - (1 - SEARCH_SHARE) * seconds, catch=(ArithmeticError, ValueError)
-    )
-    best = _best(study.trials)
-    params = best.user_attrs["params"]
-    goal = min(most, int(0.9 * (left() - LAST_SECONDS) * best.user_attrs["rate"]))
-    state, units, way = own.start(params, seed), 0, course(goal)
-    while units < goal and left() > LAST_SECONDS:
-        end = min(goal, units + max(own.step, goal // 50))
-        own.train(state, units, end, way)
-        units = end
-    return {
-        "loss": mean(losses_of(own.evaluate(state))),
-        "params": params,
-        "units": units,
-        "planned_units": goal,
-        "trials": len(study.trials),
-        "spent_seconds": seconds - left(),
-    }
-
-
-def _rate(own: Any, params: Mapping[str, Any], course: Any, seconds: float) -> float:
-    """Units per second, as the loop's author would have timed them."""
-    state, units, size = own.start(params, 0), 0, own.step
-    own.train(state, units, units + size, course)
-    units, began, mark = units + size, time.monotonic(), units + size
-    while time.monotonic() - began < seconds:
-        own.train(state, units, units + size, course)
-        units, size = units + size, 2 * size
-    return float((units - mark) / max(1e-9, time.monotonic() - began))
-
-
-def _best(trials: Sequence[Any]) -> Any:
-    """The finished trial of the least loss; where none finished, that of the least loss reported."""
-    known = [trial for trial in trials if trial.intermediate_values and "params" in trial.user_attrs]
-    finished = [trial for trial in known if trial.value is not None and trial.state.name == "COMPLETE"]
-    return min(finished or known, key=lambda trial: min(trial.intermediate_values.values()))
+    return Loop.around(recipe, seconds, seed, began).run()
 
 
 def line(found: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ Units as in ``core.records``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,9 @@ class Plan:
     token_shares: Mapping[str, float] = field(default_factory=dict)
     """Of several models, by label: the tokens that the same rows are, over those of the first. Tokens of the
     data and of steps are counted with the first model's."""
+    length_shares: tuple[tuple[int, float], ...] = ()
+    """Where trials may have a ``max_length`` of their own: lengths, ascending, and which part of the training
+    tokens rows that are cut there still have."""
 
     @property
     def full_seconds(self) -> float:
@@ -115,8 +119,20 @@ class Plan:
         return self.token_shares.get(Base.parse(base).model, 1.0)
 
     def step_of(self, params: Params) -> float:
-        """Mean tokens of one optimizer step of a configuration's model."""
-        return self.step_tokens * self.token_share(self.cost_class(params))
+        """Mean tokens of one optimizer step of a configuration's model and length."""
+        share = self.token_share(self.cost_class(params)) * self.length_share(params)
+        return self.step_tokens * share
+
+    def length_share(self, params: Params) -> float:
+        """Which part of the training tokens a configuration sees, between lengths as on a straight line."""
+        length = self.knobs(params).get("max_length")
+        if length is None or not self.length_shares:
+            return 1.0
+        known = [(0, 0.0), *self.length_shares]
+        for (low, below), (high, above) in itertools.pairwise(known):
+            if float(length) <= high:
+                return below + (above - below) * (float(length) - low) / (high - low)
+        return known[-1][1]
 
     def grading_seconds(self, quantization: str) -> float:
         """What the answers of one checkpoint take, as calibrated."""

@@ -1,10 +1,7 @@
-"""Orders and results between driver and workers, as frozen, JSON-able dataclasses.
+"""Orders and results between driver and workers, as frozen dataclasses that ``core.codec`` makes JSON of.
 
-They are JSON-able by ``core.codec``; what workers tell on the way is in ``core.reports``, what happens to all
-of them in ``core.events``, the plan of a run in ``core.plan``, what the policy answers in ``core.decisions``.
-
-Units: seconds, bytes and tokens throughout. A token is one position of a training row, prompt and
-completion alike, padding excluded.
+What workers tell on the way is in ``core.reports``, what happens in ``core.events``. Units: seconds, bytes
+and tokens throughout; a token is one position of a training row, prompt and completion alike, no padding.
 """
 
 from __future__ import annotations
@@ -99,7 +96,11 @@ class Schedule:
     stop_tokens: int
     """Where the rate reaches zero, if there is a cooldown."""
     cooldown_tokens: int = 0
-    """Length of the (1 - sqrt) cooldown that ends at ``stop_tokens``; 0 while on the trunk."""
+    """Length of the cooldown that ends at ``stop_tokens``; 0 while on the trunk."""
+    shape: str = "sqrt"
+    """How the rate falls in it: see ``core.schedule``."""
+    share: float = 0.2
+    """The part of a full run that cools down, where its end may still move."""
 
 
 @dataclass(frozen=True)

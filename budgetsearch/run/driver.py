@@ -31,7 +31,8 @@ from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.deadline import grace_seconds, landing_seconds, seconds_left, watchdog_patience
 from budgetsearch.core.policy.decide import IN_VAIN, decide
 from budgetsearch.core.policy.jobs import new_trial, score_jobs
-from budgetsearch.core.policy.planning import PlanRequest, make_plan
+from budgetsearch.core.policy.planning import make_plan
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Calibrations, Clock, Engine, Exporter, Sampler
 from budgetsearch.core.records import Calibration, Job, Score, SegmentResult, TrainJob
 from budgetsearch.core.reports import Beat, JobEnded, Notice, Report

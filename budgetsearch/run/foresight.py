@@ -10,7 +10,8 @@ from pathlib import Path
 from budgetsearch.core.errors import BudgetError, DeviceError, LateError, ModelError, UsageError
 from budgetsearch.core.policy.jobs import OPTIONAL_SHARE, probe_seconds
 from budgetsearch.core.policy.minimum import too_small
-from budgetsearch.core.policy.planning import PlanRequest, minimum_seconds
+from budgetsearch.core.policy.planning import minimum_seconds
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.records import Calibration
 from budgetsearch.core.resources.disk import CHECKPOINT_BYTES
 from budgetsearch.core.resources.memory import LEAST_POSITIONS, foresee
@@ -23,6 +24,7 @@ from budgetsearch.machine.profiles import profile
 from budgetsearch.machine.shapes import ModelShape, shape_of
 from budgetsearch.run.calibrations import calibrations_of, preparation_of
 from budgetsearch.run.guesses import TrainedWith, guess_calibration
+from budgetsearch.run.lengths import lengths_of, with_longest
 from budgetsearch.run.preflight import Resolved, check_inputs, known_shape
 from budgetsearch.run.prepare import DataSize, request_for
 from budgetsearch.run.settings import Settings
@@ -115,6 +117,7 @@ def gather(settings: Settings, cache: Path, *, need_shape: bool = True) -> Input
         UsageError: an input, the model or the card cannot be used.
     """
     space = load_space(settings.space)
+    settings = with_longest(settings, space)
     check_inputs(settings, space)
     shape, source = None, "unknown"
     try:
@@ -233,7 +236,8 @@ def guessed_request(inputs: Inputs, budget_seconds: float) -> PlanRequest:
         valid = guess_data(settings.valid, None).rows
     train = data.rows if settings.valid else max(1, data.rows - valid)
     tokens = min(data.tokens_per_row, settings.max_length)
-    size = DataSize(max(1, round(train * tokens)), train, valid, settings.max_length)
+    shares = tuple((length, min(1.0, length / tokens)) for length in lengths_of(inputs.space))
+    size = DataSize(max(1, round(train * tokens)), train, valid, settings.max_length, shares)
     request = request_for(settings, budget_seconds, inputs.card, inputs.space, size, inputs.known_shape)
     return replace(request, max_gang=1)  # what gangs gain is measured, never guessed
 

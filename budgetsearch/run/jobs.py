@@ -16,7 +16,8 @@ from budgetsearch.core.policy.deadline import (
 )
 from budgetsearch.core.policy.jobs import calibration_job
 from budgetsearch.core.policy.minimum import too_small
-from budgetsearch.core.policy.planning import PlanRequest, another_pays
+from budgetsearch.core.policy.planning import another_pays
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Calibrations, Clock, Engine
 from budgetsearch.core.records import Calibration, Job, Phase, Score, SegmentResult, TrainJob
 from budgetsearch.core.reports import JobEnded

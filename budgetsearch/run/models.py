@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from budgetsearch.core.bases import DIMENSION, OF_MODEL, Base, ModelSetup
 from budgetsearch.core.errors import DataError, RunFolderError
 from budgetsearch.core.events import Opened
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Say
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space.dimensions import Number

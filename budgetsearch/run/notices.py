@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.policy.planning import SINGLE, PlanRequest
+from budgetsearch.core.policy.planning import SINGLE
+from budgetsearch.core.policy.request import PlanRequest
 
 FEW_ROWS = 8
 """With fewer validation rows a difference of two losses says next to nothing, and has no interval."""

@@ -41,6 +41,8 @@ KNOB_NAMES: Mapping[str, tuple[str, str]] = {
     "weight_decay": ("weight_decay", "0.01"),
     "warmup_steps": ("warmup_steps", "20"),
     "warmup_ratio": ("warmup_steps", "20"),
+    "lr_scheduler_type": ("schedule", "linear"),
+    "lr_scheduler": ("schedule", "linear"),
     "max_grad_norm": ("clip_norm", "0.3"),
     "clip_norm": ("clip_norm", "0.3"),
     "use_rslora": ("rslora", "true"),
@@ -100,8 +102,6 @@ SAID: Mapping[str, str] = {
     "search_space": "use --space FILE.yaml",
     "report_to": "use --log wandb",
     "resume_from_checkpoint": "`budgetsearch resume RUN` goes on with a run; give it the run's folder",
-    "lr_scheduler_type": "give nothing: after a short warmup the rate stays, and it falls over the last "
-    "fifth of the full run (docs/training.md)",
     "gradient_checkpointing": "give nothing: it is used where memory needs it or the calibration finds it "
     "faster",
 }

@@ -33,6 +33,7 @@ from budgetsearch.machine.detect import Card, detect
 from budgetsearch.machine.shapes import ModelShape
 from budgetsearch.run.choose_engine import check_engine, is_elsewhere
 from budgetsearch.run.first_guesses import said_of_tries, with_guesses
+from budgetsearch.run.lengths import with_longest
 from budgetsearch.run.recipe_inputs import anchored_recipe, check_recipe, recipe_space
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
@@ -76,7 +77,7 @@ def resolve(settings: Settings) -> Resolved:
     for model in settings.models:
         check_source(model)
     space = space_of(settings)
-    settings = with_guesses(settings, space)
+    settings = with_longest(with_guesses(settings, space), space)
     check_inputs(settings, space)
     return Resolved(settings, space, card)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from budgetsearch.core.errors import ModelError
 from budgetsearch.core.events import Opened
 from budgetsearch.core.metric import LOSS, read_metric
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Say
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space.space import Space
@@ -24,6 +24,7 @@ from budgetsearch.machine.anatomy import table_of
 from budgetsearch.machine.configs import read_config
 from budgetsearch.machine.memory import footprints
 from budgetsearch.machine.shapes import ModelShape, shape_of
+from budgetsearch.run.lengths import length_shares
 from budgetsearch.run.possible import check_possible, examined
 from budgetsearch.run.preflight import check_disks, largest_adapter, run_need
 from budgetsearch.run.spaces import following
@@ -235,12 +236,15 @@ class DataSize:
     valid_rows: int
     longest: int
     """Tokens of the longest training row."""
+    shares: tuple[tuple[int, float], ...] = ()
+    """See ``Plan.length_shares``."""
 
 
 def request_of(prepared: Prepared, space: Space, budget_seconds: float) -> PlanRequest:
     """What the plan rests on, beside what is still to be measured."""
     train, valid = prepared.data.train_stats, prepared.data.valid_stats
-    size = DataSize(train.tokens, train.rows, valid.rows, train.max_row_tokens)
+    sizes = train.tokens, train.rows, valid.rows, train.max_row_tokens
+    size = DataSize(*sizes, length_shares(prepared.data, space))
     request = request_for(prepared.settings, budget_seconds, prepared.card, space, size, prepared.shape)
     return dataclasses.replace(request, refused=prepared.anatomy.refused)
 
@@ -294,6 +298,7 @@ def request_for(
         refused=shape.refused if shape is not None else {},
         footprints=foreseen,
         longest=data.longest,
+        length_shares=data.shares,
         dropout=max(float(value) for value in space.values_of("dropout")),
         metric=read_metric(settings.metric, settings.direction),
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from budgetsearch.core.code import RecipeCode
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space.space import Space
 from budgetsearch.run.export import AdapterExporter

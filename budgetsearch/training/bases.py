@@ -139,7 +139,7 @@ def load_base(
     model = whole_base(
         path, quantization, device, trust_remote_code=trust_remote_code, half=half, targets=targets
     )
-    _keep_bits(model)
+    keep_bits(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     model.eval()
@@ -335,7 +335,7 @@ def _unpacked(checkpoint: str) -> Any:
     return {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}[checkpoint](dequantize=True)
 
 
-def _keep_bits(model: Any) -> None:
+def keep_bits(model: Any) -> None:
     """Stop bitsandbytes from repacking nf4 weights at the first evaluation on a CPU with AVX512-BF16.
 
     The packed form rounds the scales to bf16 for good, so a trial would see another base after the

@@ -112,9 +112,13 @@ def width_step(device: str) -> int:
     return 1 if device == "cpu" else CARD_WIDTHS
 
 
-def collate(data: TokenSet, groups: Sequence[Sequence[int]], pad: int, step: int = 1) -> Batch:
-    """The rows of each member as one batch, as wide as the longest of them all, rounded up to ``step``."""
-    encoded = [data.row(row) for rows in groups for row in rows]
+def collate(sets: Sequence[TokenSet], groups: Sequence[Sequence[int]], pad: int, step: int = 1) -> Batch:
+    """The rows of each member as one batch, as wide as the longest of them all, rounded up to ``step``.
+
+    ``sets``: what the rows of each member are of.
+    """
+    both = [*zip(sets, groups, strict=True)]
+    encoded = [data.row(row) for data, rows in both for row in rows]
     width = _up(max(len(ids) for ids, _ in encoded), step)
     ids = numpy.full((len(encoded), width), pad, dtype=numpy.int64)
     trained = numpy.zeros((len(encoded), width), dtype=bool)
@@ -126,10 +130,10 @@ def collate(data: TokenSet, groups: Sequence[Sequence[int]], pad: int, step: int
         ids=torch.from_numpy(ids),
         places=torch.from_numpy(places - 1),
         labels=torch.from_numpy(ids.reshape(-1)[places]),
-        targets=tuple(sum(data.targets(row) for row in rows) for rows in groups),
+        targets=tuple(sum(data.targets(row) for row in rows) for data, rows in both),
         rows=tuple(len(rows) for rows in groups),
-        lengths=tuple(_up(int(max((data.lengths[r] for r in rows), default=0)), step) for rows in groups),
-        tokens=tuple(int(sum(data.lengths[row] for row in rows)) for rows in groups),
+        lengths=tuple(_up(int(max((data.lengths[r] for r in rows), default=0)), step) for data, rows in both),
+        tokens=tuple(int(sum(data.lengths[row] for row in rows)) for data, rows in both),
     )
 
 

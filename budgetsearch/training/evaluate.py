@@ -52,7 +52,7 @@ def example_losses(
     with torch.inference_mode():
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            packed = collate(data, [rows] * members, pad, width_step(device))
+            packed = collate([data] * members, [rows] * members, pad, width_step(device))
             worn = gang.passing(Pass(packed.rows, packed.lengths)) if gang else nullcontext()
             with worn, unmasked(model, packed.ids.shape[1]), mixed(device, half):
                 found = target_losses(model, packed.to(device)).view(members, -1)

@@ -51,7 +51,7 @@ def _unlike_rows(shop: Shop) -> tuple[int, int]:
 
 def _gradients(base: Any, group: Sequence[Member], rows: list[list[int]], shop: Shop) -> torch.Tensor:
     """All gradients of the first of the group, one after the other."""
-    batch = collate(shop.data.train, rows, shop.pad, width_step(shop.device))
+    batch = collate([shop.data.train] * len(rows), rows, shop.pad, width_step(shop.device))
     gang = Gang(base, [member.adapter for member in group])
     now = Pass(batch.rows, batch.lengths, ["exact"] * len(group), training=True)
     with gang.worn(), gang.passing(now), unmasked(base, batch.ids.shape[1]):

@@ -21,6 +21,7 @@ from budgetsearch.training.batches import DataOrder, passes, width_step
 from budgetsearch.training.gang import Tensors
 
 if TYPE_CHECKING:
+    from budgetsearch.training.data.store import TokenSet
     from budgetsearch.training.data.tokens import PreparedData
     from budgetsearch.training.metric import Grader
 
@@ -110,6 +111,8 @@ class Member:
     segment: Segment
     adapter: Adapter
     optimizer: torch.optim.Optimizer
+    rows: TokenSet
+    """What it trains on."""
     order: DataOrder
     micro_batch: int
     plain_positions: int = 0
@@ -153,8 +156,11 @@ class Member:
     @classmethod
     def _new(cls, segment: Segment, shop: Shop, adapter: Adapter) -> Member:
         optimizer = make_optimizer(shop.optimizer, adapter.weights(), segment.params)
-        order = DataOrder(shop.data.train.lengths, segment.batch_size, shop.seed)
-        member = cls(shop, segment, adapter, optimizer, order, segment.micro_batch, segment.plain_positions)
+        longest = segment.params.get("max_length")
+        rows = shop.data.train_to(None if longest is None else int(longest))
+        order = DataOrder(rows.lengths, segment.batch_size, shop.seed)
+        sizes = segment.micro_batch, segment.plain_positions
+        member = cls(shop, segment, adapter, optimizer, rows, order, *sizes)
         member.scale = LOSS_SCALE if shop.half == "fp16" and shop.device != "cpu" else 1.0
         return member
 
@@ -176,8 +182,8 @@ class Member:
         """The next optimizer step is on these rows of the training data."""
         self._pending = self._passes(rows)
         self._losses = []
-        self._targets = sum(self.shop.data.train.targets(row) for row in rows)
-        self._tokens = int(self.shop.data.train.lengths[rows].sum())
+        self._targets = sum(self.rows.targets(row) for row in rows)
+        self._tokens = int(self.rows.lengths[rows].sum())
 
     def _passes(self, rows: Sequence[int]) -> list[list[int]]:
         step = width_step(self.shop.device)

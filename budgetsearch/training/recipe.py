@@ -72,8 +72,8 @@ class GangTraining:
     """Who trained side by side so far, and for how long."""
     writer: Writer = field(default_factory=Writer)
     """Of the checkpoints."""
-    _ahead: tuple[list[list[int]], Batch] | None = None
-    """The rows of the next pass, as far as they are known, and what was made of them."""
+    _ahead: tuple[list[int], list[list[int]], Batch] | None = None
+    """Whose rows the next pass is on, and which, as far as that is known; and what was made of them."""
     _passes: int = 0
     """Of the stint under way."""
     _plain: bool = False
@@ -185,7 +185,7 @@ class GangTraining:
         """A micro-batch of every member that fits in; whoever completes its effective batch steps."""
         start = time.monotonic()
         rows, device = self._side_by_side(group, [m.next_rows() for m in group]), self.shop.device
-        batch = self._prepared(rows)
+        batch = self._prepared(group, rows)
         now = Pass(batch.rows, batch.lengths, [m.mask_seed for m in group], training=True)
         alone = self.recompute and len(group) == 1
         self._plain = alone and batch.ids.numel() <= group[0].plain_positions
@@ -205,7 +205,7 @@ class GangTraining:
         complete = [member for member, own, part in done if own and member.take(part)]
         for k, member in enumerate(group):
             member.positions += batch.ids.shape[1] * batch.rows[k]
-        self._prepare(self._side_by_side(group, [m.rows_ahead() for m in group]))
+        self._prepare(group, self._side_by_side(group, [m.rows_ahead() for m in group]))
         if complete:
             # One wait for the device, however many members.
             found = torch.stack([m.measure() for m in complete]).tolist()
@@ -215,17 +215,18 @@ class GangTraining:
         for k, member in enumerate(group):
             member.charge("train", seconds * batch.tokens[k] / sum(batch.tokens))
 
-    def _prepare(self, rows: list[list[int]]) -> Batch:
+    def _prepare(self, group: list[Member], rows: list[list[int]]) -> Batch:
         """The batch of these rows on its way to the device: before anybody waits for the pass that runs."""
-        batch = collate(self.shop.data.train, rows, self.shop.pad, width_step(self.shop.device))
+        batch = collate([m.rows for m in group], rows, self.shop.pad, width_step(self.shop.device))
         batch = batch.to(self.shop.device)
-        self._ahead = rows, batch
+        self._ahead = _ids(group), rows, batch
         return batch
 
-    def _prepared(self, rows: list[list[int]]) -> Batch:
+    def _prepared(self, group: list[Member], rows: list[list[int]]) -> Batch:
         """The same, if it was not prepared already: a step may begin again, or a neighbour have left."""
         known, self._ahead = self._ahead, None
-        return known[1] if known is not None and known[0] == rows else self._prepare(rows)
+        same = known is not None and known[:2] == (_ids(group), rows)
+        return known[2] if known is not None and same else self._prepare(group, rows)
 
     def _side_by_side(self, group: list[Member], rows: list[list[int]]) -> list[list[int]]:
         """The micro-batch of each member; nothing of those whose rows, padded to the widest one's length, do
@@ -406,6 +407,10 @@ class GangTraining:
             member.status, member.detail = "unwritten", str(error)
             self.evaluated.pop(member.segment.trial_id, None)
             return None
+
+
+def _ids(group: Sequence[Member]) -> list[int]:
+    return [member.segment.trial_id for member in group]
 
 
 def _no_room(members: Sequence[Member], shop: Shop) -> str:

@@ -98,7 +98,7 @@ def passes(base: Any, shop: Shop) -> Callable[[int], float]:
     """A clock for passes forward over one row of middling length, which is the same in each."""
     data = shop.data.train
     row = sorted(range(len(data)), key=lambda one: (data.lengths[one], one))[len(data) // 2]
-    batch = collate(data, [[row]], shop.pad)
+    batch = collate([data], [[row]], shop.pad)
 
     def time_pass(number: int) -> float:
         torch.set_num_threads(number)

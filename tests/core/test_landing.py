@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from budgetsearch.core.landing import Flight, Pilot, fly
 from budgetsearch.core.policy.costs import CostModel
 from budgetsearch.core.records import Landing, Revision, Schedule, Segment, SegmentResult
-from budgetsearch.core.schedule import ending_at, rate_factor
+from budgetsearch.core.schedule import FALLS, ending_at, full_schedule, rate_factor
 from budgetsearch.views.shortfalls import shortfalls
 from tests.support.factories import Story, paused
 
@@ -112,15 +112,36 @@ def test_whatever_the_machine_does_it_is_hardly_late(parts: list[tuple[float, fl
         assert again.schedule == expected
 
 
-@given(st.integers(1_000, 50_000), st.integers(100, 60_000), st.integers(1, 80_000))
-def test_a_moved_end_does_not_make_the_rate_jump(stop: int, tokens: int, more: int) -> None:
-    """Wherever the end moves."""
-    before = Schedule(100, stop, max(1, stop // 5))
+@given(
+    st.integers(1_000, 50_000),
+    st.integers(100, 60_000),
+    st.integers(1, 80_000),
+    st.sampled_from(sorted(FALLS)),
+    st.sampled_from([0.1, 0.2, 1.0]),
+)
+def test_a_moved_end_does_not_make_the_rate_jump(
+    stop: int, tokens: int, more: int, shape: str, share: float
+) -> None:
+    """Wherever the end moves, and however the rate falls."""
+    before = Schedule(100, stop, max(1, int(share * stop)), shape, share)
     tokens = min(tokens, stop - 1)
     after = ending_at(before, tokens, tokens + more)
     assert after.stop_tokens == tokens + more
     assert abs(rate_factor(after, tokens) - rate_factor(before, tokens)) < 0.02 + 1.0 / max(1, more) ** 0.5
-    assert rate_factor(after, tokens + more) == 0.0
+    assert rate_factor(after, tokens + more) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_configuration_says_how_the_rate_falls_and_over_which_part() -> None:
+    """Half of the way through each cooldown, and where it begins; without a word a fifth, as 1 - sqrt."""
+    halves = {"sqrt": 1 - 0.5**0.5, "linear": 0.5, "cosine": 0.5}
+    for shape, half in halves.items():
+        found = ending_at(full_schedule({"schedule": shape, "cooldown": 0.4}, 10, 1000), 500, 1000)
+        assert (1.0, pytest.approx(half)) == (rate_factor(found, 600), rate_factor(found, 800))
+    assert FALLS["linear"](0.75) > FALLS["cosine"](0.75) > FALLS["sqrt"](0.75)
+    usual = ending_at(full_schedule({}, 10, 1000), 500, 1000)
+    assert (800, "sqrt") == (usual.stop_tokens - usual.cooldown_tokens, usual.shape)
+    late = ending_at(full_schedule({"cooldown": 1.0}, 10, 1000), 500, 1000)
+    assert 1.0 == rate_factor(late, 500), "it begins where the trial stands, without a jump"
 
 
 def test_a_link_that_is_not_the_last_one_stops_and_leaves_the_schedule_alone() -> None:

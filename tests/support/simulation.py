@@ -10,7 +10,7 @@ from pathlib import Path
 from budgetsearch.core.events import Entry, Opened
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.simulator import VirtualClock

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.anatomy import examine
-from budgetsearch.training.bases import load_base
+from budgetsearch.training.bases import keep_bits, load_base
 from budgetsearch.training.gang import Gang, Pass
 from budgetsearch.training.modes import training_mode
 from budgetsearch.training.parts import Parts
@@ -148,6 +148,8 @@ def four_bits(path: Path, folder: Path) -> tuple[float, list[float | None]]:
     for snippet in (load_snippet, other_snippet):
         lines, found = snippet(model, "nf4", str(folder), "cpu"), {}
         exec("\n".join(line for line in lines if "AutoTokenizer." not in line), found)
+        if lines:  # some processors would get weights of another form, and only of some shapes
+            keep_bits(found["model"])
         with torch.no_grad():
             got.append(float(row_losses(found["model"].eval(), ids).mean()) if lines else None)
     return said, got

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import budgetsearch
 from budgetsearch.cli import app
 from budgetsearch.core.errors import BudgetError, DeviceError, ModelError, UsageError
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.resources.memory import DOUBT
 from budgetsearch.machine.configs import find_config, known_models
 from budgetsearch.machine.profiles import PROFILES

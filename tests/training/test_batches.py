@@ -95,7 +95,7 @@ def test_several_answers_of_a_row_are_trained_and_what_stands_between_is_not(tmp
         for ids, mask in rows:
             writer.add(ids, [flag == "1" for flag in mask])
     data = TokenSet(tmp_path / "rows.safetensors")
-    batch = collate(data, [[0], [1, 2]], pad=0)
+    batch = collate([data] * 2, [[0], [1, 2]], pad=0)
     assert [2, 3, 6, 8, 1] == batch.labels.tolist()
     assert [0, 1, 4, 6, 12] == batch.places.tolist()
     assert (3, 2) == batch.targets
@@ -109,7 +109,7 @@ def test_several_answers_of_a_row_are_trained_and_what_stands_between_is_not(tmp
 def test_a_batch_holds_every_member_and_only_trained_labels(shop: Shop) -> None:
     """Places point at the position before each completion token, through all rows of all members."""
     data, groups = shop.data.train, [[3, 11], [20], [41, 5, 6]]
-    batch = collate(data, groups, pad=7)
+    batch = collate([data] * len(groups), groups, pad=7)
     assert (2, 1, 3) == batch.rows
     assert batch.ids.shape == (6, max(data.lengths[row] for rows in groups for row in rows))
     flat, expected = batch.ids.flatten(), []

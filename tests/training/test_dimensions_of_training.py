@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,52 @@ def test_noise_on_the_embeddings_is_each_members_own(shop: Shop, tiny_model: Pat
     assert math.isclose(alone.loss, together[0].loss or 0.0, rel_tol=1e-5)
     assert math.isclose(quiet.loss, together[1].loss or 0.0, rel_tol=1e-5)
     assert abs(alone.loss - quiet.loss) > 1e-4
+
+
+def test_rows_are_cut_where_the_configuration_says(shop: Shop, tiny_model: Path) -> None:
+    """A step never sees a token behind it; rows whose answers lie there wholly are not trained on."""
+    whole = shop.data.train
+    length = int(whole.lengths.max()) - 8
+    member = Member.set_up(base(tiny_model), make_segment(params={**PLAIN, "max_length": length}), shop)
+    assert member.rows is shop.data.train_to(length), "made once"
+    assert int(member.rows.lengths.max()) == length < int(whole.lengths.max())
+    within = [sum(whole.row(row)[1][1:length]) for row in range(len(whole))]
+    assert [member.rows.targets(row) for row in range(len(member.rows))] == [n for n in within if n]
+    rows = member.order.step_rows(0)
+    member.begin_step(rows)
+    assert member.step_targets == sum(member.rows.targets(row) for row in rows)
+    assert shop.data.train_to(10**6) is whole
+    assert whole.sha256() == member.rows.sha256()
+    short = shop.data.train_to(3)
+    assert len(short) < len(whole)
+
+
+def test_members_of_other_lengths_train_side_by_side_as_alone(shop: Shop, tiny_model: Path) -> None:
+    """Each on its own rows, which have other numbers; and the longest is worth what it says."""
+    model = base(tiny_model)
+    length = int(sorted(shop.data.train.lengths)[len(shop.data.train) // 2])
+    cut = make_segment(stop=600, params={**PLAIN, "max_length": length})
+    plain = make_segment(stop=600, params=PLAIN, trial_id=4)
+    (alone,) = train_gang(model, [cut], shop, 8)
+    (whole,) = train_gang(model, [plain], shop, 8)
+    together = train_gang(model, [cut, plain], shop, 8)
+    assert alone.loss is not None and whole.loss is not None
+    assert math.isclose(alone.loss, together[0].loss or 0.0, rel_tol=1e-5)
+    assert math.isclose(whole.loss, together[1].loss or 0.0, rel_tol=1e-5)
+    assert abs(alone.loss - whole.loss) > 1e-4
+
+
+def test_a_cooldown_of_ones_own_shape_is_followed(shop: Shop, tiny_model: Path) -> None:
+    """The rate of every step is that of the segment's schedule."""
+    segment = make_segment(stop=10_000, params=PLAIN)
+    segment = replace(segment, schedule=replace(segment.schedule, cooldown_tokens=8_000, shape="cosine"))
+    member = Member.set_up(base(tiny_model), segment, shop)
+    for weight in member.adapter.weights().values():
+        weight.grad = torch.ones_like(weight)
+    member.begin_step([0])
+    member.tokens = segment.schedule.stop_tokens - 2_000
+    member.finish_step(1.0, 1.0)
+    rates = {group["lr"] for group in member.optimizer.param_groups}
+    left = 0.5 * (1 + math.cos(0.75 * math.pi))
+    assert rates
+    assert all(math.isclose(rate, float(PLAIN["learning_rate"]) * left) for rate in rates)

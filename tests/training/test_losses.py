@@ -72,7 +72,7 @@ def test_losses_are_those_of_all_the_logits(family: str, shop: Shop) -> None:
     model, data = model_of(family), shop.data.train
     rows = [3, 11, 20, 41]
     assert len({data.lengths[row] for row in rows}) > 1
-    found = target_losses(model, collate(data, [rows], pad=0))
+    found = target_losses(model, collate([data], [rows], pad=0))
     expected = torch.cat([row_losses(model, *map(torch.tensor, data.row(row))) for row in rows])
     assert torch.allclose(expected, found, rtol=0.0, atol=1e-10)
 
@@ -134,7 +134,7 @@ def test_logits_of_the_prompt_are_never_computed(family: str, shop: Shop) -> Non
     """The output layer passes one position on for each completion token, and nothing else."""
     model, seen = model_of(family), []
     handle = model.lm_head.register_forward_hook(lambda m, args, output: seen.append(output.shape[:2]))
-    target_losses(model, collate(shop.data.train, [[3, 11]], pad=0))
+    target_losses(model, collate([shop.data.train], [[3, 11]], pad=0))
     handle.remove()
     targets = sum(shop.data.train.targets(row) for row in (3, 11))
     assert [(1, targets)] == [tuple(shape) for shape in seen]
@@ -160,7 +160,7 @@ def test_a_model_without_an_output_layer_is_named(shop: Shop) -> None:
             return None
 
     with pytest.raises(ModelError, match="causal language model"):
-        target_losses(Headless(), collate(shop.data.train, [[0]], pad=0))
+        target_losses(Headless(), collate([shop.data.train], [[0]], pad=0))
 
 
 def test_members_must_have_the_same_target_layers(shop: Shop) -> None:

@@ -15,7 +15,7 @@ from budgetsearch.core.policy.metric_plan import FINALISTS_GRADED, GRADE_SHARE
 from budgetsearch.core.policy.planning import FULL_EVAL_SHARE
 from budgetsearch.core.policy.situation import LIMIT_FACTOR, LIMIT_SECONDS, Situation, segment_to
 from budgetsearch.core.records import Landing, Schedule, Segment
-from budgetsearch.core.schedule import COOLDOWN_SHARE, cooled, ending_at
+from budgetsearch.core.schedule import cooled, ending_at, full_schedule
 
 LINK_PATIENCE = 1.5
 """A link that is not the last one ends itself, and the rest is planned anew, where it takes so many times as
@@ -48,7 +48,7 @@ def full_run_link(
 def _link(situation: Situation, state: TrialState, end: int) -> Segment:
     link = _link_tokens(situation, state)
     stop = end if state.tokens + 1.3 * link >= end else state.tokens + link
-    segment = segment_to(situation, state, situation.plan.top_rung, stop, _schedule(state, end))
+    segment = segment_to(situation, state, situation.plan.top_rung, stop, _schedule(situation, state, end))
     due = stop - state.evaluated_tokens >= _evaluation_tokens(situation, state)
     segment = replace(segment, evaluate=stop >= end or due or state.best_loss is None)
     if segment.evaluate and (stop >= end or _grading_is_due(situation, state, stop)):
@@ -56,13 +56,17 @@ def _link(situation: Situation, state: TrialState, end: int) -> Segment:
     return replace(segment, landing=_landing(situation, state, segment))
 
 
-def _schedule(state: TrialState, end: int) -> Schedule:
+def _schedule(situation: Situation, state: TrialState, end: int) -> Schedule:
     """To a new end, from where the trial stands."""
-    planned = state.full_stop_tokens
-    if planned is None:
-        return Schedule(state.trial.warmup_tokens, end, max(1, int(COOLDOWN_SHARE * end)))
-    before = Schedule(state.trial.warmup_tokens, planned, state.full_cooldown_tokens)
+    before = _planned(situation, state, end)
     return ending_at(before, state.tokens, end) if state.tokens < end else before
+
+
+def _planned(situation: Situation, state: TrialState, end: int) -> Schedule:
+    """The schedule that the full run follows so far: the trunk until ``end``, if it has not begun."""
+    params = situation.plan.knobs(state.trial.params)
+    planned = end if state.full_stop_tokens is None else state.full_stop_tokens
+    return full_schedule(params, state.trial.warmup_tokens, planned, state.full_cooldown_tokens)
 
 
 def _landing(situation: Situation, state: TrialState, segment: Segment) -> Landing:
@@ -86,8 +90,9 @@ def _last_evaluation(situation: Situation, state: TrialState) -> Run | Refusal |
     needed = _last_seconds(situation, state, pessimistic=False) + situation.load_seconds(state)
     if needed > situation.left:
         return Refusal("the evaluation of the full run's last tokens", needed, situation.left)
-    schedule = Schedule(state.trial.warmup_tokens, planned, state.full_cooldown_tokens)
-    segment = segment_to(situation, state, situation.plan.top_rung, state.tokens, schedule)
+    segment = segment_to(
+        situation, state, situation.plan.top_rung, state.tokens, _planned(situation, state, planned)
+    )
     segment = replace(segment, answers=situation.plan.metric_answers)
     return situation.run(segment, "full run goes on: its last tokens are evaluated", situation.left)
 

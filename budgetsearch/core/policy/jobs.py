@@ -8,7 +8,7 @@ from dataclasses import replace
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.plan import Plan, Trial
 from budgetsearch.core.policy.metric_plan import LEAST_ANSWERS
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import CalibrateJob, Calibration, Score, ScoreJob
 from budgetsearch.core.resources.memory import foresee, micro_batch
@@ -93,7 +93,8 @@ def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
     full run is shorter or longer than the plan's, the same shares of that."""
     params = plan.knobs(proposal.params)
     batch = int(params.get("batch_size", plan.batch_size))
-    tokens_of_step, share = plan.step_of(params), plan.token_share(plan.cost_class(params))
+    tokens_of_step = plan.step_of(params)
+    share = plan.token_share(plan.cost_class(params)) * plan.length_share(params)
     step = math.ceil(tokens_of_step if batch == plan.batch_size else tokens_of_step / plan.batch_size * batch)
     longest = proposal.max_tokens or int(plan.max_tokens * share)
     if "epochs" in params and plan.epoch_tokens:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from budgetsearch.core.bases import Base, cost_class
-from budgetsearch.core.footprint import Footprint
+from budgetsearch.core.bases import cost_class
 from budgetsearch.core.ladders import FEW_TRIALS, ladders_for, scouts_for
-from budgetsearch.core.metric import Metric
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.costs import PESSIMISM, PLANNING_MARGIN
 from budgetsearch.core.policy.deadline import TASK_SHARE, answer_seconds, exit_seconds
 from budgetsearch.core.policy.metric_plan import FINALS_SHARE, GRADE_SHARE, metric_answers
 from budgetsearch.core.policy.minimum import too_small
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.policy.usable import usable_space
 from budgetsearch.core.records import Calibration
 from budgetsearch.core.resources.disk import held_of
@@ -39,72 +38,6 @@ FULL_EVAL_SHARE = 0.03
 """Evaluations in the middle of a full run take so much of its training's time at most."""
 LOSS_FACTOR = 1.5
 """Evaluations in the reserve may take so much longer than the calibration's."""
-
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """Facts from the user and the data, before anything was measured."""
-
-    budget_seconds: float
-    gpu: str
-    space: Mapping[str, Any]
-    seed: int
-    eta: int
-    """Of so many trials at a rung one goes on."""
-    first_rung: float | None
-    """The first rung as a share of the full run; None: as the budget allows."""
-    full_share: float
-    """The full run's training as a share of the budget, at most."""
-    max_epochs: float
-    eval_share: float
-    """Evaluation as a share of the first rung's time, at most."""
-    batch_size: int
-    train_tokens: int
-    train_rows: int
-    valid_rows: int
-    task_examples: int
-    max_trials: int
-    limit_bytes: int | None = None
-    max_gang: int = 1
-    """Adapters that may train at once, at most."""
-    ranks: tuple[int, ...] = (16,)
-    """Ranks that the space can ask for; of a range its ends and its middle."""
-    footprints: Mapping[str, Footprint] = field(default_factory=dict)
-    """Memory as foreseen, by quantization; absent where nobody can foresee it."""
-    longest: int = 0
-    """Tokens of the longest training row."""
-    dropout: float = 0.0
-    """The largest dropout that the space can ask for."""
-    refused: Mapping[str, str] = field(default_factory=dict)
-    """Quantizations that this base model cannot have, and why."""
-    max_held: int | None = None
-    """The disk has room for the checkpoints of so many trials that wait; None: nobody looked."""
-    workers: int = 1
-    """Jobs that can run at once."""
-    whole_evaluation: bool = False
-    """An evaluation is one piece, whatever it looks at: it counts as one example."""
-    whole: bool = False
-    """Every segment begins from nothing: see ``Plan.whole``."""
-    own_lengths: bool = False
-    """Runs follow schedules that end at lengths of their own, so that unfinished ones say little."""
-    metric: Metric | None = None
-    """What finalists and the full run's checkpoints are chosen by; None: the loss."""
-    token_shares: Mapping[str, float] = field(default_factory=dict)
-    """See ``Plan.token_shares``."""
-
-    def rate(self, found: Calibration) -> float:
-        """Tokens a second, counted with the first model's."""
-        return found.tokens_per_second / self.token_shares.get(Base.parse(found.quantization).model, 1.0)
-
-    @property
-    def step_tokens(self) -> float:
-        """Mean tokens of one optimizer step."""
-        return self.batch_size * self.train_tokens / self.train_rows
-
-    @property
-    def max_tokens(self) -> int:
-        """``max_epochs`` over the training data."""
-        return int(self.max_epochs * self.train_tokens)
 
 
 @dataclass(frozen=True)
@@ -179,14 +112,6 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         seed=request.seed,
         eta=request.eta,
         ladder=layout.ladder,
-        reference_rates={name: c.tokens_per_second for name, c in usable.items()},
-        micro_batches={name: c.micro_batch for name, c in usable.items()},
-        overheads={
-            name: layout.examples * c.eval_seconds_per_example + c.checkpoint_seconds
-            for name, c in usable.items()
-        },
-        checkpoint_seconds={name: c.checkpoint_seconds for name, c in usable.items()},
-        load_seconds={name: c.load_seconds for name, c in usable.items()},
         max_tokens=request.max_tokens,
         batch_size=request.batch_size,
         step_tokens=request.step_tokens,
@@ -197,15 +122,6 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         checkpoint_every_seconds=checkpoint_interval(request.budget_seconds, request.whole),
         max_trials=Space.parse(space).size(request.max_trials * request.workers),
         limit_bytes=request.limit_bytes,
-        gang_gains={name: gang_gains(c) for name, c in usable.items()},
-        gang_micro_batches={name: sizes for name, c in usable.items() if (sizes := gang_micro_batches(c))},
-        recompute={name: c.recompute for name, c in usable.items()},
-        footprints={
-            name: request.footprints[name].corrected(c.probes, c.rank)
-            for name, c in usable.items()
-            if name in request.footprints
-        },
-        largest_ranks={name: c.rank for name, c in usable.items() if c.rank},
         longest=request.longest,
         scouts=layout.scouts,
         workers=request.workers,
@@ -214,10 +130,33 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         metric=request.metric,
         metric_answers=_metric_answers(request, layout, measured.answer),
         token_shares=request.token_shares,
+        length_shares=request.length_shares,
         epoch_tokens=request.train_tokens if "epochs" in Space.parse(space).named else 0,
-        answer_seconds={name: c.answer_seconds for name, c in usable.items()} if request.metric else {},
+        **_by_class(request, usable, layout.examples),
     )
     return plan if request.max_held is None else replace(plan, max_held=held_of(plan, request.max_held))
+
+
+def _by_class(request: PlanRequest, usable: Mapping[str, Calibration], examples: int) -> dict[str, Any]:
+    """Those fields of a plan that have a value for each quantization."""
+    each = usable.items()
+    return {
+        "reference_rates": {name: c.tokens_per_second for name, c in each},
+        "micro_batches": {name: c.micro_batch for name, c in each},
+        "overheads": {name: examples * c.eval_seconds_per_example + c.checkpoint_seconds for name, c in each},
+        "checkpoint_seconds": {name: c.checkpoint_seconds for name, c in each},
+        "load_seconds": {name: c.load_seconds for name, c in each},
+        "gang_gains": {name: gang_gains(c) for name, c in each},
+        "gang_micro_batches": {name: sizes for name, c in each if (sizes := gang_micro_batches(c))},
+        "recompute": {name: c.recompute for name, c in each},
+        "footprints": {
+            name: request.footprints[name].corrected(c.probes, c.rank)
+            for name, c in each
+            if name in request.footprints
+        },
+        "largest_ranks": {name: c.rank for name, c in each if c.rank},
+        "answer_seconds": {name: c.answer_seconds for name, c in each} if request.metric else {},
+    }
 
 
 def minimum_seconds(request: PlanRequest, calibrations: Mapping[str, Calibration], now: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def micro_batch(plan: Plan, params: Params) -> int:
     foreseen = footprint.micro_batch(
         CAUTION * plan.limit_bytes,
         rank=rank,
-        length=plan.longest,
+        length=min(plan.longest, int(plan.knobs(params).get("max_length", plan.longest))),
         most=batch,
         recompute=plan.recompute.get(name, False),
     )
@@ -120,12 +121,12 @@ def needs_as_much(params: Params, other: Params, free: bool = False) -> bool:
     if "rank" not in other:
         return params == other
     return cost_class(params, free) == cost_class(other, free) and all(
-        _number(params, name) >= _number(other, name) for name in ("rank", "dropout")
+        _number(params, name) >= _number(other, name) for name in ("rank", "dropout", "max_length")
     )
 
 
 def _number(params: Mapping[str, object], name: str) -> float:
-    value = params.get(name, 0)
+    value = params.get(name, math.inf if name == "max_length" else 0)
     if name == "dropout":  # any dropout keeps masks
         return float(bool(value))
     return float(value) if isinstance(value, (int, float)) else 0.0

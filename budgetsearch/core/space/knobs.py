@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from budgetsearch.core.records import Params, ParamValue
+from budgetsearch.core.schedule import FALLS
 from budgetsearch.core.space.dimensions import is_number
 
 QUANTIZATIONS = ("fp32", "bf16", "int8", "nf4")
@@ -43,11 +44,14 @@ SETTINGS: Mapping[str, Rule] = {
     "rslora": (lambda value: isinstance(value, bool), "true or false"),
     "neftune_alpha": (_from(0.0), "a number of at least 0"),
     "epochs": (_between(0.0, math.inf), "a number above 0"),
+    "max_length": (_whole(8), "a whole number of at least 8, in tokens"),
+    "schedule": (lambda value: value in FALLS, f"one of {', '.join(FALLS)}"),
+    "cooldown": (lambda value: value == 1 or _between(0.0, 1.0)(value), "a number above 0, at most 1"),
     "targets": (lambda value: isinstance(value, str) and bool(value.strip()), "what --targets takes"),
 }
 """What a space may add; without it the run's setting holds, or what docs/training.md says."""
 
-COSTLY = ("batch_size", "targets")
+COSTLY = ("batch_size", "targets", "max_length")
 """Those that change what a token costs, beside the rank."""
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import BudgetError, ModelError
-from budgetsearch.core.policy.planning import PlanRequest, make_plan
+from budgetsearch.core.policy.planning import make_plan
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.records import Calibration
 from budgetsearch.machine.host import gib
 from budgetsearch.machine.memory import WEIGHT_BYTES

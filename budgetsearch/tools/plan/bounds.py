@@ -8,7 +8,8 @@ from dataclasses import replace
 from budgetsearch.core.errors import BudgetError
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.costs import PLANNING_MARGIN
-from budgetsearch.core.policy.planning import PlanRequest, make_plan
+from budgetsearch.core.policy.planning import make_plan
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.records import Calibration
 from budgetsearch.run.foresight import measuring_seconds
 from budgetsearch.tools.plan.rehearsal import Rehearsal

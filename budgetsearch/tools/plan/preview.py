@@ -11,7 +11,7 @@ from typing import Any
 
 from budgetsearch.core.errors import DeviceError
 from budgetsearch.core.policy.deadline import EXIT_SECONDS
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.records import Calibration
 from budgetsearch.core.targets import EXPERTS, words_of
 from budgetsearch.machine.clock import deadline_of, timing_of_new

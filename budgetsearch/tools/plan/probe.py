@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetsearch.core.policy.jobs import OPTIONAL_SHARE, calibration_job
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Engine, Say
 from budgetsearch.core.records import CalibrateJob, Calibration
 from budgetsearch.core.reports import JobEnded

@@ -11,7 +11,7 @@ from budgetsearch.core.events import Calibrated, Entry, Opened, Planned, Scored,
 from budgetsearch.core.history.history import History
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.policy.jobs import MAX_ANSWERS
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import CalibrateJob, Calibration, Job, Score, ScoreJob, Segment, SegmentResult
 from budgetsearch.core.reports import Report

@@ -11,7 +11,7 @@ from budgetsearch.core.events import Opened
 from budgetsearch.core.history.history import History
 from budgetsearch.core.ladders import ladders_for, scouts_for
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Proposal, Sampler
 from budgetsearch.core.records import Calibration
 from budgetsearch.core.space.space import Space

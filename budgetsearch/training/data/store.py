@@ -80,6 +80,36 @@ class Chosen(TokenSet):
         return self._rows.sha256()
 
 
+class Cut(TokenSet):
+    """The rows of a set up to a length; those that have nothing with a loss till there are left out."""
+
+    def __init__(self, rows: TokenSet, longest: int) -> None:
+        """``longest`` in tokens."""
+        self._rows, self._longest = rows, longest
+        counts = [self._within(row) for row in range(len(rows))]
+        self._kept = [row for row, count in enumerate(counts) if count]
+        self._counts = [count for count in counts if count]
+        self.lengths = numpy.minimum(rows.lengths[self._kept], longest)
+
+    def _within(self, row: int) -> int:
+        if self._rows.lengths[row] <= self._longest:
+            return self._rows.targets(row)
+        return int(numpy.count_nonzero(self._rows.row(row)[1][1 : self._longest]))
+
+    def row(self, index: int) -> tuple[NDArray[numpy.int32], NDArray[numpy.bool_]]:
+        """Ids of a row, and which of them are trained on."""
+        ids, trained = self._rows.row(self._kept[index])
+        return ids[: self._longest], trained[: self._longest]
+
+    def targets(self, index: int) -> int:
+        """Tokens of a row with a loss."""
+        return self._counts[index]
+
+    def sha256(self) -> str:
+        """As of the whole set, which these are cut from."""
+        return self._rows.sha256()
+
+
 class TokenWriter:
     """Rows that are appended to a file."""
 

@@ -21,7 +21,7 @@ from budgetsearch.training.data.origins import origins_of
 from budgetsearch.training.data.preparer import PROMPTS, Task, described
 from budgetsearch.training.data.samples import Source, find, sample_in
 from budgetsearch.training.data.scan import TRAIN, VALID
-from budgetsearch.training.data.store import Chosen, TokenSet
+from budgetsearch.training.data.store import Chosen, Cut, TokenSet
 from budgetsearch.training.data.supervise import prepare_apart
 from budgetsearch.training.data.tally import Tally, most_of
 from budgetsearch.training.data.templates import Options
@@ -64,6 +64,15 @@ class PreparedData:
 
     kept: frozenset[str] | None = None
     """Places of the validation rows that count; None: all do."""
+    _cuts: dict[int, TokenSet] = field(default_factory=dict, repr=False, compare=False)
+
+    def train_to(self, longest: int | None) -> TokenSet:
+        """The training rows, cut to ``longest`` tokens; None: as they are."""
+        if longest is None or longest >= self.train_stats.max_row_tokens:
+            return self.train
+        if longest not in self._cuts:
+            self._cuts[longest] = Cut(self.train, longest)
+        return self._cuts[longest]
 
     def samples(self) -> Iterator[Sample]:
         """The samples that the rows of ``valid`` come from, in their order."""

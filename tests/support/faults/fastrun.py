@@ -29,7 +29,7 @@ from budgetsearch import api
 from budgetsearch.core.errors import CheckpointError, RunFolderError, UnreadableError
 from budgetsearch.core.history.history import History
 from budgetsearch.core.policy import deadline
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,

@@ -22,7 +22,7 @@ from budgetsearch.core.errors import BudgetError, BudgetsearchError
 from budgetsearch.core.events import Opened
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.trial import TrialState
-from budgetsearch.core.policy.planning import PlanRequest
+from budgetsearch.core.policy.request import PlanRequest
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import (
     CalibrateJob,
