@@ -20,8 +20,8 @@ from budgetsearch.core.reports import Beat, CardUse, Notice
 class Trainer(Protocol):
     """What a worker asks for; its exceptions become statuses there.
 
-    A recipe gets one that trains its trials one after the other. Whoever trains several side by side, as
-    gangs of adapters on one resident base do, or foresees memory, is one itself.
+    Every recipe has one (``Recipe.trainer``): the usual trains its trials one after the other. Whoever trains
+    several at once, as gangs of adapters on one resident base do, or foresees memory, has one of its own.
     """
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
@@ -53,17 +53,18 @@ class Trainer(Protocol):
         ...
 
 
-def trainer_of(
-    setup: WorkerSetup, send: Callable[[Beat | Notice], None], stopping: Callable[[int], bool]
-) -> Trainer:
-    """The one that the setup asks for.
+Send = Callable[[Beat | Notice], None]
+"""Takes heartbeats and notices."""
+Stopping = Callable[[int], bool]
+"""Whether a job of this number was cancelled."""
 
-    ``send`` takes heartbeats and notices; ``stopping(job_id)``: whether a job was cancelled.
-    """
+
+def trainer_of(setup: WorkerSetup, send: Send, stopping: Stopping) -> Trainer:
+    """Of the recipe that the setup names, or of the one that trains adapters."""
     if setup.recipe is not None:
-        from budgetsearch.training.recipes.workshop import RecipeWorkshop
+        from budgetsearch.training.recipes.loading import load_recipe
 
-        return RecipeWorkshop(setup, send, stopping)
-    from budgetsearch.training.workshop import Workshop
+        return load_recipe(setup.recipe).trainer(setup, send, stopping)
+    from budgetsearch.training.adapters_recipe import Adapters
 
-    return Workshop(setup, send, stopping)
+    return Adapters().trainer(setup, send, stopping)

@@ -21,15 +21,15 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
-from budgetsearch.core.reports import Beat, CardUse, Notice
+from budgetsearch.core.reports import Beat, Notice
 from budgetsearch.machine.memory import CONTEXT_BYTES
-from budgetsearch.machine.watch import LIMIT_SHARE, CardWatcher
+from budgetsearch.machine.watch import LIMIT_SHARE
 from budgetsearch.training import fused, memory
 from budgetsearch.training.bases import BasePool
+from budgetsearch.training.bench import Bench
 from budgetsearch.training.calibrate import calibrate
 from budgetsearch.training.data.tokenizer import load_tokenizer
 from budgetsearch.training.data.tokens import open_prepared
-from budgetsearch.training.heart import Heart
 from budgetsearch.training.machine import computed_on
 from budgetsearch.training.members import OTHERS, OWN, Shop
 from budgetsearch.training.metric import Grader
@@ -43,28 +43,16 @@ RELIEF_SECONDS = 5.0
 """While memory stays full, what nobody holds is given back at most so often: it costs a pause."""
 
 
-class Workshop:
-    """Executes jobs one at a time on one device."""
+class Workshop(Bench):
+    """Trains adapters: gangs of them on resident bases."""
 
     def __init__(
         self, setup: WorkerSetup, send: Callable[[Beat | Notice], None], stopping: Callable[[int], bool]
     ) -> None:
         """``send`` takes heartbeats and notices; ``stopping(job_id)``: whether a job was cancelled."""
-        memory.wake(setup.device)  # before anything asks CUDA something
-        self.setup = setup
-        self._send, self._stopping = send, stopping
-        self._job_id, self._quantization = 0, ""
+        super().__init__(setup, send, stopping)
+        self._quantization, self._told_plain = "", False
         self._relieved, self._most = -RELIEF_SECONDS, math.inf
-        self._started, self._told_plain = 0.0, False
-        self._meter = memory.PeakMeter(setup.device)
-        self.watcher = CardWatcher(
-            setup.card_uuid,
-            limit_bytes=setup.limit_bytes,
-            notify=self._notice,
-            own=None if setup.device == "cpu" else self._held_bytes,
-        )
-        self.watcher.start()
-        self._heart = Heart(send, self.watcher)
         self.bases = BasePool(
             setup.model_path,
             setup.device,
@@ -99,7 +87,7 @@ class Workshop:
             seed=setup.seed,
             pad=tokenizer.pad_token_id or 0,
             beat=self._beat,
-            stopping=lambda: self._stopping(self._job_id),
+            stopping=self._cancelled,
             peak_bytes=self.peak_bytes,
             optimizer=setup.optimizer,
             torch_compile=setup.torch_compile,
@@ -110,7 +98,7 @@ class Workshop:
             start_peak=self._meter.start,
             other_bases=lambda: self.bases.bytes_of_others(self._quantization),
             notice=self._notice,
-            elapsed=lambda: time.monotonic() - self._started,
+            elapsed=self._elapsed,
             grader=self._grader,
             bytes_of=data.valid_bytes() if model.label else (),
         )
@@ -157,13 +145,9 @@ class Workshop:
         """Drop a base that an error left in an unknown state, and the memory it held."""
         self.bases.drop(quantization)
 
-    def use(self) -> CardUse:
-        """What the job did to the card."""
-        return self.watcher.use()
-
     def close(self) -> None:
         """Let go of the card's driver, and end the metric's process."""
-        self.watcher.close()
+        super().close()
         if self._grader is not None:
             self._grader.close()
 
@@ -179,13 +163,6 @@ class Workshop:
         own = self.watcher.take().own_bytes
         return CONTEXT_BYTES if own is None else max(0, own - self._reserved_bytes())
 
-    def _reserved_bytes(self) -> int:
-        return int(torch.cuda.memory_reserved(self.setup.device))
-
-    def _held_bytes(self) -> int:
-        """What this process holds of the card where the driver does not say, as in a container."""
-        return self._reserved_bytes() + CONTEXT_BYTES
-
     def _cap(self) -> None:
         """Hold the allocator where the watcher draws its line: a cache beyond it would always look full."""
         if not self.setup.limit_bytes:
@@ -197,11 +174,10 @@ class Workshop:
             torch.cuda.set_per_process_memory_fraction(min(1.0, self._most / total), self.setup.device)
 
     def _begin(self, job: Job) -> None:
-        self._job_id, self._quantization, self._started = job.job_id, job.quantization, time.monotonic()
+        self._quantization = job.quantization
         self.shop = one_of(self._shops, Base.parse(job.quantization).model)
         self._cap()
-        self._meter.start()
-        self.watcher.begin()
+        super()._begin(job)
 
     def _pressed(self) -> str:
         """Whether memory is nearly full: see ``Shop.pressed``."""
@@ -220,9 +196,3 @@ class Workshop:
         if fused.version() and not self._told_plain:
             self._told_plain = True
             self._notice(f"{fused.PACKAGE} is not used: {why}; steps take about a quarter longer")
-
-    def _notice(self, text: str) -> None:
-        self._send(Notice(self._job_id, text))
-
-    def _beat(self, trial_id: int | None, activity: str, tokens: int, loss: float | None) -> None:
-        self._heart.beat(self._job_id, trial_id, activity, tokens, loss)

@@ -28,6 +28,7 @@ from budgetsearch.engines.worker import execute
 from budgetsearch.training.recipes.contract import Examination
 from budgetsearch.training.recipes.loading import find_recipe, load_recipe
 from budgetsearch.training.recipes.workshop import RecipeWorkshop
+from budgetsearch.training.trainers import trainer_of
 
 FILE = Path(__file__).parents[1] / "support/recipes/mean.py"
 PARAMS = {"rate": 0.01, "noise": 0.0}
@@ -57,7 +58,9 @@ class Bench:
         self.cancelled: set[int] = set()
         code = dataclasses.replace(find_recipe(f"{FILE}:{self.name}"), params=PARAMS)
         setup = WorkerSetup(*("", "", "", str(self.folder), "cpu", "", 0), limit_bytes=10**9, recipe=code)
-        self.workshop = RecipeWorkshop(setup, self.said.append, lambda job: job in self.cancelled)
+        made = trainer_of(setup, self.said.append, lambda job: job in self.cancelled)
+        assert isinstance(made, RecipeWorkshop)
+        self.workshop = made
         self.workshop.recipe.pause = 0.0  # type: ignore[attr-defined]
 
     def train(self, stop: int, params: Any = PARAMS, **more: Any) -> SegmentResult:

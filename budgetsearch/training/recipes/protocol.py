@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from budgetsearch.core.records import Params, Schedule
 from budgetsearch.core.schedule import rate_factor
+
+if TYPE_CHECKING:
+    from budgetsearch.core.records import WorkerSetup
+    from budgetsearch.training.trainers import Send, Stopping, Trainer
 
 REQUIRED = ("start", "train", "evaluate", "save", "load")
 """What every recipe has to say itself."""
@@ -33,6 +37,11 @@ class Course:
         """
         return self._stopping()
 
+    @property
+    def schedule(self) -> Schedule:
+        """The whole of what ``rate`` follows, as things stand."""
+        return self._schedule()
+
     def rate(self, units: int) -> float:
         """What to multiply the learning rate with after so many units: 0 to 1.
 
@@ -41,7 +50,7 @@ class Course:
         2405.18392). With this schedule a trial that is paused says as much as one that was never paused. A
         recipe may have one of its own instead; see ``length``.
         """
-        return rate_factor(self._schedule(), units)
+        return rate_factor(self.schedule, units)
 
     def tell(self, units: int, loss: float | None = None) -> None:
         """A sign of life: so many units are trained, with this training loss of late. It may be left out."""
@@ -158,6 +167,18 @@ class Recipe:
         """Bytes that training this configuration will take; 0: nobody knows. One that cannot fit is not
         tried."""
         return 0
+
+    def trainer(self, setup: WorkerSetup, send: Send, stopping: Stopping) -> Trainer:
+        """Who carries out a worker's jobs with this recipe; for those who can do more than train one trial.
+
+        The usual one trains one after the other with the methods above. One of your own may train several at
+        once (a gang), and says in its calibration how many and what that gains; it may foresee what fits into
+        memory, and measure what an answer takes. Adapters have such a one. See
+        ``budgetsearch.training.trainers.Trainer``.
+        """
+        from budgetsearch.training.recipes.workshop import RecipeWorkshop
+
+        return RecipeWorkshop(self, setup, send, stopping)
 
 
 def is_exported_apart(recipe: Recipe) -> bool:

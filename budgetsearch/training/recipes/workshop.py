@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,15 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
-from budgetsearch.core.reports import Beat, CardUse, Notice
+from budgetsearch.core.reports import Beat, Notice
 from budgetsearch.core.results import untrained
-from budgetsearch.machine.watch import CardWatcher
 from budgetsearch.storage.ownership import PROBE_TRIAL, checkpoint_in
 from budgetsearch.training import memory
-from budgetsearch.training.heart import Heart
+from budgetsearch.training.bench import Bench
 from budgetsearch.training.machine import computed_on
 from budgetsearch.training.recipes import folders
 from budgetsearch.training.recipes.folders import Kept
-from budgetsearch.training.recipes.loading import load_recipe
-from budgetsearch.training.recipes.protocol import Course
+from budgetsearch.training.recipes.protocol import Course, Recipe
 from budgetsearch.training.recipes.running import Run, losses_of, mean
 from budgetsearch.training.timer import Timer
 
@@ -41,35 +38,31 @@ TRUNK = Schedule(warmup_tokens=0, stop_tokens=0)
 """A constant rate."""
 
 
-class RecipeWorkshop:
-    """Executes jobs one at a time on one device; a token is a unit of the recipe's here."""
+class RecipeWorkshop(Bench):
+    """Trains trials of a recipe; a token is a unit of the recipe's here."""
 
     def __init__(
-        self, setup: WorkerSetup, send: Callable[[Beat | Notice], None], stopping: Callable[[int], bool]
+        self,
+        recipe: Recipe,
+        setup: WorkerSetup,
+        send: Callable[[Beat | Notice], None],
+        stopping: Callable[[int], bool],
     ) -> None:
         """``send`` takes heartbeats and notices; ``stopping(job_id)``: whether a job was cancelled."""
+        super().__init__(setup, send, stopping)
         assert setup.recipe is not None
-        memory.wake(setup.device)
-        self.setup, self._params = setup, setup.recipe.params
-        self._send, self._stopping = send, stopping
-        self._job_id, self._started = 0, 0.0
-        self._meter = memory.PeakMeter(setup.device)
-        self._checkpoints = Path(setup.checkpoint_path)
-        limit = None if setup.device == "cpu" else setup.limit_bytes
-        self.watcher = CardWatcher(setup.card_uuid, limit_bytes=limit, notify=self._notice)
-        self.watcher.start()
-        self._heart = Heart(send, self.watcher)
-        self.recipe = load_recipe(setup.recipe)
+        self._params, self._checkpoints = setup.recipe.params, Path(setup.checkpoint_path)
+        self.recipe = recipe
         self.recipe.setup(setup.device)
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
         """Train the job's segments, one after the other."""
-        self._begin(job.job_id)
+        self._begin(job)
         return tuple(self._segment(segment) for segment in job.segments)
 
     def calibrate(self, job: CalibrateJob) -> Calibration:
         """Measure one class of costs at the likeliest configuration."""
-        self._begin(job.job_id)
+        self._begin(job)
         params = {**self._params}
         if "quantization" in params:
             params["quantization"] = job.quantization
@@ -101,7 +94,7 @@ class RecipeWorkshop:
 
     def score(self, job: ScoreJob) -> Score:
         """Evaluate the best trial once more, and one of the same configuration that was never trained."""
-        self._begin(job.job_id)
+        self._begin(job)
         clock = Timer()
         folder = Path(job.checkpoint)
         if not folder.is_absolute():
@@ -126,14 +119,6 @@ class RecipeWorkshop:
     def forget(self, quantization: str) -> None:
         """After an error: give back memory that nobody holds."""
         memory.free(self.setup.device)
-
-    def use(self) -> CardUse:
-        """What the job did to the card."""
-        return self.watcher.use()
-
-    def close(self) -> None:
-        """Let go of the card's driver."""
-        self.watcher.close()
 
     def peak_bytes(self) -> int:
         """Peak memory of this process since the job began."""
@@ -226,26 +211,9 @@ class RecipeWorkshop:
 
     # ------------------------------------------------------------------------- telling
 
-    def _begin(self, job_id: int) -> None:
-        self._job_id, self._started = job_id, time.monotonic()
-        self._meter.start()
-        self.watcher.begin()
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._started
-
-    def _cancelled(self) -> bool:
-        return self._stopping(self._job_id)
-
-    def _notice(self, text: str) -> None:
-        self._send(Notice(self._job_id, text))
-
     def _teller(self, trial_id: int, told: list[float]) -> Callable[[int, float | None], None]:
         def tell(units: int, loss: float | None) -> None:
             told[0] = math.nan if loss is None else float(loss)
             self._beat(trial_id, "train", units, None if loss is None else float(loss))
 
         return tell
-
-    def _beat(self, trial_id: int | None, activity: str, units: int, loss: float | None) -> None:
-        self._heart.beat(self._job_id, trial_id, activity, units, loss)
