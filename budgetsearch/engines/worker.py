@@ -144,7 +144,7 @@ def main() -> None:
     pipe, inbox = Pipe(), Inbox()
     _quiet_libraries()
     from budgetsearch.engines.shared import with_shared
-    from budgetsearch.training.trainers import trainer_of
+    from budgetsearch.training.entry import trainer_of
 
     setup = inbox.orders.get()
     if not isinstance(setup, WorkerSetup):

@@ -12,7 +12,6 @@ from budgetsearch.core.records import (
     ScoreJob,
     SegmentResult,
     TrainJob,
-    WorkerSetup,
 )
 from budgetsearch.core.reports import Beat, CardUse, Notice
 
@@ -20,8 +19,8 @@ from budgetsearch.core.reports import Beat, CardUse, Notice
 class Trainer(Protocol):
     """What a worker asks for; its exceptions become statuses there.
 
-    Every recipe has one (``Recipe.trainer``): the usual trains its trials one after the other. Whoever trains
-    several at once, as gangs of adapters on one resident base do, or foresees memory, has one of its own.
+    The usual one trains a recipe's trials one after the other. Whoever trains several at once, as gangs of
+    adapters on one resident base do, or foresees memory, brings its own (``Recipe.trainer``).
     """
 
     def train(self, job: TrainJob) -> tuple[SegmentResult, ...]:
@@ -57,14 +56,3 @@ Send = Callable[[Beat | Notice], None]
 """Takes heartbeats and notices."""
 Stopping = Callable[[int], bool]
 """Whether a job of this number was cancelled."""
-
-
-def trainer_of(setup: WorkerSetup, send: Send, stopping: Stopping) -> Trainer:
-    """Of the recipe that the setup names, or of the one that trains adapters."""
-    if setup.recipe is not None:
-        from budgetsearch.training.recipes.loading import load_recipe
-
-        return load_recipe(setup.recipe).trainer(setup, send, stopping)
-    from budgetsearch.training.adapters_recipe import Adapters
-
-    return Adapters().trainer(setup, send, stopping)

@@ -38,6 +38,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 """A name in the folder, and what writes to it."""
 FRESH = {
     "training/checkpoints.py": 2,
+    "training/adapters_recipe.py": 1,
     "training/data/tokens.py": 1,
     "training/data/preparer.py": 4,
     "training/data/scan.py": 2,

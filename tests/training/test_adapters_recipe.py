@@ -9,10 +9,10 @@ import pytest
 from budgetsearch.core.records import WorkerSetup
 from budgetsearch.core.space.space import Space
 from budgetsearch.training.adapters_recipe import Adapters
+from budgetsearch.training.entry import trainer_of
 from budgetsearch.training.members import Shop
 from budgetsearch.training.recipes.contract import Examination
 from budgetsearch.training.recipes.protocol import Course
-from budgetsearch.training.trainers import trainer_of
 from budgetsearch.training.workshop import Workshop
 from tests.support.training import PARAMS, make_segment
 

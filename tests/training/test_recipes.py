@@ -25,10 +25,10 @@ from budgetsearch.core.records import (
 )
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.worker import execute
+from budgetsearch.training.entry import trainer_of
 from budgetsearch.training.recipes.contract import Examination
 from budgetsearch.training.recipes.loading import find_recipe, load_recipe
 from budgetsearch.training.recipes.workshop import RecipeWorkshop
-from budgetsearch.training.trainers import trainer_of
 
 FILE = Path(__file__).parents[1] / "support/recipes/mean.py"
 PARAMS = {"rate": 0.01, "noise": 0.0}

@@ -168,17 +168,15 @@ class Recipe:
         tried."""
         return 0
 
-    def trainer(self, setup: WorkerSetup, send: Send, stopping: Stopping) -> Trainer:
-        """Who carries out a worker's jobs with this recipe; for those who can do more than train one trial.
+    def trainer(self, setup: WorkerSetup, send: Send, stopping: Stopping) -> Trainer | None:
+        """Who carries out a worker's jobs with this recipe, where it can do more than train one trial.
 
-        The usual one trains one after the other with the methods above. One of your own may train several at
-        once (a gang), and says in its calibration how many and what that gains; it may foresee what fits into
+        None: trial after trial is trained with the methods above. One of your own may train several at once
+        (a gang), and says in its calibration how many and what that gains; it may foresee what fits into
         memory, and measure what an answer takes. Adapters have such a one. See
         ``budgetsearch.training.trainers.Trainer``.
         """
-        from budgetsearch.training.recipes.workshop import RecipeWorkshop
-
-        return RecipeWorkshop(self, setup, send, stopping)
+        return None
 
 
 def is_exported_apart(recipe: Recipe) -> bool:
