@@ -21,10 +21,14 @@ LOSS = "loss"
 BUILT_IN = ("accuracy", "exact_match", "f1", "rouge_l")
 """All of them are better the higher they are, from 0 to 1."""
 REGEX = "regex:"
+TASK = "lm_eval:"
+"""Before the name of a task of lm-eval, or where its definition lies."""
+DEFINITIONS = (".yaml", ".yml")
+"""How the name of a task's definition ends."""
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 MIN_PAIRS = 8
 """With fewer examples that both have, nothing is said of two sets of values: the loss decides."""
-TAKES = f"loss, {', '.join(BUILT_IN)}, regex:PATTERN or module:function"
+TAKES = f"loss, {', '.join(BUILT_IN)}, regex:PATTERN, lm_eval:TASK or module:function"
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Metric:
     """A metric and the direction in which it is better."""
 
     name: str
-    """One of ``BUILT_IN``, ``regex:PATTERN``, or ``module:function``."""
+    """One of ``BUILT_IN``, ``regex:PATTERN``, ``lm_eval:TASK`` without the folder of its definition, or
+    ``module:function``."""
     direction: Literal["max", "min"] = "max"
 
     @property
@@ -46,13 +51,30 @@ class Metric:
 
 
 def is_function(name: object) -> bool:
-    """Whether a metric of this name is code of somebody's."""
-    plain = isinstance(name, str) and not name.startswith(REGEX)
+    """Whether a metric of this name is a Python function of somebody's."""
+    plain = isinstance(name, str) and not name.startswith((REGEX, TASK))
     return plain and FUNCTION.fullmatch(str(name)) is not None
 
 
+def is_task(name: object) -> bool:
+    """Whether a metric of this name is a task of lm-eval."""
+    return isinstance(name, str) and name.startswith(TASK)
+
+
+def is_task_file(name: object) -> bool:
+    """Whether it is a task whose definition is a file of somebody's, and not one that lm-eval ships."""
+    return is_task(name) and ("/" in str(name) or str(name).endswith(DEFINITIONS))
+
+
+def is_code(name: object) -> bool:
+    """Whether a metric of this name runs code of somebody's: a function, or a task's definition, in which
+    templates, metrics and functions do."""
+    return is_function(name) or is_task_file(name)
+
+
 def read_metric(name: str, direction: str | None) -> Metric | None:
-    """The metric that two settings name; None for the loss.
+    """The metric that two settings name; None for the loss. In which direction a task is better only lm-eval
+    knows, so it must have been asked before (``run.metric``).
 
     Raises:
         SettingsError: there is no such metric, or its direction is missing or wrong.
@@ -63,6 +85,8 @@ def read_metric(name: str, direction: str | None) -> Metric | None:
         return None
     if name.startswith(REGEX):
         _check_pattern(name.removeprefix(REGEX))
+    elif is_task(name):
+        return Metric(_shown_task(name), "min" if direction == "min" else "max")
     elif name not in BUILT_IN and not is_function(name):
         hint = nearest(name, (LOSS, *BUILT_IN))
         raise SettingsError(f"--metric {name!r}: there is no such metric{hint}. It takes {TAKES}.")
@@ -76,6 +100,17 @@ def read_metric(name: str, direction: str | None) -> Metric | None:
     if direction == "min":
         raise SettingsError(f"--direction min: {name} is better the higher it is. Leave --direction out.")
     return Metric(name)
+
+
+def _shown_task(name: str) -> str:
+    """What a task is called wherever it is shown: nothing of the folder in which its definition lies."""
+    task = name.removeprefix(TASK)
+    if not task or "," in task:
+        raise SettingsError(
+            f"--metric {name}: name one task, or one group of tasks, as lm_eval:gsm8k or lm_eval:task.yaml."
+        )
+    last = task.rstrip("/").rpartition("/")[2]
+    return TASK + next((last.removesuffix(end) for end in DEFINITIONS if last.endswith(end)), last)
 
 
 def _check_pattern(pattern: str) -> None:

@@ -72,7 +72,7 @@ class WorkerSetup:
     recipe: RecipeCode | None = None
     """A training of the user's own in the place of that of adapters: there is no model and no data then."""
     metric: str = ""
-    """What answers are graded by, beside the accuracy; empty: nothing. A function may lie in ..."""
+    """What answers are graded by, beside the accuracy; empty: nothing. A function or a task may lie in ..."""
     metric_folder: str = ""
     worn: str = ""
     """Whatever a trial may put adapters on, for which base and calibration are made; empty: ``targets``."""
@@ -319,6 +319,7 @@ class Calibration:
     load_seconds: float = 0.0
     answer_seconds: float = 0.0
     """One answer of full length by the bare base, in a batch like that of the scores; 0: not timed."""
+    documents: int = 0  # of the task that is the metric, whose answers those were
     micro_batch: int = 1
     rank: int = 0
     """The largest rank that fits; 0: not measured."""
@@ -348,7 +349,7 @@ class Calibration:
             and all(0 <= value < math.inf for value in times)
             and min(self.micro_batch, self.gang) >= 1
             and self.gang <= largest
-            and min(self.rank, self.peak_bytes) >= 0
+            and min(self.rank, self.peak_bytes, self.documents) >= 0
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.codec import encode
-from budgetsearch.core.metric import LOSS
+from budgetsearch.core.metric import LOSS, TASK, is_task_file
 from budgetsearch.core.ports import Calibrations
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import Card
@@ -87,11 +87,17 @@ def _conditions(settings: Settings, space: Space, card: Card) -> dict[str, Any]:
     return {
         **trained,
         **({} if settings.metric == LOSS else {"metric": settings.metric}),
+        **({"definition": _definition(settings.metric)} if is_task_file(settings.metric) else {}),
         "card": [card.name, card.uuid, card.device, card.profile.name, card.profile.dtype],
         "machine": [platform.node(), processor(), os.cpu_count(), len(os.sched_getaffinity(0))],
         "threads": [os.environ.get(name) for name in THREADS],
         "versions": [platform.python_version(), *map(importlib.metadata.version, PACKAGES)],
     }
+
+
+def _definition(metric: str) -> list[Any]:
+    """Of a task whose definition lies here, with whatever lies beside it."""
+    return _source(str(Path(metric.removeprefix(TASK)).parent))
 
 
 def _models(settings: Settings) -> list[Any]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from budgetsearch.core.bases import short_name
 from budgetsearch.core.errors import SettingsError, UntrustedCode, UsageError, nearest
-from budgetsearch.core.metric import is_function
+from budgetsearch.core.metric import is_code, is_function
 from budgetsearch.core.secrets import without_secrets
 from budgetsearch.core.space.space import Space
 from budgetsearch.machine.detect import detect
@@ -96,9 +96,10 @@ def load_settings(
         )
     if checked.recipe is not None:
         return _with_recipe(checked, sources)
-    if config is None and is_function(checked.metric) and "metric" not in given:
+    if config is None and is_code(checked.metric) and "metric" not in given:
+        kind = "function" if is_function(checked.metric) else "task"
         raise UntrustedCode(
-            f"{origin} lets the function {checked.metric} run, and it was not named: such a file comes with "
+            f"{origin} lets the {kind} {checked.metric} run, and it was not named: such a file comes with "
             f"a folder. Allow it with --metric {checked.metric}, or name the file with --config."
         )
     card = _profile(checked, nvml)

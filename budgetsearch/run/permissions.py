@@ -18,8 +18,9 @@ from typing import Any
 from budgetsearch.core.codec import encode
 from budgetsearch.core.errors import SettingsError, UntrustedCode
 from budgetsearch.core.events import Opened
-from budgetsearch.core.metric import LOSS, is_function
+from budgetsearch.core.metric import LOSS, is_code, is_task, is_task_file
 from budgetsearch.run.fields import flag_of
+from budgetsearch.run.metric import anchored_metric
 from budgetsearch.run.settings import Changes
 from budgetsearch.storage.files import append_to, cache_folder
 from budgetsearch.storage.ledger import read_entries
@@ -35,7 +36,7 @@ BEGUN = "runs-begun"
 ASKED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "trust_remote_code": (bool, "lets code that comes with its base model run on this machine"),
     "recipe": (bool, "runs the code of a recipe"),
-    "metric": (is_function, "lets a Python function run that it names"),
+    "metric": (is_code, "lets a Python function, or the definition of a task, run that it names"),
     "address": (
         lambda value: value not in (None, "auto"),
         "connects to a Ray cluster, whose workers run code",
@@ -73,6 +74,7 @@ FETCHED: Mapping[str, Callable[[str], bool]] = {
     "model": lambda source: not all(Path(one).expanduser().exists() for one in source.split("\n")),
     "data": lambda source: any(one.source.startswith(REMOTE) for one in origins_of(source)),
     "valid": lambda source: any(one.source.startswith(REMOTE) for one in origins_of(source)),
+    "metric": lambda source: is_task(source) and not is_task_file(source),
 }
 """By setting: which sources come over the network. Those of a run that this user has not begun are fetched
 only if its flag names them again."""
@@ -104,7 +106,7 @@ def check_source(run: Path, role: str, source: str, given: str | None) -> None:
 
     Args:
         run: the folder of a run, or of its adapter.
-        role: the setting: model, data or valid.
+        role: the setting: model, data, valid or metric.
         source: what it names.
         given: what this user names.
 
@@ -127,7 +129,7 @@ def check_sources(run: Path, settings: Mapping[str, Any], changes: Changes) -> N
         SettingsError: a flag is missing, or names something else than the run has.
     """
     for role in FETCHED:
-        source, given = settings.get(role), changes.get(role)
+        source, given = settings.get(role), _given(role, changes)
         if given is not None and str(given) != source:
             raise SettingsError(
                 f"{flag_of(role)} {given}: a run goes on with what it has ({source}); the flag only allows "
@@ -177,7 +179,7 @@ def check_permitted(settings: Mapping[str, Any], changes: Changes) -> None:
         SettingsError: a flag is missing; it is named.
         UntrustedCode: the same, for code.
     """
-    given, own = changes.get("metric"), settings.get("metric", LOSS)
+    given, own = _given("metric", changes), settings.get("metric", LOSS)
     if given not in (None, own):
         raise SettingsError(
             f"--metric {given}: a run goes on with the metric that it has ({own}). With another one, start a "
@@ -194,8 +196,14 @@ def check_permitted(settings: Mapping[str, Any], changes: Changes) -> None:
         )
 
 
+def _given(name: str, changes: Changes) -> Any:
+    """What the user names, as a run writes it down."""
+    given = changes.get(name)
+    return anchored_metric(given) if name == "metric" and isinstance(given, str) else given
+
+
 def _is_allowed(name: str, value: Any, changes: Changes) -> bool:
-    given: Any = changes.get(name)
+    given: Any = _given(name, changes)
     if name == "address" and changes.get("engine") == "local":
         return True
     if name == "shared":  # a run has its own place below what was named

@@ -21,7 +21,6 @@ from budgetsearch.core.errors import (
     nearest,
 )
 from budgetsearch.core.ladders import DEEP
-from budgetsearch.core.metric import read_metric
 from budgetsearch.core.ports import Say
 from budgetsearch.core.resources.disk import DiskNeed, most_held, need_of
 from budgetsearch.core.space.knobs import KNOBS, SETTINGS
@@ -34,6 +33,7 @@ from budgetsearch.machine.shapes import ModelShape
 from budgetsearch.run.choose_engine import check_engine, is_elsewhere
 from budgetsearch.run.first_guesses import said_of_tries, with_guesses
 from budgetsearch.run.lengths import with_longest
+from budgetsearch.run.metric import anchored_metric, said_of_metric, with_direction
 from budgetsearch.run.recipe_inputs import anchored_recipe, check_recipe, recipe_space
 from budgetsearch.run.settings import Settings
 from budgetsearch.run.spaces import load_space
@@ -45,7 +45,6 @@ from budgetsearch.training.data.samples import check_rows
 from budgetsearch.training.data.size import guess_data
 from budgetsearch.training.data.sources import check_source
 from budgetsearch.training.data.templates import written
-from budgetsearch.training.metric import check_metric
 from budgetsearch.views.study.storage import anchored_storage, check_url, shown
 
 
@@ -79,7 +78,7 @@ def resolve(settings: Settings) -> Resolved:
     space = space_of(settings)
     settings = with_longest(with_guesses(settings, space), space)
     check_inputs(settings, space)
-    return Resolved(settings, space, card)
+    return Resolved(with_direction(settings), space, card)
 
 
 def space_of(settings: Settings) -> Space:
@@ -124,6 +123,7 @@ def anchored(settings: Settings) -> Settings:
     }
     if isinstance(settings.space, str) and not Path(settings.space).suffix:
         local.pop("space", None)  # a name that comes with the package
+    local["metric"] = anchored_metric(settings.metric)
     if settings.recipe:
         local["recipe"] = anchored_recipe(settings.recipe)
     if settings.template:
@@ -219,16 +219,8 @@ def _shared(settings: Settings, space: Space) -> str:
     return settings.shared or ""
 
 
-def _metric(settings: Settings, space: Space) -> str:
-    metric = read_metric(settings.metric, settings.direction)
-    if metric is None:
-        return ""
-    check_metric(metric, os.getcwd())
-    return f"{metric.name}, {metric.direction}"
-
-
 INPUTS = (
-    Input("metric", _metric),
+    Input("metric", said_of_metric),
     Input("space", _space),
     Input("tries", said_of_tries),
     Input("targets", _targets),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from budgetsearch.core.errors import LateError, RunFolderError, UsageError
 from budgetsearch.core.history.history import History
-from budgetsearch.core.metric import read_metric
 from budgetsearch.core.policy.deadline import ENDING, closing_seconds
 from budgetsearch.core.ports import Say, Watcher
 from budgetsearch.core.space.space import Space
@@ -32,6 +30,7 @@ from budgetsearch.run.configuration import revised
 from budgetsearch.run.exporters import exporter_of
 from budgetsearch.run.failure import marked
 from budgetsearch.run.foresight import check_hours, too_late
+from budgetsearch.run.metric import said_of_metric
 from budgetsearch.run.models import PreparedModels, check_same_inputs
 from budgetsearch.run.permissions import asks_of, check_permitted, check_sources, remember
 from budgetsearch.run.preflight import Resolved, anchored, card_of, check_room, resolve, space_of
@@ -54,7 +53,6 @@ from budgetsearch.storage.ledger import Ledger, read_entries, read_history
 from budgetsearch.storage.lock import RunLock, lock_in_time
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.storage.shared import begin_place, find_place, leave_place
-from budgetsearch.training.metric import check_metric
 from budgetsearch.views.loggers import ScalarLogger
 from budgetsearch.views.study.storage import forget_file, resumed_storage
 
@@ -209,7 +207,7 @@ def _gone_on_with(
     settings = Settings.model_validate(dict(opened.settings))
     check_permitted(asks_of(opened), changes)
     check_sources(folder.path, opened.settings, changes)
-    check_metric(read_metric(settings.metric, settings.direction), os.getcwd())
+    said_of_metric(settings)
     settings = moved(settings, changes)
     card = card_of(settings)
     settings = settings.model_copy(update={"storage": resumed_storage(opened, changes.get("storage"))})

@@ -230,7 +230,7 @@ class Settings(BaseModel):
         LOSS,
         "What finalists and the full run's checkpoints are chosen by: loss, or of their answers accuracy, "
         "exact_match, f1, rouge_l, regex:PATTERN, or module:function, your own function of prompt, reference "
-        "and answer; in Python also that function.",
+        "and answer; in Python also that function. Or lm_eval:TASK, a task of lm-eval, by its own questions.",
         takes=TAKES,
         min_length=1,
     )

@@ -71,7 +71,7 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
     training.members[0].save()
     timer.lap("checkpoint")
     answer = 0.0
-    if job.task_examples and (shop.grader is not None or bench.has_time(2 * job.probe_seconds)):
+    if job.task_examples and (shop.has_metric or bench.has_time(2 * job.probe_seconds)):
         answer = _answer_seconds(base, shop, alone.micro_batch, job)
     timer.lap("score")
     if said := unrest(bench.scatter, neighbours.cores() if shop.device == "cpu" else 0.0):
@@ -84,6 +84,7 @@ def calibrate(base: Any, job: CalibrateJob, shop: Shop, load_seconds: float) -> 
         checkpoint_seconds=timer.seconds["checkpoint"],
         load_seconds=load_seconds,
         answer_seconds=answer,
+        documents=len(shop.task.documents) if shop.task is not None else 0,
         micro_batch=alone.micro_batch,
         rank=bench.rank,
         recompute=alone.recompute,

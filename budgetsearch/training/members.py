@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from budgetsearch.training.data.store import TokenSet
     from budgetsearch.training.data.tokens import PreparedData
     from budgetsearch.training.metric import Grader
+    from budgetsearch.training.task_metric import TaskMetric
 
 
 CLIP_NORM = 1.0
@@ -70,7 +71,9 @@ class Shop:
     bytes_of: tuple[int, ...] = ()
     """Bytes of each validation row's completion: losses are per byte of them; nothing: per token."""
     grader: Grader | None = None
-    """The metric by which answers are graded; None: the run has none."""
+    """The metric by which answers to validation rows are graded; None: the run has none, or ..."""
+    task: TaskMetric | None = None
+    """... it is a task with documents of its own."""
     make_room: Callable[[], bool] = lambda: False
     """Give up what the job does not need, such as another resident base; whether there was anything."""
     pressed: Callable[[], str] = lambda: ""
@@ -82,6 +85,11 @@ class Shop:
     """Seconds since the job began."""
     notice: Callable[[str], None] = lambda text: None
     """Tell the user something, in a sentence."""
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether the run chooses by something else than the loss."""
+        return self.grader is not None or self.task is not None
 
     def weights(self, count: int) -> list[int]:
         """What each of the first ``count`` validation rows weighs in a mean loss: its tokens, or bytes."""

@@ -462,7 +462,7 @@ def train_gang(
 
 def _graded(base: Any, segment: Segment, result: SegmentResult, shop: Shop) -> SegmentResult:
     """The result with what the metric gives to the answers of its checkpoint, where that is asked for."""
-    if not segment.answers or shop.grader is None or result.status != "ok" or not result.checkpoint_out:
+    if not segment.answers or not shop.has_metric or result.status != "ok" or not result.checkpoint_out:
         return result
     timer = Timer()
     folder = checkpoint_in(shop.checkpoint_path, result.checkpoint_out)

@@ -26,6 +26,7 @@ from budgetsearch.training.evaluate import (
 )
 from budgetsearch.training.members import Shop
 from budgetsearch.training.memory import free
+from budgetsearch.training.task_metric import Sitting, fill, time_documents
 from budgetsearch.training.timer import Timer
 
 if TYPE_CHECKING:
@@ -107,12 +108,13 @@ def _answered(model: Any, job: ScoreJob, shop: Shop, started: float, result: Sco
     answers, detail = Answers(), ""
     until = _end(job, started)
     try:
-        _answer(model, job.micro_batch, shop, (job.task_examples, until), answers)
-        if job.further and len(answers.adapter) == job.task_examples:
-            _answer(model, job.micro_batch, shop, (MAX_ANSWERS, until), answers)
+        for count in (job.task_examples, MAX_ANSWERS)[: 1 + job.further]:
+            _ask_task(model, job.micro_batch, shop, (count, until), answers)
+            if count == job.task_examples or len(answers.adapter) == job.task_examples:
+                _answer(model, job.micro_batch, shop, (count, until), answers)
     except Exception as error:  # the answers so far stand
         detail = f"answers ended early: {type(error).__name__}: {error}"[:500]
-    detail = "; ".join(filter(None, (detail, shop.grader.told() if shop.grader else "")))
+    detail = "; ".join(filter(None, (detail, _told(shop))))
     return replace(
         result,
         base_accuracy=accuracy(answers.base),
@@ -140,12 +142,7 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
     count, deadline = until
     reader = _reader(shop)
     asked = list(itertools.islice(shop.data.questions(), count))
-    length = _answer_length(shop)
-
-    def late() -> bool:
-        shop.beat(None, "answers", 0, None)
-        return shop.stopping() or time.monotonic() > deadline
-
+    length, late = _answer_length(shop), partial(_late, shop, deadline)
     batch = answer_batch(micro_batch)
     for part in answer_parts(len(answers.adapter), len(asked), batch):
         some = asked[part.start : part.stop]
@@ -173,32 +170,60 @@ def _answer(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], 
             answers.adapter_metric += shop.grader.grade(list(zip(samples, tuned, strict=True)), late)
 
 
+def _late(shop: Shop, deadline: float) -> bool:
+    shop.beat(None, "answers", 0, None)
+    return shop.stopping() or time.monotonic() > deadline
+
+
+def _ask_task(model: Any, micro_batch: int, shop: Shop, until: tuple[int, float], answers: Answers) -> None:
+    """The same of a task that is the metric: adapter and base on its documents."""
+    if shop.task is None:
+        return
+    count, deadline = until
+    sitting = _sitting(model, shop, micro_batch, partial(_late, shop, deadline))
+    stop = min(count, len(shop.task.documents))
+    for part in answer_parts(len(answers.adapter_metric), stop, answer_batch(micro_batch)):
+        tuned = sitting.values(part)
+        with model.disable_adapter():
+            plain = sitting.values(part) if tuned is not None else None
+        if tuned is None or plain is None:
+            break
+        answers.adapter_metric += tuned
+        answers.base_metric += plain
+
+
+def _sitting(model: Any, shop: Shop, micro_batch: int, late: Callable[[], bool]) -> Sitting:
+    from budgetsearch.training.data.tokenizer import load_tokenizer
+
+    assert shop.task is not None
+    tokenizer = load_tokenizer(shop.model_path, trust_remote_code=shop.trust_remote_code)
+    return Sitting(shop.task, model, tokenizer, shop.device, answer_batch(micro_batch), late)
+
+
+def _told(shop: Shop) -> str:
+    """What went wrong in the metric since it was last asked for that."""
+    return "; ".join(one.told() for one in (shop.grader, shop.task) if one is not None)
+
+
 def metric_of(base: Any, checkpoint: Path, segment: Segment, shop: Shop) -> tuple[Values, str]:
     """What the metric gives to the answers of a checkpoint, as many as the segment asks for, and what went
-    wrong. They are generated in batches of prompts of about equal length; None where the time ended."""
-    assert shop.grader is not None
-    reader, landing = _reader(shop), segment.landing
+    wrong. None where the time ended."""
+    landing = segment.landing
 
     def late() -> bool:
         shop.beat(segment.trial_id, "answers", segment.stop_tokens, None)
         out = landing is not None and shop.elapsed() > landing.seconds - landing.write_seconds
         return out or shop.stopping()
 
-    asked = list(itertools.islice(shop.data.questions(), segment.answers))
-    order = sorted(range(len(asked)), key=lambda place: len(asked[place][1]))
-    found: list[float | None] = [None] * len(asked)
-    batch, detail = answer_batch(segment.micro_batch), ""
+    found: list[float | None] = []
+    detail = ""
     model = worn(base, checkpoint)
     try:
-        for start in range(0, len(order), batch):
-            places = order[start : start + batch]
-            ask = [asked[place] for place in places]
-            texts = _generated(model, reader, [prompt for _, prompt in ask], shop, late)
-            if texts is None:
-                break
-            graded = shop.grader.grade([(s, text) for (s, _), text in zip(ask, texts, strict=True)], late)
-            for place, value in zip(places, graded, strict=True):
-                found[place] = value
+        if shop.task is not None:
+            found += [None] * min(segment.answers, len(shop.task.documents))
+            fill(_sitting(model, shop, segment.micro_batch, late), found)
+        else:
+            _grade_rows(model, segment, shop, late, found)
     except Exception as error:  # what was graded stands, and so does the trial
         traceback.print_exc()
         free(shop.device)
@@ -206,7 +231,28 @@ def metric_of(base: Any, checkpoint: Path, segment: Segment, shop: Shop) -> tupl
     finally:
         model.unload()
     known = any(value is not None for value in found)
-    return tuple(found) if known else (), "; ".join(filter(None, (detail, shop.grader.told())))
+    return tuple(found) if known else (), "; ".join(filter(None, (detail, _told(shop))))
+
+
+def _grade_rows(
+    model: Any, segment: Segment, shop: Shop, late: Callable[[], bool], found: list[float | None]
+) -> None:
+    """Put the grades of answers to the first validation rows in ``found``. They are generated in batches of
+    prompts of about equal length."""
+    assert shop.grader is not None
+    reader, batch = _reader(shop), answer_batch(segment.micro_batch)
+    asked = list(itertools.islice(shop.data.questions(), segment.answers))
+    order = sorted(range(len(asked)), key=lambda place: len(asked[place][1]))
+    found += [None] * len(asked)
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch]
+        ask = [asked[place] for place in places]
+        texts = _generated(model, reader, [prompt for _, prompt in ask], shop, late)
+        if texts is None:
+            break
+        graded = shop.grader.grade([(s, text) for (s, _), text in zip(ask, texts, strict=True)], late)
+        for place, value in zip(places, graded, strict=True):
+            found[place] = value
 
 
 def _generated(
@@ -223,10 +269,12 @@ def _generated(
 
 def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> float:
     """Seconds of one answer of full length by the bare base, in a batch as the scores take it, with its grade
-    by the metric.
+    by the metric; of one document where a task is the metric.
 
     The batch is given up after ``seconds``, and what it did till then counts for the rest.
     """
+    if shop.task is not None:
+        return _time_task(base, shop, micro_batch, seconds)
     reader = _reader(shop)
     length, steps = _answer_length(shop), [0]
     some = list(itertools.islice(shop.data.questions(), answer_batch(micro_batch)))
@@ -249,6 +297,14 @@ def time_answers(base: Any, shop: Shop, micro_batch: int, seconds: float) -> flo
         give_up=enough,
     )
     return (time.monotonic() - start) / max(1, steps[0]) * length / len(some) + grading
+
+
+def _time_task(base: Any, shop: Shop, micro_batch: int, seconds: float) -> float:
+    assert shop.task is not None
+    found = time_documents(_sitting(base, shop, micro_batch, shop.stopping), seconds)
+    if why := shop.task.told():
+        shop.notice(f"the metric was tried: {why}")
+    return found
 
 
 def _grade_seconds(samples: Sequence[Sample], shop: Shop, seconds: float) -> float:

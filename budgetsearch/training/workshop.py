@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from budgetsearch.core.bases import Base, ModelSetup, one_of
+from budgetsearch.core.metric import is_task
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
@@ -35,6 +36,7 @@ from budgetsearch.training.members import OTHERS, OWN, Shop
 from budgetsearch.training.metric import Grader
 from budgetsearch.training.recipe import train_gang
 from budgetsearch.training.score import score
+from budgetsearch.training.task_metric import TaskMetric
 from budgetsearch.training.threads import Threads
 
 NOTICED_SECONDS = 2.0
@@ -62,7 +64,7 @@ class Workshop(Bench):
             targets=setup.worn or setup.targets,
             paths={one.label: one.model_path for one in setup.models},
         )
-        self._grader = Grader(setup.metric, setup.metric_folder) if setup.metric else None
+        self._grader, self._task = _metric(setup)
         alone = ModelSetup("", setup.model_path, setup.model_name, setup.data_path)
         self._shops = {one.label: self._shop(one) for one in setup.models or (alone,)}
         self.shop = next(iter(self._shops.values()))
@@ -100,6 +102,7 @@ class Workshop(Bench):
             notice=self._notice,
             elapsed=self._elapsed,
             grader=self._grader,
+            task=self._task,
             bytes_of=data.valid_bytes() if model.label else (),
         )
 
@@ -196,3 +199,11 @@ class Workshop(Bench):
         if fused.version() and not self._told_plain:
             self._told_plain = True
             self._notice(f"{fused.PACKAGE} is not used: {why}; steps take about a quarter longer")
+
+
+def _metric(setup: WorkerSetup) -> tuple[Grader | None, TaskMetric | None]:
+    """What grades answers to validation rows, or the task that is asked in their place. A task is loaded now:
+    it may take a moment, which no job should count as its own."""
+    if is_task(setup.metric):
+        return None, TaskMetric.load(setup.metric, setup.metric_folder)
+    return (Grader(setup.metric, setup.metric_folder) if setup.metric else None), None

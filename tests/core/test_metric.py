@@ -81,6 +81,16 @@ def test_finalists_and_full_run_go_by_the_metric(tmp_path: Path, budget: float) 
     assert any("exact_match 0." in one.reason for one in decisions if isinstance(one, Run))
 
 
+def test_a_task_is_asked_as_many_questions_as_it_has(tmp_path: Path) -> None:
+    """Its documents, not the validation rows; with too few of them the loss decides alone."""
+    for documents, asked in ((0, 200), (1000, 256), (9, 9), (7, 0)):
+        world = SyntheticWorld(metric=by_rank, answer_seconds=0.001, documents=documents)
+        history = run(tmp_path / f"{documents}.sqlite", world, budget=7200.0, metric=Metric("lm_eval:mine"))
+        assert history.plan is not None
+        assert asked == history.plan.metric_answers
+        assert {asked} == {segment.answers for segment, _ in graded(history)} or not asked
+
+
 def test_less_is_better_where_that_was_said(tmp_path: Path) -> None:
     """The same values with the other direction: the other rank wins."""
     world = SyntheticWorld(metric=by_rank, answer_seconds=0.1)
@@ -135,6 +145,7 @@ def test_where_answers_take_too_long_the_loss_decides_and_says_so(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "direction", "words"),
     [
+        ("lm_eval:", None, "name one task"),
         ("exact_mach", None, "did you mean 'exact_match'"),
         ("my.module:score", None, "--direction max"),
         ("f1", "min", "better the higher"),

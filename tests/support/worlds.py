@@ -88,6 +88,8 @@ class SyntheticWorld:
     """What the user's metric gives to so many answers of a segment's checkpoint."""
     answer_seconds: float = 0.0
     """Of one answer with its grade."""
+    documents: int = 0
+    """Of the task that is the metric."""
     mute: bool = False
     """Whether no answers can be generated."""
     broken: Sequence[str] = ()
@@ -130,6 +132,7 @@ class SyntheticWorld:
         rate = self.tokens_per_second / (1.5 if job.quantization == "nf4" else 1.0)
         found = Calibration(job.quantization, "ok", rate, 0.05, 0.5, 1.0, micro_batch=job.batch_size)
         found = replace(found, rank=job.ranks[0], answer_seconds=self.answer_seconds)
+        found = replace(found, documents=self.documents)
         sizes = [size for size in self.gains if size <= job.max_gang]
         probes = tuple(Probe(n, job.batch_size, False, 64, rate * self.gains[n], 0) for n in sizes)
         return replace(found, gang=max(sizes, default=1), probes=probes)

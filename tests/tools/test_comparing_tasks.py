@@ -273,9 +273,9 @@ def test_without_lm_eval_the_extra_is_named(
     compare: Callable[..., Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One error, before anything is loaded."""
-    from budgetsearch.tools.compare import harness
+    from budgetsearch.training import harness
 
-    harness._manager.cache_clear()
+    harness.task_manager.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
     with pytest.raises(UsageError, match=r"pip install 'budgetsearch\[eval\]'"):
         compare("gsm8k")

@@ -83,7 +83,7 @@ def score_jobs(
         further=True,
     )
     wanted = [] if known and known.status == "ok" else [losses]
-    if plan.task_examples and not (known and known.task_examples):
+    if plan.task_examples and not (known and (known.task_examples or known.adapter_metric)):
         wanted.append(answers)
     return wanted
 

@@ -15,12 +15,12 @@ MOST_FINALS_SHARE = 0.3
 LEAST_ANSWERS, MOST_ANSWERS = 16, 256
 
 
-def metric_answers(valid_rows: int, full_seconds: float, answer_seconds: float) -> int:
+def metric_answers(questions: int, full_seconds: float, answer_seconds: float) -> int:
     """Answers of each finalist and of each graded checkpoint of the full run: as many as a small share of its
     time takes; none where that says nothing, or nobody knows what an answer takes."""
     if answer_seconds <= 0:
         return 0
-    least, most = min(LEAST_ANSWERS, valid_rows), min(MOST_ANSWERS, valid_rows)
+    least, most = min(LEAST_ANSWERS, questions), min(MOST_ANSWERS, questions)
     each = (FINALISTS_GRADED + 1) * answer_seconds
     count = max(least, min(most, int(FINALS_SHARE * full_seconds / each)))
     return count if count >= MIN_PAIRS and count * each <= MOST_FINALS_SHARE * full_seconds else 0

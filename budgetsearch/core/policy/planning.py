@@ -56,6 +56,8 @@ class _Measured:
     """Loading a base."""
     answer: float
     """Generating one answer; 0 if nobody knows."""
+    questions: int
+    """That the metric can ask."""
     spent: float
     """What the run has already cost."""
 
@@ -70,6 +72,7 @@ class _Measured:
             write=max(c.checkpoint_seconds for c in usable),
             load=max(c.load_seconds for c in usable),
             answer=max(c.answer_seconds for c in usable),
+            questions=max(c.documents for c in usable) or request.valid_rows,
             spent=spent,
         )
 
@@ -128,7 +131,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         single=layout.single,
         whole=request.whole,
         metric=request.metric,
-        metric_answers=_metric_answers(request, layout, measured.answer),
+        metric_answers=_metric_answers(request, layout, measured),
         token_shares=request.token_shares,
         length_shares=request.length_shares,
         epoch_tokens=request.train_tokens if "epochs" in Space.parse(space).named else 0,
@@ -317,10 +320,10 @@ def _full_seconds(
     return min(longest, max(0.0, free - overhead) / work)
 
 
-def _metric_answers(request: PlanRequest, layout: _Layout, answer_seconds: float) -> int:
+def _metric_answers(request: PlanRequest, layout: _Layout, measured: _Measured) -> int:
     if request.metric is None or layout.single:
         return 0
-    return metric_answers(request.valid_rows, layout.ladder[-1], answer_seconds)
+    return metric_answers(measured.questions, layout.ladder[-1], measured.answer)
 
 
 def _eval_examples(request: PlanRequest, first_rung_seconds: float, measured: _Measured) -> int:

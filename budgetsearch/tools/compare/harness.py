@@ -1,25 +1,27 @@
-"""Standard tasks through lm-eval, example by example. This module is all that knows the package."""
+"""Standard tasks through lm-eval, example by example."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from budgetsearch.core.errors import BudgetsearchError, UsageError, nearest
 from budgetsearch.tools.compare.pairing import TaskResult
 from budgetsearch.tools.compare.tasks import Task, key_of, result_of
+from budgetsearch.training.harness import (
+    INSTALL,
+    SEED,
+    first_metric,
+    language_model,
+    silence,
+    task_manager,
+)
 
 EXTRA = (
-    "{tasks}: standard tasks need the package lm-eval: pip install 'budgetsearch[eval]'. Without it data "
-    "files and reasoning-gym:NAME can be tasks."
+    f"{{tasks}}: standard tasks need the package lm-eval: {INSTALL}. Without it data files and "
+    "reasoning-gym:NAME can be tasks."
 )
-SEED = 1234
-"""Of few-shot examples: the same ones for everybody."""
 
 
 def check_harness(names: Sequence[str], folder: Path | None) -> None:
@@ -31,7 +33,7 @@ def check_harness(names: Sequence[str], folder: Path | None) -> None:
     if folder is not None and not any(folder.rglob("*.yaml")):
         raise UsageError(f"--task-data {folder} holds no .yaml file: it is for task definitions of lm-eval.")
     try:
-        manager = _manager(folder)
+        manager = task_manager(folder)
     except ImportError as error:
         raise UsageError(EXTRA.format(tasks=", ".join(names))) from error
     for name in names:
@@ -50,16 +52,15 @@ def ask_harness(
     Raises:
         BudgetsearchError: the task cannot be run: its data are not here, or it has no metric by example.
     """
-    with _silence():
+    with silence():
         from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
 
         try:
             found = simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+                model=language_model(model, tokenizer, batch),
                 tasks=task.foreign,
                 limit=limit,
-                task_manager=_manager(folder),
+                task_manager=task_manager(folder),
                 apply_chat_template=chat,
                 bootstrap_iters=0,
                 log_samples=True,
@@ -92,7 +93,7 @@ def read_samples(
     higher = True
     for name, logged in samples.items():
         listed = configs.get(name, {}).get("metric_list") or []
-        metric, wanted_higher = _first_metric(listed, logged)
+        metric, wanted_higher = first_metric(listed, logged[0])
         first_filter = logged[0].get("filter", "none")
         for sample in logged:
             if sample.get("filter", "none") != first_filter:
@@ -108,38 +109,3 @@ def read_samples(
         names.append(metric if first_filter == "none" else f"{metric}, {first_filter}")
         higher = higher and wanted_higher
     return result_of(task, "; ".join(dict.fromkeys(names)), higher, keys, grades)
-
-
-def _first_metric(
-    listed: Sequence[Mapping[str, Any]], logged: Sequence[Mapping[str, Any]]
-) -> tuple[str, bool]:
-    """(name, whether more is better); a metric that is a function has a name as well."""
-    known = [(str(getattr(one["metric"], "__name__", one["metric"])), one) for one in listed]
-    for name, one in known:
-        if name in logged[0]:
-            return name, bool(one.get("higher_is_better", True))
-    return (str(logged[0].get("metrics", [""])[0]) if logged[0].get("metrics") else ""), True
-
-
-@lru_cache(maxsize=2)
-def _manager(folder: Path | None) -> Any:
-    with _silence():
-        from lm_eval.tasks import TaskManager
-
-        return TaskManager(include_path=str(folder) if folder else None)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """lm-eval and datasets print bars and warnings that would bury the progress of the comparison."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-            redirect_stdout(nowhere),
-            redirect_stderr(nowhere),
-        ):
-            yield
-    finally:
-        logging.disable(level)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from budgetsearch.core.metric import Metric, Values
+from budgetsearch.core.metric import Metric, Values, is_task
 from budgetsearch.core.records import Params
 
 LOSS, ACCURACY = "validation loss", "validation accuracy"
@@ -197,7 +197,9 @@ def _measure(name: str | Metric, runs: Sequence[Run], bases: Mapping[tuple[str, 
 
 
 def _title(name: str | Metric) -> str:
-    return f"validation {name.name}" if isinstance(name, Metric) else name
+    if isinstance(name, Metric):
+        return name.name if is_task(name.name) else f"validation {name.name}"
+    return name
 
 
 def _apart(name: str | Metric, groups: Sequence[Sequence[Run]]) -> list[Apart]:
