@@ -1,6 +1,7 @@
 """What one decision and one proposal cost, and how that grows with the number of trials.
 
-python benchmarks/policy/speed.py
+python -m benchmarks.policy.speed           four dimensions, one model
+python -m benchmarks.policy.speed --wide    all dimensions of lora_wide, two models
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import argparse
 import json
 import random
 import statistics
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from budgetsearch.core.events import Entry, Event, Opened, Planned, SegmentEnded, SegmentStarted, TrialAdded
 from budgetsearch.core.history.fold import apply
@@ -23,7 +27,9 @@ from budgetsearch.core.policy.decide import decide
 from budgetsearch.core.policy.jobs import new_trial
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Schedule, Segment, SegmentResult
+from budgetsearch.core.space.models import with_models
 from budgetsearch.core.space.space import Space
+from budgetsearch.run.spaces import load_space
 from budgetsearch.sampler.sampler import OptunaSampler
 
 SIZES = (10, 30, 100, 300, 1000)
@@ -37,37 +43,43 @@ SPACE = {
         "dropout": {"kind": "choice", "values": [0.0, 0.05]},
     },
 }
+WIDE = with_models(load_space("lora_wide"), ("one", "two")).to_dict()
 GAINS = (1.0, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9)
 LADDER = (40.0, 120.0, 360.0, 1080.0)
 
 
-def plan() -> Plan:
+def plan(space: Mapping[str, Any]) -> Plan:
     """A day on one card."""
+    parsed = Space.parse(space)
+    names = parsed.cost_classes
+    slow = {name for name in names if name.endswith("nf4")}
     return Plan(
-        budget_seconds=86400.0, gpu="a100", space=SPACE, seed=0, eta=5, ladder=LADDER,
-        reference_rates={"bf16": 3000.0, "nf4": 2000.0}, micro_batches={"bf16": 8, "nf4": 8},
-        overheads={"bf16": 4.0, "nf4": 6.0}, checkpoint_seconds={"bf16": 1.0, "nf4": 1.0},
-        load_seconds={"bf16": 20.0, "nf4": 30.0},
-        gang_gains={"bf16": GAINS, "nf4": GAINS},
+        budget_seconds=86400.0, gpu="a100", space=space, seed=0, eta=5, ladder=LADDER,
+        reference_rates={name: 2000.0 if name in slow else 3000.0 for name in names},
+        micro_batches=dict.fromkeys(names, 8),
+        overheads={name: 6.0 if name in slow else 4.0 for name in names},
+        checkpoint_seconds=dict.fromkeys(names, 1.0),
+        load_seconds={name: 30.0 if name in slow else 20.0 for name in names},
+        gang_gains=dict.fromkeys(names, GAINS),
         max_tokens=100_000_000, batch_size=16, step_tokens=8000.0, eval_examples=256, task_examples=0,
         reserve_seconds=600.0, score_seconds=300.0, checkpoint_every_seconds=864.0, max_trials=10_000,
     )  # fmt: skip
 
 
-def history_of(count: int) -> History:
+def history_of(count: int, raw: Mapping[str, Any]) -> History:
     """``count`` trials, of which fewer have gone on than were earned, and none with nf4: ``decide`` must
     choose, and compare examples for ties."""
-    history, space, rng = History(), Space.parse(SPACE), random.Random(0)
+    history, space, rng = History(), Space.parse(raw), random.Random(0)
 
     def add(event: Event) -> None:
         apply(history, Entry(0, 0.0, 0.0, event))
 
     add(Opened(86400.0, {}))
-    add(Planned(plan()))
+    add(Planned(made := plan(raw)))
     job = 0
     for number in range(count):
         unit = {name: rng.random() for name in space.searched}
-        trial = new_trial(plan(), number, Proposal(space.from_unit(unit), "prior"))
+        trial = new_trial(made, number, Proposal(space.from_unit(unit), "prior"))
         add(TrialAdded(trial))
         rungs = 1
         if trial.params["quantization"] == "bf16":
@@ -88,31 +100,42 @@ def history_of(count: int) -> History:
     return history
 
 
-def _propose(history: History, number: int) -> float:
-    """Seconds; a fresh sampler, so that nothing is remembered."""
+def _propose(history: History, number: int, sampler: OptunaSampler) -> float:
+    """Seconds."""
     start = time.perf_counter()
-    OptunaSampler().propose(history, 0, number, 1)
+    sampler.propose(history, 0, number, 1)
     return time.perf_counter() - start
 
 
 def main() -> None:
     """Print the median milliseconds of each, as a table in JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--wide", action="store_true", help="all dimensions of lora_wide, and two models")
+    raw = WIDE if parser.parse_args().wide else SPACE
+    print(
+        json.dumps(
+            {"dimensions": len(Space.parse(raw).dimensions), "searched": len(Space.parse(raw).searched)}
+        )
+    )
     rows = []
     for size in SIZES:
         start = time.perf_counter()
-        history = history_of(size)
+        history = history_of(size, raw)
         replay = time.perf_counter() - start
-        decisions, proposals = [], []
+        decisions, firsts, proposals = [], [], []
         for _ in range(REPEATS):
             start = time.perf_counter()
-            decide(plan(), history, history.candidates, 1000.0, 1)
+            decide(plan(raw), history, history.candidates, 1000.0, 1)
             decisions.append(time.perf_counter() - start)
-            proposals.append(max(_propose(history, size + k) for k in range(1, 5)))
+            sampler = OptunaSampler()  # as after a resume: the first proposal has nothing to remember
+            firsts.append(_propose(history, size + 1, sampler))
+            proposals.append(max(_propose(history, size + k, sampler) for k in range(2, 6)))
         rows.append(
             {
                 "trials": size,
                 "replay_ms": round(1000 * replay, 1),
                 "decide_ms": round(1000 * statistics.median(decisions), 2),
+                "first_propose_ms": round(1000 * statistics.median(firsts), 1),
                 "propose_ms": round(1000 * statistics.median(proposals), 1),
             }
         )

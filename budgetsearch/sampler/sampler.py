@@ -42,19 +42,39 @@ REFIT = 1.2
 RANDOM_ATTEMPTS = 1000
 
 
+class Points:
+    """Configurations as points of a space's cube, each computed once: saves time, changes no proposal."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._rows: dict[tuple[Any, ...], list[float]] = {}
+
+    def of(self, params: Params) -> list[float]:
+        """The point of a configuration; not to be written into."""
+        key = _key(params)
+        if key not in self._rows:
+            self._rows[key] = to_row(self.space, params)
+        return self._rows[key]
+
+
 class OptunaSampler:
     """Proposes configurations; implements the port ``Sampler``."""
 
     def __init__(self) -> None:
         # Fitted parameters by what they were fitted to: saves time, changes no proposal.
         self._fitted: dict[bytes, Array] = {}
+        self._points: Points | None = None
 
     def propose(self, history: History, seed: int, first_number: int, count: int) -> list[Proposal]:
         """``count`` configurations for the trials ``first_number`` and following.
 
         None of them repeats another or one in the history, as long as the space has a new one.
         """
-        view = _View.of(history, seed, self._fitted)
+        assert history.plan is not None, "configurations are proposed after planning"
+        space = Space.parse(history.plan.space)
+        if self._points is None or self._points.space != space:
+            self._points = Points(space)
+        view = _View(history, seed, self._points, self._fitted)
         taken = {_key(state.trial.params) for state in history.trials.values()}
         found: list[Proposal] = []
         for number in range(first_number, first_number + count):
@@ -70,14 +90,12 @@ class _View:
 
     history: History
     seed: int
-    space: Space
+    points: Points
     fitted: dict[bytes, Array]
 
-    @classmethod
-    def of(cls, history: History, seed: int, fitted: dict[bytes, Array]) -> _View:
-        plan = history.plan
-        assert plan is not None, "configurations are proposed after planning"
-        return cls(history, seed, Space.parse(plan.space), fitted)
+    @property
+    def space(self) -> Space:
+        return self.points.space
 
     def suggestions(self, number: int) -> Iterator[Proposal]:
         """What trial ``number`` may be, the preferred first."""
@@ -104,7 +122,7 @@ class _View:
         return [s.trial.params for s in states if s.trial_id not in told and not s.dead]
 
     def _modelled(self, number: int) -> Iterator[Proposal]:
-        seen = observations(self.history, self.space)
+        seen = observations(self.history, self.points)
         if len(seen.y) < MIN_RESULTS:
             yield Proposal(stratified(self.space, self.seed, number), "stratified")
             return
@@ -114,7 +132,7 @@ class _View:
         if key not in self.fitted:
             self.fitted[key] = parameters(cube, early)
         rng = np.random.default_rng(mixed(self.seed, "model", number))
-        waiting = as_array([to_row(self.space, p) for p in self.waiting()]).reshape(-1, seen.x.shape[1])
+        waiting = as_array([self.points.of(p) for p in self.waiting()]).reshape(-1, seen.x.shape[1])
         for point in suggest(cube, seen, self.fitted[key], rng, waiting):
             yield Proposal(from_point(self.space, point), "model")
 
@@ -165,7 +183,7 @@ def _column(dimension: Number | Choice, rng: random.Random) -> list[float]:
 # ----------------------------------------------------------------------- the model
 
 
-def observations(history: History, space: Space) -> Observations:
+def observations(history: History, points: Points) -> Observations:
     """Every loss in the order of the ledger.
 
     What diverged, and what fits at no micro-batch, counts as the worst loss seen: both are to be avoided.
@@ -175,7 +193,6 @@ def observations(history: History, space: Space) -> Observations:
     rows: list[list[float]] = []
     lengths: list[float] = []
     losses: list[float | None] = []
-    points = {number: to_row(space, state.trial.params) for number, state in history.trials.items()}
     for segment, result in history.results:
         bad = result.status == "diverged" or is_infeasible(segment, result)
         if result.loss is None and not bad:
@@ -183,12 +200,12 @@ def observations(history: History, space: Space) -> Observations:
         trial = history.trials[segment.trial_id].trial
         tokens = result.tokens if result.loss is not None else segment.stop_tokens
         share = min(1.0, tokens / trial.rung_tokens[plan.top_rung])
-        rows.append(points[segment.trial_id])
+        rows.append(points.of(trial.params))
         lengths.append(fidelity(share))
         losses.append(result.loss)
     worst = max((loss for loss in losses if loss is not None), default=0.0)
     values = [worst if loss is None else loss for loss in losses]
-    width = max(1, len(space.searched))
+    width = max(1, len(points.space.searched))
     return Observations(as_array(rows).reshape(-1, width), as_array(lengths), as_array(values))
 
 

@@ -10,7 +10,7 @@ import pytest
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.space.space import Space
 from budgetsearch.sampler.cube import from_point, to_row
-from budgetsearch.sampler.sampler import BLOCK, OptunaSampler, observations, stratified
+from budgetsearch.sampler.sampler import BLOCK, OptunaSampler, Points, observations, stratified
 from tests.support.factories import SPACE, Story, params
 
 SMALL = {
@@ -154,7 +154,7 @@ def test_every_loss_counts_at_its_length_and_what_failed_as_the_worst() -> None:
     story.end(story.start(story.trial(params(8, 2e-3)), micro_batch=2), status="out_of_memory")
     shrunk = story.start(story.trial(params(16, 2e-3)), micro_batch=4)
     story.end(shrunk, status="out_of_memory", micro_batch=1)
-    seen = observations(story.history, Space.parse(SPACE))
+    seen = observations(story.history, Points(Space.parse(SPACE)))
     assert len(seen.y) == 10  # all but the one that is tried again with a smaller micro-batch
     assert seen.y[6] == 0.5
     assert seen.s[6] > seen.s[0]
