@@ -12,7 +12,7 @@ from budgetsearch.core.history.retired import STRATA, has_competed, has_entered
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.metric import chosen, difference, mean_of
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.policy.evidence import clearly_worse, indistinguishable, paired_difference
+from budgetsearch.core.policy.evidence import indistinguishable, paired_difference
 from budgetsearch.core.records import ParamValue
 
 
@@ -138,8 +138,7 @@ class Rungs:
 
     def finalists(self) -> list[TrialState]:
         """Trials that may run in full, best first: those that got furthest, then the rest by rung; of one
-        rung by their loss, unless the metric says otherwise. Who is worse than somebody who has trained less
-        comes behind all others."""
+        rung by their loss, unless the metric says otherwise."""
         ranked = self.by_loss()
         if self.plan.metric is None or self.plan.top_rung == 0:
             return ranked
@@ -159,8 +158,7 @@ class Rungs:
             return able
         kept = contenders(self.history)
         ranked = [s for s in able if s.trial_id in kept and s.rung in s.losses]
-        ranked.sort(key=lambda s: (-s.rung, s.losses[s.rung], s.trial_id))
-        return sorted(ranked, key=lambda s: _outrun(s, ranked))
+        return sorted(ranked, key=lambda s: (-s.rung, s.losses[s.rung], s.trial_id))
 
     def preference(self, state: TrialState) -> str:
         """What the metric says of a finalist, where it was asked; after a comma."""
@@ -213,13 +211,3 @@ class Rungs:
                 losses = first.example_losses.get(rung, ()), state.example_losses.get(rung, ())
                 return state if indistinguishable(*losses) else None
         return None
-
-
-def _outrun(state: TrialState, all_of_them: list[TrialState]) -> bool:
-    """Somebody who has trained less is clearly better, so that more of it hardly helps."""
-    behind = [s for s in all_of_them if s.rung < state.rung]
-    best = min(behind, key=lambda s: (s.losses[s.rung], s.trial_id), default=None)
-    if best is None or best.losses[best.rung] >= state.losses[state.rung]:
-        return False
-    losses = best.example_losses.get(best.rung, ()), state.example_losses.get(state.rung, ())
-    return clearly_worse(*losses)
