@@ -165,7 +165,7 @@ class Member:
     def _new(cls, segment: Segment, shop: Shop, adapter: Adapter) -> Member:
         optimizer = make_optimizer(shop.optimizer, adapter.weights(), segment.params)
         longest = segment.params.get("max_length")
-        rows = shop.data.train_to(None if longest is None else int(longest))
+        rows = shop.data.train if longest is None else shop.data.train_to(int(longest))
         order = DataOrder(rows.lengths, segment.batch_size, shop.seed)
         sizes = segment.micro_batch, segment.plain_positions
         member = cls(shop, segment, adapter, optimizer, rows, order, *sizes)

@@ -66,9 +66,9 @@ class PreparedData:
     """Places of the validation rows that count; None: all do."""
     _cuts: dict[int, TokenSet] = field(default_factory=dict, repr=False, compare=False)
 
-    def train_to(self, longest: int | None) -> TokenSet:
-        """The training rows, cut to ``longest`` tokens; None: as they are."""
-        if longest is None or longest >= self.train_stats.max_row_tokens:
+    def train_to(self, longest: int) -> TokenSet:
+        """The training rows, cut to ``longest`` tokens."""
+        if longest >= self.train_stats.max_row_tokens:
             return self.train
         if longest not in self._cuts:
             self._cuts[longest] = Cut(self.train, longest)
