@@ -41,6 +41,8 @@ KNOB_NAMES: Mapping[str, tuple[str, str]] = {
     "weight_decay": ("weight_decay", "0.01"),
     "warmup_steps": ("warmup_steps", "20"),
     "warmup_ratio": ("warmup_steps", "20"),
+    "schedule": ("schedule", "linear"),
+    "cooldown": ("cooldown", "0.2"),
     "lr_scheduler_type": ("schedule", "linear"),
     "lr_scheduler": ("schedule", "linear"),
     "max_grad_norm": ("clip_norm", "0.3"),
