@@ -48,7 +48,7 @@ from budgetsearch.engines.local import LocalEngine
 from budgetsearch.machine import clock
 from budgetsearch.machine.clock import RunClock
 from budgetsearch.run import process as leaving
-from budgetsearch.training import checkpoints, workshop
+from budgetsearch.training import adapters_recipe, checkpoints
 from budgetsearch.training.adapters import Adapter
 from budgetsearch.training.bases import load_base
 from budgetsearch.training.checkpoints import Progress
@@ -314,7 +314,7 @@ def install(*, workshop_too: bool = True) -> None:
     clock.RunClock = LeapClock  # type: ignore[misc]
     deadline.CLOSING_SECONDS = 20.0  # of a machine with other work
     if workshop_too:
-        workshop.Workshop = FastWorkshop  # type: ignore[misc,assignment]
+        adapters_recipe.Workshop = FastWorkshop  # type: ignore[misc,assignment]
     torch.set_num_threads(1)
 
 
