@@ -237,7 +237,7 @@ class Driver:
         first = len(self.history.trials)
         proposals = self.sampler.propose(self.history, plan.seed, first, count)
         for number, proposal in enumerate(proposals, start=first):
-            self._append(TrialAdded(new_trial(plan, number, proposal)))
+            self._append(TrialAdded(new_trial(plan, number, proposal, self.history.measured)))
 
     def _finish(self, plan: Plan, reason: str) -> None:
         if (best := self._incumbent.best()) is not None:

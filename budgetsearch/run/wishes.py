@@ -58,7 +58,7 @@ def _tried(wish: Wish, history: History, plan: Plan) -> list[Event]:
     if (known := _same(params, history)) is not None:
         return [Noticed(f"try {wish.guess[:200]}: trial {known} has these values")]
     number = len(history.trials)
-    added = TrialAdded(new_trial(plan, number, Proposal(params, HAND)))
+    added = TrialAdded(new_trial(plan, number, Proposal(params, HAND), history.measured))
     return [added, Asked("promote", number), Noticed(f"trial {number} was added by hand: {wish.guess[:200]}")]
 
 

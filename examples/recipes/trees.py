@@ -3,10 +3,13 @@
 Run it:  budgetsearch run --recipe examples/recipes/trees.py:Trees --gpu cpu --hours 2m
 """
 
+import copy
+
 import numpy
 import skops.io
 from sklearn.datasets import make_hastie_10_2
 from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.tree._tree import Tree
 
 import budgetsearch as bs
 
@@ -31,11 +34,8 @@ class Trees(bs.Recipe):
         return GradientBoostingClassifier(**params, random_state=seed, warm_start=True, n_estimators=1)
 
     def train(self, trial, units, until, course):
-        for trees in range(units + 1, until + 1):  # one at a time: the forest keeps what it has grown
-            trial.n_estimators = trees
-            trial.fit(*self.train_set)
-            if course.should_stop():
-                return trees
+        trial.n_estimators = until
+        trial.fit(*self.train_set)  # goes on growing: ``warm_start``
         return until
 
     def evaluate(self, trial):
@@ -46,7 +46,22 @@ class Trees(bs.Recipe):
         return (-numpy.log(chances.clip(1e-12))).tolist()
 
     def save(self, trial, folder):
-        skops.io.dump(trial, folder / "forest.skops")
+        bare, trees = copy.copy(trial), [tree.tree_.__getstate__() for tree in trial.estimators_[:, 0]]
+        bare.estimators_ = trial.estimators_[:1]  # the others as arrays: each is an object, and slow
+        skops.io.dump(bare, folder / "forest.skops")
+        arrays = {key: numpy.concatenate([tree[key] for tree in trees]) for key in ("nodes", "values")}
+        sizes = numpy.array([[tree["node_count"], tree["max_depth"]] for tree in trees])
+        numpy.savez(folder / "trees.npz", sizes=sizes, **arrays)
 
     def load(self, params, seed, folder):
-        return skops.io.load(folder / "forest.skops", trusted=["sklearn.tree._tree.Tree"])
+        trial = skops.io.load(folder / "forest.skops", trusted=["sklearn.tree._tree.Tree"])
+        first, saved = trial.estimators_[0, 0], numpy.load(folder / "trees.npz", allow_pickle=False)
+        ends, nodes, values = saved["sizes"][:, 0].cumsum(), saved["nodes"], saved["values"]
+        trial.estimators_ = numpy.empty((len(ends), 1), dtype=object)
+        for k, (end, (count, depth)) in enumerate(zip(ends, saved["sizes"], strict=True)):
+            here, tree = slice(end - count, end), Tree(first.n_features_in_, numpy.ones(1, numpy.intp), 1)
+            state = {"node_count": int(count), "max_depth": int(depth)}
+            tree.__setstate__({**state, "nodes": nodes[here], "values": values[here]})
+            trial.estimators_[k, 0] = copy.copy(first)
+            trial.estimators_[k, 0].tree_ = tree
+        return trial

@@ -8,16 +8,21 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from budgetsearch.core.bases import cost_class
+from budgetsearch.core.history.effects import Effects
 from budgetsearch.core.plan import Plan
 from budgetsearch.core.records import Params, ParamValue, Segment, SegmentResult
 from budgetsearch.core.space.knobs import cost_kind
+from budgetsearch.core.space.space import Space
 
 RECENT = 5
 """So many segments show whether the machine has changed."""
 NOTICEABLE = 1.25
 """... by this factor at least."""
+KNOWN_FROM = 8
+"""So many segments must have been measured before one that took longer than its parameters say shows that."""
 CostKey = tuple[str, ParamValue | None]
 """A quantization and a rank; None for all ranks."""
 
@@ -64,6 +69,25 @@ class Measured:
     """Seconds beside training and grading, by quantization and whether the segment was evaluated."""
     answers: dict[str, Mean] = field(default_factory=dict)
     """Seconds of one answer with its grading, by quantization."""
+    paces: list[tuple[Params, float]] = field(default_factory=list)
+    """Of a free space: configurations and their ratios, from which ``effects`` learns."""
+
+    @cached_property
+    def effects(self) -> Effects:
+        """What the parameters of a free space do to the ratio."""
+        return Effects(Space.parse(self.plan.space))
+
+    def pace(self, params: Params) -> float:
+        """How many times the reference seconds a unit of a configuration is expected to take, by its
+        parameters; 1 where costs are known by class."""
+        return self.effects.factor(params) if self.paces else 1.0
+
+    @property
+    def usual(self) -> list[float]:
+        """All ratios over what the parameters say, sorted."""
+        if not self.paces:
+            return self.everything
+        return sorted(ratio / self.effects.factor(params) for params, ratio in self.paces)
 
     @classmethod
     def of(cls, plan: Plan, results: Iterable[tuple[Segment, SegmentResult]]) -> Measured:
@@ -96,11 +120,7 @@ class Measured:
             ratio = train * self.plan.reference_rates[name] * self.plan.gang_gain(name, result.gang) / tokens
             if result.gang > 1:  # a gang that gains more than calibrated makes nobody faster alone
                 ratio = max(1.0, ratio)
-            usual = self.ratios.get((name, None), ())
-            self.recent.append(ratio / usual[len(usual) // 2] if len(usual) > RECENT else 1.0)
-            insort(self.everything, ratio)
-            for key in cost_keys(segment.params, self.plan.free):
-                insort(self.ratios.setdefault(key, []), ratio)
+            self._note(name, segment.params, ratio)
         if result.status == "ok":
             graded = result.seconds.get("score", 0.0)
             if result.metric and graded > 0:
@@ -109,8 +129,22 @@ class Measured:
                 extra = self.extras.setdefault((name, segment.evaluate), Mean())
                 extra.add(sum(result.seconds.values()) - train - graded)
 
+    def _note(self, name: str, params: Params, ratio: float) -> None:
+        usual = self.ratios.get((name, None), ())
+        if self.plan.free:
+            self.recent.append(ratio / self.pace(params) if len(self.paces) >= KNOWN_FROM else 1.0)
+            self.effects.add(params, ratio)
+            self.paces.append((params, ratio))
+        else:
+            self.recent.append(ratio / usual[len(usual) // 2] if len(usual) > RECENT else 1.0)
+        insort(self.everything, ratio)
+        for key in cost_keys(params, self.plan.free):
+            insort(self.ratios.setdefault(key, []), ratio)
+
 
 def cost_keys(params: Params, free: bool = False) -> tuple[CostKey, CostKey]:
-    """The general class of a configuration, and the one that its rank makes (and what else has a cost)."""
+    """The general class of a configuration, and the one that its rank makes (and what else has a cost); of a
+    free space each configuration is one of its own."""
     name = cost_class(params, free)
-    return (name, None), (name, cost_kind(params))
+    kind = ", ".join(f"{key} {params[key]}" for key in sorted(params)) if free else cost_kind(params)
+    return (name, None), (name, kind)

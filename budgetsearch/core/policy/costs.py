@@ -32,7 +32,7 @@ class CostModel:
     plan: Plan
     factors: dict[CostKey, tuple[float, float]]
     """Measured over reference seconds, by quantization and by both quantization and rank: (expected,
-    pessimistic)."""
+    pessimistic); those of a quantization as a whole come beside the pace that parameters make."""
     overheads: dict[str, float]
     """Seconds beside training of a segment that is evaluated, by quantization."""
     bare_overheads: dict[str, float]
@@ -45,6 +45,8 @@ class CostModel:
     """Plans take so many times the expected cost: less, the more segments have been measured."""
     answers: dict[str, float]
     """Seconds of one answer that the metric grades, by quantization."""
+    measured: Measured
+    """What was measured."""
 
     @classmethod
     def learn(cls, plan: Plan, history: History) -> CostModel:
@@ -58,8 +60,7 @@ class CostModel:
         extras = measured.extras
         return cls(
             plan=plan,
-            factors={key: _factors(some) for key, some in known.items()}
-            | {(name, None): _factors(known.get((name, None), measured.everything)) for name in names},
+            factors={key: _factors(some) for key, some in known.items()} | _general(plan, measured, known),
             overheads={n: between + _mean(extras.get((n, True)), plan.overheads[n]) for n in names},
             bare_overheads={
                 n: between + _mean(extras.get((n, False)), plan.checkpoint_seconds[n]) for n in names
@@ -68,6 +69,7 @@ class CostModel:
             drift=measured.drift,
             margin=1.0 + (PLANNING_MARGIN - 1.0) / math.sqrt(1.0 + len(measured.everything) / 4),
             answers={n: _mean(measured.answers.get(n), plan.answer_seconds.get(n, 0.0)) for n in names},
+            measured=measured,
         )
 
     @property
@@ -80,7 +82,8 @@ class CostModel:
     def train_seconds(self, params: Params, tokens: float, *, pessimistic: bool = False) -> float:
         """Seconds of training alone for so many tokens."""
         general, own = cost_keys(params, self.plan.free)
-        usual, slow = self.factors[general]
+        pace = self.measured.pace(params)
+        usual, slow = (pace * factor for factor in self.factors[general])
         expected, worst = self.factors.get(own, (usual, slow))
         worst = max(worst, expected * slow / usual)  # few samples of a rank do not make it certain
         expected, worst = expected * self.drift, worst * max(1.0, self.drift)
@@ -118,6 +121,16 @@ class CostModel:
             for name in self.plan.reference_rates
         )
         return reference_seconds * factor + statistics.fmean(self.overheads.values())
+
+
+def _general(
+    plan: Plan, measured: Measured, known: dict[CostKey, list[float]]
+) -> dict[CostKey, tuple[float, float]]:
+    """Of each class as a whole; in a free space beside what the parameters say."""
+    names = plan.reference_rates
+    if plan.free:
+        return {(name, None): _factors(measured.usual) for name in names}
+    return {(name, None): _factors(known.get((name, None), measured.everything)) for name in names}
 
 
 def _between_segments(history: History) -> float:

@@ -51,6 +51,15 @@ def indistinguishable(first: Sequence[float], second: Sequence[float]) -> bool:
     return abs(mean) <= error
 
 
+def clearly_worse(first: Sequence[float], second: Sequence[float]) -> bool:
+    """The second's losses on the same validation examples are higher by more than two standard errors; where
+    there are too few to tell, nobody is clearly worse."""
+    if len(first) != len(second) or len(first) < MIN_EXAMPLES:
+        return False
+    mean, error = paired_difference(first, second)
+    return mean > 2 * error
+
+
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """How much more the second loses on the same examples, two at least, and the standard error of that.
 

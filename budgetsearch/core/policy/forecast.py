@@ -61,7 +61,7 @@ def _search_seconds(situation: Situation) -> float:
     entering = rungs.entered(situation.entry) + 1
     total = costs.typical_seconds(ladder[situation.entry], ganged=True)
     for rung in range(situation.entry + 1, top):
-        already = rungs.entered(rung)
+        already = rungs.sent(rung)
         entering = max(already, rungs.groups(entering), least)
         total += (entering - already) * costs.typical_seconds(ladder[rung] - ladder[rung - 1])
     already = rungs.entered(top)

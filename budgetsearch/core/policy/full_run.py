@@ -205,6 +205,7 @@ def full_run_seconds(situation: Situation) -> float:
 
 def _link_tokens(situation: Situation, state: TrialState) -> int:
     rate = situation.plan.reference_rates[situation.plan.cost_class(state.trial.params)]
+    rate /= situation.costs.measured.pace(state.trial.params)
     step = math.ceil(situation.plan.step_of(state.trial.params))
     return max(step, int(situation.plan.checkpoint_every_seconds * rate))
 

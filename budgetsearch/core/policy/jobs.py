@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from budgetsearch.core.history.measured import Measured
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.plan import Plan, Trial
 from budgetsearch.core.policy.metric_plan import LEAST_ANSWERS
@@ -88,9 +89,10 @@ def score_jobs(
     return wanted
 
 
-def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
-    """Freeze a configuration's rungs in tokens: the ladder's seconds at its reference rate, or, if its own
-    full run is shorter or longer than the plan's, the same shares of that."""
+def new_trial(plan: Plan, trial_id: int, proposal: Proposal, measured: Measured | None = None) -> Trial:
+    """Freeze a configuration's rungs in tokens: the ladder's seconds at its reference rate, in a free space
+    at the pace that ``measured`` foresees; or, if its own full run is shorter or longer than the plan's, the
+    same shares of that."""
     params = plan.knobs(proposal.params)
     batch = int(params.get("batch_size", plan.batch_size))
     tokens_of_step = plan.step_of(params)
@@ -103,6 +105,7 @@ def new_trial(plan: Plan, trial_id: int, proposal: Proposal) -> Trial:
         tokens = [round(longest * seconds / plan.full_seconds) for seconds in plan.ladder]
     else:
         rate = plan.reference_rates[plan.cost_class(proposal.params)]
+        rate /= measured.pace(proposal.params) if measured else 1.0
         tokens = [min(round(seconds * rate), longest) for seconds in plan.ladder]
     rungs = tuple(max(step, some) for some in tokens)
     return Trial(

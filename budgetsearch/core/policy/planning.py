@@ -36,6 +36,8 @@ ANSWER_FACTOR = 1.2
 full length; those that do not fit are left out of the accuracy."""
 FULL_EVAL_SHARE = 0.03
 """Evaluations in the middle of a full run take so much of its training's time at most."""
+FULL_LINKS = 12
+"""A full run need not have more of them because evaluations are cheap."""
 LOSS_FACTOR = 1.5
 """Evaluations in the reserve may take so much longer than the calibration's."""
 
@@ -122,7 +124,7 @@ def make_plan(request: PlanRequest, calibrations: Mapping[str, Calibration], now
         task_examples=request.task_examples,
         reserve_seconds=layout.reserve,
         score_seconds=layout.score,
-        checkpoint_every_seconds=checkpoint_interval(request.budget_seconds, request.whole),
+        checkpoint_every_seconds=_link_seconds(request, layout, measured),
         max_trials=Space.parse(space).size(request.max_trials * request.workers),
         limit_bytes=request.limit_bytes,
         longest=request.longest,
@@ -292,6 +294,14 @@ def _ladder(request: PlanRequest, measured: _Measured) -> tuple[tuple[float, ...
 def checkpoint_interval(budget_seconds: float, whole: bool = False) -> float:
     """Seconds of training between two checkpoints of a full run: what a crash may cost."""
     return budget_seconds if whole else max(60.0, 0.01 * budget_seconds)
+
+
+def _link_seconds(request: PlanRequest, layout: _Layout, measured: _Measured) -> float:
+    """Seconds of training in a link of the full run. Where evaluations are cheap even a short one is looked
+    at several times on its way: its best checkpoint may not be its last."""
+    usual = checkpoint_interval(request.budget_seconds, request.whole)
+    evaluated = (layout.examples * measured.example + measured.write) / FULL_EVAL_SHARE
+    return usual if request.whole else min(usual, max(layout.ladder[-1] / FULL_LINKS, evaluated))
 
 
 def _multiple(request: PlanRequest, full_seconds: float, measured: _Measured) -> float:

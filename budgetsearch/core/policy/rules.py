@@ -74,7 +74,7 @@ def _promotions(situation: Situation, least: int) -> Iterator[Run | Refusal]:
     for rung in range(situation.plan.top_rung - 1):
         if rungs.running(rung) and not situation.several:
             return  # a gang's other members
-        already = rungs.entered(rung + 1)
+        already = rungs.sent(rung + 1)
         if already >= max(rungs.quota(rung), least):
             continue
         # The first promotion is the way to the full run; further ones must leave room for it.

@@ -12,7 +12,7 @@ from budgetsearch.core.history.retired import STRATA, has_competed, has_entered
 from budgetsearch.core.history.trial import TrialState
 from budgetsearch.core.metric import chosen, difference, mean_of
 from budgetsearch.core.plan import Plan
-from budgetsearch.core.policy.evidence import indistinguishable, paired_difference
+from budgetsearch.core.policy.evidence import clearly_worse, indistinguishable, paired_difference
 from budgetsearch.core.records import ParamValue
 
 
@@ -47,6 +47,20 @@ class Rungs:
         their way for long, those whose loss there is known."""
         return self._competed[rung] if self.plan.workers > 1 else self._entered[rung]
 
+    def sent(self, rung: int) -> int:
+        """Trials that came to a rung by their place at the one below: scouts come to the second whatever that
+        is, and those that would not have got there owe nobody their promotion."""
+        return self.entered(rung) - (self._strays if rung == 1 else 0)
+
+    @cached_property
+    def _strays(self) -> int:
+        scouts = filter(None, (self.history.trials.get(number) for number in range(self.plan.scouts)))
+        here = [s for s in scouts if s.goal >= 1 and has_entered(s, 1)]
+        return sum(s.goal == 1 and not (0 in s.losses and self._quota_place(s)) for s in here)
+
+    def _quota_place(self, state: TrialState) -> bool:
+        return self.history.place(state, 0) <= self.quota(0)
+
     @cached_property
     def _entered(self) -> Counter[int]:
         active = ((k, s) for s in self.history.active.values() for k in range(s.goal + 1))
@@ -67,7 +81,7 @@ class Rungs:
 
     def due(self, rung: int) -> bool:
         """Fewer have come to the next rung than should have."""
-        return self.entered(rung + 1) < self.quota(rung)
+        return self.sent(rung + 1) < self.quota(rung)
 
     # ------------------------------------------------------------------------ who
 
@@ -138,7 +152,8 @@ class Rungs:
 
     def finalists(self) -> list[TrialState]:
         """Trials that may run in full, best first: those that got furthest, then the rest by rung; of one
-        rung by their loss, unless the metric says otherwise."""
+        rung by their loss, unless the metric says otherwise. Whom the last training made worse comes
+        behind all others."""
         ranked = self.by_loss()
         if self.plan.metric is None or self.plan.top_rung == 0:
             return ranked
@@ -158,7 +173,8 @@ class Rungs:
             return able
         kept = contenders(self.history)
         ranked = [s for s in able if s.trial_id in kept and s.rung in s.losses]
-        return sorted(ranked, key=lambda s: (-s.rung, s.losses[s.rung], s.trial_id))
+        ranked.sort(key=lambda s: (-s.rung, s.losses[s.rung], s.trial_id))
+        return sorted(ranked, key=_spoiled)
 
     def preference(self, state: TrialState) -> str:
         """What the metric says of a finalist, where it was asked; after a comma."""
@@ -211,3 +227,11 @@ class Rungs:
                 losses = first.example_losses.get(rung, ()), state.example_losses.get(rung, ())
                 return state if indistinguishable(*losses) else None
         return None
+
+
+def _spoiled(state: TrialState) -> bool:
+    """Its last training made it clearly worse than it was at the rung before."""
+    before = max((rung for rung in state.losses if rung < state.rung), default=None)
+    if before is None:
+        return False
+    return clearly_worse(state.example_losses.get(before, ()), state.example_losses.get(state.rung, ()))
