@@ -12,7 +12,7 @@ LOSSES = tuple(0.1 * (k % 7) for k in range(32))
 
 
 def order(later: float, noise: float = 0.0, *, examples: bool = True) -> list[int]:
-    """The finalists where trial 0 came from the loss 1.0 at rung 0 to ``later`` at rung 1; trial 1 has 1.2."""
+    """Finalists where trial 0 came from 1.0 at rung 0 to ``later`` at rung 1; trial 1 has 1.2 at rung 0."""
     story = Story.planned()
 
     def train(trial: int, loss: float, rung: int, sign: float) -> None:
