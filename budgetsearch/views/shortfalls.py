@@ -11,7 +11,7 @@ from budgetsearch.core.policy.deadline import exit_seconds, seconds_left
 from budgetsearch.core.records import Score
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.views.metric import ungraded
-from budgetsearch.views.words import printable
+from budgetsearch.views.words import printable, words_of
 
 IDLE_SHARE = 0.05
 """Of the budget: less that is left over, or was lost in crashes, is not worth a line."""
@@ -128,7 +128,8 @@ def _full_run(history: History) -> Iterator[Shortfall]:
         state = max(sent, key=lambda one: one.tokens)
         end = f" of {state.full_stop_tokens}" if state.full_stop_tokens else ""
         others = f" (and {len(sent) - 1} more)" if len(sent) > 1 else ""
-        what = f"The full run of trial {state.trial_id}{others} was cut short at {state.tokens}{end} tokens"
+        way = f"{state.tokens}{end} {words_of(history).unit}"
+        what = f"The full run of trial {state.trial_id}{others} was cut short at {way}"
         yield Shortfall("full run", what, _why_cut(history, state))
 
 
@@ -142,16 +143,19 @@ def _why_cut(history: History, state: TrialState) -> str:
 
 def _unmeasured(history: History) -> Iterator[Shortfall]:
     """Training of the best trial, or in a full run, after which no loss was measured."""
-    top = history.plan.top_rung if history.plan else 0
+    top, words = history.plan.top_rung if history.plan else 0, words_of(history)
+    out = "adapter" if words.of_adapters else "result"
     for state in history.trials.values():
         tokens = state.tokens - state.evaluated_tokens
         if tokens > 0 and (state is history.incumbent or state.goal == top):
             where = (
-                "are in the adapter because the training loss has fallen: no loss was measured after them"
+                f"are in the {out} because the training loss has fallen: no loss was measured after them"
                 if state.judged
-                else "are in no adapter, for no loss was measured after them"
+                else f"are in no {out}, for no loss was measured after them"
             )
-            what = f"The last {tokens} tokens of trial {state.trial_id}{_seconds(history, state)} {where}"
+            what = (
+                f"The last {tokens} {words.unit} of trial {state.trial_id}{_seconds(history, state)} {where}"
+            )
             yield Shortfall("loss", what, _why_cut(history, state))
 
 
@@ -171,7 +175,8 @@ def _scores(history: History) -> Iterator[Shortfall]:
     if own and score is not None and score.adapter_loss is not None:
         return
     if score is None or score.base_loss is None or score.adapter_loss is None:
-        what = "The losses of base and adapter were never compared"
+        words = words_of(history)
+        what = f"The losses of {words.before} and {words.after} were never compared"
         yield Shortfall("base", what, _why_unscored(history, score))
     elif 0 < (measured := len(score.adapter_example_losses)) < (examples := _examples(history)):
         what = f"The losses of base and adapter rest on {measured} of {examples} examples"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,18 @@ def test_a_full_run_that_was_cut_is_no_full_run() -> None:
     ] == said(history)
     assert "cut short" == history.standing(history.trials[1])
     assert "trials  3 tried, 1 promoted, 0 in full" == final_lines(history)[-1]
+
+
+def test_a_recipe_has_words_of_its_own() -> None:
+    """Its units are no tokens, and what comes out is no adapter."""
+    history = close(cut("timeout"))
+    assert history.opened is not None
+    recipe = {"unit": "trees", "metric": "log loss"}
+    history.opened = replace(history.opened, facts={**history.opened.facts, "recipe": recipe})
+    texts = " ".join(text for _, text in said(history))
+    assert "cut short at 6000 of 9000 trees" in texts
+    assert "The last 3000 trees of trial 1 (30 s of training) are in no result" in texts
+    assert "token" not in texts and "adapter" not in texts
 
 
 def test_a_full_run_that_crashed_names_the_crash() -> None:

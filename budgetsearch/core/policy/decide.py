@@ -75,12 +75,16 @@ def answer_of(situation: Situation) -> Answer:
     return first(rule.answer(situation) for rule in RULES if rule.applies(situation))
 
 
+def _end(plan: Plan) -> str:
+    return "the length that the recipe has" if plan.free else "the end of its data (--max-epochs)"
+
+
 def _why_finished(plan: Plan, history: History, refusal: Refusal | None) -> str:
     why = "no trial finished a segment"
     if history.full_done:
         ended = [history.trials[number] for number in history.full_done]
         at_the_end = any(state.tokens >= state.trial.max_tokens for state in ended)
-        why = "the full run is over" + (", at the end of its data (--max-epochs)" if at_the_end else "")
+        why = "the full run is over" + (f", at {_end(plan)}" if at_the_end else "")
     elif history.incumbent is not None:
         why = "no further segment fits into the time that is left"
     elif history.trials and all(s.dead == "infeasible" for s in history.trials.values()):

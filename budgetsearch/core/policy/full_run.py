@@ -39,7 +39,8 @@ def full_run_link(
     segment = _link(situation, state, end)
     before = state.full_stop_tokens
     moved = f" (the end moves from {before})" if before not in (None, end) else ""
-    text = f"{reason}: tokens {state.tokens} to {segment.stop_tokens} of {end}{moved}"
+    unit = "units" if situation.plan.free else "tokens"
+    text = f"{reason}: {unit} {state.tokens} to {segment.stop_tokens} of {end}{moved}"
     assert segment.landing is not None
     # It ends itself in time; whoever does not hangs.
     return situation.run(segment, text, LIMIT_SECONDS + LINK_PATIENCE * segment.landing.seconds)
