@@ -1,11 +1,11 @@
 """The same recipe, the same wall time: budgetsearch against a careful loop around Optuna, side by side.
 
 The loop is what people write: TPE proposes, SuccessiveHalvingPruner stops what falls behind, for 60% of the
-time; then the best configuration is trained again from the beginning with all that is left, with the same
-schedule (warmup, trunk, cooldown). The length of a trial in the search is a tenth of what the whole time
-would hold. Both sides get one core each and change cores every second pair; what counts is the validation
-loss of what each hands out, by the recipe's own ``evaluate``. Each pair is a JSON file; a run adds those that
-are missing.
+time, or for longer where a run of the recipe's greatest length needs less; then the best configuration is
+trained again from the beginning with all that is left, with the same schedule (warmup, trunk, cooldown). The
+length of a trial in the search is a tenth of what the whole time would hold. Both sides get one core each and
+change cores every second pair; what counts is the validation loss of what each hands out, by the recipe's own
+``evaluate``. Each pair is a JSON file; a run adds those that are missing.
 
     python -m benchmarks.recipes.against --recipe examples/recipes/digits.py:Digits --pairs 10 --seconds 120
 """

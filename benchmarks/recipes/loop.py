@@ -17,7 +17,10 @@ from budgetsearch.training.recipes.protocol import Course, Recipe
 from budgetsearch.training.recipes.running import losses_of, mean
 
 SEARCH_SHARE = 0.6
-"""Of the time: the search."""
+"""Of the time: the search, at the least."""
+SLOWEST = 2.0
+"""Where a run has a greatest length, the search lasts till so many times what that takes is left: the best
+may be slower than the first."""
 TRIAL_SHARE = 0.1
 """Of the time: one whole trial of the search."""
 LAST_SECONDS = 3.0
@@ -39,6 +42,8 @@ class Loop:
     """Units that a run may have, ..."""
     length: int = field(default=0)
     """... and those of a trial of the search."""
+    kept: float = field(default=0.0)
+    """Seconds that the search leaves to the last run."""
 
     @classmethod
     def around(cls, recipe: str, seconds: float, seed: int, began: float) -> Loop:
@@ -50,7 +55,9 @@ class Loop:
             *(own, Space.parse({**(own.space or {}), "free": True}), seconds, seed, began),
             most=own.length or 10**9,
         )
-        found.length = max(own.step * PARTS, min(found.most, int(TRIAL_SHARE * seconds * found._rate())))
+        rate = found._rate()
+        found.length = max(own.step * PARTS, min(found.most, int(TRIAL_SHARE * seconds * rate)))
+        found.kept = min((1 - SEARCH_SHARE) * seconds, SLOWEST * found.most / rate + LAST_SECONDS)
         return found
 
     def run(self) -> dict[str, Any]:
@@ -93,7 +100,7 @@ class Loop:
         return self.seconds - (time.monotonic() - self.began)
 
     def _left_to_search(self) -> float:
-        return self._left() - (1 - SEARCH_SHARE) * self.seconds
+        return self._left() - self.kept
 
     def _rate(self) -> float:
         """Units per second."""
