@@ -29,24 +29,35 @@ class Effects:
     """Sums of the products of two terms."""
     _targets: dict[str, float] = field(default_factory=dict)
     """Sums of a term times the measured logarithm."""
-    count: int = 0
-    """Measurements."""
+    _seen: list[tuple[Mapping[str, float], float]] = field(default_factory=list)
+    """Terms and ratios of all measurements: the terms are found once."""
 
     def add(self, params: Params, ratio: float) -> None:
         """A configuration's unit took ``ratio`` times the reference."""
         terms, measured = self._terms(params), math.log(ratio)
+        self._seen.append((terms, ratio))
         for name, value in terms.items():
             self._targets[name] = self._targets.get(name, 0.0) + value * measured
             for other, more in terms.items():
                 key = (name, other)
                 self._moments[key] = self._moments.get(key, 0.0) + value * more
-        self.count += 1
         self.__dict__.pop("_weights", None)
 
     def factor(self, params: Params) -> float:
         """How many times the reference a unit of the configuration is expected to take."""
-        terms = self._terms(params)
-        return math.exp(math.fsum(self._weights.get(name, 0.0) * value for name, value in terms.items()))
+        return self._factor(self._terms(params))
+
+    def __len__(self) -> int:
+        """Measurements."""
+        return len(self._seen)
+
+    def residuals(self) -> list[float]:
+        """All measured ratios over what the parameters say, sorted."""
+        return sorted(ratio / self._factor(terms) for terms, ratio in self._seen)
+
+    def _factor(self, terms: Mapping[str, float]) -> float:
+        weights = self._weights
+        return math.exp(math.fsum(weights.get(name, 0.0) * value for name, value in terms.items()))
 
     @cached_property
     def _weights(self) -> Mapping[str, float]:

@@ -69,8 +69,6 @@ class Measured:
     """Seconds beside training and grading, by quantization and whether the segment was evaluated."""
     answers: dict[str, Mean] = field(default_factory=dict)
     """Seconds of one answer with its grading, by quantization."""
-    paces: list[tuple[Params, float]] = field(default_factory=list)
-    """Of a free space: configurations and their ratios, from which ``effects`` learns."""
 
     @cached_property
     def effects(self) -> Effects:
@@ -80,14 +78,12 @@ class Measured:
     def pace(self, params: Params) -> float:
         """How many times the reference seconds a unit of a configuration is expected to take, by its
         parameters; 1 where costs are known by class."""
-        return self.effects.factor(params) if self.paces else 1.0
+        return self.effects.factor(params) if self.plan.free else 1.0
 
     @property
     def usual(self) -> list[float]:
-        """All ratios over what the parameters say, sorted."""
-        if not self.paces:
-            return self.everything
-        return sorted(ratio / self.effects.factor(params) for params, ratio in self.paces)
+        """All ratios over what the parameters of a free space say, sorted."""
+        return self.effects.residuals() if self.plan.free else self.everything
 
     @classmethod
     def of(cls, plan: Plan, results: Iterable[tuple[Segment, SegmentResult]]) -> Measured:
@@ -132,9 +128,8 @@ class Measured:
     def _note(self, name: str, params: Params, ratio: float) -> None:
         usual = self.ratios.get((name, None), ())
         if self.plan.free:
-            self.recent.append(ratio / self.pace(params) if len(self.paces) >= KNOWN_FROM else 1.0)
+            self.recent.append(ratio / self.pace(params) if len(self.effects) >= KNOWN_FROM else 1.0)
             self.effects.add(params, ratio)
-            self.paces.append((params, ratio))
         else:
             self.recent.append(ratio / usual[len(usual) // 2] if len(usual) > RECENT else 1.0)
         insort(self.everything, ratio)
