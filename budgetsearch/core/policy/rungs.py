@@ -56,10 +56,8 @@ class Rungs:
     def _strays(self) -> int:
         scouts = filter(None, (self.history.trials.get(number) for number in range(self.plan.scouts)))
         here = [s for s in scouts if s.goal >= 1 and has_entered(s, 1)]
-        return sum(s.goal == 1 and not (0 in s.losses and self._quota_place(s)) for s in here)
-
-    def _quota_place(self, state: TrialState) -> bool:
-        return self.history.place(state, 0) <= self.quota(0)
+        place, quota = self.history.place, self.quota(0)
+        return sum(s.goal == 1 and not (0 in s.losses and place(s, 0) <= quota) for s in here)
 
     @cached_property
     def _entered(self) -> Counter[int]:
