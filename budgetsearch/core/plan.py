@@ -159,3 +159,5 @@ class Trial:
     """Where its data end, whatever time is left."""
     origin: str = "prior"
     """Where the configuration comes from: prior, stratified or model."""
+    entry: int = 0
+    """The rung at which it enters at the earliest, see ``ports.Proposal``."""

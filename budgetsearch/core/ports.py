@@ -64,6 +64,9 @@ class Proposal:
     origin: str
     max_tokens: int | None = None
     """Length of its own full run, where the configuration decides it (a recorded run of fewer epochs)."""
+    entry: int = 0
+    """The rung at which it enters at the earliest: a sampler knows that it would not be promoted below, and
+    thinks it worth its seconds all the same."""
 
 
 class Sampler(Protocol):

@@ -70,13 +70,23 @@ def parameters(cube: Cube, seen: Observations) -> Array:
     return fit(Observations(cube.features(seen.x), seen.s, seen.y))
 
 
+@dataclass(frozen=True)
+class Suggestions:
+    """What the surrogate would try next, the preferred first."""
+
+    points: list[Array]
+    surrogate: Surrogate
+    best: float
+    """Normal score that the best of what is known is expected to end with."""
+
+
 def suggest(
     cube: Cube,
     seen: Observations,
     fitted: Array,
     rng: np.random.Generator,
     waiting: Array | None = None,
-) -> list[Array]:
+) -> Suggestions:
     """Points by falling expected improvement at the full length over the best expected so far.
 
     ``waiting``: points that were proposed before and have no result yet, (m, columns).
@@ -92,7 +102,8 @@ def suggest(
     points = np.concatenate(candidates)
     mean, deviation = surrogate.predict(cube.features(points))
     gain = expected_improvement(mean, deviation, float(expected.min()))
-    return [points[k] for k in np.argsort(-gain, kind="stable")]
+    found = [points[k] for k in np.argsort(-gain, kind="stable")]
+    return Suggestions(found, surrogate, float(expected.min()))
 
 
 def row(columns: Sequence[str], point: Mapping[str, float]) -> list[float]:

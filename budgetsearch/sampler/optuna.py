@@ -68,7 +68,7 @@ class FidelityGPSampler(BaseSampler):  # type: ignore[misc]
             len(d.choices) if isinstance(d, CategoricalDistribution) else None for d in search_space.values()
         ]
         cube = Cube(tuple(categories))
-        point = suggest(cube, seen, self._parameters(cube, seen), self._rng)[0]
+        point = suggest(cube, seen, self._parameters(cube, seen), self._rng).points[0]
         return {name: _value(d, float(x)) for (name, d), x in zip(search_space.items(), point, strict=True)}
 
     def sample_independent(

@@ -14,19 +14,20 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from budgetsearch.core.history.history import History
 from budgetsearch.core.history.outcomes import is_infeasible
+from budgetsearch.core.policy.jobs import new_trial
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.records import Params
 from budgetsearch.core.resources.memory import problem
 from budgetsearch.core.space.dimensions import Choice, Number
 from budgetsearch.core.space.space import Space
-from budgetsearch.sampler.cube import cube_of, from_point, parameters, suggest, to_row
+from budgetsearch.sampler.cube import Suggestions, cube_of, from_point, parameters, suggest, to_row
 from budgetsearch.sampler.surrogate import Array, Observations, as_array, fidelity
 
 BLOCK = 6
@@ -37,6 +38,11 @@ MIN_RESULTS = 4
 """With fewer losses the model would say nothing."""
 EXPLORE = 10
 """One trial in so many comes from the prior."""
+HOPELESS, HOPEFUL = 0.1, 0.2
+"""A rung at which a configuration's chance to be promoted is smaller than the first is left out, if that to
+end best is no smaller than the second."""
+GROUPS = 3
+"""So many groups of ``eta`` must be known at a rung before anybody leaves it out."""
 REFIT = 1.2
 """The model's parameters are fitted anew when the observations have grown by this factor."""
 RANDOM_ATTEMPTS = 1000
@@ -133,8 +139,28 @@ class _View:
             self.fitted[key] = parameters(cube, early)
         rng = np.random.default_rng(mixed(self.seed, "model", number))
         waiting = as_array([self.points.of(p) for p in self.waiting()]).reshape(-1, seen.x.shape[1])
-        for point in suggest(cube, seen, self.fitted[key], rng, waiting):
-            yield Proposal(from_point(self.space, point), "model")
+        found = suggest(cube, seen, self.fitted[key], rng, waiting)
+        for point in found.points:
+            proposal = Proposal(from_point(self.space, point), "model")
+            yield replace(proposal, entry=self._entry(proposal, cube.features(point[None, :]), found))
+
+    def _entry(self, proposal: Proposal, x: Array, found: Suggestions) -> int:
+        """The lowest rung at which a promotion may be hoped for: a slow learner that may well end best would
+        else be tried again and again below, and its like never get on."""
+        plan, surrogate = self.history.plan, found.surrogate
+        assert plan is not None
+        if surrogate.chance(x, 1.0, found.best) < HOPEFUL:
+            return 0
+        tokens = new_trial(plan, 0, proposal, self.history.measured).rung_tokens
+        for rung in range(plan.top_rung - 1):
+            known = self.history.ranks.get(rung, [])
+            if len(known) < GROUPS * plan.eta:
+                return rung
+            worst_promoted, _ = known[len(known) // plan.eta - 1]
+            enough, s = surrogate.score(worst_promoted), fidelity(tokens[rung] / tokens[-1])
+            if surrogate.chance(x, s, enough) >= HOPELESS:
+                return rung
+        return max(0, plan.top_rung - 1)
 
 
 def _milestone(count: int) -> int:

@@ -150,6 +150,8 @@ class Surrogate:
         self._p = np.exp(parameters)
         self._seen = seen.some(PREDICT_POINTS)
         self._condition(normal_scores(self._seen.y))
+        self._scores = np.sort(self._seen.y), np.sort(self._z)
+        """Values, and their normal scores."""
 
     def believing(self, waiting: Array) -> Surrogate:
         """The same after full runs at ``waiting`` (m, d) that end as expected.
@@ -183,6 +185,18 @@ class Surrogate:
         half = solve_triangular(self._lower, cross.T, lower=True, check_finite=False)
         variance = self._p[d + 1] ** 2 + self._p[d + 2] ** 2 - (half * half).sum(0)
         return cross @ self._alpha, np.sqrt(np.maximum(variance, 1e-9))
+
+    def score(self, value: float) -> float:
+        """The normal score of a value of ``y``."""
+        return float(np.interp(value, *self._scores))
+
+    def chance(self, x: Array, s: float, score: float) -> float:
+        """The probability that an observation of ``x`` (1, d), trained to ``s``, is at most ``score``."""
+        from scipy.special import ndtr
+
+        mean, deviation = self.predict(x, s)
+        noise = self._p[x.shape[1] + 3]
+        return float(ndtr((score - mean[0]) / math.hypot(deviation[0], noise)))
 
     def _covariance(self, x: Array, s: Array) -> Array:
         """Of the given points with the observations."""

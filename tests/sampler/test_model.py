@@ -64,7 +64,7 @@ def test_the_best_suggestion_lies_in_the_bowl() -> None:
     kinds = np.random.default_rng(3).integers(2, size=80)
     cube = Cube((None, None, None, 2))
     mixed = Observations(np.column_stack([seen.x, kinds]), seen.s, seen.y + 1.0 * kinds)
-    best = suggest(cube, mixed, parameters(cube, mixed), np.random.default_rng(0))[0]
+    best = suggest(cube, mixed, parameters(cube, mixed), np.random.default_rng(0)).points[0]
     assert np.hypot(best[0] - 0.3, best[1] - 0.7) < 0.2
     assert best[3] == 0
 
@@ -157,7 +157,7 @@ def test_what_waits_for_its_result_is_not_suggested_again() -> None:
     a gang's suggestions lie further apart where it matters than without."""
     cube, seen = Cube((None, None, None)), observed(12)
     fitted = parameters(cube, seen)
-    first = suggest(cube, seen, fitted, np.random.default_rng(1))[0]
+    first = suggest(cube, seen, fitted, np.random.default_rng(1)).points[0]
     model = Surrogate(seen, fitted)
     believer = model.believing(first[None, :])
     (before, doubt), (after, less) = model.predict(first[None, :]), believer.predict(first[None, :])
@@ -166,7 +166,7 @@ def test_what_waits_for_its_result_is_not_suggested_again() -> None:
     apart, close = [], []
     for number in range(6):
         waiting = np.array(apart).reshape(-1, 3)
-        apart.append(suggest(cube, seen, fitted, np.random.default_rng(number), waiting)[0])
-        close.append(suggest(cube, seen, fitted, np.random.default_rng(number))[0])
+        apart.append(suggest(cube, seen, fitted, np.random.default_rng(number), waiting).points[0])
+        close.append(suggest(cube, seen, fitted, np.random.default_rng(number)).points[0])
     matter = slice(0, 2)
     assert np.std(apart, axis=0)[matter].mean() > 1.5 * np.std(close, axis=0)[matter].mean()

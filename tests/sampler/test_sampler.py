@@ -7,6 +7,8 @@ import random
 
 import pytest
 
+from budgetsearch.core.events import TrialAdded
+from budgetsearch.core.policy.jobs import new_trial
 from budgetsearch.core.ports import Proposal
 from budgetsearch.core.space.space import Space
 from budgetsearch.sampler.cube import from_point, to_row
@@ -180,3 +182,41 @@ def test_configurations_survive_the_way_to_the_cube_and_back() -> None:
         after = from_point(space, to_row(space, before))
         assert before["learning_rate"] == pytest.approx(after["learning_rate"])
         assert {**before, "learning_rate": 0} == {**after, "learning_rate": 0}
+
+
+def slow_learners(story: Story, count: int, *, agree: bool) -> list[Proposal]:
+    """The sampler's trials, of which the best fifth is promoted: high rates win the first rung, and the ends
+    too if the rungs ``agree``; else low ones do. Returns the proposals."""
+    plan, found = story.history.plan, []
+    assert plan is not None
+    for number in range(count):
+        (proposal,) = OptunaSampler().propose(story.history, 0, number, 1)
+        found.append(proposal)
+        story.add(TrialAdded(new_trial(plan, number, proposal)))
+        rate = Space.parse(SPACE).to_unit(proposal.params)["learning_rate"]
+        losses = [1 - rate, 0.9 - rate, 0.8 - rate] if agree else [1 - rate, 0.5, rate]
+        entry = story.history.trials[number].trial.entry
+        story.train(number, losses[entry], entry)
+        for rung in range(entry, 2):
+            if story.history.place(story.history.trials[number], rung) * plan.eta > len(
+                story.history.ranks[rung]
+            ):
+                break
+            story.train(number, losses[rung + 1], rung + 1)
+    return found
+
+
+def test_slow_learners_leave_out_the_rungs_that_would_not_promote_them() -> None:
+    """Where the first rung says the opposite of the end, what is expected to end best begins above it, so
+    that the model learns there; where rungs agree everybody begins below."""
+    ladder = (3.0, 10.0, 30.0, 90.0)
+    story = Story.planned(ladder=ladder, max_tokens=10**9)
+    misled = slow_learners(story, 60, agree=False)
+    above = [one for one in misled if one.entry > 0]
+    assert len(above) >= 5
+    space = Space.parse(SPACE)
+    assert all(space.to_unit(one.params)["learning_rate"] < 0.7 for one in above)
+    assert all(one.origin == "model" for one in above)
+    assert all(one.entry == 0 for one in misled[:15]), "fifteen must be known of the rung"
+    agreed = slow_learners(Story.planned(ladder=ladder, max_tokens=10**9), 60, agree=True)
+    assert sum(one.entry > 0 for one in agreed) <= 2

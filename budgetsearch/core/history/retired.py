@@ -21,12 +21,13 @@ brings one that no trial has carried up yet."""
 def has_entered(state: TrialState, rung: int) -> bool:
     """Whether it has come to a rung; what fits in no memory has not competed."""
     nothing = state.dead in NO_RESULT or state.rests
-    return state.goal >= rung and not (nothing and state.rung < rung)
+    return state.goal >= rung >= state.trial.entry and not (nothing and state.rung < rung)
 
 
 def has_competed(state: TrialState, rung: int) -> bool:
     """Whether it is known how it does there."""
-    return state.rung >= rung or (state.goal == rung and state.dead == "diverged")
+    known = state.rung >= rung or (state.goal == rung and state.dead == "diverged")
+    return known and rung >= state.trial.entry
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Retired:
     """Those that did nothing wrong, by the highest rung that they were sent to."""
     entered: Counter[int] = field(default_factory=Counter)
     competed: Counter[int] = field(default_factory=Counter)
+    direct: Counter[int] = field(default_factory=Counter)
+    """Of those that entered a rung the ones that were at no lower one."""
     first: dict[tuple[int, str], dict[ParamValue, int]] = field(default_factory=dict)
     """By the highest rung that they were sent to and a stratum: of each value the first trial."""
 
@@ -50,6 +53,7 @@ class Retired:
             self.able[state.goal] += 1
         for rung in range(state.goal + 1):
             self.entered[rung] += has_entered(state, rung)
+            self.direct[rung] += has_entered(state, rung) and rung == state.trial.entry
             self.competed[rung] += has_competed(state, rung)
         for name in STRATA:
             if name in state.trial.params:

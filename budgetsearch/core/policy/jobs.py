@@ -118,4 +118,5 @@ def new_trial(plan: Plan, trial_id: int, proposal: Proposal, measured: Measured 
         micro_batch=micro_batch(plan, proposal.params),
         max_tokens=longest,
         origin=proposal.origin,
+        entry=max(0, min(proposal.entry, plan.top_rung - 1)),
     )

@@ -38,7 +38,7 @@ def by_hand(situation: Situation) -> Answer:
 
     def onward(state: TrialState) -> Answer:
         if not state.started and top > 0:
-            return rung_segment(situation, state, situation.entry, f"{BY_HAND}: new trial")
+            return rung_segment(situation, state, situation.entry_of(state), f"{BY_HAND}: new trial")
         if state.goal + 1 == top:
             return full_run_link(situation, state, f"{BY_HAND}: full run starts")
         return rung_segment(situation, state, state.goal + 1, f"{BY_HAND}: promotion")
@@ -92,7 +92,11 @@ def enter(situation: Situation) -> Answer:
     if not situation.candidates:
         return NeedCandidates(_wanted_candidates(situation)) if situation.may_ask else None
     state = situation.next_candidate
-    return rung_segment(situation, state, situation.entry, f"new trial ({state.trial.origin})")
+    rung = situation.entry_of(state)
+    if rung == situation.entry:
+        return rung_segment(situation, state, rung, f"new trial ({state.trial.origin})")
+    reason = f"new trial ({state.trial.origin}, at rung {rung}: below it no promotion is expected)"
+    return rung_segment(situation, state, rung, reason, full_run_seconds(situation))
 
 
 def _wanted_candidates(situation: Situation) -> int:

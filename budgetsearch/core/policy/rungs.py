@@ -48,9 +48,16 @@ class Rungs:
         return self._competed[rung] if self.plan.workers > 1 else self._entered[rung]
 
     def sent(self, rung: int) -> int:
-        """Trials that came to a rung by their place at the one below: scouts come to the second whatever that
-        is, and those that would not have got there owe nobody their promotion."""
-        return self.entered(rung) - (self._strays if rung == 1 else 0)
+        """Trials that came to a rung by their place at the one below. Scouts come to the second whatever that
+        is, and those that would not have got there owe nobody their promotion; nor does who began here."""
+        return self.entered(rung) - (self._strays if rung == 1 else 0) - self._direct[rung]
+
+    @cached_property
+    def _direct(self) -> Counter[int]:
+        above = (s for s in self.history.active.values() if s.trial.entry > 0)
+        return self.history.retired.direct + Counter(
+            s.trial.entry for s in above if has_entered(s, s.trial.entry)
+        )
 
     @cached_property
     def _strays(self) -> int:

@@ -112,8 +112,12 @@ class Situation:
 
     @property
     def entry(self) -> int:
-        """The rung at which new trials enter."""
+        """The rung at which new trials enter, those aside that enter higher."""
         return entry_rung(self.plan, self.history)
+
+    def entry_of(self, state: TrialState) -> int:
+        """The rung at which a trial enters."""
+        return max(self.entry, state.trial.entry)
 
     @property
     def wanted_finalists(self) -> int:
@@ -132,13 +136,13 @@ class Situation:
     @property
     def next_candidate(self) -> TrialState:
         """Of those that wait: one whose quantization has a whole gang waiting, else one whose quantization is
-        loaded, so that the worker need not load another; the oldest of them."""
+        loaded, so that the worker need not load another; of them whoever enters lowest, the oldest first."""
         waiting = Counter(self.plan.cost_class(state.trial.params) for state in self.candidates)
         loaded = self.history.last_quantization
 
-        def rank(state: TrialState) -> tuple[bool, bool, int]:
+        def rank(state: TrialState) -> tuple[bool, bool, int, int]:
             name = self.plan.cost_class(state.trial.params)
-            return waiting[name] < self.gang_size(name), name != loaded, state.trial_id
+            return waiting[name] < self.gang_size(name), name != loaded, state.trial.entry, state.trial_id
 
         return min(self.candidates, key=rank)
 

@@ -48,7 +48,7 @@ class OnCurves:
             params, number = self.curves.nearest(proposal.params, taken)
             taken.add(number)
             length = len(self.curves.curve(params)[0])
-            found.append(Proposal(params, proposal.origin, length))
+            found.append(Proposal(params, proposal.origin, length, proposal.entry))
         return found
 
 
