@@ -149,8 +149,8 @@ class _View:
         else be tried again and again below, and its like never get on."""
         plan, surrogate = self.history.plan, found.surrogate
         assert plan is not None
-        if surrogate.chance(x, 1.0, found.best) < HOPEFUL:
-            return 0
+        if not plan.scouts or surrogate.chance(x, 1.0, found.best) < HOPEFUL:
+            return 0  # without the time for scouts there is none for this either
         tokens = new_trial(plan, 0, proposal, self.history.measured).rung_tokens
         for rung in range(plan.top_rung - 1):
             known = self.history.ranks.get(rung, [])

@@ -210,7 +210,7 @@ def test_slow_learners_leave_out_the_rungs_that_would_not_promote_them() -> None
     """Where the first rung says the opposite of the end, what is expected to end best begins above it, so
     that the model learns there; where rungs agree everybody begins below."""
     ladder = (3.0, 10.0, 30.0, 90.0)
-    story = Story.planned(ladder=ladder, max_tokens=10**9)
+    story = Story.planned(ladder=ladder, max_tokens=10**9, scouts=1)
     misled = slow_learners(story, 60, agree=False)
     above = [one for one in misled if one.entry > 0]
     assert len(above) >= 5
@@ -218,5 +218,7 @@ def test_slow_learners_leave_out_the_rungs_that_would_not_promote_them() -> None
     assert all(space.to_unit(one.params)["learning_rate"] < 0.7 for one in above)
     assert all(one.origin == "model" for one in above)
     assert all(one.entry == 0 for one in misled[:15]), "fifteen must be known of the rung"
-    agreed = slow_learners(Story.planned(ladder=ladder, max_tokens=10**9), 60, agree=True)
+    agreed = slow_learners(Story.planned(ladder=ladder, max_tokens=10**9, scouts=1), 60, agree=True)
     assert sum(one.entry > 0 for one in agreed) <= 2
+    hasty = slow_learners(Story.planned(ladder=ladder, max_tokens=10**9), 30, agree=False)
+    assert all(one.entry == 0 for one in hasty), "a budget without scouts has no time for it"
