@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 ENDLESS = 10**12
 """Units of a recipe that has no length of its own."""
+ENDLESS_SHARE = 0.2
+"""Of the budget: what trials of such a recipe are promoted towards. Nothing says that they need more, many of
+them find more, and the best goes on as long as there is time."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class PreparedRecipe:
             seed=settings.seed,
             eta=settings.eta,
             first_rung=settings.first_rung,
-            full_share=settings.full_share,
+            full_share=settings.full_share if recipe.length else min(settings.full_share, ENDLESS_SHARE),
             max_epochs=1.0,
             eval_share=settings.eval_share,
             batch_size=recipe.step,
@@ -107,10 +110,16 @@ class PreparedRecipe:
                 "sha256": self.code.sha256,
                 "unit": self.recipe.unit,
                 "metric": self.recipe.metric,
+                "second": self._second(),
                 "length": self.recipe.length,
             },
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
+
+    def _second(self) -> dict[str, str] | None:
+        """The metric that is shown beside the first."""
+        name = self.recipe.second_metric
+        return None if name is None else {"name": name, "direction": self.recipe.second_direction}
 
     def held(self, space: Space, out: Path, budget_seconds: float) -> int | None:
         """Nobody foresees how large a recipe's checkpoints are."""

@@ -27,11 +27,16 @@ class MetricAnswer:
     failed: int
     """Further examples for which the metric gave no number for one of them."""
     method: str
+    decides: bool
+    """Whether the run chooses by it."""
 
 
 def metric_of(history: History) -> Metric | None:
-    """What the run chooses by; None: the loss."""
-    return history.plan.metric if history.plan else None
+    """What the run chooses by, or what its recipe has beside the loss; None: the loss alone."""
+    if history.plan is not None and history.plan.metric is not None:
+        return history.plan.metric
+    second = history.facts.get("recipe", {}).get("second")
+    return Metric(second["name"], "min" if second["direction"] == "min" else "max") if second else None
 
 
 def trial_metric(state: TrialState, history: History) -> float | None:
@@ -63,6 +68,7 @@ def metric_answer(history: History) -> MetricAnswer | None:
         answers=len(pairs),
         failed=len(score.adapter_metric) - len(pairs),
         method=METHOD if difference.low is not None else TOO_FEW,
+        decides=history.plan is not None and history.plan.metric is not None,
     )
 
 

@@ -235,7 +235,8 @@ def _best_dict(best: TrialState, history: History) -> dict[str, Any]:
 
 
 def _metric_dict(history: History) -> dict[str, Any] | None:
-    """What the run chooses by, and what base and adapter have of it; None: the loss."""
+    """What the run chooses by (or a recipe's second metric), and what base and adapter have of it; None: the
+    loss alone."""
     metric, line = metric_of(history), metric_line(history)
     if metric is None:
         return None

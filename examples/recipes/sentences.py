@@ -24,7 +24,7 @@ def sentences(seed, count):
 
 
 class Sentences(bs.Recipe):
-    unit, metric, length = "steps", "cross-entropy", 5000
+    unit, metric, second_metric, length = "steps", "cross-entropy", "accuracy", 5000
     space = {
         "dimensions": {
             "learning_rate": {"kind": "float", "low": 1e-6, "high": 1e-3, "log": True},
@@ -69,17 +69,30 @@ class Sentences(bs.Recipe):
                 return step + 1
         return until
 
-    @torch.no_grad()
     def evaluate(self, trial):
+        return self._over_valid(trial, self._losses)
+
+    def second(self, trial):
+        return self._over_valid(trial, self._hits)
+
+    @torch.no_grad()
+    def _over_valid(self, trial, of):
         model = trial["model"].eval()
         parts = [self.valid_rows[k : k + 32] for k in range(0, len(self.valid_rows), 32)]
-        return torch.cat([self._losses(model, part) for part in parts]).tolist()
+        return torch.cat([of(model, part) for part in parts]).tolist()
 
     def _losses(self, model, rows):
+        return functional.cross_entropy(*self._logits(model, rows), reduction="none")
+
+    def _hits(self, model, rows):
+        logits, labels = self._logits(model, rows)
+        return (logits.argmax(dim=-1) == labels).float()
+
+    def _logits(self, model, rows):
         texts, labels = zip(*rows, strict=True)
         batch = self.tokenizer(list(texts), return_tensors="pt", padding=True).to(self.device)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return functional.cross_entropy(logits, torch.tensor(labels, device=self.device), reduction="none")
+        return logits, torch.tensor(labels, device=self.device)
 
     def save(self, trial, folder):
         trained = {name: w for name, w in trial["model"].named_parameters() if w.requires_grad}

@@ -45,6 +45,8 @@ def test_a_recipe_runs_under_the_deadline_and_is_told_in_its_own_words(mine: Pat
     assert "squared error" in told
     assert "steps" in told
     assert "nats" not in told
+    assert "distance (n = 1; lower is better)" in told, "its second metric"
+    assert "chosen by" not in told
     assert "untrained" in str(run)
     assert (out / "report.html").is_file()
     assert ("Exported",) == tuple(row.model for row in bs.list_runs(tmp_path).runs)
@@ -172,3 +174,20 @@ def test_a_function_runs_whole_under_the_same_deadline(mine: Path, tmp_path: Pat
     told = json.loads((tmp_path / "run/adapter/value.json").read_text())
     assert told["params"] == dict(run.best.params)  # type: ignore[union-attr]
     assert told["value"] == pytest.approx(run.best.loss)  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_two_workers_on_ray_train_a_recipe(mine: Path, tmp_path: Path) -> None:
+    """The same policy on the same recipe, its code found by workers in processes of the cluster."""
+    pytest.importorskip("ray")
+    more = {"engine": "ray", "workers": 2}
+    run = bs.run(
+        recipe=f"{mine}:Exported", hours="70s", gpu="cpu", out=tmp_path / "run", progress=False, **more
+    )
+    assert "finished" == run.state
+    assert run.spent_seconds < 70
+    history = read_history(tmp_path / "run/ledger.sqlite")
+    assert history.plan is not None
+    assert 2 == history.plan.workers
+    assert len(history.results) > 20
+    assert (tmp_path / "run/adapter/answer.txt").is_file()

@@ -220,6 +220,7 @@ BREACHES = {
     "Restless": "evaluate changes nothing",
     "Foldered": "save and export write files alone",
     "Silent": "start, train and evaluate run",
+    "Secondless": "second gives praise",
     "whole": "",
 }
 

@@ -14,6 +14,7 @@ from budgetsearch.storage.ledger import read_history
 from budgetsearch.storage.runfolder import RunFolder
 from budgetsearch.tools.compare.pairing import Costs, Results, Rows, Run, unique
 from budgetsearch.views.card import scored_for
+from budgetsearch.views.metric import metric_of
 from budgetsearch.views.report.peaks import peaks_of
 from budgetsearch.views.tables import card_row
 from budgetsearch.views.words import state_of
@@ -97,7 +98,7 @@ def run_of(history: History, name: str, path: str, *, going: bool = False) -> Ru
         params=dict(best.trial.params) if best else {},
         tokens=best.best_tokens if best else 0,
         trials=sum(1 for trial in history.trials.values() if trial.started),
-        metric=history.plan.metric if history.plan else None,
+        metric=metric_of(history),
         notes=tuple(notes),
     )
 

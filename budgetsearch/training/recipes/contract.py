@@ -68,6 +68,8 @@ class Examination:
         if not self._try("start, train and evaluate run", lambda: self.losses(whole())):
             return
         wanted = self.losses(whole())
+        if self.recipe.second_metric is not None:
+            self._try(f"second gives {self.recipe.second_metric}", lambda: self._second(whole()))
         self._try("evaluate changes nothing", lambda: self._evaluates_twice(whole()))
         self._equal("the same seed gives the same trial", wanted, lambda: self.losses(whole()))
         if not self.recipe.whole:
@@ -97,6 +99,13 @@ class Examination:
     def losses(self, trial: Any) -> tuple[float, ...]:
         """What its evaluation returns."""
         return losses_of(self.recipe.evaluate(trial))
+
+    def _second(self, trial: Any) -> str:
+        """What is wrong with the second metric, in words."""
+        if self.recipe.second_direction not in ("max", "min"):
+            return f"second_direction is {self.recipe.second_direction!r}; say max or min"
+        losses_of(self.recipe.second(trial), "second")
+        return ""
 
     def _trains(self, params: Params, end: int) -> None:
         self._trained(params, end)()

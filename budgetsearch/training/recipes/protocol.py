@@ -104,6 +104,11 @@ class Recipe:
     """What training is counted in, as a plural."""
     metric: ClassVar[str] = "loss"
     """What ``evaluate`` returns; less is better: of an accuracy return one minus it, and name it error."""
+    second_metric: ClassVar[str | None] = None
+    """What ``second`` returns, an accuracy say: the report and ``compare`` show it beside ``metric``, of what
+    is handed out and of the same configuration untrained. Nothing is chosen by it."""
+    second_direction: ClassVar[str] = "max"
+    """Whether more of it is better (``max``) or less (``min``)."""
     step: ClassVar[int] = 1
     """The fewest units that ``train`` can do at once."""
     piece: ClassVar[float] = 1.0
@@ -142,6 +147,13 @@ class Recipe:
         """The trial's loss, or one for each validation example, always the same ones in the same order.
 
         With one per example, differences between trials get an interval.
+        """
+        raise NotImplementedError
+
+    def second(self, trial: Any) -> float | Sequence[float]:
+        """The trial's ``second_metric``, or one for each validation example, in the order of ``evaluate``.
+
+        What it raises costs this number, and never the run.
         """
         raise NotImplementedError
 

@@ -73,8 +73,8 @@ class Run:
         self.pieces += 1
 
 
-def losses_of(found: Any) -> tuple[float, ...]:
-    """What a recipe's evaluation returned, as numbers.
+def losses_of(found: Any, method: str = "evaluate") -> tuple[float, ...]:
+    """What a recipe's evaluation returned, as numbers; ``method``: whose name an error gives.
 
     Raises:
         RecipeError: it is no number and no sequence of them.
@@ -87,10 +87,10 @@ def losses_of(found: Any) -> tuple[float, ...]:
         losses = tuple(float(one) for one in found)
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"The recipe's evaluate returned {str(found)[:80]!r}; it must be a number, or one per example."
+            f"The recipe's {method} returned {str(found)[:80]!r}; it must be a number, or one per example."
         ) from error
     if not losses:
-        raise RecipeError("The recipe's evaluate returned no numbers; it must be one, or one per example.")
+        raise RecipeError(f"The recipe's {method} returned no numbers; it must be one, or one per example.")
     return losses
 
 

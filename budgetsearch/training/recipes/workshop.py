@@ -9,6 +9,7 @@ from typing import Any
 
 from budgetsearch.core.errors import CheckpointError, UnreadableError
 from budgetsearch.core.landing import Pilot
+from budgetsearch.core.metric import Values
 from budgetsearch.core.records import (
     CalibrateJob,
     Calibration,
@@ -100,8 +101,11 @@ class RecipeWorkshop(Bench):
         if not folder.is_absolute():
             folder = checkpoint_in(self._checkpoints, job.checkpoint)
         kept = folders.read(folder, self.recipe)
+        untouched = self.recipe.start(kept.params, kept.seed)
         trained = losses_of(self.recipe.evaluate(kept.trial))
-        fresh = losses_of(self.recipe.evaluate(self.recipe.start(kept.params, kept.seed)))
+        fresh = losses_of(self.recipe.evaluate(untouched))
+        tuned = self._second(kept.trial)
+        plain = self._second(untouched) if tuned else ()
         clock.lap("score")
         known = math.isfinite(mean(fresh))  # of nothing trained there may be no number
         return Score(
@@ -112,9 +116,22 @@ class RecipeWorkshop(Bench):
             base_example_losses=fresh if known else (),
             adapter_example_losses=trained,
             example_tokens=(1,) * len(trained),
+            base_metric=plain if len(plain) == len(tuned) else (),
+            adapter_metric=tuned if len(plain) == len(tuned) else (),
             seconds=dict(clock.seconds),
             computed_on=computed_on(self.setup.device),
         )
+
+    def _second(self, trial: Any) -> Values:
+        """The recipe's further numbers; none where it has none, or fails."""
+        if self.recipe.second_metric is None:
+            return ()
+        try:
+            found = losses_of(self.recipe.second(trial), "second")
+        except Exception as error:  # it is shown and decides nothing
+            self._notice(f"the second metric failed: {type(error).__name__}: {error}"[:300])
+            return ()
+        return tuple(value if math.isfinite(value) else None for value in found)
 
     def forget(self, quantization: str) -> None:
         """After an error: give back memory that nobody holds."""

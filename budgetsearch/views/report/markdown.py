@@ -84,7 +84,8 @@ def _score_table(numbers: Numbers) -> list[str]:
 def _metric_name(metric: MetricAnswer) -> str:
     better = "higher" if metric.direction == "max" else "lower"
     failed = f", {metric.failed} more without a number" if metric.failed else ""
-    return f"{metric.name} (n = {metric.answers}{failed}; {better} is better, what was chosen by)"
+    chosen = ", what was chosen by" if metric.decides else ""
+    return f"{metric.name} (n = {metric.answers}{failed}; {better} is better{chosen})"
 
 
 def _sureness(what: str, difference: Estimate, form: str, method: str) -> str:

@@ -56,7 +56,12 @@ class Mean(bs.Recipe):
 
 
 class Exported(Mean):
-    """What it hands out is another thing than what it saves."""
+    """What it hands out is another thing than what it saves; it has a second metric."""
+
+    second_metric, second_direction = "distance", "min"
+
+    def second(self, trial):
+        return abs(3.0 - trial["value"])
 
     def export(self, trial, folder):
         (folder / "answer.txt").write_text(f"{trial['value']:.6f}")
@@ -75,6 +80,15 @@ class Restless(Mean):
     def evaluate(self, trial):
         trial["value"] += 0.1
         return super().evaluate(trial)
+
+
+class Secondless(Mean):
+    """Its second metric is no number, and in an unknown direction."""
+
+    second_metric = "praise"
+
+    def second(self, trial):
+        return "very good"
 
 
 class Foldered(Mean):
