@@ -15,10 +15,13 @@ import pytest
 
 import budgetsearch as bs
 from budgetsearch.core.errors import UntrustedCode
+from budgetsearch.core.space.space import Space
+from budgetsearch.machine.detect import detect
 from budgetsearch.run.configuration import load_settings
-from budgetsearch.run.recipes import RecipeExporter
+from budgetsearch.run.recipes import PreparedRecipe, RecipeExporter
 from budgetsearch.storage.ledger import read_history
 from budgetsearch.training import sums
+from budgetsearch.training.recipes.loading import find_recipe, load_recipe
 
 FILE = Path(__file__).parents[1] / "support/recipes/mean.py"
 
@@ -53,6 +56,16 @@ def test_a_recipe_runs_under_the_deadline_and_is_told_in_its_own_words(mine: Pat
     assert "squared error" in told and bs.compare([out, out]).runs
     shutil.rmtree(out / "adapter")
     assert (bs.resume(out).adapter_path or out).is_dir()
+
+
+@pytest.mark.parametrize(("name", "share"), [("Mean", 0.2), ("whole", 0.4)])
+def test_without_a_length_trials_are_promoted_towards_a_fifth_of_the_budget(name: str, share: float) -> None:
+    """Nothing says that they need more; one that has a length says so itself."""
+    settings = load_settings({"recipe": f"{FILE}:{name}", "gpu": "cpu", "hours": "2m"})
+    recipe = load_recipe(find_recipe(f"{FILE}:{name}"))
+    space = Space.parse({**(recipe.space or {}), "free": True})
+    prepared = PreparedRecipe.of(settings, detect("cpu"), space)
+    assert share == prepared.request(space, 120.0).full_share
 
 
 def test_code_runs_only_where_this_user_named_it(mine: Path, tmp_path: Path) -> None:

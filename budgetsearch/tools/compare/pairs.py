@@ -71,7 +71,7 @@ def pairs_of(
 
 
 def _sign_flips(first: Values, second: Values, weights: Values) -> float:
-    if list(first) == list(second):
+    if len(first) < 2 or list(first) == list(second):  # one pair and its mirror say nothing
         return 1.0
     weight = np.asarray(weights, dtype=float)
 
