@@ -38,6 +38,8 @@ OWN = (
     ),
 )
 """What a run that was stopped before its first event may have left, and what SQLite keeps beside it."""
+TEXTS = ("report", "ledger", "preparing")
+"""Stems of what is written beside itself first, as ``.NAME.PROCESS.tmp``."""
 MANIFEST_FILE = "budgetsearch.json"
 """In an exported adapter: where it comes from and how it is loaded."""
 RAY_OWN = re.compile(r"ray\.log|worker-\d+\.log|lanes-[\w-]+")
@@ -312,7 +314,7 @@ class RunFolder:
         """Remove what a process left that died while it wrote a report, its settings or its study, and what
         it said of its preparation."""
         halves = (self.path / f".{path.name}.new" for path in (self.settings, self.versions))
-        half_written = (f".{stem}.*.tmp" for stem in (self.report.stem, self.ledger.stem))
+        half_written = (f".{stem}.*.tmp" for stem in TEXTS)
         texts = (path for pattern in half_written for path in self.path.glob(pattern))
         study = (self.path / f"{self.study.name}.new{end}" for end in ("", *SIDECARS))
         for leftover in (*texts, *halves, *study, self.preparing):
@@ -360,5 +362,6 @@ def told_by(adapter: Path) -> Mapping[str, Any]:
 
 
 def is_own(name: str) -> bool:
-    """Whether a run makes something of this name before its first event."""
-    return re.sub(r"(?<=\.sqlite)(\.new)?(-(wal|shm|journal))?$", "", name) in OWN
+    """Whether a run makes something of this name before its first event, half-written texts included."""
+    text = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
+    return re.sub(r"(?<=\.sqlite)(\.new)?(-(wal|shm|journal))?$", "", text[1] if text else name) in OWN

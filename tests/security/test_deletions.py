@@ -110,6 +110,17 @@ def test_a_folder_with_something_else_in_it_is_refused_and_stays_as_it_is(
         assert before == listing(out)
 
 
+def test_a_text_that_was_half_written_when_a_process_died_stands_in_no_ones_way(tmp_path: Path) -> None:
+    """Killed before the first event, a run begins anew in its folder; a stranger's text keeps it shut."""
+    put(tmp_path, ("lock", ".preparing.txt.1614.tmp"))
+    RunFolder(tmp_path).check_free()
+    RunFolder(tmp_path).tidy()
+    assert ["lock"] == sorted(path.name for path in tmp_path.iterdir())
+    put(tmp_path, (".notes.txt.1614.tmp",))
+    with pytest.raises(RunFolderError, match="notes"):
+        RunFolder(tmp_path).check_free()
+
+
 @pytest.mark.parametrize("name", ["settings.json", "checkpoints", "ray/ray.log"])
 def test_a_folder_without_a_lock_is_not_a_runs(tmp_path: Path, name: str) -> None:
     """A user's own settings.json is not overwritten: a run makes its lock before all else."""
