@@ -33,7 +33,7 @@ ENDLESS = 10**12
 """Units of a recipe that has no length of its own."""
 ENDLESS_SHARE = 0.1
 """Of the budget: what trials of such a recipe are promoted towards. Nothing says that they need more, many of
-them find more, and the best goes on as long as there is time."""
+them find more, and the last full run goes on as long as there is time."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from budgetsearch.core.records import (
     TrainJob,
     WorkerSetup,
 )
+from budgetsearch.core.reports import Notice
 from budgetsearch.core.space.space import Space
 from budgetsearch.engines.worker import execute
 from budgetsearch.training.entry import trainer_of
@@ -189,6 +190,23 @@ def test_the_calibration_and_the_scores_are_measured(tmp_path: Path) -> None:
     assert 9.0 == pytest.approx(score.base_loss)
     assert score.adapter_loss < 1.0
     assert 4 == len(score.example_tokens)
+
+
+@pytest.mark.parametrize(("name", "values"), [("Exported", 1), ("Secondless", 0), ("Mean", 0)])
+def test_a_second_metric_that_fails_costs_itself_alone(name: str, values: int, tmp_path: Path) -> None:
+    """The losses stand whatever it does, the calibration has timed it, and what went wrong is told."""
+    bench = Bench(tmp_path / "a", name)
+    kept = str(bench.train(300).checkpoint_out)
+    calls: list[Any] = []
+    second = bench.workshop.recipe.second
+    bench.workshop.recipe.second = lambda trial: calls.append(trial) or second(trial)  # type: ignore
+    execute(bench.workshop, CalibrateJob(-1, "any", (16,), 1, 60.0, probe_seconds=0.01))
+    assert bool(calls) == (name != "Mean")
+    (score,) = execute(bench.workshop, ScoreJob(2, "any", kept, 1, 0, 1, 60.0))
+    assert score.adapter_loss < score.base_loss
+    assert (values, values) == (len(score.base_metric), len(score.adapter_metric))
+    told = [one.text for one in bench.said if isinstance(one, Notice)]
+    assert (name == "Secondless") == any("second metric failed" in text for text in told)
 
 
 def test_what_is_handed_out_may_be_another_thing(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Retired:
             self.able[state.goal] += 1
         for rung in range(state.goal + 1):
             self.entered[rung] += has_entered(state, rung)
-            self.direct[rung] += has_entered(state, rung) and rung == state.trial.entry
+            self.direct[rung] += has_entered(state, rung) and rung == state.trial.entry > 0
             self.competed[rung] += has_competed(state, rung)
         for name in STRATA:
             if name in state.trial.params:

@@ -76,6 +76,7 @@ class RecipeWorkshop(Bench):
         rate = run.rate(most, job.probe_seconds, lambda: self._beat(None, "calibrate", run.units, None))
         clock.lap("train")
         losses_of(self.recipe.evaluate(trial))
+        self._second(trial)  # the reserve is made of this, and the final scores have both
         evaluate = clock.lap("evaluate")
         name = f"trial{PROBE_TRIAL}-rung0-tokens{run.units}-attempt0"
         folders.write(self._checkpoints / name, self.recipe, Kept(trial, run.units, params, self.setup.seed))
@@ -106,6 +107,7 @@ class RecipeWorkshop(Bench):
         fresh = losses_of(self.recipe.evaluate(untouched))
         tuned = self._second(kept.trial)
         plain = self._second(untouched) if tuned else ()
+        paired = len(plain) == len(tuned)
         clock.lap("score")
         known = math.isfinite(mean(fresh))  # of nothing trained there may be no number
         return Score(
@@ -116,8 +118,8 @@ class RecipeWorkshop(Bench):
             base_example_losses=fresh if known else (),
             adapter_example_losses=trained,
             example_tokens=(1,) * len(trained),
-            base_metric=plain if len(plain) == len(tuned) else (),
-            adapter_metric=tuned if len(plain) == len(tuned) else (),
+            base_metric=plain if paired else (),
+            adapter_metric=tuned if paired else (),
             seconds=dict(clock.seconds),
             computed_on=computed_on(self.setup.device),
         )
